@@ -1,0 +1,1 @@
+"""Where it runs: Ray, SLURM, and the folders that runs leave on disk."""

@@ -1,0 +1,1 @@
+"""Pixels to logits: architectures, losses and the bundle that a run leaves behind."""
