@@ -1,0 +1,261 @@
+"""The command line: one click command a stage, made from the stage's configuration model.
+
+Nothing here computes. A command builds a configuration, calls the stage and prints its report; PyTorch, Ray and pandas
+are imported by the stages alone, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+import click
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from mlic import __version__, config
+from mlic.errors import MlicError, PartialError
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+# command -> (its configuration, module and function of its stage, examples for its help)
+_STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
+    "pack": (config.PackConfig, "mlic.stages.pack", "pack", ["mlic pack photos/ --labels annotations/ --out shards/"]),
+    "train": (
+        config.TrainConfig, "mlic.stages.train", "train",
+        ["mlic train shards/ --arch b-final --epochs 20", "mlic train --config jobs/train.yaml shards/ --set lr=1e-4"],
+    ),
+    "tune": (config.TuneConfig, "mlic.stages.tune", "tune", ["mlic tune shards/ --num-samples 50"]),
+    "batch-predict": (
+        config.PredictConfig, "mlic.stages.predict", "predict",
+        ["mlic batch-predict runs/b-final test-photos/ --out preds.tsv"],
+    ),
+    "evaluate": (
+        config.EvaluateConfig, "mlic.stages.evaluate", "evaluate",
+        ["mlic evaluate runs/b-final", "mlic evaluate preds.tsv --labels annotations/"],
+    ),
+    "demo": (config.DemoConfig, "mlic.stages.demo", "demo", ["mlic demo"]),
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and end the process with its exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    code = 0
+    try:
+        result = cli.main(args=None if arguments is None else list(arguments), prog_name="mlic", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        hint = "mlic --help lists the commands, mlic COMMAND --help their settings."
+        click.echo(f"Error: {_sentence(error.format_message())}\nHint: {hint}", err=True)
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        code = _fail(_stopped(), as_json=False)
+    sys.exit(code)
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(__version__)
+def cli() -> None:
+    """From label files to a defensible multi-label image tagger, here, on SLURM or on a Ray cluster.
+
+    Exit codes: 0 done, 1 a bug, 2 configuration, 3 data, 4 cluster, 5 the run failed by itself, 6 stopped or finished
+    in part: run the same command again.
+    """
+
+
+def _stage_command(name: str) -> click.Command:
+    model, module, function, examples = _STAGES[name]
+
+    def run(**given: Any) -> int:
+        as_json = given.pop("json")
+        _set_up_logging(given.pop("verbose") - given.pop("quiet"))
+        try:
+            settings = _settings(model, given)
+            report = getattr(import_module(module), function)(settings)
+        except MlicError as error:
+            return _fail(error, as_json)
+        except KeyboardInterrupt:
+            return _fail(_stopped(), as_json)
+        except Exception:
+            traceback.print_exc()
+            click.echo("Error: this is a bug in mlic.\nHint: report it with the lines above.", err=True)
+            return 1
+        _end_transient()
+        click.echo(report.model_dump_json() if as_json else report.text())
+        return 0
+
+    text = f"{model.__doc__}\n\n\b\nExample{'s' if len(examples) > 1 else ''}:\n" + "\n".join(f"  {e}" for e in examples)
+    return click.Command(name, callback=run, params=[*_parameters(model), *_common()], help=text)
+
+
+def _settings(model: type[BaseModel], given: dict[str, Any]) -> Any:
+    """Defaults < the recipe's stem as the run's name < --config < --set < flags."""
+    path, sets = given.pop("config"), given.pop("set")
+    layers: list[dict[str, Any]] = []
+    if path is not None:
+        if "name" in model.model_fields:
+            layers.append({"name": Path(path).stem})
+        layers.append(config.read_file(Path(path)))
+    layers.append(config.read_sets(sets))
+    layers.append({key: value for key, value in given.items() if value is not None})
+    return config.build(model, *layers)
+
+
+def _parameters(model: type[BaseModel]) -> list[click.Parameter]:
+    parameters: list[click.Parameter] = []
+    for name, field in model.model_fields.items():
+        kind = config.cli_kind(field)
+        if kind == "argument":
+            parameters.append(click.Argument([name], required=False, type=_type(field.annotation)))
+        elif kind == "flag":
+            flag = "--" + name.replace("_", "-")
+            help_text = f"{field.description}{_default(field)}"
+            if field.annotation is bool:
+                parameters.append(click.Option([flag, name], is_flag=True, default=None, help=help_text))
+            else:
+                parameters.append(click.Option([flag, name], type=_type(field.annotation), help=help_text))
+    return parameters
+
+
+def _common() -> list[click.Parameter]:
+    return [
+        click.Option(["--config"], type=click.Path(dir_okay=False), help="YAML or JSON file of settings"),
+        click.Option(["--set"], multiple=True, metavar="KEY=VALUE", help="Any setting, as in the configuration file"),
+        click.Option(["--json"], is_flag=True, help="Print the report as one JSON object"),
+        click.Option(["-v", "--verbose"], count=True, help="Say more, Ray's own log included"),
+        click.Option(["-q", "--quiet"], count=True, help="Say nothing but warnings and errors"),
+    ]
+
+
+def _type(annotation: Any) -> click.ParamType:
+    """The click type of a setting; what click cannot express is left to the configuration model to check."""
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    plain = [option for option in options if option is not type(None)]
+    if len(plain) == 1:
+        if get_origin(plain[0]) is Literal:
+            return click.Choice(get_args(plain[0]))
+        found = {int: click.INT, float: click.FLOAT, Path: click.Path()}.get(plain[0])
+        if found is not None:
+            return found
+    return click.STRING
+
+
+def _default(field: Any) -> str:
+    if field.default in (None, PydanticUndefined, False):
+        return ""
+    value = field.default
+    if isinstance(value, dict):
+        value = ",".join(f"{key}={item}" for key, item in value.items())
+    elif isinstance(value, tuple):
+        value = ",".join(str(item) for item in value)
+    return f"  [default: {value}]"
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.option("--launcher", is_flag=True, help="Print the path of with-ray.sh and stop")
+@click.option("--json", "as_json", is_flag=True, help="Print the script as one JSON object")
+@click.pass_context
+def slurm(context: click.Context, launcher: bool, as_json: bool, **given: Any) -> int:
+    """Print the sbatch file of a stage, fit for `sbatch`.
+
+    \b
+    Example:
+      mlic slurm tune --nodes 4 --gpus-per-node 4 > tune.sbatch && sbatch tune.sbatch shards/ --num-samples 50
+    """
+    from mlic.cluster import slurm as cluster_slurm
+
+    try:
+        if launcher:
+            click.echo(cluster_slurm.launcher())
+            return 0
+        given = {key: value for key, value in given.items() if value is not None}
+        if not given:
+            raise click.UsageError("name a stage", context)
+        script = cluster_slurm.render(config.build(config.SlurmConfig, given))
+    except MlicError as error:
+        return _fail(error, as_json)
+    click.echo(json.dumps({"script": script}) if as_json else script, nl=as_json)
+    return 0
+
+
+slurm.params = [*_parameters(config.SlurmConfig), *slurm.params]
+for _name in _STAGES:
+    cli.add_command(_stage_command(_name))
+cli.add_command(slurm)
+
+
+class _Handler(logging.Handler):
+    """Lines to stderr; transient ones in place on a terminal, and not at all elsewhere."""
+
+    open_line = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        transient = getattr(record, "transient", False)
+        if transient and not sys.stderr.isatty():
+            return
+        start = "\r\x1b[2K" if _Handler.open_line else ""
+        _Handler.open_line = transient
+        sys.stderr.write(start + line + ("" if transient else "\n"))
+        sys.stderr.flush()
+
+
+class _Formatter(logging.Formatter):
+    """Stories without ornament; warnings and worse with their level."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"{record.levelname.capitalize()}: {text}" if record.levelno >= logging.WARNING else text
+
+
+def _set_up_logging(verbosity: int) -> None:
+    root = logging.getLogger("mlic")
+    root.setLevel(logging.WARNING if verbosity < 0 else logging.INFO if verbosity == 0 else logging.DEBUG)
+    root.propagate = False
+    if not root.handlers:
+        handler = _Handler()
+        handler.setFormatter(_Formatter())
+        root.addHandler(handler)
+
+
+def _end_transient() -> None:
+    if _Handler.open_line:
+        sys.stderr.write("\n")
+        _Handler.open_line = False
+
+
+def _fail(error: MlicError, as_json: bool) -> int:
+    _end_transient()
+    click.echo(f"Error: {_sentence(error.message)}", err=True)
+    if error.hint:
+        click.echo(f"Hint: {error.hint}", err=True)
+    if as_json:
+        click.echo(json.dumps({"error": error.message, "hint": error.hint, "exit_code": error.exit_code}))
+    logging.getLogger(__name__).debug("where it was raised", exc_info=error)
+    return error.exit_code
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else text + "."
+
+
+def _stopped() -> PartialError:
+    return PartialError("stopped.", "run the same command again to go on.")
+
+
+def _terminated(_number: int, _frame: Any) -> NoReturn:
+    """SIGTERM means what Ctrl-C means: stop in good order."""
+    raise KeyboardInterrupt
+
+

@@ -1,0 +1,241 @@
+"""Connect to Ray, say what is there, and refuse at once what cannot fit."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mlic.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+# mlic passes paths, not pixels, between processes, so the object store of an embedded Ray can be small.
+_OBJECT_STORE_BYTES = 200 * 2**20
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine of the cluster."""
+
+    id: str
+    host: str
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What Ray has. `embedded` says that it lives and dies with this process."""
+
+    nodes: tuple[Node, ...]
+    embedded: bool
+
+    @property
+    def cpus(self) -> int:
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> int:
+        return sum(node.gpus for node in self.nodes)
+
+    def __str__(self) -> str:
+        where = "Ray inside this process" if self.embedded else f"a Ray cluster of {len(self.nodes)} nodes"
+        return f"{where}: {self.cpus} CPUs, {self.gpus} GPUs"
+
+
+@dataclass(frozen=True)
+class Share:
+    """Workers and what each of them gets."""
+
+    workers: int
+    cpus: int
+    gpus: int
+
+
+@contextlib.contextmanager
+def connect(address: str | None) -> Iterator[Cluster]:
+    """Connect to Ray: `address`, else RAY_ADDRESS, else a new Ray inside this process; leave it at the end.
+
+    A connection that this process has already is shared and left open. Raises ClusterError when the address does not
+    answer, or when a SLURM allocation of several nodes has no Ray over it.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    embedded = address is None or address == "local"
+    if embedded:
+        _refuse_half_an_allocation()
+        _own_token()
+    elif "RAY_AUTH_MODE" not in os.environ and _has_token():
+        os.environ["RAY_AUTH_MODE"] = "token"  # a driver given an address does not look for a token by itself
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield _describe(embedded)
+        return
+    with _keep_signal_handlers():
+        _init(None if embedded else address)
+    try:
+        cluster = _describe(embedded)
+        logger.info("%s", cluster)
+        yield cluster
+    finally:
+        ray.shutdown()
+
+
+def train_share(cluster: Cluster, workers: int | Literal["auto"]) -> Share:
+    """Training workers: one a GPU, or one a node where there is none; each gets an equal part of its node's CPUs.
+
+    Raises ClusterError when there are fewer GPUs (or, without GPUs, CPUs) than workers.
+    """
+    usable = [node for node in cluster.nodes if (node.gpus if cluster.gpus else node.cpus)]
+    count = (cluster.gpus or len(usable)) if workers == "auto" else workers
+    unit = "GPU" if cluster.gpus else "CPU"
+    have = cluster.gpus or cluster.cpus
+    if count > have or have == 0:
+        raise ClusterError(f"{count} workers need {count} {unit}s; this cluster has {have}.", f"--workers {max(1, have)}.")
+    if cluster.gpus:
+        return Share(count, max(1, min(node.cpus // node.gpus for node in usable)), 1)
+    cpus = max(n for n in range(1, cluster.cpus + 1) if sum(node.cpus // n for node in usable) >= count)
+    return Share(count, cpus, 0)
+
+
+def task_share(cluster: Cluster, workers: int | Literal["auto"], use_gpus: bool) -> Share:
+    """Independent workers: one a GPU with `use_gpus` where there is one, else one a CPU. Raises ClusterError."""
+    gpus = use_gpus and cluster.gpus > 0
+    have = cluster.gpus if gpus else cluster.cpus
+    count = have if workers == "auto" else workers
+    if count > have or have == 0:
+        unit = "GPU" if gpus else "CPU"
+        raise ClusterError(f"{count} workers need {count} {unit}s; this cluster has {have}.", f"--workers {max(1, have)}.")
+    return Share(count, 1, int(gpus))
+
+
+def check_shared(cluster: Cluster, folder: Path) -> None:
+    """Make sure that every node sees `folder`, by a file that this process writes and a task on each node reads.
+
+    Raises ClusterError with the names of the nodes that do not.
+    """
+    if len(cluster.nodes) < 2:
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    text = uuid.uuid4().hex
+    probe.write_text(text)
+    try:
+        task = ray.remote(num_cpus=0)(_read_probe)
+        asked = [
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(str(probe))
+            for node in cluster.nodes
+        ]
+        blind = [node.host for node, seen in zip(cluster.nodes, ray.get(asked, timeout=120), strict=True) if seen != text]
+    finally:
+        probe.unlink()
+    if blind:
+        raise ClusterError(
+            f"{len(blind)} of {len(cluster.nodes)} nodes do not see {folder} ({', '.join(sorted(blind)[:3])}).",
+            "use a folder on storage that all nodes share.",
+        )
+
+
+def _read_probe(path: str) -> str | None:
+    try:
+        os.listdir(Path(path).parent)  # noqa: PTH208 - refreshes the directory that a network file system has cached
+        return Path(path).read_text()
+    except OSError:
+        return None
+
+
+def _refuse_half_an_allocation() -> None:
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    if nodes > 1:
+        raise ClusterError(
+            f"this SLURM job has {nodes} nodes and no Ray over them.",
+            "start the command with srun cluster/with-ray.sh, as the files in slurm/ do.",
+        )
+
+
+def _own_token() -> None:
+    """Lock an embedded Ray with a token of its own, handed to its processes and written nowhere.
+
+    Left to itself, Ray writes a token that others can read to the home directory and uses it from then on.
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _has_token() -> bool:
+    return any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or (
+        Path.home() / ".ray" / "auth_token"
+    ).is_file()
+
+
+def _init(address: str | None) -> None:
+    import ray
+
+    verbose = logger.isEnabledFor(logging.DEBUG)
+    options: dict[str, Any] = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+    }
+    if address is None:
+        options |= {
+            "address": "local",
+            "num_cpus": _usable_cpus(),
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+    else:
+        options |= {"address": address}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        text = " ".join(str(error).split())[:300]
+        where = f"the Ray cluster at {address}" if address else "a Ray inside this process"
+        raise ClusterError(f"cannot connect to {where}: {text}.", "check --address and RAY_ADDRESS.") from None
+
+
+def _usable_cpus() -> int:
+    """CPUs that this process may use; Ray itself counts all of the machine's."""
+    allowed = len(os.sched_getaffinity(0))
+    return min(allowed, int(os.environ.get("SLURM_CPUS_PER_TASK") or allowed))
+
+
+def _describe(embedded: bool) -> Cluster:
+    import ray
+
+    nodes = [
+        Node(
+            node["NodeID"], node["NodeManagerHostname"], int(node["Resources"].get("CPU", 0)),
+            int(node["Resources"].get("GPU", 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]  # fmt: skip
+    return Cluster(tuple(sorted(nodes, key=lambda node: node.id)), embedded)
+
+
+@contextlib.contextmanager
+def _keep_signal_handlers() -> Iterator[None]:
+    """ray.init replaces the handler of SIGTERM, which then ends the process without a word."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,291 @@
+"""A folder that one stage fills: its lock, its settings, its state, and files that are whole or not there.
+
+Every such folder holds `config.json` (settings, fit for --config), `run.json` (provenance and state) and, once the
+stage is done, `report.json`. The same command on the same folder goes on or prints the report; another one is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic import BaseModel
+
+from mlic.config import result_settings
+from mlic.errors import ClusterError, ConfigError, MlicError, PartialError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_LOCK = ".lock"
+_PACKAGES = ("mlic", "ray", "torch", "torchvision", "numpy", "pillow", "simplejpeg")
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of writing below `path` into an error that a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        raise _as_mlic_error(error, path) from None
+
+
+def _as_mlic_error(error: OSError, path: Path) -> MlicError:
+    why = error.strerror or str(error)
+    if error.errno in _FULL:
+        return ClusterError(f"cannot write to {path}: {why}.", "free some space and run the same command again.")
+    return ConfigError(f"cannot write to {path}: {why}.", "name a folder that you may write to.")
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name and rename it, so that it is whole or not there, whoever looks."""
+    with disk_errors(path), temporary(path) as part:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+
+
+@contextlib.contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; what is left under it afterwards is removed.
+
+    The caller renames it to `path` when it is whole. The name tells writers apart, so that two attempts at the same
+    file, one of them thought dead, never write into each other.
+    """
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield part
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            part.unlink()
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically, indented, keys as given."""
+    write_atomic(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
+
+
+def fingerprint(*parts: object) -> str:
+    """A short sha256 over the text of its arguments; the same for the same values on every machine."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(part).encode("utf-8", "surrogateescape"))
+        digest.update(b"\0")
+    return digest.hexdigest()[:32]
+
+
+class Run:
+    """A stage's folder, locked for as long as this object is open.
+
+    `finished` says that an earlier run of the same command is done; `report` then holds what it reported. `attempt`
+    numbers the starts: a worker of an earlier attempt that is still alive sees that it is no longer the current one.
+    """
+
+    def __init__(self, folder: Path, lock: int, state: dict[str, Any]) -> None:
+        self.folder = folder
+        self._lock = lock
+        self._state = state
+
+    @classmethod
+    def open(cls, folder: Path, kind: str, config: BaseModel, inputs: Mapping[str, str], fresh: bool) -> Run:
+        """Lock the folder and compare what it holds with this command.
+
+        `inputs` are fingerprints of the data by name. Raises PartialError when another process works on the folder
+        and ConfigError when the folder is another stage's, another command's, or not ours at all.
+        """
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = _lock(folder)
+        try:
+            state = read_state(folder)
+            if fresh and state is not None:
+                _clear(folder)
+                state = None
+            if state is None:
+                foreign = sorted(p.name for p in folder.iterdir() if p.name != _LOCK and not p.name.endswith(".part"))
+                if foreign:
+                    raise ConfigError(
+                        f"{folder} holds files that mlic did not write ({foreign[0]!r}).", "name another folder."
+                    )
+                state = {"attempt": 0}
+            else:
+                _compare(folder, state, kind, config, inputs)
+            if state.get("status") != "finished":
+                state = _started(state, kind, config, inputs)
+                with disk_errors(folder):
+                    write_json(folder / "config.json", config.model_dump(mode="json"))
+                    write_json(folder / "run.json", state)
+        except BaseException:
+            os.close(lock)
+            raise
+        return cls(folder, lock, state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            if kind is not None and not self.finished:
+                status = "stopped" if issubclass(kind, KeyboardInterrupt | PartialError) else "failed"
+                with contextlib.suppress(MlicError):  # the first error is the one to show
+                    self._save(status=status, ended=_now(), error=str(error))
+        finally:
+            os.close(self._lock)
+
+    @property
+    def finished(self) -> bool:
+        return self._state.get("status") == "finished"
+
+    @property
+    def attempt(self) -> int:
+        return int(self._state["attempt"])
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "report.json").read_text(encoding="utf-8")))
+
+    def reopen(self) -> None:
+        """Take back that the run is finished, because what it wrote is no longer whole."""
+        self._save(status="running", attempt=self.attempt + 1, started=_now(), ended=None)
+
+    def note(self, **values: Any) -> None:
+        """Add facts to run.json."""
+        self._save(**values)
+
+    def finish(self, report: BaseModel) -> None:
+        """Write report.json and mark the run as done."""
+        write_json(self.folder / "report.json", report.model_dump(mode="json"))
+        self._save(status="finished", ended=_now(), error=None)
+
+    def _save(self, **values: Any) -> None:
+        self._state.update(values)
+        write_json(self.folder / "run.json", self._state)
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """The content of run.json, or None when there is none. Raises ConfigError when it is not ours."""
+    path = folder / "run.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}.", "name another folder, or remove this one.") from None
+    if not isinstance(state, dict) or state.get("format") != 1:
+        raise ConfigError(f"{path} is not of format 1.", "name another folder.")
+    return state
+
+
+def is_current(folder: Path, attempt: int) -> bool:
+    """Whether `attempt` is still the one that may write to the folder."""
+    state = read_state(folder)
+    return state is not None and state.get("attempt") == attempt
+
+
+def _lock(folder: Path) -> int:
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(lock, 200).decode(errors="replace").strip() or "another process"
+        os.close(lock)
+        raise PartialError(
+            f"{folder} is in use by {owner}.", "wait for it to end, or name another folder."
+        ) from None
+    os.ftruncate(lock, 0)
+    os.write(lock, f"process {os.getpid()} on {socket.gethostname()} since {_now()}".encode())
+    return lock
+
+
+def _clear(folder: Path) -> None:
+    with disk_errors(folder):
+        for path in folder.iterdir():
+            if path.name == _LOCK:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _compare(
+    folder: Path, state: Mapping[str, Any], kind: str, config: BaseModel, inputs: Mapping[str, str]
+) -> None:
+    other = f"a folder of another name, or --fresh to throw away what {folder.name} holds."
+    if state.get("kind") != kind:
+        raise ConfigError(f"{folder} was made by mlic {state.get('kind')}, not by mlic {kind}.", other)
+    before, now = state.get("settings", {}), json.loads(json.dumps(result_settings(config)))
+    differ = [
+        f"{key} (was {before.get(key)!r}, now {now.get(key)!r})"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+    if differ:
+        raise ConfigError(f"{folder} was made with other settings: {'; '.join(differ)}.", f"give {_name_flag(kind)} {other}")
+    changed = [name for name, value in inputs.items() if state.get("inputs", {}).get(name) != value]
+    if changed:
+        what = " and ".join(changed)
+        raise ConfigError(f"{folder} was made from other {what}; they changed since.", f"give {_name_flag(kind)} {other}")
+
+
+def _name_flag(kind: str) -> str:
+    return "--name with" if kind in ("train", "tune") else "--out with"
+
+
+def _started(
+    state: Mapping[str, Any], kind: str, config: BaseModel, inputs: Mapping[str, str]
+) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "kind": kind,
+        "status": "running",
+        "attempt": int(state["attempt"]) + 1,
+        "started": _now(),
+        "first_started": state.get("first_started", _now()),
+        "ended": None,
+        "argv": sys.argv,
+        "cwd": str(Path.cwd()),
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "git_commit": _git_commit(),
+        "jobs": {name: os.environ[name] for name in ("SLURM_JOB_ID", "RAY_JOB_ID") if name in os.environ},
+        "inputs": dict(inputs),
+        "settings": result_settings(config),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the working tree that the command runs in, when there is one."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)  # noqa: S607
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,375 @@
+"""Every setting of every command, once: its default, its help and its limits.
+
+The command line, the README's tables and the JSON schemas are made from these models, so that no fact about a setting
+stands in a second place. Values come from `defaults < --config FILE < --set key=value < flags that were given`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from mlic.errors import ConfigError
+
+Color = Literal["rgb", "gray"]
+Policy = Literal["fixed", "global", "per-label"]
+Stage = Literal["pack", "train", "tune", "batch-predict", "evaluate"]
+
+STAGES: tuple[Stage, ...] = ("pack", "train", "tune", "batch-predict", "evaluate")
+
+
+def setting(default: Any, help: str, *, cli: str = "", place: bool = False, **limits: Any) -> Any:
+    """Declare one setting.
+
+    `cli` is "argument", "flag" or "" (reached by --set alone). `place` marks what only says where or how often a
+    command runs: it may differ when a stopped run is started again.
+    """
+    return Field(default, description=help, json_schema_extra={"cli": cli, "place": place}, **limits)
+
+
+def _absolute(value: Any) -> Any:
+    """Make a path absolute at once: Ray workers run in other directories than the person who typed it."""
+    return Path(value).expanduser().absolute() if isinstance(value, str | Path) and str(value) else value
+
+
+def _auto_or_number(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+def _pairs(value: Any) -> Any:
+    """`train=0.8,val=0.2` -> {"train": 0.8, "val": 0.2}."""
+    if not isinstance(value, str):
+        return value
+    items = [item.partition("=") for item in value.split(",") if item.strip()]
+    if not items or any(sep != "=" for _, sep, _ in items):
+        raise ValueError("should look like train=0.8,val=0.1,test=0.1")
+    return {name.strip(): share.strip() for name, _, share in items}
+
+
+def _names(value: Any) -> Any:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+def _interval(value: Any) -> Any:
+    return value.replace(":", ",").split(",") if isinstance(value, str) else value
+
+
+LocalPath = Annotated[Path, BeforeValidator(_absolute)]
+Workers = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)]
+Shares = Annotated[dict[str, float], BeforeValidator(_pairs)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Interval = Annotated[tuple[float, float], BeforeValidator(_interval)]
+
+
+class Model(BaseModel):
+    """A frozen value that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Settings(Model):
+    """What every command that runs on Ray has."""
+
+    address: str | None = setting(
+        None, "Ray cluster to use; default: RAY_ADDRESS, else Ray inside this process", cli="flag", place=True
+    )
+    workers: Workers = setting("auto", "Parallel workers, or auto", cli="flag", place=True)
+    fresh: bool = setting(
+        False, "Throw away what an earlier run of this name left and start again", cli="flag", place=True
+    )
+
+    @model_validator(mode="after")
+    def _workers_are_positive(self) -> Self:
+        if isinstance(self.workers, int) and self.workers < 1:
+            raise ValueError(f"workers should be auto or at least 1, not {self.workers}")
+        return self
+
+
+class Preprocessing(Model):
+    """How an image file becomes a model's input; stored in the bundle and used by every stage alike."""
+
+    image_size: int
+    color: Color
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: Literal["squash"] = "squash"
+
+    @property
+    def channels(self) -> int:
+        return 3 if self.color == "rgb" else 1
+
+
+class PackConfig(Settings):
+    """Pack images and their labels into WebDataset tar shards."""
+
+    images: LocalPath = setting(..., "Folder with the images, nested as you like", cli="argument")
+    labels: LocalPath = setting(..., "Folder of per-label .txt lists, or a CSV or TSV file", cli="flag")
+    out: LocalPath = setting(Path("shards"), "Folder to write the shards to", cli="flag", validate_default=True)
+    split: Shares = setting(
+        {"train": 0.8, "val": 0.1, "test": 0.1}, "Names of the splits and their shares", cli="flag"
+    )
+    seed: int = setting(42, "Seed of the split and of the order of the training samples", cli="flag", ge=0)
+    shard_mb: float = setting(64.0, "Target size of a shard in MB", cli="flag", gt=0)
+    min_shards: int = setting(4, "Fewest shards of a split, as far as it has samples", ge=1)
+    max_bad: float = setting(0.01, "Largest share of unreadable images before pack stops; ten are always allowed", cli="flag", ge=0, le=1)
+    max_pixels: int = setting(100_000_000, "Largest image, in pixels, that is decoded at all", ge=1)
+
+    @model_validator(mode="after")
+    def _shares_sum_to_one(self) -> Self:
+        if any(not name.isidentifier() or name != name.lower() for name in self.split):
+            raise ValueError(f"names of splits are lower-case words, not {', '.join(self.split)}")
+        if any(share < 0 for share in self.split.values()) or abs(sum(self.split.values()) - 1) > 1e-6:
+            total = sum(self.split.values())
+            raise ValueError(f"the shares of the splits should sum to 1, not {total:g}")
+        return self
+
+
+class FitSettings(Settings):
+    """What `train` and `tune` share: how one model is fitted."""
+
+    shards: LocalPath = setting(..., "Folder of shards that mlic pack wrote", cli="argument")
+    runs: LocalPath = setting(Path("runs"), "Folder that holds the run folders", cli="flag", validate_default=True)
+    name: str | None = setting(
+        None, "Name of the run; default: the recipe's stem, or else the architecture", cli="flag",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+    )  # fmt: skip
+    epochs: int = setting(10, "Passes over the training split", cli="flag", ge=1)
+    batch_size: int = setting(64, "Samples in a step, over all workers together", cli="flag", ge=2)
+    optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", "Optimiser")
+    lr: float = setting(1e-3, "Learning rate at the start", cli="flag", gt=0)
+    schedule: Literal["constant", "cosine"] = setting("cosine", "How the learning rate changes over the run")
+    momentum: float = setting(0.9, "Momentum of sgd", ge=0, lt=1)
+    weight_decay: float = setting(0.0, "Weight decay (L2)", ge=0)
+    image_size: int = setting(128, "Side of the square input in pixels", cli="flag", ge=8, le=4096)
+    color: Color | Literal["auto"] = setting("auto", "rgb, gray, or what the architecture was made for")
+    hflip: bool = setting(True, "Mirror training images at random")
+    head_prior: bool = setting(True, "Start the output biases at the labels' log-odds in the training split")
+    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto: bf16 on GPUs that have it, fp32 elsewhere")
+    max_bad: float = setting(0.01, "Largest share of undecodable samples before the run stops", ge=0, le=1)
+    loader_threads: int = setting(2, "Threads that decode ahead of each worker", ge=1, le=64)
+    seed: int = setting(42, "Seed of weights, order of samples and augmentation", cli="flag", ge=0)
+
+
+class TrainConfig(FitSettings):
+    """Train one model, data-parallel over the workers of a Ray cluster."""
+
+    arch: str = setting("b-final", "Architecture: a-cnn1, b-final, or any torchvision classifier", cli="flag")
+    arch_options: dict[str, float] = setting({}, "Options of the architecture, such as hidden or dropout")
+    pos_weight_power: float = setting(
+        0.0, "Weight positives of a label by (negatives/positives)^power; 0: no weighting", cli="flag", ge=0, le=1
+    )
+    threshold_policy: Policy = setting("global", "How decision thresholds are fitted", cli="flag")
+    max_failures: int = setting(3, "How often a group of workers that lost a member is started anew", ge=0, place=True)
+
+
+class TuneConfig(FitSettings):
+    """Search architecture, loss weighting and threshold policy; ASHA stops weak trials early."""
+
+    num_samples: int = setting(10, "Number of trials", cli="flag", ge=1)
+    archs: Names = setting(("a-cnn1", "b-final"), "Architectures to choose from, by commas", cli="flag", min_length=1)
+    pos_weight_powers: Interval = setting(
+        (0.0, 1.0), "Interval that the exponent of the loss weighting is drawn from, as low,high"
+    )
+    lrs: Interval = setting((3e-4, 3e-3), "Interval that the learning rate is drawn from (log-uniform), as low,high")
+    threshold_policies: Names = setting(("global", "per-label"), "Threshold policies to choose from, by commas")
+    grace_epochs: int = setting(1, "Epochs that every trial may run", ge=1)
+    reduction_factor: int = setting(3, "ASHA goes on with one in so many trials at each rung", ge=2)
+    cpus_per_trial: float = setting(1.0, "CPUs of a trial", cli="flag", gt=0)
+    gpus_per_trial: float = setting(0.0, "GPUs of a trial; a share of one is fine", cli="flag", ge=0)
+
+    @model_validator(mode="after")
+    def _space_makes_sense(self) -> Self:
+        if self.grace_epochs > self.epochs:
+            raise ValueError(f"grace_epochs is {self.grace_epochs}, more than epochs, which is {self.epochs}")
+        low, high = self.pos_weight_powers
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"pos_weight_powers should be low,high within 0 and 1, not {low:g},{high:g}")
+        if not 0 < self.lrs[0] <= self.lrs[1]:
+            raise ValueError(f"lrs should be low,high and above 0, not {self.lrs[0]:g},{self.lrs[1]:g}")
+        known = Policy.__args__  # type: ignore[attr-defined]
+        for policy in self.threshold_policies:
+            if policy not in known:
+                raise ValueError(f"unknown threshold policy {policy!r}; known: {', '.join(known)}")
+        return self
+
+
+class PredictConfig(Settings):
+    """Predict every image of a folder or of shards with a trained model."""
+
+    model: LocalPath = setting(..., "Run folder, or the bundle inside one", cli="argument")
+    images: LocalPath = setting(..., "Folder of images, or of shards", cli="argument")
+    out: LocalPath = setting(..., "File to write: .tsv, .csv, .jsonl or .parquet", cli="flag")
+    split: str | None = setting(None, "Split of the shards to predict; default: all", cli="flag")
+    values: Literal["auto", "decisions", "scores", "both"] = setting(
+        "auto", "What to write; auto: decisions for .tsv, both for the rest", cli="flag"
+    )
+    batch_size: int = setting(64, "Images in a forward pass", cli="flag", ge=1)
+    chunk: int = setting(500, "Images in a part, the unit that is written and resumed", ge=1)
+    max_pixels: int = setting(100_000_000, "Largest image, in pixels, that is decoded at all", ge=1)
+
+    @model_validator(mode="after")
+    def _format_is_known(self) -> Self:
+        if self.out.suffix not in {".tsv", ".csv", ".jsonl", ".parquet"}:
+            raise ValueError(f"out should end in .tsv, .csv, .jsonl or .parquet, not {self.out.suffix or self.out.name!r}")
+        return self
+
+
+class EvaluateConfig(Settings):
+    """Measure predictions against labels, with trivial baselines and intervals beside every number."""
+
+    predictions: LocalPath = setting(..., "Predictions file, or a run to predict and measure", cli="argument")
+    labels: LocalPath | None = setting(
+        None, "Shards, a folder of per-label lists, or a CSV file; default: the shards of the run", cli="flag"
+    )
+    split: str = setting("test", "Split to measure, when labels are shards", cli="flag")
+    out: LocalPath | None = setting(None, "Folder for metrics.json and report.html; default: beside the predictions", cli="flag")
+    resamples: int = setting(1000, "Bootstrap resamples of the images for the intervals", cli="flag", ge=100)
+    seed: int = setting(42, "Seed of the bootstrap", ge=0)
+
+
+class DemoConfig(Settings):
+    """Run the whole pipeline on a small generated corpus."""
+
+    out: LocalPath = setting(Path("mlic-demo"), "Folder for everything the demo writes", cli="flag", validate_default=True)
+    samples: int = setting(480, "Images to generate", cli="flag", ge=60)
+    seed: int = setting(42, "Seed of the corpus, the split and the training", cli="flag", ge=0)
+    workers: Workers = setting(2, "Training workers, or auto", cli="flag", place=True)
+
+
+class SlurmConfig(Model):
+    """What to ask SLURM for when a stage runs in an allocation."""
+
+    stage: Stage = setting(..., "Stage to run", cli="argument")
+    nodes: int = setting(1, "Nodes", cli="flag", ge=1)
+    cpus_per_task: int = setting(8, "CPUs of each node", cli="flag", ge=1)
+    gpus_per_node: int = setting(0, "GPUs of each node", cli="flag", ge=0)
+    mem: str | None = setting(None, "Memory of each node, such as 64G; default: the site's", cli="flag")
+    time: str = setting("04:00:00", "Time limit", cli="flag")
+    partition: str | None = setting(None, "Partition", cli="flag")
+    account: str | None = setting(None, "Account", cli="flag")
+    job_name: str | None = setting(None, "Name of the job; default: mlic-STAGE", cli="flag")
+
+    @model_validator(mode="after")
+    def _one_line_each(self) -> Self:
+        for field in ("mem", "time", "partition", "account", "job_name"):
+            value = getattr(self, field)
+            if value is not None and (not value.strip() or any(ord(c) < 32 for c in value)):
+                raise ValueError(f"{field} should be one line of text, not {value!r}")
+        return self
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def build(model: type[M], *layers: Mapping[str, Any]) -> M:
+    """Make a configuration from layers of values, later ones over earlier ones.
+
+    Raises ConfigError for an unknown key (with the nearest known one) or a value that a setting does not take.
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            old = values.get(key)
+            values[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    known = list(model.model_fields)
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(sorted(known))}."
+            raise ConfigError(f"unknown setting {str(key)!r}.", hint)
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise _as_config_error(error) from None
+
+
+def _as_config_error(error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    where = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "missing":
+        return ConfigError(f"{where} is not given.", f"give {where.upper()} on the command line or in the --config file.")
+    what = first["msg"].removeprefix("Value error, ")
+    if where:
+        given = first["input"]
+        text = f"{where}: {what[0].lower()}{what[1:]}" + ("" if repr(given) in what else f", not {given!r}")
+    else:
+        text = what
+    return ConfigError(text.rstrip(".") + ".", "mlic COMMAND --help lists every setting with its limits.")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a YAML or JSON configuration file. Raises ConfigError when it is missing or not a mapping."""
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error}.", "check its path.") from None
+    try:
+        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_yaml_loader())
+    except (ValueError, yaml.YAMLError) as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not valid {path.suffix[1:] or 'YAML'}: {line}.", "mend that line.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no settings.", "write one `key: value` a line.")
+    return values
+
+
+def read_sets(sets: Sequence[str]) -> dict[str, Any]:
+    """Parse `key=value` texts; values are YAML, dots reach into mappings. Raises ConfigError on a malformed one."""
+    import yaml
+
+    values: dict[str, Any] = {}
+    for text in sets:
+        key, sep, raw = text.partition("=")
+        if not sep or not key.strip():
+            raise ConfigError(f"--set takes key=value, not {text!r}.", "for example --set weight_decay=1e-4.")
+        try:
+            value = yaml.load(raw, Loader=_yaml_loader())
+        except yaml.YAMLError:
+            value = raw
+        *parents, leaf = key.strip().split(".")
+        into = values
+        for parent in parents:
+            into = into.setdefault(parent, {})
+        into[leaf] = value
+    return values
+
+
+def _yaml_loader() -> Any:
+    """YAML's safe loader that also reads 1e-4 as a number, which YAML 1.1 takes for text."""
+    import re
+
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
+    return Loader
+
+
+def result_settings(config: BaseModel) -> dict[str, Any]:
+    """The settings that decide a stage's result, as plain values: all but those of where and how often it runs."""
+    plain = config.model_dump(mode="json")
+    return {key: plain[key] for key, field in type(config).model_fields.items() if not _extra(field).get("place")}
+
+
+def _extra(field: Any) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+def cli_kind(field: Any) -> str:
+    """ "argument", "flag" or "" for a field of a configuration."""
+    return str(_extra(field).get("cli", ""))

@@ -1,0 +1,239 @@
+"""Image bytes to uint8 arrays: JPEG through libjpeg-turbo, everything else through Pillow with a pixel limit."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from mlic.config import Color, Preprocessing
+from mlic.errors import DataError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+MAX_BYTES = 512 * 2**20  # a larger file is no photograph and would fill a worker's memory
+
+_EXIF_ORIENTATION = 274
+# Orientation tag -> (turns by 90 degrees counter-clockwise, mirror left-right afterwards). TIFF 6.0, tag 274.
+_TURNS = {1: (0, False), 2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
+
+
+class BadImage(Exception):
+    """An image that cannot be used; the message is the reason, fit to stand behind the file's name."""
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What the header of an image says."""
+
+    format: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image file of a folder: `path` relative to it with forward slashes, its size in bytes and its mtime."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+    @property
+    def key(self) -> str:
+        """The sample's id: the relative path without its extension."""
+        return self.path[: -len(Path(self.path).suffix)]
+
+
+def list_images(folder: Path) -> tuple[list[ImageFile], int]:
+    """List the image files below `folder`, sorted by key, and count the files that are no images by their name.
+
+    Links to files are followed, links to folders are not. A dangling link is listed with size 0, so that it is
+    accounted for like any other unreadable file.
+
+    Raises DataError when the folder is missing or holds no image.
+    """
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise DataError(f"the image folder {folder} {what}.", "check the path.")
+    found: list[ImageFile] = []
+    others = 0
+    for entry, relative in _walk(folder, ""):
+        if Path(entry.name).suffix.lower() not in EXTENSIONS:
+            others += 1
+            continue
+        try:
+            stat = entry.stat()
+            found.append(ImageFile(relative, stat.st_size, stat.st_mtime_ns))
+        except FileNotFoundError:
+            found.append(ImageFile(relative, 0, 0))
+    if not found:
+        raise DataError(
+            f"the image folder {folder} holds no images" + (f" (only {others:,} other files)." if others else "."),
+            f"images are known by their extension: {' '.join(sorted(EXTENSIONS))}.",
+        )
+    found.sort(key=lambda file: (file.key, file.path))
+    return found, others
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[tuple[os.DirEntry[str], str]]:
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda e: e.name):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
+            elif not entry.is_dir():
+                yield entry, prefix + entry.name
+
+
+def read_file(path: Path) -> bytes:
+    """Read a whole image file. Raises BadImage when the file cannot be read or is too large."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise BadImage(error.strerror or "cannot be read") from None
+    if len(data) > MAX_BYTES:
+        raise BadImage(f"larger than {MAX_BYTES // 2**20} MB")
+    return data
+
+
+def probe(data: bytes, max_pixels: int) -> ImageInfo:
+    """Read an image's header and make sure, as cheaply as its format allows, that the file is whole.
+
+    A JPEG that ends with its end marker is taken to be whole; one that does not is decoded to find out. Other formats
+    are verified by Pillow. Raises BadImage.
+    """
+    if not data:
+        raise BadImage("zero bytes")
+    if data[:2] == b"\xff\xd8":
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError as error:
+            raise BadImage(f"broken JPEG header ({error})") from None
+        _check_pixels(width, height, max_pixels)
+        if data[-2:] != b"\xff\xd9":
+            decode(data, "rgb", max_pixels)
+        return ImageInfo("JPEG", width, height)
+    with _pillow(data, max_pixels) as image:
+        info = ImageInfo(image.format or "", image.width, image.height)
+        try:
+            image.load()
+        except Exception as error:  # Pillow's decoders raise many types, and all of them mean this
+            raise BadImage(_reason(error)) from None
+    return info
+
+
+def decode(data: bytes, color: Color, max_pixels: int, side: int = 0) -> np.ndarray[Any, Any]:
+    """Decode to uint8 (height, width, channels), channels 3 for rgb and 1 for gray, upright by its EXIF tag.
+
+    With `side`, a JPEG whose both sides are at least twice that is decoded at a half, quarter or eighth, which is
+    cheaper and never below `side`. Transparent pixels are laid on white; 16-bit images are scaled to 8 bits. Raises
+    BadImage for anything that is broken, truncated, or above `max_pixels`.
+    """
+    if not data:
+        raise BadImage("zero bytes")
+    if data[:2] == b"\xff\xd8":
+        pixels = _decode_jpeg(data, color, max_pixels, side)
+        if pixels is not None:
+            return pixels
+    with _pillow(data, max_pixels) as image:
+        try:
+            image.seek(0)
+            pixels = _pillow_pixels(image, color)
+            return _upright(pixels, image.getexif().get(_EXIF_ORIENTATION, 1))
+        except Exception as error:  # Pillow's decoders raise many types, and all of them mean this
+            raise BadImage(_reason(error)) from None
+
+
+def load(data: bytes, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray[Any, Any]:
+    """Decode and resize to uint8 (image_size, image_size, channels). Raises BadImage."""
+    size = preprocessing.image_size
+    pixels = decode(data, preprocessing.color, max_pixels, side=size)
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    image = Image.fromarray(pixels[:, :, 0] if preprocessing.color == "gray" else pixels)
+    resized = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    return resized.reshape(size, size, preprocessing.channels)
+
+
+def _decode_jpeg(data: bytes, color: Color, max_pixels: int, side: int) -> np.ndarray[Any, Any] | None:
+    """Decode by libjpeg-turbo, or return None where Pillow has to judge.
+
+    That is CMYK and YCCK, which libjpeg-turbo does not convert, and any warning of the decoder: it warns of harmless
+    extra bytes and of missing data alike, and Pillow tells the two apart.
+    """
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise BadImage(f"broken JPEG header ({error})") from None
+    _check_pixels(width, height, max_pixels)
+    if space in ("CMYK", "YCCK"):
+        return None
+    factor = 1
+    while factor < 8 and side and min(width, height) >= side * factor * 2:
+        factor *= 2
+    try:
+        pixels = simplejpeg.decode_jpeg(
+            data, colorspace="GRAY" if color == "gray" else "RGB",
+            min_height=-(-height // factor) if factor > 1 else 0, min_width=-(-width // factor) if factor > 1 else 0,
+        )  # fmt: skip
+    except ValueError:
+        return None
+    if b"Exif\0\0" in data[:4096]:
+        with _pillow(data, max_pixels) as image:
+            return _upright(pixels, image.getexif().get(_EXIF_ORIENTATION, 1))
+    return pixels  # type: ignore[no-any-return]
+
+
+def _pillow(data: bytes, max_pixels: int) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+            image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise BadImage("not an image") from None
+    except Exception as error:  # Pillow's parsers raise many types on broken headers
+        raise BadImage(_reason(error)) from None
+    _check_pixels(image.width, image.height, max_pixels)
+    return image
+
+
+def _pillow_pixels(image: Image.Image, color: Color) -> np.ndarray[Any, Any]:
+    mode: Literal["RGB", "L"] = "RGB" if color == "rgb" else "L"
+    if image.mode.startswith("I"):
+        deep = np.asarray(image, dtype=np.int64)
+        image = Image.fromarray((deep.clip(0, 65535) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        image = Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
+    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    pixels = np.asarray(image.convert(mode))
+    return pixels.reshape(pixels.shape[0], pixels.shape[1], -1)
+
+
+def _upright(pixels: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, Any]:
+    turns, mirror = _TURNS.get(orientation, (0, False))
+    if turns:
+        pixels = np.rot90(pixels, turns)
+    if mirror:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise BadImage(f"{width:,} x {height:,} pixels, above the limit of {max_pixels:,}")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

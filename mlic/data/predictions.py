@@ -1,0 +1,180 @@
+"""Prediction files: .tsv in the reference layout, .csv, .jsonl and .parquet, written in batches and read back.
+
+.tsv      `Filename baby bird ...`: one image a line, by default the decisions as 0 and 1
+.csv      `key,file,` decisions by label, scores as LABEL_score
+.parquet  the same columns
+.jsonl    {"key", "file", "labels": [...], "scores": {label: score}}
+
+Scores have six significant digits in text and are float32 in Parquet.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mlic.errors import DataError
+
+Values = Literal["decisions", "scores", "both"]
+Array = np.ndarray[Any, Any]
+_SCORE = "_score"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions in columns of equal length N: `scores` float32 (N, L) or None, `decisions` bool (N, L) or None."""
+
+    labels: tuple[str, ...]
+    keys: tuple[str, ...]
+    files: tuple[str, ...]
+    scores: Array | None
+    decisions: Array | None
+
+
+def write(path: Path, suffix: str, labels: Sequence[str], values: Values, parts: Iterable[Predictions]) -> int:
+    """Write parts, one after another, as a file of the format that `suffix` names; returns the number of rows."""
+    if suffix == ".parquet":
+        return _write_parquet(path, labels, values, parts)
+    rows = 0
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        if suffix == ".jsonl":
+            for part in parts:
+                file.writelines(json.dumps(record) + "\n" for record in _records(part, labels, values))
+                rows += len(part.keys)
+            return rows
+        tab = suffix == ".tsv"
+        writer = csv.writer(file, delimiter="\t" if tab else ",", lineterminator="\n")
+        writer.writerow([*(["Filename"] if tab else ["key", "file"]), *_columns(labels, values)])
+        for part in parts:
+            for i, numbers in enumerate(_numbers(part, values)):
+                writer.writerow([*([part.files[i]] if tab else [part.keys[i], part.files[i]]), *numbers])
+            rows += len(part.keys)
+    return rows
+
+
+def read(path: Path) -> Predictions:
+    """Read a prediction file of any of the formats. Raises DataError when it is missing or not one."""
+    if not path.is_file():
+        raise DataError(f"the predictions {path} do not exist.", "mlic batch-predict writes them.")
+    try:
+        if path.suffix == ".parquet":
+            return _read_parquet(path)
+        if path.suffix == ".jsonl":
+            return _read_jsonl(path)
+        if path.suffix in (".tsv", ".csv"):
+            return _read_table(path)
+    except (ValueError, KeyError, TypeError, OSError, csv.Error) as error:
+        raise DataError(f"{path} does not read as predictions: {error}.", "write it again by mlic batch-predict.") from None
+    raise DataError(f"{path} is no .tsv, .csv, .jsonl or .parquet file.", "name a predictions file or a run.")
+
+
+def _columns(labels: Sequence[str], values: Values) -> list[str]:
+    decided = [] if values == "scores" else list(labels)
+    scored = [] if values == "decisions" else [label + _SCORE for label in labels]
+    return decided + scored
+
+
+def _numbers(part: Predictions, values: Values) -> Iterator[list[str]]:
+    for i in range(len(part.keys)):
+        row: list[str] = []
+        if values != "scores" and part.decisions is not None:
+            row += ["1" if value else "0" for value in part.decisions[i]]
+        if values != "decisions" and part.scores is not None:
+            row += [f"{value:.6g}" for value in part.scores[i]]
+        yield row
+
+
+def _records(part: Predictions, labels: Sequence[str], values: Values) -> Iterator[dict[str, Any]]:
+    for i, (key, file) in enumerate(zip(part.keys, part.files, strict=True)):
+        record: dict[str, Any] = {"key": key, "file": file}
+        if values != "scores" and part.decisions is not None:
+            record["labels"] = [label for label, yes in zip(labels, part.decisions[i], strict=True) if yes]
+        if values != "decisions" and part.scores is not None:
+            record["scores"] = {label: float(f"{s:.6g}") for label, s in zip(labels, part.scores[i], strict=True)}
+        if "scores" not in record:
+            record["vocabulary"] = list(labels)
+        yield record
+
+
+def _write_parquet(path: Path, labels: Sequence[str], values: Values, parts: Iterable[Predictions]) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fields = [pa.field("key", pa.string()), pa.field("file", pa.string())]
+    fields += [pa.field(n, pa.float32() if n.endswith(_SCORE) else pa.int8()) for n in _columns(labels, values)]
+    schema = pa.schema(fields, metadata={"mlic_labels": json.dumps(list(labels))})
+    rows = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for part in parts:
+            columns: list[Any] = [pa.array(part.keys, pa.string()), pa.array(part.files, pa.string())]
+            if values != "scores" and part.decisions is not None:
+                columns += [pa.array(column.astype(np.int8)) for column in part.decisions.T]
+            if values != "decisions" and part.scores is not None:
+                columns += [pa.array(column.astype(np.float32)) for column in part.scores.T]
+            writer.write_table(pa.table(columns, schema=schema))
+            rows += len(part.keys)
+    return rows
+
+
+def _read_parquet(path: Path) -> Predictions:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    columns = {name: table.column(name).to_numpy() for name in table.column_names if name not in ("key", "file")}
+    keys, files = (tuple(table.column(name).to_pylist()) for name in ("key", "file"))
+    return _from_columns(keys, files, columns)
+
+
+def _read_table(path: Path) -> Predictions:
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        header = next(reader, [])
+        rows = [row for row in reader if row]
+    if len(header) < 2 or any(len(row) != len(header) for row in rows):
+        raise ValueError("a header and rows of the same length are needed")
+    first = 2 if header[:2] == ["key", "file"] else 1
+    numbers = np.array([row[first:] for row in rows], dtype=np.float32).reshape(len(rows), -1)
+    names = tuple(row[first - 1] for row in rows)
+    keys = tuple(row[0] for row in rows) if first == 2 else tuple(_without_extension(name) for name in names)
+    return _from_columns(keys, names, dict(zip(header[first:], numbers.T, strict=True)))
+
+
+def _read_jsonl(path: Path) -> Predictions:
+    with path.open(encoding="utf-8") as file:
+        records = [json.loads(line) for line in file if line.strip()]
+    if not records:
+        raise ValueError("no rows")
+    labels = tuple(records[0].get("scores") or records[0]["vocabulary"])
+    scores = decisions = None
+    if "scores" in records[0]:
+        scores = np.array([[record["scores"][label] for label in labels] for record in records], dtype=np.float32)
+    if "labels" in records[0]:
+        decisions = np.array([[label in record["labels"] for label in labels] for record in records], dtype=bool)
+    keys, files = (tuple(record[name] for record in records) for name in ("key", "file"))
+    return Predictions(labels, keys, files, scores, decisions)
+
+
+def _from_columns(keys: tuple[str, ...], files: tuple[str, ...], columns: dict[str, Array]) -> Predictions:
+    scored = [name for name in columns if name.endswith(_SCORE)]
+    decided = [name for name in columns if not name.endswith(_SCORE)]
+    labels = tuple(decided) or tuple(name.removesuffix(_SCORE) for name in scored)
+    if scored and tuple(name.removesuffix(_SCORE) for name in scored) != labels:
+        raise ValueError("the columns of scores and of decisions have different labels")
+    scores = np.stack([columns[name] for name in scored], axis=1).astype(np.float32) if scored else None
+    decisions = None
+    if decided:
+        raw = np.stack([columns[name] for name in decided], axis=1)
+        if not np.isin(raw, (0, 1)).all():
+            raise ValueError("a decision is neither 0 nor 1")
+        decisions = raw.astype(bool)
+    return Predictions(labels, keys, files, scores, decisions)
+
+
+def _without_extension(name: str) -> str:
+    return name[: -len(Path(name).suffix)] if Path(name).suffix else name

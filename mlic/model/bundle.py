@@ -1,0 +1,127 @@
+"""The model folder that explains itself: weights, labels in order, preprocessing, thresholds, provenance.
+
+    model.json            everything but the weights; "format": 1
+    weights.safetensors   the state dict
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import nn
+
+from mlic.config import Preprocessing
+from mlic.errors import DataError
+from mlic.model import zoo
+
+SPEC, WEIGHTS = "model.json", "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What is needed to turn image files into decisions.
+
+    `thresholds` holds one number a label: the label is given where score >= threshold. `threshold_fit` says how they
+    were fitted and what they are expected to give; `provenance` where the model comes from.
+    """
+
+    arch: str
+    arch_options: dict[str, float]
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    thresholds: tuple[float, ...]
+    threshold_fit: dict[str, Any]
+    provenance: dict[str, Any]
+    weights_sha256: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that could change a prediction."""
+        parts = [
+            self.arch, sorted(self.arch_options.items()), self.labels, self.preprocessing.model_dump_json(),
+            self.thresholds, self.weights_sha256,
+        ]  # fmt: skip
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def save(bundle: Bundle, state: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write the bundle beside `folder` and rename it into place."""
+    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    part.mkdir(parents=True)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, part / WEIGHTS)
+        spec = {
+            "format": 1,
+            "kind": "bundle",
+            "arch": bundle.arch,
+            "arch_options": bundle.arch_options,
+            "labels": list(bundle.labels),
+            "preprocessing": bundle.preprocessing.model_dump(mode="json"),
+            "thresholds": dict(zip(bundle.labels, bundle.thresholds, strict=True)),
+            "threshold_fit": bundle.threshold_fit,
+            "provenance": bundle.provenance,
+            "weights_sha256": hashlib.sha256((part / WEIGHTS).read_bytes()).hexdigest(),
+        }
+        (part / SPEC).write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(part, folder)  # noqa: PTH105 - Path.replace refuses nothing more, this reads as what it is
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def find(path: Path) -> Path:
+    """The bundle's folder for a run folder or the bundle itself. Raises DataError when there is none."""
+    for folder in (path / "model", path):
+        if (folder / SPEC).is_file():
+            return folder
+    what = "holds no model" if path.is_dir() else "does not exist"
+    raise DataError(f"{path} {what}.", "name a finished run of mlic train or mlic tune.")
+
+
+def read(path: Path) -> Bundle:
+    """Read everything but the weights. Raises DataError when a file is missing, broken or of another format."""
+    folder = find(path)
+    try:
+        spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+        if spec.get("format") != 1 or spec.get("kind") != "bundle":
+            raise DataError(f"{folder / SPEC} is no bundle of format 1.", "train the model with this version of mlic.")
+        labels = tuple(spec["labels"])
+        return Bundle(
+            spec["arch"], dict(spec["arch_options"]), labels, Preprocessing(**spec["preprocessing"]),
+            tuple(float(spec["thresholds"][label]) for label in labels), spec["threshold_fit"], spec["provenance"],
+            spec["weights_sha256"],
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"the bundle {folder} does not read: {error!r}.", "run the same mlic train command again.") from None
+
+
+def load_model(path: Path) -> tuple[Bundle, nn.Module]:
+    """Read the bundle and build its network, in evaluation mode on the CPU.
+
+    Raises DataError when the weights are not those that model.json was written with.
+    """
+    bundle = read(path)
+    file = find(path) / WEIGHTS
+    try:
+        data = file.read_bytes()
+        if hashlib.sha256(data).hexdigest() != bundle.weights_sha256:
+            raise DataError(f"{file} is not the file that model.json was written with.", "train or copy the model again.")
+        size = bundle.preprocessing.image_size
+        model = zoo.build(bundle.arch, len(bundle.labels), bundle.preprocessing.channels, size, bundle.arch_options)
+        model.load_state_dict(load(data))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise DataError(f"the weights {file} do not load: {line}.", "train or copy the model again.") from None
+    return bundle, model.eval()

@@ -1,0 +1,381 @@
+"""The training loop: one model, fitted by one process or by many; the same under Ray Train and under Ray Tune.
+
+An epoch leaves `checkpoints/last.pt` and, where it was the best so far, `checkpoints/best.pt`. All randomness is drawn
+from (seed, epoch), so a run that goes on from a checkpoint is the run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mlic.cluster.runs import disk_errors, is_current, temporary, write_atomic
+from mlic.config import Color, Preprocessing, TrainConfig
+from mlic.data.augment import Normalizer, mirrors
+from mlic.data.loader import Batch, ShardReader, eval_batches, train_batches
+from mlic.data.shards import Split, read_split
+from mlic.errors import DataError, RunError
+from mlic.model import losses, zoo
+from mlic.score import metrics, thresholds
+
+logger = logging.getLogger(__name__)
+
+OBJECTIVE = "val/f1_micro"
+_SAY_EVERY_S = 5.0
+_CHECK_EVERY_STEPS = 20  # a look at the loss makes a GPU wait, so it is not taken at every step
+_MEAN_STD: dict[Color, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "rgb": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # of ImageNet
+    "gray": ((0.449,), (0.226,)),  # their means
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands: its rank, its device, the run's folder and the attempt that may write to it.
+
+    `attempt` numbers the starts of the run in `owner`, the folder with run.json.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    folder: Path
+    owner: Path
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far, by OBJECTIVE.
+
+    `scores` float32 (N, L) and `targets` int8 (N, L) are those of the validation split, `decisions` bool (N, L) are
+    cross-fitted.
+    """
+
+    epoch: int
+    metrics: dict[str, float]
+    state: dict[str, torch.Tensor]
+    thresholds: np.ndarray[Any, Any]
+    scores: np.ndarray[Any, Any]
+    targets: np.ndarray[Any, Any]
+    decisions: np.ndarray[Any, Any]
+
+
+def preprocessing(config: TrainConfig) -> Preprocessing:
+    """The preprocessing that a configuration asks for."""
+    color = zoo.default_color(config.arch) if config.color == "auto" else config.color
+    mean, std = _MEAN_STD[color]
+    return Preprocessing(image_size=config.image_size, color=color, mean=mean, std=std)
+
+
+def fit(config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]], None]) -> None:
+    """Train to the last epoch, from the last checkpoint in the folder where there is one.
+
+    `on_epoch` is called with the metrics of every epoch, those before the checkpoint included. Raises DataError for
+    samples that do not decode and RunError for a loss that is not finite.
+    """
+    train, val = (read_split(config.shards, name) for name in ("train", "val"))
+    for split in (train, val):
+        if not len(split):
+            raise DataError(f"the split {split.name!r} of {config.shards} is empty.", "pack with another --split.")
+    with ExitStack() as stack:
+        fitting = _Fitting(config, place, train, val, stack)
+        history = fitting.resume()
+        for row in history:
+            on_epoch(row)
+        for epoch in range(len(history), config.epochs):
+            row = fitting.epoch(epoch)
+            history.append(row)
+            on_epoch(row)
+
+
+def read_best(folder: Path) -> Best:
+    """Read the best epoch of a run's folder. Raises RunError when no epoch was finished."""
+    path = folder / "checkpoints" / "best.pt"
+    if not path.is_file():
+        raise RunError(f"{folder} has no finished epoch.", "run the same command again.")
+    best = torch.load(path, map_location="cpu", weights_only=True)
+    return Best(
+        best["epoch"], best["metrics"], best["state"], *(best[name].numpy() for name in _BEST_ARRAYS)
+    )
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """The metrics of the finished epochs of a run's folder, in their order."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+_BEST_ARRAYS = ("thresholds", "scores", "targets", "decisions")
+
+
+class _Fitting:
+    """The state of a run between its epochs: network, optimiser, position and history."""
+
+    def __init__(self, config: TrainConfig, place: Place, train: Split, val: Split, stack: ExitStack) -> None:
+        self.config, self.place, self.train, self.val = config, place, train, val
+        prep = preprocessing(config)
+        torch.manual_seed(config.seed)
+        counts = [torch.from_numpy((train.targets == value).sum(axis=0)) for value in (1, 0)]
+        weight = losses.pos_weight(counts[0], counts[1], config.pos_weight_power)
+        net = zoo.build(config.arch, len(train.labels), prep.channels, prep.image_size, config.arch_options)
+        if config.head_prior:
+            zoo.set_head_bias(net, losses.head_bias(counts[0], counts[1], weight))
+        self.net = net.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.weight = weight.to(place.device)
+        self.optimizer = _optimizer(config, self.net)
+        self.wrapped: nn.Module = self.net
+        if place.world_size > 1:
+            ids = [place.device] if place.device.type == "cuda" else None
+            self.wrapped = DistributedDataParallel(self.net, device_ids=ids)
+        self.normalize = Normalizer(prep.mean, prep.std, place.device)
+        self.train_reader = stack.enter_context(ShardReader(train, prep))
+        self.val_reader = stack.enter_context(ShardReader(val, prep))
+        self.autocast = _autocast(config.precision, place.device)
+        self.history: list[dict[str, float]] = []
+        self.best_value = -math.inf
+        self.bad: set[str] = set()
+        self.step = 0
+
+    def resume(self) -> list[dict[str, float]]:
+        """Take up the last checkpoint, when there is one, and return the metrics of the epochs before it."""
+        path = self.place.folder / "checkpoints" / "last.pt"
+        if path.is_file():
+            last = torch.load(path, map_location=self.place.device, weights_only=True)
+            self.net.load_state_dict(last["net"])
+            self.optimizer.load_state_dict(last["optimizer"])
+            self.history, self.step, self.best_value = last["history"], last["step"], last["best_value"]
+            self._say(f"goes on after epoch {len(self.history)} of {self.config.epochs}")
+        if self.place.rank == 0:
+            lines = "".join(json.dumps(row) + "\n" for row in self.history)
+            write_atomic(self.place.folder / "metrics.jsonl", lines.encode())
+        return list(self.history)
+
+    def epoch(self, epoch: int) -> dict[str, float]:
+        """Train one epoch, evaluate, and write the checkpoint; returns the epoch's metrics."""
+        row: dict[str, float] = {"epoch": epoch + 1}
+        row |= self._train_epoch(epoch)
+        scores, targets, loss = self._evaluate()
+        policy, seed = self.config.threshold_policy, self.config.seed
+        decisions = thresholds.cross_fit(policy, scores, targets, seed)
+        measured = metrics.decision_metrics(decisions, targets)
+        measured["map"] = float(metrics.average_precision(scores, targets).mean())
+        row |= {"step": self.step, "val/loss": loss} | {f"val/{name}": value for name, value in measured.items()}
+        self.history.append(row)
+        better = row[OBJECTIVE] > self.best_value
+        self.best_value = max(self.best_value, row[OBJECTIVE])
+        if self.place.rank == 0:
+            fitted = thresholds.fit(policy, scores, targets)
+            self._save(row, better, {"thresholds": fitted, "scores": scores, "targets": targets, "decisions": decisions})
+        self._say(
+            f"val  epoch {epoch + 1}/{self.config.epochs} | loss {loss:.4f} | f1_micro {row[OBJECTIVE]:.4f} | "
+            f"f1_macro {row['val/f1_macro']:.4f} | map {row['val/map']:.4f}" + (" | best" if better else "")
+        )
+        return row
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        config, place = self.config, self.place
+        batches = train_batches(
+            len(self.train), config.batch_size, place.rank, place.world_size, config.seed, epoch
+        )
+        total_steps = config.epochs * len(batches)
+        mirror = mirrors(len(self.train), config.seed, epoch) if config.hflip else None
+        torch.manual_seed((config.seed * 1_000_003 + epoch) * 1_009 + place.rank)
+        self.wrapped.train()
+        clock = _Clock()
+        total, since_check = torch.zeros((), device=place.device), 0
+        loaded = self.train_reader.batches([mine for mine, _ in batches], config.loader_threads)
+        for (_, whole), batch in zip(batches, clock.watch(loaded), strict=True):
+            self._count_bad(batch, len(self.train))
+            self._set_lr(total_steps)
+            images = self.normalize(batch.images, None if mirror is None else mirror[batch.index])
+            known = max(1, int((self.train.targets[whole] >= 0).sum()))
+            with self.autocast:
+                logits = self.wrapped(images)
+            # The gradients are averaged over ranks, so each rank's sum is divided by the whole batch's count over
+            # the number of ranks: the step is that of the whole batch, however unevenly it was dealt out.
+            loss = losses.bce_sum(logits, batch.targets.to(place.device), self.weight) * (place.world_size / known)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.step += 1
+            total += loss.detach()
+            since_check += 1
+            clock.images += len(whole)
+            if since_check == _CHECK_EVERY_STEPS:
+                self._check_finite(total)
+                since_check = 0
+            if clock.due():
+                self._say(self._line(epoch, total_steps, float(loss.detach()) / place.world_size, clock))
+        self._check_finite(total)
+        mean = self._sum_over_ranks(float(total)) / place.world_size / len(batches)
+        return {
+            "train/loss": mean,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "time/images_per_s": clock.images_per_s,
+            "time/data_pct": clock.data_pct,
+        }
+
+    @torch.no_grad()
+    def _evaluate(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], float]:
+        """Scores and targets (N, L) of the validation split and its loss; every sample once, the same on all ranks."""
+        place, net = self.place, self.net
+        if place.world_size > 1:
+            for buffer in net.buffers():  # batch norm's statistics are those that rank 0 has, as in the checkpoint
+                torch.distributed.broadcast(buffer, 0)
+        net.eval()
+        mine: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
+        loss = 0.0
+        numbers = eval_batches(len(self.val), self.config.batch_size, place.rank, place.world_size)
+        for batch in self.val_reader.batches(numbers, self.config.loader_threads):
+            self._count_bad(batch, len(self.val))
+            with self.autocast:
+                logits = net(self.normalize(batch.images)).float()
+            loss += float(losses.bce_sum(logits, batch.targets.to(place.device), self.weight))
+            mine.append((batch.index, torch.sigmoid(logits).cpu().numpy(), batch.targets.numpy()))
+        gathered = [(mine, loss)]
+        if place.world_size > 1:
+            gathered = [None] * place.world_size  # type: ignore[list-item]
+            torch.distributed.all_gather_object(gathered, (mine, loss))
+        scores = np.zeros(self.val.targets.shape, dtype=np.float32)
+        targets = np.full_like(self.val.targets, -1)
+        for parts, _ in gathered:
+            for index, score, target in parts:
+                scores[index], targets[index] = score, target
+        return scores, targets, sum(part for _, part in gathered) / max(1, int((targets >= 0).sum()))
+
+    def _save(self, row: dict[str, float], better: bool, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+        """Write the epoch's row and checkpoint; `last.pt` comes last, so that it never points past the others."""
+        folder = self.place.folder
+        if not is_current(self.place.owner, self.place.attempt):
+            raise RunError("a newer start of this run has taken over.", "let that one run.")
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        state = {name: tensor.cpu() for name, tensor in self.net.state_dict().items()}
+        if better:
+            best = {"epoch": int(row["epoch"]), "metrics": row, "state": state}
+            _save_atomic(folder / "checkpoints" / "best.pt", best | {k: torch.from_numpy(v) for k, v in arrays.items()})
+        with disk_errors(folder), (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        last = {
+            "net": state, "optimizer": self.optimizer.state_dict(), "history": self.history, "step": self.step,
+            "best_value": self.best_value,
+        }  # fmt: skip
+        _save_atomic(folder / "checkpoints" / "last.pt", last)
+
+    def _set_lr(self, total_steps: int) -> None:
+        factor = 1.0
+        if self.config.schedule == "cosine":
+            factor = 0.5 * (1 + math.cos(math.pi * self.step / total_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * factor
+
+    def _check_finite(self, total: torch.Tensor) -> None:
+        if not math.isfinite(float(total)):
+            lr = self.optimizer.param_groups[0]["lr"]
+            raise RunError(
+                f"the loss is not finite at step {self.step} on rank {self.place.rank} (learning rate {lr:.2g}).",
+                f"lower --lr (now {self.config.lr:g}).",
+            )
+
+    def _count_bad(self, batch: Batch, num_samples: int) -> None:
+        for key, reason in batch.bad:
+            if key not in self.bad:
+                self.bad.add(key)
+                self._say(f"bad  sample {key!r} does not decode and counts nowhere: {reason}", everyone=True)
+        if len(self.bad) > self.config.max_bad * num_samples:
+            raise DataError(
+                f"{len(self.bad)} samples on rank {self.place.rank} do not decode, more than max_bad allows "
+                f"({self.config.max_bad:.1%}); one is {min(self.bad)!r}.",
+                f"pack {self.config.shards} again with --fresh.",
+            )
+
+    def _sum_over_ranks(self, value: float) -> float:
+        if self.place.world_size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.place.device)
+        torch.distributed.all_reduce(total)
+        return float(total)
+
+    def _line(self, epoch: int, total_steps: int, loss: float, clock: _Clock) -> str:
+        left = (total_steps - self.step) / max(1, self.step - epoch * total_steps // self.config.epochs) * clock.seconds
+        lr = self.optimizer.param_groups[0]["lr"]
+        return (
+            f"step {self.step:05d}/{total_steps:05d} | epoch {epoch + 1} | loss {loss:.4f} | lr {lr:.1e} | "
+            f"{clock.images_per_s:.0f} img/s | data {clock.data_pct:.0f}% | eta {left / 60:.1f}m"
+        )
+
+    def _say(self, line: str, everyone: bool = False) -> None:
+        """Add a line to the run's log, which the driver follows; rank 0 speaks for all unless something is wrong."""
+        if self.place.rank == 0 or everyone:
+            with disk_errors(self.place.folder), (self.place.folder / "log.txt").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+class _Clock:
+    """Images per second and the share of time spent waiting for data, of one epoch."""
+
+    def __init__(self) -> None:
+        self._start = self._said = time.monotonic()
+        self._waited = 0.0
+        self.images = 0
+
+    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self._waited += time.monotonic() - start
+            if batch is None:
+                return
+            yield batch
+
+    def due(self) -> bool:
+        if time.monotonic() - self._said < _SAY_EVERY_S:
+            return False
+        self._said = time.monotonic()
+        return True
+
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self._start, 1e-9)
+
+    @property
+    def images_per_s(self) -> float:
+        return self.images / self.seconds
+
+    @property
+    def data_pct(self) -> float:
+        return 100 * self._waited / self.seconds
+
+
+def _optimizer(config: TrainConfig, net: nn.Module) -> torch.optim.Optimizer:
+    parameters, lr, decay = net.parameters(), config.lr, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=config.momentum)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=lr, weight_decay=decay)
+
+
+def _autocast(precision: str, device: torch.device) -> Any:
+    if precision == "fp32" or (precision == "auto" and not (device.type == "cuda" and torch.cuda.is_bf16_supported())):
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _save_atomic(path: Path, value: dict[str, Any]) -> None:
+    with disk_errors(path), temporary(path) as part:
+        torch.save(value, part)
+        part.replace(path)

@@ -1,0 +1,84 @@
+"""A measurement: every number beside its trivial baselines and its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mlic.config import Model
+from mlic.score import metrics
+
+_SHOWN = ("f1_micro", "precision_micro", "recall_micro", "f1_macro", "map", "subset_accuracy", "hamming_accuracy")
+_BASELINES = ("all_negative", "always_top_1", "always_top_2", "always_top_3", "prevalence")
+
+
+class LabelRow(Model):
+    """One label's numbers; `ap` is None when there are no scores."""
+
+    label: str
+    support: int
+    share: float
+    precision: float
+    recall: float
+    f1: float
+    ap: float | None
+
+
+class Measurement(Model):
+    """Metrics of one set of decisions: `values` by metric, `intervals` (95%) by metric, `baselines` by name and metric."""
+
+    samples: int
+    values: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    baselines: dict[str, dict[str, float]]
+    warnings: tuple[str, ...]
+    labels: tuple[LabelRow, ...]
+
+    def table(self) -> str:
+        """The headline table: a metric a line, with its interval and its baselines."""
+        names = [name for name in _BASELINES if name in self.baselines]
+        head = ["metric", "value", "95% interval", *(name.replace("_", "-") for name in names)]
+        rows = [head]
+        for metric in _SHOWN:
+            if metric in self.values:
+                low, high = self.intervals[metric]
+                others = [self.baselines[name].get(metric) for name in names]
+                cells = ["-" if value is None else f"{value:.4f}" for value in others]
+                rows.append([metric, f"{self.values[metric]:.4f}", f"{low:.4f}-{high:.4f}", *cells])
+        return "\n".join([*aligned(rows), *(f"Warning: {text}" for text in self.warnings)])
+
+    def label_table(self) -> str:
+        """A label a line."""
+        rows = [["label", "support", "precision", "recall", "f1", "ap"]]
+        for row in self.labels:
+            numbers = [f"{value:.4f}" for value in (row.precision, row.recall, row.f1)]
+            rows.append([row.label, f"{row.support:,}", *numbers, "-" if row.ap is None else f"{row.ap:.4f}"])
+        return "\n".join(aligned(rows))
+
+
+def measure(
+    labels: Sequence[str], decisions: np.ndarray[Any, Any], targets: np.ndarray[Any, Any],
+    scores: np.ndarray[Any, Any] | None, resamples: int, seed: int,
+) -> Measurement:  # fmt: skip
+    """Measure decisions (N, L) and, where there are any, scores (N, L) against targets (N, L)."""
+    values = metrics.decision_metrics(decisions, targets)
+    if scores is not None:
+        values["map"] = float(metrics.average_precision(scores, targets).mean())
+    limits = metrics.intervals(decisions, targets, scores, resamples, seed)
+    trivial = metrics.baselines(targets)
+    return Measurement(
+        samples=len(targets), values=values, intervals=limits, baselines=trivial,
+        warnings=tuple(metrics.warnings(values, limits, trivial)),
+        labels=tuple(LabelRow(**row) for row in metrics.label_table(labels, decisions, targets, scores)),
+    )  # fmt: skip
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of text as lines in columns, the first column to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]

@@ -1,0 +1,290 @@
+"""Images and label files to shards."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlic.cluster import ray as cluster_ray
+from mlic.cluster.runs import Run, disk_errors, fingerprint, temporary, write_atomic, write_json
+from mlic.config import Model, PackConfig, result_settings
+from mlic.data import images, labels, shards
+from mlic.data.splits import random_split
+from mlic.errors import DataError, PartialError
+from mlic.stages.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+_ALLOWED_BAD = 10  # so many unreadable images never stop pack, whatever their share of a small folder is
+_LISTED = 20  # of each kind of trouble, the first so many are named in the index
+
+
+class Account(Model):
+    """Where everything that was found went; `found` is the sum of the others."""
+
+    found: int
+    packed_labelled: int
+    packed_unlabelled: int
+    missing: int
+    unreadable: int
+    duplicate: int
+
+    def balances(self) -> bool:
+        kept = self.packed_labelled + self.packed_unlabelled
+        return self.found == kept + self.missing + self.unreadable + self.duplicate
+
+
+class PackReport(Model):
+    """What `pack` wrote. `label_counts` are the packed images with the label, by label in order."""
+
+    out: Path
+    source: str
+    samples: int
+    shards: int
+    splits: dict[str, int]
+    label_counts: dict[str, int]
+    account: Account
+    trouble: dict[str, list[str]]
+
+    def text(self) -> str:
+        a = self.account
+        lines = [
+            f"read {self.source}",
+            f"packed {self.samples:,} samples into {self.shards} shards in {self.out}: "
+            + ", ".join(f"{name} {count:,}" for name, count in self.splits.items()),
+            f"found {a.found:,} = {a.packed_labelled:,} labelled + {a.packed_unlabelled:,} unlabelled"
+            f" + {a.missing:,} missing + {a.unreadable:,} unreadable + {a.duplicate:,} duplicate",
+            "labels  " + "  ".join(f"{label} {count:,}" for label, count in self.label_counts.items()),
+        ]
+        for kind, names in self.trouble.items():
+            lines += [f"{kind}: {name}" for name in names]
+        return "\n".join(lines)
+
+
+def pack(config: PackConfig) -> PackReport:
+    """Pack images and labels into shards, one Ray task a shard; shards that are whole already are kept.
+
+    The shards are a pure function of the listing, the labels and the settings: the same bytes for any number of
+    workers and however often the command was stopped on the way. Raises DataError for folders, label files or more
+    unreadable images than `max_bad` allows, and PartialError when it is interrupted.
+    """
+    listing, others = images.list_images(config.images)
+    annotations = labels.read_annotations(config.labels)
+    unique, duplicates = _unique(listing)
+    joined = labels.join(annotations, [file.path for file in unique])
+    if others:
+        logger.info("passed over %d files in %s that are no images by their name", others, config.images)
+    inputs = {
+        "images": fingerprint([(file.path, file.size, file.mtime_ns) for file in listing]),
+        "labels": fingerprint(annotations.labels, sorted((n, sorted(m.items())) for n, m in annotations.marks.items())),
+    }
+    with Run.open(config.out, "pack", config, inputs, config.fresh) as run:
+        if run.finished and _whole(config.out):
+            return PackReport(**run.report)
+        if run.finished:
+            logger.warning("%s has lost shards since it was packed; they are written again", config.out)
+            (config.out / shards.INDEX).unlink(missing_ok=True)
+            run.reopen()
+        plan = _plan(config, unique, joined)
+        written = _write_all(config, plan, annotations.labels)
+        report = _finish(config, annotations, joined, duplicates, written)
+        run.finish(report)
+        _remove_accounts(config.out)
+    return report
+
+
+def _unique(listing: Sequence[images.ImageFile]) -> tuple[list[images.ImageFile], list[str]]:
+    """Of files with the same key keep the first by name; the others are duplicates."""
+    first: dict[str, images.ImageFile] = {}
+    duplicates = []
+    for file in listing:
+        kept = first.setdefault(file.key, file)
+        if kept is not file:
+            duplicates.append(f"{file.path} has the key of {kept.path}")
+    return list(first.values()), duplicates
+
+
+def _plan(config: PackConfig, unique: Sequence[images.ImageFile], joined: labels.Joined) -> tuple[shards.ShardPlan, ...]:
+    parts = random_split(len(unique), config.split, config.seed)
+    sources = {
+        split: [
+            shards.Source(unique[i].key, unique[i].path, unique[i].size, tuple(joined.targets[i].tolist())) for i in part
+        ]
+        for split, part in zip(config.split, parts, strict=True)
+    }
+    return shards.plan(sources, config.shard_mb, config.min_shards, config.seed)
+
+
+def _write_all(
+    config: PackConfig, plan: Sequence[shards.ShardPlan], names: Sequence[str]
+) -> list[shards.Written]:
+    done = {written.name: written for written in _already_written(config.out, plan)}
+    todo = [shard for shard in plan if shard.name not in done]
+    progress = Progress(logger, "pack", len(todo), "shards", "images")
+    limit = max(_ALLOWED_BAD, config.max_bad * sum(len(shard.samples) for shard in plan))
+    with cluster_ray.connect(config.address) as cluster:
+        cluster_ray.check_shared(cluster, config.out)
+        share = cluster_ray.task_share(cluster, config.workers, use_gpus=False)
+        try:
+            for written in _map_shards(config, todo, names, share.workers):
+                done[written.name] = written
+                progress.add(len(written.samples), len(written.bad))
+                bad = [item for shard in done.values() for item in shard.bad]
+                if len(bad) > limit:
+                    file, reason = bad[0]
+                    raise DataError(
+                        f"{len(bad):,} images cannot be read, more than max_bad allows ({config.max_bad:.1%}); "
+                        f"the first is {file}: {reason}.",
+                        "mend or remove them, or allow more by --set max_bad=SHARE.",
+                    )
+        except KeyboardInterrupt:
+            raise PartialError(
+                f"stopped after {len(done):,} of {len(plan):,} shards.", "run the same command again to go on."
+            ) from None
+    return [done[shard.name] for shard in plan]
+
+
+def _map_shards(
+    config: PackConfig, todo: Sequence[shards.ShardPlan], names: Sequence[str], workers: int
+) -> Iterator[shards.Written]:
+    """Write shards by Ray tasks, as many at a time as there are workers, and yield them as they come."""
+    import ray
+
+    task = ray.remote(num_cpus=1, max_retries=3)(_write_shard)
+    settings = ray.put((tuple(names), config.images, config.out, config.max_pixels))
+    waiting = list(reversed(todo))
+    running: set[Any] = set()
+    while waiting or running:
+        while waiting and len(running) < workers:
+            running.add(task.remote(waiting.pop(), settings))
+        ready, rest = ray.wait(list(running), num_returns=1)
+        running = set(rest)
+        for reference in ready:
+            try:
+                yield ray.get(reference)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+
+
+def _write_shard(plan: shards.ShardPlan, settings: tuple[tuple[str, ...], Path, Path, int]) -> shards.Written:
+    """One Ray task: write a shard and, after it, its account, each under its final name only when it is whole."""
+    names, folder, out, max_pixels = settings
+    path = out / plan.name
+    with disk_errors(path), temporary(path) as part:
+        with part.open("wb", buffering=2**20) as file:
+            written = shards.write(plan, names, folder, file, max_pixels)
+        part.replace(path)
+    write_atomic(_account_path(out, plan.name), shards.dump_written(written))
+    return written
+
+
+def _account_path(out: Path, name: str) -> Path:
+    return out / f".{name}.json"
+
+
+def _already_written(out: Path, plan: Sequence[shards.ShardPlan]) -> Iterator[shards.Written]:
+    """Shards of an earlier attempt that are there with their account and in their full size."""
+    for shard in plan:
+        account = _account_path(out, shard.name)
+        if not account.is_file() or not (out / shard.name).is_file():
+            continue
+        try:
+            written = shards.parse_written(account.read_bytes())
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is written again: its account does not read (%s)", shard.name, error)
+            continue
+        if (out / shard.name).stat().st_size == written.size:
+            yield written
+
+
+def _whole(out: Path) -> bool:
+    """Whether everything that the index names is there in its full size."""
+    try:
+        shards.read_split(out, None)
+    except DataError as error:
+        logger.debug("%s", error)
+        return False
+    return True
+
+
+def _finish(
+    config: PackConfig, annotations: labels.Annotations, joined: labels.Joined, duplicates: Sequence[str],
+    written: Sequence[shards.Written],
+) -> PackReport:  # fmt: skip
+    """Add everything up, see that it balances, and write the table and, last, the index."""
+    samples = [sample for shard in written for sample in shard.samples]
+    bad = sorted(item for shard in written for item in shard.bad)
+    unlabelled = sum(1 not in sample.target for sample in samples)
+    account = Account(
+        found=len(joined.labelled) + len(duplicates) + len(joined.missing),
+        packed_labelled=len(samples) - unlabelled, packed_unlabelled=unlabelled,
+        missing=len(joined.missing), unreadable=len(bad), duplicate=len(duplicates),
+    )  # fmt: skip
+    if not account.balances():
+        raise AssertionError(f"the account does not balance: {account}")
+    if not samples:
+        raise DataError(f"none of the {len(bad):,} images in {config.images} can be read.", "check the folder.")
+    trouble = {
+        "unreadable": [f"{file}: {reason}" for file, reason in bad],
+        "missing": [f"{name} ({annotations.where[name]}) names no image" for name in joined.missing],
+        "duplicate": list(duplicates),
+    }
+    for kind, items in trouble.items():
+        for item in items[:3]:
+            logger.warning("%s: %s", kind, item)
+        if len(items) > 3:
+            logger.warning("%s: and %s more; index.json lists the first %d", kind, f"{len(items) - 3:,}", _LISTED)
+    counts = _label_counts(annotations.labels, samples)
+    index = _index(config, annotations, account, {k: v[:_LISTED] for k, v in trouble.items()}, written)
+    write_atomic(config.out / shards.TABLE, shards.table_bytes(written))
+    write_json(config.out / shards.INDEX, index)
+    return PackReport(
+        out=config.out, source=annotations.source, samples=len(samples), shards=len(written),
+        splits={name: split["samples"] for name, split in index["splits"].items()}, label_counts=counts,
+        account=account, trouble={k: v[:3] for k, v in trouble.items() if v},
+    )  # fmt: skip
+
+
+def _label_counts(names: Sequence[str], samples: Sequence[shards.Packed]) -> dict[str, int]:
+    counts = [0] * len(names)
+    for sample in samples:
+        for label, value in enumerate(sample.target):
+            counts[label] += value == 1
+    return dict(zip(names, counts, strict=True))
+
+
+def _index(
+    config: PackConfig, annotations: labels.Annotations, account: Account, trouble: Mapping[str, Any],
+    written: Sequence[shards.Written],
+) -> dict[str, Any]:  # fmt: skip
+    splits: dict[str, Any] = {}
+    for split in config.split:
+        samples = [sample for shard in written if shard.split == split for sample in shard.samples]
+        splits[split] = {"samples": len(samples), "label_counts": _label_counts(annotations.labels, samples)}
+    everything = [sample for shard in written for sample in shard.samples]
+    return {
+        "format": 1,
+        "kind": "shards",
+        "labels": list(annotations.labels),
+        "samples": len(everything),
+        "label_counts": _label_counts(annotations.labels, everything),
+        "splits": splits,
+        "account": account.model_dump(),
+        "trouble": trouble,
+        "settings": result_settings(config),
+        "fingerprint": fingerprint(annotations.labels, [(shard.name, shard.sha256) for shard in written]),
+        "shards": {
+            shard.name: {
+                "split": shard.split, "samples": len(shard.samples), "size": shard.size, "sha256": shard.sha256,
+            }
+            for shard in written
+        },
+    }  # fmt: skip
+
+
+def _remove_accounts(out: Path) -> None:
+    """The index holds what the shards' own accounts held."""
+    for path in out.glob(".*.tar.json"):
+        path.unlink()

@@ -1,0 +1,41 @@
+"""PyTorch's process group over the network interface that Ray itself uses."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from ray.train.torch.config import TorchConfig, _TorchBackend
+
+
+def set_socket_interface() -> str | None:
+    """Point gloo and NCCL to the interface with this node's address in the Ray cluster; a setting of the user's wins.
+
+    Left to themselves they look up the host's name, which many machines map to a loopback address.
+    """
+    import ray
+    import psutil  # isort: skip - comes with ray, which makes it importable
+
+    address = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(item.address == address for item in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+            return str(name)
+    return None
+
+
+class _NodeBackend(_TorchBackend):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(set_socket_interface)
+        super().on_start(worker_group, backend_config)
+
+
+@dataclass
+class NodeTorchConfig(TorchConfig):  # type: ignore[misc]
+    """Ray Train's set-up of torch.distributed (NCCL on GPUs, gloo on CPUs) with the right interface on every node."""
+
+    @property
+    def backend_cls(self) -> type[_NodeBackend]:
+        return _NodeBackend

@@ -1,0 +1,240 @@
+"""Shards to a trained model: Ray Train around the training loop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+from mlic.cluster import ray as cluster_ray
+from mlic.cluster.runs import Run, read_state, write_json
+from mlic.config import Model, TrainConfig
+from mlic.data.shards import read_index
+from mlic.errors import DataError, MlicError, PartialError, RunError
+from mlic.model import bundle, zoo
+from mlic.stages import loop
+from mlic.stages.measure import Measurement, measure
+from mlic.stages.progress import LOG_EVERY_S
+
+logger = logging.getLogger(__name__)
+
+_FAILURE = ".failure.json"
+_RESAMPLES = 1000
+
+
+class TrainReport(Model):
+    """What a run came to. `measurement` is of the validation split, with cross-fitted thresholds, at the best epoch."""
+
+    run: Path
+    model: Path
+    arch: str
+    epochs: int
+    best_epoch: int
+    threshold_policy: str
+    measurement: Measurement
+
+    def text(self) -> str:
+        return (
+            f"{self.run}: {self.arch}, best epoch {self.best_epoch} of {self.epochs}, thresholds {self.threshold_policy}\n"
+            f"validation split, {self.measurement.samples:,} samples, thresholds cross-fitted\n"
+            f"{self.measurement.table()}\nmodel  {self.model}"
+        )
+
+
+def train(config: TrainConfig) -> TrainReport:
+    """Train one model on the workers of a Ray cluster and leave its bundle in `RUN/model`.
+
+    Started again, a stopped run goes on after its last finished epoch and ends with the result that it would have had.
+    Raises DataError for bad shards, ClusterError where the workers do not fit, RunError when training itself fails and
+    PartialError when it is interrupted.
+    """
+    index = read_index(config.shards)
+    zoo.check(config.arch)
+    for split in ("train", "val"):
+        if split not in index["splits"]:
+            raise DataError(f"{config.shards} has no split {split!r}.", "pack with --split train=...,val=...")
+    folder = config.runs / (config.name or config.arch)
+    with Run.open(folder, "train", config, {"shards": index["fingerprint"]}, config.fresh) as run:
+        if run.finished and (folder / "model" / bundle.SPEC).is_file():
+            return TrainReport(**run.report)
+        if run.finished:
+            run.reopen()
+        if len(loop.read_history(folder)) < config.epochs:
+            with cluster_ray.connect(config.address) as cluster:
+                _fit_on(cluster, config, run)
+        report = finish(config, run.folder, run.folder)
+        run.finish(report)
+    return report
+
+
+def finish(config: TrainConfig, folder: Path, fitted: Path) -> TrainReport:
+    """Write the bundle of `folder` from the best epoch in `fitted` and measure it."""
+    best = loop.read_best(fitted)
+    index = read_index(config.shards)
+    labels = tuple(index["labels"])
+    measurement = measure(labels, best.decisions, best.targets, best.scores, _RESAMPLES, config.seed)
+    state = read_state(folder) or {}
+    expected = {name: measurement.values[name] for name in ("f1_micro", "f1_macro")}
+    model = bundle.Bundle(
+        config.arch, config.arch_options, labels, loop.preprocessing(config),
+        tuple(float(value) for value in best.thresholds),
+        {
+            "policy": config.threshold_policy, "fitted_on": "val", "data": index["fingerprint"],
+            "samples": len(best.targets), "cross_fitted": expected,
+        },
+        {
+            "run": folder.name, "epoch": best.epoch, "shards": index["fingerprint"], "seed": config.seed,
+            "versions": state.get("versions"), "git_commit": state.get("git_commit"),
+        },
+    )  # fmt: skip
+    bundle.save(model, best.state, folder / "model")
+    return TrainReport(
+        run=folder, model=folder / "model", arch=config.arch, epochs=config.epochs, best_epoch=best.epoch,
+        threshold_policy=config.threshold_policy, measurement=measurement,
+    )  # fmt: skip
+
+
+def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run) -> None:
+    """Run the loop on Ray Train's workers, and pass its log on while it runs."""
+    share = cluster_ray.train_share(cluster, config.workers)
+    cluster_ray.check_shared(cluster, run.folder)
+    run.note(workers=share.workers, cpus_per_worker=share.cpus, gpus_per_worker=share.gpus)
+    logger.info("training on %d workers with %d CPUs and %d GPUs each", share.workers, share.cpus, share.gpus)
+    trainer = _trainer(config, run, share, cluster.embedded)
+    failed: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # handed to the main thread, which is waiting for it
+            failed.append(error)
+
+    # Not in the main thread: there Ray Train would take over Ctrl-C and end the process with exit code 0.
+    thread = threading.Thread(target=target, name="ray-train", daemon=True)
+    log = _follow(run.folder / "log.txt")
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.3)
+            next(log)
+    except KeyboardInterrupt:
+        done = len(loop.read_history(run.folder))
+        raise PartialError(
+            f"stopped; {done} of {config.epochs} epochs are done and kept.", "run the same command again to go on."
+        ) from None
+    next(log)
+    _raise_failure(run, failed)
+
+
+def _trainer(config: TrainConfig, run: Run, share: cluster_ray.Share, embedded: bool) -> Any:
+    # Ray Train reads these when it is imported, and hands them on to its controller and workers.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from mlic.stages.torch_backend import NodeTorchConfig
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            """Without the actor that frees placement groups after a crash, where the whole Ray ends with this process.
+
+            It asks Ray's dashboard, which an embedded Ray does not start, and costs a process and seconds.
+            """
+            callbacks = super()._create_default_callbacks()
+            return [c for c in callbacks if not (embedded and type(c).__name__ == "PlacementGroupCleanerCallback")]
+
+    arguments = {
+        "config": config.model_dump(mode="json"), "folder": str(run.folder), "attempt": run.attempt,
+    }  # fmt: skip
+    resources = {"CPU": float(share.cpus), **({"GPU": float(share.gpus)} if share.gpus else {})}
+    return Trainer(
+        _worker,
+        train_loop_config=arguments,
+        torch_config=NodeTorchConfig(),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=share.workers, use_gpu=bool(share.gpus), resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"attempt-{run.attempt}",
+            storage_path=str(run.folder / ".ray"),
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures, controller_failure_limit=1),
+        ),
+    )
+
+
+def _worker(arguments: dict[str, Any]) -> None:
+    """A Ray Train worker: the training loop on this rank.
+
+    The loop keeps its own checkpoints in the run's folder: Ray Train takes note of a reported one only when its
+    controller next looks, and a worker killed before that would go on from an older epoch.
+    """
+    import ray.train
+    import ray.train.torch
+
+    folder = Path(arguments["folder"])
+    context = ray.train.get_context()
+    place = loop.Place(
+        context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), folder, folder,
+        arguments["attempt"],
+    )  # fmt: skip
+    if _read_failure(folder, place.attempt) is not None:
+        return  # our own error would only come again; leaving quietly spares the restarts meant for lost workers
+    try:
+        loop.fit(TrainConfig(**arguments["config"]), place, lambda row: None)
+    except MlicError as error:
+        failure = {"kind": type(error).__name__, "message": error.message, "hint": error.hint, "attempt": place.attempt}
+        write_json(folder / _FAILURE, failure)
+        raise
+
+
+def _read_failure(folder: Path, attempt: int) -> MlicError | None:
+    try:
+        failure = json.loads((folder / _FAILURE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    if failure["attempt"] != attempt:
+        return None
+    kinds = {kind.__name__: kind for kind in MlicError.__subclasses__()}
+    return kinds.get(failure["kind"], MlicError)(failure["message"], failure["hint"])
+
+
+def _raise_failure(run: Run, failed: list[BaseException]) -> None:
+    ours = _read_failure(run.folder, run.attempt)
+    if ours is not None:
+        raise ours
+    if failed:
+        workers = getattr(failed[0], "worker_failures", None) or {0: failed[0]}
+        rank, error = min(workers.items())
+        line = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
+        raise RunError(
+            f"training failed on rank {rank}: {line.strip()[:300]}.", "run the same command again; -v shows Ray's own log."
+        ) from error
+
+
+def _follow(path: Path) -> Iterator[None]:
+    """Log the lines that are added to a file from now on, those since the last look at each step."""
+    position = path.stat().st_size if path.is_file() else 0
+    said = -LOG_EVERY_S
+    while True:
+        if path.is_file():
+            with path.open("rb") as file:
+                file.seek(position)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            position += len(whole)
+            for line in whole.decode("utf-8", "replace").splitlines():
+                transient = line.startswith("step") and time.monotonic() - said < LOG_EVERY_S
+                if line.startswith("step") and not transient:
+                    said = time.monotonic()
+                logger.info("%s", line, extra={"transient": transient})
+        yield
+
+
