@@ -95,7 +95,9 @@ def _stage_command(name: str) -> click.Command:
         click.echo(report.model_dump_json() if as_json else report.text())
         return 0
 
-    text = f"{model.__doc__}\n\n\b\nExample{'s' if len(examples) > 1 else ''}:\n" + "\n".join(f"  {e}" for e in examples)
+    text = f"{model.__doc__}\n\n\b\nExample{'s' if len(examples) > 1 else ''}:\n" + "\n".join(
+        f"  {e}" for e in examples
+    )
     return click.Command(name, callback=run, params=[*_parameters(model), *_common()], help=text)
 
 
@@ -138,7 +140,7 @@ def _common() -> list[click.Parameter]:
     ]
 
 
-def _type(annotation: Any) -> click.ParamType:
+def _type(annotation: Any) -> Any:
     """The click type of a setting; what click cannot express is left to the configuration model to check."""
     options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     plain = [option for option in options if option is not type(None)]
@@ -166,7 +168,7 @@ def _default(field: Any) -> str:
 @click.option("--launcher", is_flag=True, help="Print the path of with-ray.sh and stop")
 @click.option("--json", "as_json", is_flag=True, help="Print the script as one JSON object")
 @click.pass_context
-def slurm(context: click.Context, launcher: bool, as_json: bool, **given: Any) -> int:
+def slurm(context: click.Context, /, launcher: bool, as_json: bool, **given: Any) -> int:
     """Print the sbatch file of a stage, fit for `sbatch`.
 
     \b
@@ -257,5 +259,3 @@ def _stopped() -> PartialError:
 def _terminated(_number: int, _frame: Any) -> NoReturn:
     """SIGTERM means what Ctrl-C means: stop in good order."""
     raise KeyboardInterrupt
-
-

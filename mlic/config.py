@@ -110,13 +110,17 @@ class PackConfig(Settings):
     images: LocalPath = setting(..., "Folder with the images, nested as you like", cli="argument")
     labels: LocalPath = setting(..., "Folder of per-label .txt lists, or a CSV or TSV file", cli="flag")
     out: LocalPath = setting(Path("shards"), "Folder to write the shards to", cli="flag", validate_default=True)
-    split: Shares = setting(
-        {"train": 0.8, "val": 0.1, "test": 0.1}, "Names of the splits and their shares", cli="flag"
-    )
+    split: Shares = setting({"train": 0.8, "val": 0.1, "test": 0.1}, "Names of the splits and their shares", cli="flag")
     seed: int = setting(42, "Seed of the split and of the order of the training samples", cli="flag", ge=0)
     shard_mb: float = setting(64.0, "Target size of a shard in MB", cli="flag", gt=0)
     min_shards: int = setting(4, "Fewest shards of a split, as far as it has samples", ge=1)
-    max_bad: float = setting(0.01, "Largest share of unreadable images before pack stops; ten are always allowed", cli="flag", ge=0, le=1)
+    max_bad: float = setting(
+        0.01,
+        "Largest share of unreadable images before pack stops; ten are always allowed",
+        cli="flag",
+        ge=0,
+        le=1,
+    )
     max_pixels: int = setting(100_000_000, "Largest image, in pixels, that is decoded at all", ge=1)
 
     @model_validator(mode="after")
@@ -161,7 +165,11 @@ class TrainConfig(FitSettings):
     arch: str = setting("b-final", "Architecture: a-cnn1, b-final, or any torchvision classifier", cli="flag")
     arch_options: dict[str, float] = setting({}, "Options of the architecture, such as hidden or dropout")
     pos_weight_power: float = setting(
-        0.0, "Weight positives of a label by (negatives/positives)^power; 0: no weighting", cli="flag", ge=0, le=1
+        0.0,
+        "Weight positives of a label by (negatives/positives)^power; 0: no weighting",
+        cli="flag",
+        ge=0,
+        le=1,
     )
     threshold_policy: Policy = setting("global", "How decision thresholds are fitted", cli="flag")
     max_failures: int = setting(3, "How often a group of workers that lost a member is started anew", ge=0, place=True)
@@ -215,7 +223,9 @@ class PredictConfig(Settings):
     @model_validator(mode="after")
     def _format_is_known(self) -> Self:
         if self.out.suffix not in {".tsv", ".csv", ".jsonl", ".parquet"}:
-            raise ValueError(f"out should end in .tsv, .csv, .jsonl or .parquet, not {self.out.suffix or self.out.name!r}")
+            raise ValueError(
+                f"out should end in .tsv, .csv, .jsonl or .parquet, not {self.out.suffix or self.out.name!r}"
+            )
         return self
 
 
@@ -227,7 +237,9 @@ class EvaluateConfig(Settings):
         None, "Shards, a folder of per-label lists, or a CSV file; default: the shards of the run", cli="flag"
     )
     split: str = setting("test", "Split to measure, when labels are shards", cli="flag")
-    out: LocalPath | None = setting(None, "Folder for metrics.json and report.html; default: beside the predictions", cli="flag")
+    out: LocalPath | None = setting(
+        None, "Folder for metrics.json and report.html; default: beside the predictions", cli="flag"
+    )
     resamples: int = setting(1000, "Bootstrap resamples of the images for the intervals", cli="flag", ge=100)
     seed: int = setting(42, "Seed of the bootstrap", ge=0)
 
@@ -235,7 +247,9 @@ class EvaluateConfig(Settings):
 class DemoConfig(Settings):
     """Run the whole pipeline on a small generated corpus."""
 
-    out: LocalPath = setting(Path("mlic-demo"), "Folder for everything the demo writes", cli="flag", validate_default=True)
+    out: LocalPath = setting(
+        Path("mlic-demo"), "Folder for everything the demo writes", cli="flag", validate_default=True
+    )
     samples: int = setting(480, "Images to generate", cli="flag", ge=60)
     seed: int = setting(42, "Seed of the corpus, the split and the training", cli="flag", ge=0)
     workers: Workers = setting(2, "Training workers, or auto", cli="flag", place=True)
@@ -292,7 +306,9 @@ def _as_config_error(error: ValidationError) -> ConfigError:
     first = error.errors()[0]
     where = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "missing":
-        return ConfigError(f"{where} is not given.", f"give {where.upper()} on the command line or in the --config file.")
+        return ConfigError(
+            f"{where} is not given.", f"give {where.upper()} on the command line or in the --config file."
+        )
     what = first["msg"].removeprefix("Value error, ")
     if where:
         given = first["input"]
@@ -311,7 +327,7 @@ def read_file(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration file {path}: {error}.", "check its path.") from None
     try:
-        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_yaml_loader())
+        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_yaml_loader())  # noqa: S506
     except (ValueError, yaml.YAMLError) as error:
         line = " ".join(str(error).split())
         raise ConfigError(f"{path} is not valid {path.suffix[1:] or 'YAML'}: {line}.", "mend that line.") from None
@@ -332,7 +348,7 @@ def read_sets(sets: Sequence[str]) -> dict[str, Any]:
         if not sep or not key.strip():
             raise ConfigError(f"--set takes key=value, not {text!r}.", "for example --set weight_decay=1e-4.")
         try:
-            value = yaml.load(raw, Loader=_yaml_loader())
+            value = yaml.load(raw, Loader=_yaml_loader())  # noqa: S506
         except yaml.YAMLError:
             value = raw
         *parents, leaf = key.strip().split(".")
@@ -344,7 +360,7 @@ def read_sets(sets: Sequence[str]) -> dict[str, Any]:
 
 
 def _yaml_loader() -> Any:
-    """YAML's safe loader that also reads 1e-4 as a number, which YAML 1.1 takes for text."""
+    """YAML's safe loader, made to read 1e-4 as a number too, which YAML 1.1 takes for text."""
     import re
 
     import yaml

@@ -102,7 +102,9 @@ def train_share(cluster: Cluster, workers: int | Literal["auto"]) -> Share:
     unit = "GPU" if cluster.gpus else "CPU"
     have = cluster.gpus or cluster.cpus
     if count > have or have == 0:
-        raise ClusterError(f"{count} workers need {count} {unit}s; this cluster has {have}.", f"--workers {max(1, have)}.")
+        raise ClusterError(
+            f"{count} workers need {count} {unit}s; this cluster has {have}.", f"--workers {max(1, have)}."
+        )
     if cluster.gpus:
         return Share(count, max(1, min(node.cpus // node.gpus for node in usable)), 1)
     cpus = max(n for n in range(1, cluster.cpus + 1) if sum(node.cpus // n for node in usable) >= count)
@@ -116,7 +118,9 @@ def task_share(cluster: Cluster, workers: int | Literal["auto"], use_gpus: bool)
     count = have if workers == "auto" else workers
     if count > have or have == 0:
         unit = "GPU" if gpus else "CPU"
-        raise ClusterError(f"{count} workers need {count} {unit}s; this cluster has {have}.", f"--workers {max(1, have)}.")
+        raise ClusterError(
+            f"{count} workers need {count} {unit}s; this cluster has {have}.", f"--workers {max(1, have)}."
+        )
     return Share(count, 1, int(gpus))
 
 
@@ -139,7 +143,9 @@ def check_shared(cluster: Cluster, folder: Path) -> None:
             task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(str(probe))
             for node in cluster.nodes
         ]
-        blind = [node.host for node, seen in zip(cluster.nodes, ray.get(asked, timeout=120), strict=True) if seen != text]
+        blind = [
+            node.host for node, seen in zip(cluster.nodes, ray.get(asked, timeout=120), strict=True) if seen != text
+        ]
     finally:
         probe.unlink()
     if blind:
@@ -177,9 +183,10 @@ def _own_token() -> None:
 
 
 def _has_token() -> bool:
-    return any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or (
-        Path.home() / ".ray" / "auth_token"
-    ).is_file()
+    return (
+        any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+        or (Path.home() / ".ray" / "auth_token").is_file()
+    )
 
 
 def _init(address: str | None) -> None:

@@ -121,7 +121,8 @@ class Run:
                 foreign = sorted(p.name for p in folder.iterdir() if p.name != _LOCK and not p.name.endswith(".part"))
                 if foreign:
                     raise ConfigError(
-                        f"{folder} holds files that mlic did not write ({foreign[0]!r}).", "name another folder."
+                        f"{folder} holds files that mlic did not write ({foreign[0]!r}).",
+                        "name another folder.",
                     )
                 state = {"attempt": 0}
             else:
@@ -205,9 +206,7 @@ def _lock(folder: Path) -> int:
     except BlockingIOError:
         owner = os.read(lock, 200).decode(errors="replace").strip() or "another process"
         os.close(lock)
-        raise PartialError(
-            f"{folder} is in use by {owner}.", "wait for it to end, or name another folder."
-        ) from None
+        raise PartialError(f"{folder} is in use by {owner}.", "wait for it to end, or name another folder.") from None
     os.ftruncate(lock, 0)
     os.write(lock, f"process {os.getpid()} on {socket.gethostname()} since {_now()}".encode())
     return lock
@@ -224,9 +223,7 @@ def _clear(folder: Path) -> None:
                 path.unlink()
 
 
-def _compare(
-    folder: Path, state: Mapping[str, Any], kind: str, config: BaseModel, inputs: Mapping[str, str]
-) -> None:
+def _compare(folder: Path, state: Mapping[str, Any], kind: str, config: BaseModel, inputs: Mapping[str, str]) -> None:
     other = f"a folder of another name, or --fresh to throw away what {folder.name} holds."
     if state.get("kind") != kind:
         raise ConfigError(f"{folder} was made by mlic {state.get('kind')}, not by mlic {kind}.", other)
@@ -237,20 +234,22 @@ def _compare(
         if before.get(key) != now.get(key)
     ]
     if differ:
-        raise ConfigError(f"{folder} was made with other settings: {'; '.join(differ)}.", f"give {_name_flag(kind)} {other}")
+        raise ConfigError(
+            f"{folder} was made with other settings: {'; '.join(differ)}.", f"give {_name_flag(kind)} {other}"
+        )
     changed = [name for name, value in inputs.items() if state.get("inputs", {}).get(name) != value]
     if changed:
         what = " and ".join(changed)
-        raise ConfigError(f"{folder} was made from other {what}; they changed since.", f"give {_name_flag(kind)} {other}")
+        raise ConfigError(
+            f"{folder} was made from other {what}; they changed since.", f"give {_name_flag(kind)} {other}"
+        )
 
 
 def _name_flag(kind: str) -> str:
     return "--name with" if kind in ("train", "tune") else "--out with"
 
 
-def _started(
-    state: Mapping[str, Any], kind: str, config: BaseModel, inputs: Mapping[str, str]
-) -> dict[str, Any]:
+def _started(state: Mapping[str, Any], kind: str, config: BaseModel, inputs: Mapping[str, str]) -> dict[str, Any]:
     return {
         "format": 1,
         "kind": kind,

@@ -22,7 +22,16 @@ MAX_BYTES = 512 * 2**20  # a larger file is no photograph and would fill a worke
 
 _EXIF_ORIENTATION = 274
 # Orientation tag -> (turns by 90 degrees counter-clockwise, mirror left-right afterwards). TIFF 6.0, tag 274.
-_TURNS = {1: (0, False), 2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
+_TURNS = {
+    1: (0, False),
+    2: (0, True),
+    3: (2, False),
+    4: (2, True),
+    5: (3, True),
+    6: (3, False),
+    7: (1, True),
+    8: (1, False),
+}
 
 
 class BadImage(Exception):

@@ -63,7 +63,8 @@ def read_annotations(path: Path) -> Annotations:
         raise DataError(f"the labels {path} do not exist.", "check the path given to --labels.")
     if path.suffix not in (".csv", ".tsv"):
         raise DataError(
-            f"cannot tell the format of the labels {path}.", "give a folder of LABEL.txt lists, or a .csv or .tsv table."
+            f"cannot tell the format of the labels {path}.",
+            "give a folder of LABEL.txt lists, or a .csv or .tsv table.",
         )
     return _read_table(path)
 
@@ -131,12 +132,16 @@ class _Resolver:
         found = self.exact.get(name.removeprefix("./"))
         if found is not None:
             return found
-        candidates = self.loose.get(name.removeprefix("./")) or (self.numbers.get(int(name)) if _is_number(name) else None)
+        candidates = self.loose.get(name.removeprefix("./")) or (
+            self.numbers.get(int(name)) if _is_number(name) else None
+        )
         if not candidates:
             return None
         if len(candidates) > 1:
             a, b = (self.paths[i] for i in candidates[:2])
-            raise DataError(f"{where}: {name!r} could mean {a} or {b}.", "name the image by its path within the folder.")
+            raise DataError(
+                f"{where}: {name!r} could mean {a} or {b}.", "name the image by its path within the folder."
+            )
         return candidates[0]
 
 
@@ -200,7 +205,8 @@ def _wide(file: Path, header: Sequence[str], body: Sequence[tuple[int, list[str]
             value = _CELLS.get(cell.strip().lower())
             if value is None:
                 raise DataError(
-                    f"{file}:{line}: {cell!r} for the label {labels[label]!r} is not 1, 0 or -1.", "mend that cell."
+                    f"{file}:{line}: {cell!r} for the label {labels[label]!r} is not 1, 0 or -1.",
+                    "mend that cell.",
                 )
             if value:
                 marks[name][label] = value

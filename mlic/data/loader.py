@@ -96,7 +96,10 @@ class ShardReader:
     def _load(self, index: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Batch:
         split = self._split
         blobs = [
-            (split.keys[i], lambda i=i: os.pread(self._files[int(split.shard[i])], int(split.sizes[i]), int(split.offsets[i])))
+            (
+                split.keys[i],
+                lambda i=i: os.pread(self._files[int(split.shard[i])], int(split.sizes[i]), int(split.offsets[i])),
+            )
             for i in index
         ]
         pixels, bad = decode_batch(blobs, self._preprocessing, MAX_PIXELS)

@@ -37,6 +37,13 @@ class Predictions:
     decisions: Array | None
 
 
+def resolve_values(suffix: str, values: Values | Literal["auto"]) -> Values:
+    """What a format holds when the user does not say: decisions in the reference layout, both in the others."""
+    if values != "auto":
+        return values
+    return "decisions" if suffix == ".tsv" else "both"
+
+
 def write(path: Path, suffix: str, labels: Sequence[str], values: Values, parts: Iterable[Predictions]) -> int:
     """Write parts, one after another, as a file of the format that `suffix` names; returns the number of rows."""
     if suffix == ".parquet":
@@ -70,7 +77,9 @@ def read(path: Path) -> Predictions:
         if path.suffix in (".tsv", ".csv"):
             return _read_table(path)
     except (ValueError, KeyError, TypeError, OSError, csv.Error) as error:
-        raise DataError(f"{path} does not read as predictions: {error}.", "write it again by mlic batch-predict.") from None
+        raise DataError(
+            f"{path} does not read as predictions: {error}.", "write it again by mlic batch-predict."
+        ) from None
     raise DataError(f"{path} is no .tsv, .csv, .jsonl or .parquet file.", "name a predictions file or a run.")
 
 

@@ -18,6 +18,7 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,9 +100,7 @@ class Split:
         return len(self.keys)
 
 
-def plan(
-    splits: Mapping[str, Sequence[Source]], shard_mb: float, min_shards: int, seed: int
-) -> tuple[ShardPlan, ...]:
+def plan(splits: Mapping[str, Sequence[Source]], shard_mb: float, min_shards: int, seed: int) -> tuple[ShardPlan, ...]:
     """Deal the samples of each split out to shards of about `shard_mb` MB.
 
     Training samples are put in a seeded random order, so that a reader that takes shards in sequence meets a mixture;
@@ -117,8 +116,7 @@ def plan(
         count = min(len(ordered), max(min_shards, round(total / (shard_mb * 1e6))))
         bounds = np.linspace(0, len(ordered), count + 1).round().astype(int)
         shards += [
-            ShardPlan(f"{split}-{i:06d}.tar", split, tuple(ordered[a:b]))
-            for i, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+            ShardPlan(f"{split}-{i:06d}.tar", split, tuple(ordered[a:b])) for i, (a, b) in enumerate(pairwise(bounds))
         ]
     return tuple(shards)
 
@@ -233,7 +231,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         what = "holds no index.json" if folder.is_dir() else "does not exist"
         raise DataError(
-            f"the shard folder {folder} {what}.", f"mlic pack IMAGES --labels LABELS --out {folder} writes one."
+            f"the shard folder {folder} {what}.",
+            f"mlic pack IMAGES --labels LABELS --out {folder} writes one.",
         ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}.", "run the same mlic pack command again with --fresh.") from None

@@ -1,7 +1,7 @@
 """The model folder that explains itself: weights, labels in order, preprocessing, thresholds, provenance.
 
-    model.json            everything but the weights; "format": 1
-    weights.safetensors   the state dict
+model.json            everything but the weights; "format": 1
+weights.safetensors   the state dict
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def read(path: Path) -> Bundle:
             spec["weights_sha256"],
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"the bundle {folder} does not read: {error!r}.", "run the same mlic train command again.") from None
+        raise DataError(
+            f"the bundle {folder} does not read: {error!r}.", "run the same mlic train command again."
+        ) from None
 
 
 def load_model(path: Path) -> tuple[Bundle, nn.Module]:
@@ -117,7 +119,9 @@ def load_model(path: Path) -> tuple[Bundle, nn.Module]:
     try:
         data = file.read_bytes()
         if hashlib.sha256(data).hexdigest() != bundle.weights_sha256:
-            raise DataError(f"{file} is not the file that model.json was written with.", "train or copy the model again.")
+            raise DataError(
+                f"{file} is not the file that model.json was written with.", "train or copy the model again."
+            )
         size = bundle.preprocessing.image_size
         model = zoo.build(bundle.arch, len(bundle.labels), bundle.preprocessing.channels, size, bundle.arch_options)
         model.load_state_dict(load(data))

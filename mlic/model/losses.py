@@ -32,7 +32,6 @@ def bce_sum(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -
     the logits' type is.
     """
     known = (targets >= 0).float()
-    loss = functional.binary_cross_entropy_with_logits(
+    return functional.binary_cross_entropy_with_logits(
         logits.float(), targets.clamp(min=0).float(), weight=known, pos_weight=weight, reduction="sum"
     )
-    return loss

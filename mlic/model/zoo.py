@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -82,18 +83,22 @@ def _a_cnn1(num_labels: int, channels: int, image_size: int, hidden: float = 128
     )  # fmt: skip
     flat = _flat_size(features, channels, image_size)
     return nn.Sequential(
-        *features, nn.Linear(flat, int(hidden)), nn.ReLU(), nn.Dropout(dropout), nn.Linear(int(hidden), num_labels)
+        *features,
+        nn.Linear(flat, int(hidden)),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(int(hidden), num_labels),
     )
 
 
 def _b_final(num_labels: int, channels: int, image_size: int, hidden: float = 256, dropout: float = 0.5) -> nn.Module:
     """Reference system B, final net: conv 32, 64, 128, 256 (3x3, ReLU, batch norm), 2x2 pooling after the first three.
 
-    B was written in Keras, whose convolutions pad nothing by default and whose truncated normal has a deviation of 0.05.
+    B was written in Keras, where convolutions pad nothing by default and a truncated normal has a deviation of 0.05.
     """
     layers: list[nn.Module] = []
     widths = [channels, 32, 64, 128, 256]
-    for i, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (before, after) in enumerate(pairwise(widths)):
         layers += [nn.Conv2d(before, after, 3), nn.ReLU(), nn.BatchNorm2d(after)]
         if i < 3:
             layers.append(nn.MaxPool2d(2))
@@ -137,7 +142,12 @@ def _replace_first_conv(model: nn.Module, channels: int) -> None:
     """Give the first convolution `channels` inputs in place of three."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
-            wanted = inspect.signature(nn.Conv2d).parameters.keys() - {"in_channels", "device", "dtype", "bias"}
+            wanted = inspect.signature(nn.Conv2d).parameters.keys() - {
+                "in_channels",
+                "device",
+                "dtype",
+                "bias",
+            }
             arguments = {key: getattr(module, key) for key in wanted}
             parent, _, leaf = name.rpartition(".")
             fresh = nn.Conv2d(channels, bias=module.bias is not None, **arguments)

@@ -103,7 +103,9 @@ def intervals(
 
 
 def warnings(
-    values: Mapping[str, float], limits: Mapping[str, tuple[float, float]], trivial: Mapping[str, Mapping[str, float]]
+    values: Mapping[str, float],
+    limits: Mapping[str, tuple[float, float]],
+    trivial: Mapping[str, Mapping[str, float]],
 ) -> list[str]:
     """One sentence for each headline that does not clear its best baseline."""
     found = []
@@ -112,7 +114,9 @@ def warnings(
             continue
         baseline, best = best_baseline(name, trivial)
         if values[name] <= best:
-            found.append(f"{name} {values[name]:.4f} is not above {baseline.replace('_', ' ')}, which gives {best:.4f}.")
+            found.append(
+                f"{name} {values[name]:.4f} is not above {baseline.replace('_', ' ')}, which gives {best:.4f}."
+            )
         elif limits[name][0] <= best:
             found.append(
                 f"{name} {values[name]:.4f} is not clearly above {baseline.replace('_', ' ')}, which gives {best:.4f}: "
@@ -128,9 +132,7 @@ def best_baseline(metric: str, trivial: Mapping[str, Mapping[str, float]]) -> tu
     return name, have[name]
 
 
-def label_table(
-    labels: Sequence[str], decisions: Array, targets: Array, scores: Array | None
-) -> list[dict[str, Any]]:
+def label_table(labels: Sequence[str], decisions: Array, targets: Array, scores: Array | None) -> list[dict[str, Any]]:
     """One row a label: label, support, share, precision, recall, f1 and, with scores, ap."""
     columns = label_metrics(decisions, targets)
     share = _ratio(columns["support"], (targets >= 0).sum(axis=0))
@@ -160,7 +162,11 @@ def _sample_sums(decisions: Array, targets: Array) -> Array:
 
 
 def _label_counts(sums: Array, num_labels: int) -> tuple[Array, Array, Array]:
-    return sums[:, :num_labels], sums[:, num_labels : 2 * num_labels], sums[:, 2 * num_labels : 3 * num_labels]
+    return (
+        sums[:, :num_labels],
+        sums[:, num_labels : 2 * num_labels],
+        sums[:, 2 * num_labels : 3 * num_labels],
+    )
 
 
 def _from_sums(sums: Array, num_labels: int) -> dict[str, Array]:
@@ -188,7 +194,7 @@ def _rates(tp: Array, fp: Array, fn: Array) -> dict[str, Array]:
 
 
 def _ranking(scores: Array, targets: Array) -> tuple[Array, Array, Array]:
-    """For average precision: sample numbers by falling score, which are positive, and the last of each run of equals."""
+    """For average precision: sample numbers by falling score, which are positive, and the last of equals."""
     samples = np.flatnonzero(targets >= 0)
     order = samples[np.argsort(-scores[samples], kind="stable")]
     ranked = scores[order]
@@ -210,4 +216,5 @@ def _weighted_ap(order: Array, positive: Array, last: Array, weights: Array) -> 
 def _ratio(a: Array, b: Array) -> Array:
     """a / b, and 0 where b is 0."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    return np.divide(a, b, out=np.zeros(np.broadcast_shapes(a.shape, b.shape)), where=b != 0)
+    result: Array = np.divide(a, b, out=np.zeros(np.broadcast_shapes(a.shape, b.shape)), where=b != 0)
+    return result

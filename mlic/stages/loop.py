@@ -107,9 +107,7 @@ def read_best(folder: Path) -> Best:
     if not path.is_file():
         raise RunError(f"{folder} has no finished epoch.", "run the same command again.")
     best = torch.load(path, map_location="cpu", weights_only=True)
-    return Best(
-        best["epoch"], best["metrics"], best["state"], *(best[name].numpy() for name in _BEST_ARRAYS)
-    )
+    return Best(best["epoch"], best["metrics"], best["state"], *(best[name].numpy() for name in _BEST_ARRAYS))
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
@@ -180,7 +178,11 @@ class _Fitting:
         self.best_value = max(self.best_value, row[OBJECTIVE])
         if self.place.rank == 0:
             fitted = thresholds.fit(policy, scores, targets)
-            self._save(row, better, {"thresholds": fitted, "scores": scores, "targets": targets, "decisions": decisions})
+            self._save(
+                row,
+                better,
+                {"thresholds": fitted, "scores": scores, "targets": targets, "decisions": decisions},
+            )
         self._say(
             f"val  epoch {epoch + 1}/{self.config.epochs} | loss {loss:.4f} | f1_micro {row[OBJECTIVE]:.4f} | "
             f"f1_macro {row['val/f1_macro']:.4f} | map {row['val/map']:.4f}" + (" | best" if better else "")
@@ -189,9 +191,7 @@ class _Fitting:
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         config, place = self.config, self.place
-        batches = train_batches(
-            len(self.train), config.batch_size, place.rank, place.world_size, config.seed, epoch
-        )
+        batches = train_batches(len(self.train), config.batch_size, place.rank, place.world_size, config.seed, epoch)
         total_steps = config.epochs * len(batches)
         mirror = mirrors(len(self.train), config.seed, epoch) if config.hflip else None
         torch.manual_seed((config.seed * 1_000_003 + epoch) * 1_009 + place.rank)
@@ -321,7 +321,10 @@ class _Fitting:
     def _say(self, line: str, everyone: bool = False) -> None:
         """Add a line to the run's log, which the driver follows; rank 0 speaks for all unless something is wrong."""
         if self.place.rank == 0 or everyone:
-            with disk_errors(self.place.folder), (self.place.folder / "log.txt").open("a", encoding="utf-8") as file:
+            with (
+                disk_errors(self.place.folder),
+                (self.place.folder / "log.txt").open("a", encoding="utf-8") as file,
+            ):
                 file.write(line + "\n")
 
 

@@ -10,8 +10,16 @@ import numpy as np
 from mlic.config import Model
 from mlic.score import metrics
 
-_SHOWN = ("f1_micro", "precision_micro", "recall_micro", "f1_macro", "map", "subset_accuracy", "hamming_accuracy")
-_BASELINES = ("all_negative", "always_top_1", "always_top_2", "always_top_3", "prevalence")
+_SHOWN = (
+    "f1_micro",
+    "precision_micro",
+    "recall_micro",
+    "f1_macro",
+    "map",
+    "subset_accuracy",
+    "hamming_accuracy",
+)
+BASELINES = ("all_negative", "always_top_1", "always_top_2", "always_top_3", "prevalence")
 
 
 class LabelRow(Model):
@@ -27,7 +35,7 @@ class LabelRow(Model):
 
 
 class Measurement(Model):
-    """Metrics of one set of decisions: `values` by metric, `intervals` (95%) by metric, `baselines` by name and metric."""
+    """Metrics of decisions: `values` by metric, `intervals` (95%) by metric, `baselines` by name and metric."""
 
     samples: int
     values: dict[str, float]
@@ -38,7 +46,7 @@ class Measurement(Model):
 
     def table(self) -> str:
         """The headline table: a metric a line, with its interval and its baselines."""
-        names = [name for name in _BASELINES if name in self.baselines]
+        names = [name for name in BASELINES if name in self.baselines]
         head = ["metric", "value", "95% interval", *(name.replace("_", "-") for name in names)]
         rows = [head]
         for metric in _SHOWN:
@@ -79,6 +87,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of text as lines in columns, the first column to the left and the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]

@@ -106,20 +106,21 @@ def _unique(listing: Sequence[images.ImageFile]) -> tuple[list[images.ImageFile]
     return list(first.values()), duplicates
 
 
-def _plan(config: PackConfig, unique: Sequence[images.ImageFile], joined: labels.Joined) -> tuple[shards.ShardPlan, ...]:
+def _plan(
+    config: PackConfig, unique: Sequence[images.ImageFile], joined: labels.Joined
+) -> tuple[shards.ShardPlan, ...]:
     parts = random_split(len(unique), config.split, config.seed)
     sources = {
         split: [
-            shards.Source(unique[i].key, unique[i].path, unique[i].size, tuple(joined.targets[i].tolist())) for i in part
+            shards.Source(unique[i].key, unique[i].path, unique[i].size, tuple(joined.targets[i].tolist()))
+            for i in part
         ]
         for split, part in zip(config.split, parts, strict=True)
     }
     return shards.plan(sources, config.shard_mb, config.min_shards, config.seed)
 
 
-def _write_all(
-    config: PackConfig, plan: Sequence[shards.ShardPlan], names: Sequence[str]
-) -> list[shards.Written]:
+def _write_all(config: PackConfig, plan: Sequence[shards.ShardPlan], names: Sequence[str]) -> list[shards.Written]:
     done = {written.name: written for written in _already_written(config.out, plan)}
     todo = [shard for shard in plan if shard.name not in done]
     progress = Progress(logger, "pack", len(todo), "shards", "images")
@@ -141,7 +142,8 @@ def _write_all(
                     )
         except KeyboardInterrupt:
             raise PartialError(
-                f"stopped after {len(done):,} of {len(plan):,} shards.", "run the same command again to go on."
+                f"stopped after {len(done):,} of {len(plan):,} shards.",
+                "run the same command again to go on.",
             ) from None
     return [done[shard.name] for shard in plan]
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, read_state, write_json
 from mlic.config import Model, TrainConfig
@@ -41,8 +40,9 @@ class TrainReport(Model):
 
     def text(self) -> str:
         return (
-            f"{self.run}: {self.arch}, best epoch {self.best_epoch} of {self.epochs}, thresholds {self.threshold_policy}\n"
-            f"validation split, {self.measurement.samples:,} samples, thresholds cross-fitted\n"
+            f"{self.run}: {self.arch}, best epoch {self.best_epoch} of {self.epochs}, "
+            f"{self.threshold_policy} thresholds\n"
+            f"validation split, {self.measurement.samples:,} samples, cross-fitted thresholds\n"
             f"{self.measurement.table()}\nmodel  {self.model}"
         )
 
@@ -126,7 +126,8 @@ def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run) -> None
     except KeyboardInterrupt:
         done = len(loop.read_history(run.folder))
         raise PartialError(
-            f"stopped; {done} of {config.epochs} epochs are done and kept.", "run the same command again to go on."
+            f"stopped; {done} of {config.epochs} epochs are done and kept.",
+            "run the same command again to go on.",
         ) from None
     next(log)
     _raise_failure(run, failed)
@@ -188,9 +189,14 @@ def _worker(arguments: dict[str, Any]) -> None:
     if _read_failure(folder, place.attempt) is not None:
         return  # our own error would only come again; leaving quietly spares the restarts meant for lost workers
     try:
-        loop.fit(TrainConfig(**arguments["config"]), place, lambda row: None)
+        loop.fit(TrainConfig(**arguments["config"]), place, lambda _: None)
     except MlicError as error:
-        failure = {"kind": type(error).__name__, "message": error.message, "hint": error.hint, "attempt": place.attempt}
+        failure = {
+            "kind": type(error).__name__,
+            "message": error.message,
+            "hint": error.hint,
+            "attempt": place.attempt,
+        }
         write_json(folder / _FAILURE, failure)
         raise
 
@@ -215,7 +221,8 @@ def _raise_failure(run: Run, failed: list[BaseException]) -> None:
         rank, error = min(workers.items())
         line = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
         raise RunError(
-            f"training failed on rank {rank}: {line.strip()[:300]}.", "run the same command again; -v shows Ray's own log."
+            f"training failed on rank {rank}: {line.strip()[:300]}.",
+            "run the same command again; -v shows Ray's own log.",
         ) from error
 
 
@@ -236,5 +243,3 @@ def _follow(path: Path) -> Iterator[None]:
                     said = time.monotonic()
                 logger.info("%s", line, extra={"transient": transient})
         yield
-
-

@@ -1,0 +1,8 @@
+"""Ray Jobs entrypoint: ray job submit --working-dir . -- python jobs/evaluate.py ARGUMENTS"""
+
+import sys
+from pathlib import Path
+
+from mlic.cli import main
+
+main(["evaluate", "--config", str(Path(__file__).with_suffix(".yaml").resolve()), *sys.argv[1:]])

@@ -1,0 +1,97 @@
+"""The whole pipeline on a small generated corpus: pack, train, tune, batch-predict, evaluate."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from mlic.cluster import ray as cluster_ray
+from mlic.cluster.runs import Run
+from mlic.config import DemoConfig, EvaluateConfig, Model, PackConfig, PredictConfig, TrainConfig, TuneConfig
+from mlic.data import toy
+from mlic.stages.evaluate import evaluate
+from mlic.stages.measure import Measurement
+from mlic.stages.pack import pack
+from mlic.stages.predict import predict
+from mlic.stages.train import train
+from mlic.stages.tune import tune
+
+logger = logging.getLogger(__name__)
+
+_IMAGE_SIZE = 64
+_EPOCHS = 8
+_TRIALS = 4
+
+
+class DemoReport(Model):
+    """What the demo left behind. `measurement` is of the test split, which neither training nor the search saw."""
+
+    out: Path
+    shards: Path
+    run: Path
+    search: Path
+    predictions: Path
+    predicted: int
+    report: Path
+    measurement: Measurement
+
+    def text(self) -> str:
+        return "\n".join(
+            [
+                f"test split of the generated corpus, {self.measurement.samples} samples, model {self.run.name}",
+                self.measurement.table(), f"predictions of {self.predicted} new images  {self.predictions}",
+                f"report  {self.report}",
+            ]
+        )  # fmt: skip
+
+
+def demo(config: DemoConfig) -> DemoReport:
+    """Generate a corpus and run every stage on it, on one Ray; each stage may be stopped and goes on."""
+    out = config.out
+    corpus, shards, runs = out / "corpus", out / "shards", out / "runs"
+    with Run.open(out, "demo", config, {}, config.fresh) as run:
+        if run.finished and Path(run.report["report"]).is_file():
+            return DemoReport(**run.report)
+        if run.finished:
+            run.reopen()
+        if not (corpus / "done").is_file():
+            _say("generating the corpus")
+            toy.generate(corpus, config.samples, config.samples // 8, config.seed, _IMAGE_SIZE)
+            (corpus / "done").touch()
+        with cluster_ray.connect(config.address) as cluster:
+            workers = 1 if config.workers != "auto" and cluster.cpus < config.workers else config.workers
+            common = {"seed": config.seed, "address": config.address}
+            fit = {
+                "shards": shards,
+                "runs": runs,
+                "epochs": _EPOCHS,
+                "image_size": _IMAGE_SIZE,
+                "batch_size": 32,
+                **common,
+            }
+            _say("mlic pack")
+            pack(PackConfig(images=corpus / "images", labels=corpus / "annotations", out=shards, **common))
+            _say(f"mlic train, {_EPOCHS} epochs on {workers} workers")
+            trained = train(TrainConfig(arch="b-final", color="rgb", name="train", workers=workers, **fit))
+            _say(f"mlic tune, {_TRIALS} trials")
+            searched = tune(TuneConfig(num_samples=_TRIALS, color="rgb", name="tune", **fit))
+            best = trained.run
+            if searched.measurement.values["f1_micro"] > trained.measurement.values["f1_micro"]:
+                best = searched.run
+            _say(f"mlic batch-predict with {best.name}")
+            predicted = predict(
+                PredictConfig(model=best, images=corpus / "unlabelled", out=out / "preds.tsv", address=config.address)
+            )
+            _say("mlic evaluate")
+            measured = evaluate(EvaluateConfig(predictions=best, labels=shards, out=out / "evaluation", **common))
+        report = DemoReport(
+            out=out, shards=shards, run=best, search=searched.run, predictions=predicted.out,
+            predicted=predicted.predicted, report=measured.report, measurement=measured.measurement,
+        )  # fmt: skip
+        run.finish(report)
+    return report
+
+
+def _say(text: str) -> None:
+    logger.info("%s  %s", time.strftime("%H:%M:%S"), text)

@@ -1,0 +1,320 @@
+"""Search architecture, loss weighting, learning rate and threshold policy with Ray Tune and ASHA.
+
+The trials are drawn before the first one starts, and each keeps its history and checkpoints in its own folder. A search
+that is started again tells Ray Tune every trial's history anew: ASHA's rungs fill up as before, trials that were done
+cost nothing, and the others go on after their last epoch. Ray Tune's own restore loses the rungs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mlic.cluster import ray as cluster_ray
+from mlic.cluster.runs import Run, is_current, write_atomic, write_json
+from mlic.config import FitSettings, Model, TrainConfig, TuneConfig
+from mlic.data.shards import read_index
+from mlic.errors import ClusterError, DataError, MlicError, PartialError, RunError
+from mlic.model import bundle, zoo
+from mlic.stages import loop
+from mlic.stages.measure import Measurement, aligned
+from mlic.stages.train import finish
+
+logger = logging.getLogger(__name__)
+
+_TRIALS = "trials"
+_SETTINGS = ("arch", "threshold_policy", "pos_weight_power", "lr")
+
+
+class Trial(Model):
+    """A row of the table of trials; `value` is the best OBJECTIVE of its epochs, None when it reported none."""
+
+    number: int
+    status: str
+    epochs: int
+    value: float | None
+    arch: str
+    threshold_policy: str
+    pos_weight_power: float
+    lr: float
+    error: str | None
+
+
+class TuneReport(Model):
+    """What a search came to: its trials, best first, and the winner's model and configuration file."""
+
+    run: Path
+    model: Path
+    best_config: Path
+    trials: tuple[Trial, ...]
+    measurement: Measurement
+
+    def text(self) -> str:
+        rows = [["trial", "status", "epochs", loop.OBJECTIVE, "arch", "thresholds", "pos_weight_power", "lr"]]
+        rows += [
+            [
+                f"{t.number}", t.status, f"{t.epochs}", "-" if t.value is None else f"{t.value:.4f}", t.arch,
+                t.threshold_policy, f"{t.pos_weight_power:.3f}", f"{t.lr:.2e}",
+            ]
+            for t in self.trials
+        ]  # fmt: skip
+        pruned = sum(t.status == "pruned" for t in self.trials)
+        failed = [f"trial {t.number} failed: {t.error}" for t in self.trials if t.status == "failed"]
+        winner = self.trials[0].number
+        return "\n".join(
+            [
+                *aligned(rows),
+                *failed,
+                f"{len(self.trials)} trials, {pruned} stopped early, {len(failed)} failed; trial {winner} won",
+                f"its validation split, {self.measurement.samples:,} samples, cross-fitted thresholds "
+                "(the best of several trials looks better than it is)",
+                self.measurement.table(),
+                f"config  {self.best_config}",
+                f"model   {self.model}",
+            ]
+        )
+
+
+def tune(config: TuneConfig) -> TuneReport:
+    """Search with ASHA and leave the winner's bundle, a table of trials and a configuration for `mlic train`.
+
+    A stopped search goes on by the same command. Raises ConfigError for a space that cannot work, ClusterError when not
+    even one trial fits, RunError when no trial finished an epoch and PartialError when it is interrupted.
+    """
+    index = read_index(config.shards)
+    for split in ("train", "val"):
+        if split not in index["splits"]:
+            raise DataError(f"{config.shards} has no split {split!r}.", "pack with --split train=...,val=...")
+    for arch in config.archs:
+        zoo.check(arch)
+    folder = config.runs / (config.name or "tune")
+    plans = draw(config)
+    with Run.open(folder, "tune", config, {"shards": index["fingerprint"]}, config.fresh) as run:
+        if run.finished and (folder / "model" / bundle.SPEC).is_file():
+            return TuneReport(**run.report)
+        if run.finished:
+            run.reopen()
+        if not all(_ended(_trial_folder(folder, i)) for i in range(len(plans))):
+            with cluster_ray.connect(config.address) as cluster:
+                cluster_ray.check_shared(cluster, folder)
+                _search(cluster, config, plans, run)
+        report = _finish(plans, run)
+        run.finish(report)
+    return report
+
+
+def draw(config: TuneConfig) -> list[TrainConfig]:
+    """The configurations of all trials, a pure function of the settings; each trial has its own stream of numbers."""
+    shared = {
+        name: getattr(config, name)
+        for name in FitSettings.model_fields
+        if name not in ("address", "workers", "fresh", "name")
+    }
+    plans = []
+    for number in range(config.num_samples):
+        rng = np.random.default_rng([config.seed, 5, number])
+        low, high = (math.log(value) for value in config.lrs)
+        drawn = {
+            "arch": config.archs[int(rng.integers(len(config.archs)))],
+            "pos_weight_power": round(float(rng.uniform(*config.pos_weight_powers)), 4),
+            "threshold_policy": config.threshold_policies[int(rng.integers(len(config.threshold_policies)))],
+            "lr": float(f"{math.exp(rng.uniform(low, high)):.4g}"),
+        }
+        plans.append(TrainConfig(**{**shared, **drawn}))
+    return plans
+
+
+def _search(cluster: cluster_ray.Cluster, config: TuneConfig, plans: Sequence[TrainConfig], run: Run) -> None:
+    _refuse_what_does_not_fit(cluster, config)
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours to answer
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")  # a trial that is told to stop may be in an epoch
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    from ray import tune as ray_tune
+    from ray.tune.schedulers import ASHAScheduler
+
+    scheduler = ASHAScheduler(
+        time_attr="epoch", metric=_METRIC, mode="max", max_t=config.epochs, grace_period=config.grace_epochs,
+        reduction_factor=config.reduction_factor,
+    )  # fmt: skip
+    arguments = {
+        "plans": [plan.model_dump(mode="json") for plan in plans], "folder": str(run.folder), "attempt": run.attempt,
+    }  # fmt: skip
+    resources = {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
+    trainable = ray_tune.with_resources(ray_tune.with_parameters(_run_trial, arguments=arguments), resources)
+    storage = run.folder / ".ray"
+    shutil.rmtree(storage, ignore_errors=True)  # the trials' own folders are the record; Tune starts anew
+    tuner = ray_tune.Tuner(
+        trainable,
+        param_space={"number": ray_tune.grid_search(list(range(len(plans))))},
+        tune_config=ray_tune.TuneConfig(
+            scheduler=scheduler, reuse_actors=True, max_concurrent_trials=_at_once(cluster, config)
+        ),
+        run_config=ray_tune.RunConfig(
+            name="tune", storage_path=str(storage), verbose=0, callbacks=[_recorder(run.folder, len(plans))],
+            failure_config=ray_tune.FailureConfig(max_failures=1),
+        ),
+    )  # fmt: skip
+    try:
+        tuner.fit()
+    except KeyboardInterrupt:
+        done = sum(_ended(_trial_folder(run.folder, i)) is not None for i in range(len(plans)))
+        raise PartialError(
+            f"stopped; {done} of {len(plans)} trials are done, and the others keep their epochs.",
+            "run the same command again to go on.",
+        ) from None
+
+
+_METRIC = loop.OBJECTIVE.replace("/", "_")  # Ray Tune takes a slash for a nested result
+
+
+def _at_once(cluster: cluster_ray.Cluster, config: TuneConfig) -> int:
+    fits = int(cluster.cpus // config.cpus_per_trial)
+    if config.gpus_per_trial:
+        fits = min(fits, int(cluster.gpus // config.gpus_per_trial))
+    return fits if config.workers == "auto" else min(fits, config.workers)
+
+
+def _refuse_what_does_not_fit(cluster: cluster_ray.Cluster, config: TuneConfig) -> None:
+    """Ray Tune itself would wait for ever."""
+    for what, need, have in (
+        ("CPUs", config.cpus_per_trial, max((node.cpus for node in cluster.nodes), default=0)),
+        ("GPUs", config.gpus_per_trial, max((node.gpus for node in cluster.nodes), default=0)),
+    ):
+        if need > have:
+            flag = f"--{what[:3].lower()}s-per-trial {have}"
+            raise ClusterError(f"a trial needs {need:g} {what}; the largest node has {have}.", flag + ".")
+
+
+def _run_trial(config: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """One trial, in a Ray Tune worker: its history so far, then its remaining epochs."""
+    import torch
+    from ray import tune as ray_tune
+
+    owner = Path(arguments["folder"])
+    folder = _trial_folder(owner, config["number"])
+    plan = TrainConfig(**arguments["plans"][config["number"]])
+    ended = _ended(folder)
+
+    def report(row: dict[str, float]) -> None:
+        ray_tune.report({"epoch": int(row["epoch"]), _METRIC: row[loop.OBJECTIVE]})
+
+    if ended:
+        for row in loop.read_history(folder):
+            report(row)
+        if ended["status"] == "failed":
+            raise RunError(ended["error"])
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = loop.Place(0, 1, device, folder, owner, arguments["attempt"])
+    try:
+        loop.fit(plan, place, report)
+    except MlicError as error:
+        if is_current(owner, arguments["attempt"]):
+            write_json(folder / "ended.json", {"status": "failed", "error": str(error)})
+        raise
+
+
+def _recorder(folder: Path, num_trials: int) -> Any:
+    """A Ray Tune callback that records how trials end and tells the story; the class needs Ray to be defined."""
+    from ray.tune import Callback
+
+    class Recorder(Callback):  # type: ignore[misc]
+        best = -math.inf
+        done = 0
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **_: Any) -> None:
+            del iteration, trials
+            number, value = trial.config["number"], result.get(_METRIC)
+            if value is not None and value > self.best:
+                self.best = value
+                logger.info(
+                    "tune  trial %d, epoch %d | %s %.4f | best",
+                    number,
+                    result["epoch"],
+                    loop.OBJECTIVE,
+                    value,
+                )
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            del iteration, trials
+            self.done += 1
+            own = _trial_folder(folder, trial.config["number"])
+            plan_epochs = json.loads((folder / "config.json").read_text(encoding="utf-8"))["epochs"]
+            finished = len(loop.read_history(own)) >= plan_epochs
+            if not _ended(own):
+                write_json(own / "ended.json", {"status": "finished" if finished else "pruned", "error": None})
+            logger.info("tune  %d/%d trials | best %.4f", self.done, num_trials, self.best)
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            del iteration, trials
+            self.done += 1
+            own = _trial_folder(folder, trial.config["number"])
+            if not _ended(own):
+                text = str(trial.get_error() or "lost its worker").strip().splitlines()[-1][:300]
+                own.mkdir(parents=True, exist_ok=True)
+                write_json(own / "ended.json", {"status": "failed", "error": text})
+            logger.warning("trial %d failed: %s", trial.config["number"], (_ended(own) or {}).get("error"))
+
+    return Recorder()
+
+
+def _trial_folder(folder: Path, number: int) -> Path:
+    return folder / _TRIALS / f"{number:05d}"
+
+
+def _ended(folder: Path) -> dict[str, Any] | None:
+    path = folder / "ended.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _finish(plans: Sequence[TrainConfig], run: Run) -> TuneReport:
+    trials = [_trial(run.folder, number, plan) for number, plan in enumerate(plans)]
+    scored = [trial for trial in trials if trial.value is not None]
+    if not scored:
+        first = next((trial.error for trial in trials if trial.error), "no trial reported an epoch")
+        raise RunError(f"none of the {len(trials)} trials finished an epoch: {first}.", "mend that and use --fresh.")
+    trials.sort(key=lambda trial: (-(trial.value if trial.value is not None else -math.inf), trial.number))
+    winner = plans[trials[0].number]
+    _write_table(run.folder / "trials.parquet", trials)
+    best = winner.model_dump(mode="json", exclude={"address", "workers", "fresh", "name"})
+    head = f"# The winner of {run.folder.name}: trial {trials[0].number}, {loop.OBJECTIVE} {trials[0].value:.4f}.\n"
+    write_atomic(run.folder / "best.yaml", (head + yaml.safe_dump(best, sort_keys=False)).encode())
+    fitted = finish(winner, run.folder, _trial_folder(run.folder, trials[0].number))
+    return TuneReport(
+        run=run.folder, model=fitted.model, best_config=run.folder / "best.yaml", trials=tuple(trials),
+        measurement=fitted.measurement,
+    )  # fmt: skip
+
+
+def _trial(folder: Path, number: int, plan: TrainConfig) -> Trial:
+    own = _trial_folder(folder, number)
+    history = loop.read_history(own)
+    ended = _ended(own) or {"status": "failed", "error": "never ended"}
+    values = [row[loop.OBJECTIVE] for row in history]
+    settings = {name: getattr(plan, name) for name in _SETTINGS}
+    return Trial(
+        number=number, status=ended["status"], epochs=len(history), value=max(values, default=None),
+        error=ended["error"], **settings,
+    )  # fmt: skip
+
+
+def _write_table(path: Path, trials: Sequence[Trial]) -> None:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([trial.model_dump() for trial in trials]), sink)
+    write_atomic(path, sink.getvalue())
