@@ -115,11 +115,15 @@ def _settings(model: type[BaseModel], given: dict[str, Any]) -> Any:
 
 
 def _parameters(model: type[BaseModel]) -> list[click.Parameter]:
+    """Arguments and flags in the order of the fields, those of where the command runs last."""
     parameters: list[click.Parameter] = []
-    for name, field in model.model_fields.items():
+    inherited = config.Settings.model_fields
+    for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] in inherited):
         kind = config.cli_kind(field)
         if kind == "argument":
-            parameters.append(click.Argument([name], required=False, type=_type(field.annotation)))
+            parameters.append(
+                click.Argument([name], required=False, metavar=name.upper(), type=_type(field.annotation))
+            )
         elif kind == "flag":
             flag = "--" + name.replace("_", "-")
             help_text = f"{field.description}{_default(field)}"

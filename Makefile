@@ -1,0 +1,45 @@
+# The tasks of this project. Every one of them makes .venv first when it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-fast check fmt golden bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/mlic demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+# Without the tests that start Ray, train, kill and resume.
+test-fast: $(VENV)/installed
+	$(BIN)/python -m pytest -m "not ray and not slow"
+
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell README.md CHANGELOG.md mlic jobs slurm cluster tests benchmarks
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog --check README.md
+
+fmt: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Rewrite what tests compare whole: help texts, sbatch files, the README's tables. Look at the diff before you commit it.
+golden: $(VENV)/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.golden
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog -r README.md
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.pack
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mlic needs Python 3.11 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) mlic-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

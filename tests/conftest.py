@@ -1,0 +1,55 @@
+"""Fixtures: a toy corpus, its shards, and one Ray for all tests that need one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mlic.cluster.ray import connect
+from mlic.config import PackConfig
+from mlic.data import toy
+
+# Some machines set a thread count or a Ray of their own; tests run on neither.
+for name in ("RAY_ADDRESS", "SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`images/`, `annotations/` and `unlabelled/` of 240 and 30 generated images of 64 pixels."""
+    folder = tmp_path_factory.mktemp("corpus")
+    toy.generate(folder, num_samples=240, num_unlabelled=30, seed=7)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One embedded Ray with two CPUs, shared by the tests of the `ray` mark."""
+    with connect(None):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shards(corpus: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy corpus packed with the default splits."""
+    from mlic.stages.pack import pack
+
+    out = tmp_path_factory.mktemp("packed") / "shards"
+    pack(PackConfig(images=corpus / "images", labels=corpus / "annotations", out=out, workers=2))
+    return out
+
+
+@pytest.fixture
+def mlic(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line in a process of its own, in an empty folder."""
+
+    def run(*arguments: object, cwd: Path = tmp_path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mlic", *(str(argument) for argument in arguments)]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run

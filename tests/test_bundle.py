@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlic.config import Preprocessing
+from mlic.errors import DataError
+from mlic.model import bundle, zoo
+
+PREP = Preprocessing(image_size=64, color="rgb", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, torch.nn.Module]:
+    model = zoo.build("b-final", 3, 3, 64, {"hidden": 16})
+    spec = bundle.Bundle(
+        "b-final", {"hidden": 16}, ("c", "a", "b"), PREP, (0.1, 0.25, 0.7), {"policy": "global"}, {"run": "x"}
+    )
+    bundle.save(spec, model.state_dict(), tmp_path / "run" / "model")
+    return tmp_path / "run", model
+
+
+def test_round_trip(saved: tuple[Path, torch.nn.Module]) -> None:
+    run, model = saved
+    for path in (run, run / "model"):
+        spec, loaded = bundle.load_model(path)
+        assert (spec.labels, spec.thresholds, spec.preprocessing) == (("c", "a", "b"), (0.1, 0.25, 0.7), PREP)
+        x = torch.rand(2, 3, 64, 64)
+        assert torch.equal(loaded(x), model.eval()(x))
+        assert not loaded.training
+    assert sorted(p.name for p in (run / "model").iterdir()) == ["model.json", "weights.safetensors"]
+    assert [p.name for p in run.iterdir()] == ["model"]
+
+
+def test_saving_again_replaces(saved: tuple[Path, torch.nn.Module]) -> None:
+    run, model = saved
+    before = bundle.read(run)
+    spec = bundle.Bundle("b-final", {"hidden": 16}, ("c", "a", "b"), PREP, (0.2, 0.25, 0.7), {}, {})
+    bundle.save(spec, model.state_dict(), run / "model")
+    assert bundle.read(run).thresholds[0] == 0.2
+    assert bundle.read(run).fingerprint != before.fingerprint
+
+
+def test_weights_of_another_model_are_refused(saved: tuple[Path, torch.nn.Module]) -> None:
+    run, _ = saved
+    weights = run / "model" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match="is not the file that model.json was written with"):
+        bundle.load_model(run)
+    weights.unlink()
+    with pytest.raises(DataError, match="do not load: .*No such file"):
+        bundle.load_model(run)
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"labels": ["c", "d"]}, {"preprocessing": {}}, {"thresholds": None}])
+def test_a_broken_spec_is_refused(saved: tuple[Path, torch.nn.Module], change: dict[str, object]) -> None:
+    path = saved[0] / "model" / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match=r"bundle"):
+        bundle.read(saved[0])
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no model"):
+        bundle.read(tmp_path)

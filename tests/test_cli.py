@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlic.cli import cli
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom mlic.cli import cli\n"
+        "for name in ['', *cli.commands]:\n"
+        "    assert CliRunner().invoke(cli, [*([name] if name else []), '--help']).exit_code == 0\n"
+        "print([m for m in ('torch', 'ray', 'pandas', 'numpy', 'pyarrow', 'PIL', 'yaml') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_setting_has_help() -> None:
+    for command in cli.commands.values():
+        assert command.help, command.name
+        for parameter in command.params:
+            assert parameter.param_type_name == "argument" or parameter.help, (command.name, parameter.name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error", "hint"),
+    [
+        (["train", "nowhere"], 3, "nowhere does not exist.", "mlic pack IMAGES"),
+        (["train"], 2, "shards is not given.", "give SHARDS"),
+        (["train", ".", "--set", "epoch=3"], 2, "unknown setting 'epoch'.", "did you mean epochs?"),
+        (["train", ".", "--arch", "resnet51"], 3, "holds no index.json", "mlic pack"),
+        (["train", "--epochs", "many", "."], 2, "'many' is not a valid integer", "--help"),
+        (["trian"], 2, "No such command 'trian'", "--help"),
+        (["pack", "nowhere", "--labels", "x"], 3, "nowhere does not exist.", "check the path."),
+        (["tune", "nowhere"], 3, "nowhere does not exist.", "mlic pack"),
+        (["batch-predict", "nowhere", ".", "--out", "p.tsv"], 3, "nowhere does not exist.", "finished run"),
+        (["evaluate", "p.tsv", "--labels", "."], 3, "p.tsv do not exist.", "mlic batch-predict"),
+        (["slurm"], 2, "stage", ""),
+        (["slurm", "train", "--nodes", "0"], 2, "nodes", ""),
+    ],
+)
+def test_mistakes(mlic: Run, arguments: list[str], code: int, error: str, hint: str) -> None:
+    done = mlic(*arguments)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    *story, first, second = done.stderr.strip().splitlines()
+    assert first.startswith("Error: "), done.stderr
+    assert first.endswith(".")
+    assert error in first
+    assert second.startswith("Hint: ")
+    assert hint in second
+    assert not any("Traceback" in line for line in story)
+
+
+def test_errors_as_json(mlic: Run) -> None:
+    done = mlic("train", "nowhere", "--json")
+    assert done.returncode == 3
+    report = json.loads(done.stdout)
+    assert report["exit_code"] == 3
+    assert "does not exist" in report["error"]
+
+
+def test_a_recipe_names_its_run(tmp_path: Path, mlic: Run) -> None:
+    (tmp_path / "mine.yaml").write_text("shards: nowhere\nepoch: 3\n")
+    done = mlic("train", "--config", "mine.yaml")
+    assert (done.returncode, "unknown setting 'epoch'" in done.stderr) == (2, True)
+
+
+def test_completion_is_there() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mlic"], capture_output=True, text=True, check=False,
+        env={"_MLIC_COMPLETE": "bash_source", "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert "_MLIC_COMPLETE=bash_complete" in done.stdout
+
+
+def test_slurm_prints_the_script(mlic: Run) -> None:
+    done = mlic("slurm", "tune", "--nodes", "3", "--json")
+    assert "#SBATCH --nodes=3" in json.loads(done.stdout)["script"]
+    assert Path(mlic("slurm", "--launcher").stdout.strip()).name == "with-ray.sh"

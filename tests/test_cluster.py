@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlic.cluster import ray as cluster_ray
+from mlic.cluster.ray import Cluster, Node, Share
+from mlic.errors import ClusterError
+
+
+def cluster(*nodes: tuple[int, int]) -> Cluster:
+    return Cluster(tuple(Node(f"n{i}", f"host{i}", cpus, gpus) for i, (cpus, gpus) in enumerate(nodes)), False)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "share"),
+    [
+        ([(2, 0)], "auto", Share(1, 2, 0)),
+        ([(2, 0)], 2, Share(2, 1, 0)),
+        ([(8, 0), (8, 0)], "auto", Share(2, 8, 0)),
+        ([(8, 0), (4, 0)], "auto", Share(2, 4, 0)),
+        ([(8, 0), (8, 0)], 3, Share(3, 4, 0)),
+        ([(16, 4), (16, 4)], "auto", Share(8, 4, 1)),
+        ([(16, 4), (64, 0)], 2, Share(2, 4, 1)),
+    ],
+)
+def test_training_workers(nodes: list[tuple[int, int]], workers: int, share: Share) -> None:
+    assert cluster_ray.train_share(cluster(*nodes), workers) == share  # type: ignore[arg-type]
+
+
+def test_what_does_not_fit_is_refused_with_the_numbers() -> None:
+    with pytest.raises(ClusterError, match="8 workers need 8 GPUs; this cluster has 4") as caught:
+        cluster_ray.train_share(cluster((16, 4)), 8)
+    assert caught.value.hint == "--workers 4."
+    with pytest.raises(ClusterError, match="3 workers need 3 CPUs; this cluster has 2"):
+        cluster_ray.task_share(cluster((2, 0)), 3, use_gpus=True)
+
+
+def test_task_workers() -> None:
+    assert cluster_ray.task_share(cluster((8, 0)), "auto", use_gpus=True) == Share(8, 1, 0)
+    assert cluster_ray.task_share(cluster((8, 2)), "auto", use_gpus=True) == Share(2, 1, 1)
+    assert cluster_ray.task_share(cluster((8, 2)), "auto", use_gpus=False) == Share(8, 1, 0)
+
+
+def test_an_allocation_of_several_nodes_needs_ray_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    with pytest.raises(ClusterError, match="2 nodes and no Ray over them"), cluster_ray.connect(None):
+        pass
+
+
+@pytest.mark.ray
+def test_a_connection_is_shared(ray_cluster: None, tmp_path: Path) -> None:
+    with cluster_ray.connect(None) as outer, cluster_ray.connect(None) as inner:
+        assert outer == inner
+        assert outer.cpus >= 1
+        cluster_ray.check_shared(outer, tmp_path)
+    import ray
+
+    assert ray.is_initialized()

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mlic.config import (
+    DemoConfig,
+    EvaluateConfig,
+    PackConfig,
+    PredictConfig,
+    TrainConfig,
+    TuneConfig,
+    build,
+    read_file,
+    read_sets,
+    result_settings,
+)
+from mlic.errors import ConfigError
+
+
+def test_later_layers_win() -> None:
+    config = build(TrainConfig, {"shards": "s", "epochs": 3, "lr": 0.1}, {"epochs": 4}, {"lr": "0.2"})
+    assert (config.epochs, config.lr, config.batch_size) == (4, 0.2, 64)
+
+
+def test_mappings_of_layers_are_merged() -> None:
+    config = build(TrainConfig, {"shards": "s", "arch_options": {"hidden": 8}}, read_sets(["arch_options.dropout=0.1"]))
+    assert config.arch_options == {"hidden": 8, "dropout": 0.1}
+
+
+def test_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown setting 'epoch'") as caught:
+        build(TrainConfig, {"shards": "s", "epoch": 3})
+    assert caught.value.hint == "did you mean epochs?"
+
+
+def test_missing_argument_says_which() -> None:
+    with pytest.raises(ConfigError, match="shards is not given"):
+        build(TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "text"),
+    [
+        (TrainConfig, {"shards": "s", "epochs": 0}, "epochs: .*greater than or equal to 1, not 0"),
+        (TrainConfig, {"shards": "s", "lr": "fast"}, "lr: .*number.*, not 'fast'"),
+        (TrainConfig, {"shards": "s", "name": "../x"}, "name: .*not '../x'"),
+        (TrainConfig, {"shards": "s", "lr": float("nan")}, "lr: .*finite"),
+        (TuneConfig, {"shards": "s", "grace_epochs": 9, "epochs": 3}, "grace_epochs is 9, more than epochs"),
+        (TuneConfig, {"shards": "s", "pos_weight_powers": "0.5,2"}, "pos_weight_powers should be low,high"),
+        (TuneConfig, {"shards": "s", "threshold_policies": "globl"}, "unknown threshold policy 'globl'"),
+        (PackConfig, {"images": "i", "labels": "l", "split": "train=0.8,val=0.1"}, "should sum to 1, not 0.9"),
+        (PackConfig, {"images": "i", "labels": "l", "split": "train"}, "split: .*should look like train=0.8"),
+        (PackConfig, {"images": "i", "labels": "l", "workers": 0}, "workers should be auto or at least 1"),
+        (PredictConfig, {"model": "m", "images": "i", "out": "p.txt"}, "out should end in .tsv"),
+        (EvaluateConfig, {"predictions": "p", "resamples": 3}, "resamples: .*100"),
+        (DemoConfig, {"samples": 3}, "samples: .*60"),
+    ],
+)
+def test_bad_values_are_named(model: type, values: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        build(model, values)
+
+
+def test_sets_are_yaml() -> None:
+    assert read_sets(["lr=1e-4", "hflip=false", "archs=[a, b]", "name=x"]) == {
+        "lr": 1e-4, "hflip": False, "archs": ["a", "b"], "name": "x",
+    }  # fmt: skip
+
+
+def test_malformed_set() -> None:
+    with pytest.raises(ConfigError, match="key=value, not 'lr'"):
+        read_sets(["lr"])
+
+
+def test_files(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("epochs: 3\nlr: 1e-4\n")
+    (tmp_path / "b.json").write_text(json.dumps({"epochs": 4}))
+    (tmp_path / "c.yaml").write_text("- 1\n")
+    (tmp_path / "d.yaml").write_text("a: [1\n")
+    assert read_file(tmp_path / "a.yaml") == {"epochs": 3, "lr": 1e-4}
+    assert read_file(tmp_path / "b.json") == {"epochs": 4}
+    for name, text in {"c.yaml": "holds no settings", "d.yaml": "is not valid yaml", "e.yaml": "cannot read"}.items():
+        with pytest.raises(ConfigError, match=text):
+            read_file(tmp_path / name)
+
+
+def test_a_saved_configuration_repeats_itself() -> None:
+    config = build(TuneConfig, {"shards": "s", "archs": "a-cnn1", "lrs": "1e-4,1e-3", "workers": "2"})
+    assert build(TuneConfig, json.loads(config.model_dump_json())) == config
+
+
+def test_where_it_runs_does_not_decide_the_result() -> None:
+    here = build(TrainConfig, {"shards": "a", "workers": 1})
+    there = build(TrainConfig, {"shards": "a", "workers": 8, "address": "10.0.0.1:6379", "fresh": True})
+    assert result_settings(here) == result_settings(there)
+    assert result_settings(here) != result_settings(build(TrainConfig, {"shards": "a", "lr": 0.5}))

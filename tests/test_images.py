@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from mlic.config import Preprocessing
+from mlic.data import images
+from mlic.data.images import BadImage
+from mlic.errors import DataError
+
+LIMIT = 10_000_000
+
+
+def picture(width: int = 40, height: int = 30) -> Image.Image:
+    """A smooth gradient, which JPEG keeps almost exactly."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, (x + y) * 2], axis=2).astype(np.uint8))
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_formats(format: str) -> None:
+    data = encoded(picture(), format, **({"quality": 95} if format in ("JPEG", "WEBP") else {}))
+    assert images.probe(data, LIMIT) == images.ImageInfo(format, 40, 30)
+    pixels = images.decode(data, "rgb", LIMIT)
+    assert (pixels.shape, pixels.dtype) == ((30, 40, 3), np.uint8)
+    assert np.abs(pixels.astype(int) - np.asarray(picture())).mean() < 4
+
+
+@pytest.mark.parametrize(
+    "mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "I;16", "F", "I"]
+)  # fmt: skip
+def test_modes_become_rgb_and_gray(mode: str) -> None:
+    gray = np.asarray(picture().convert("L"))
+    if mode == "I;16":
+        image = Image.fromarray(gray.astype(np.uint16) * 257)
+    elif mode in ("F", "I"):
+        image = Image.fromarray(gray.astype(np.float32) if mode == "F" else gray.astype(np.int32) * 257)
+    else:
+        image = picture().convert(mode)
+    data = encoded(image, "TIFF" if mode in ("CMYK", "F", "I") else "PNG")
+    assert images.decode(data, "rgb", LIMIT).shape == (30, 40, 3)
+    got = images.decode(data, "gray", LIMIT)
+    assert got.shape == (30, 40, 1)
+    difference = got[:, :, 0].astype(int) - gray
+    assert abs(difference.mean() if mode in "1P" else np.abs(difference).mean()) < 12  # these two are dithered
+
+
+def test_cmyk_jpeg() -> None:
+    pixels = images.decode(encoded(picture().convert("CMYK"), "JPEG", quality=95), "rgb", LIMIT)
+    assert np.abs(pixels.astype(int) - np.asarray(picture())).mean() < 6
+
+
+def test_transparency_is_laid_on_white() -> None:
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    assert (images.decode(encoded(clear, "PNG"), "rgb", LIMIT) == 255).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_exif_orientation(orientation: int, format: str) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encoded(picture(), format, exif=exif, **({"quality": 95} if format == "JPEG" else {}))
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert np.abs(images.decode(data, "rgb", LIMIT).astype(int) - upright).mean() < 2
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (9, 9), color) for color in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (images.decode(data, "rgb", LIMIT)[0, 0] == (255, 0, 0)).all()
+
+
+GOOD = encoded(picture(64, 64), "JPEG")
+BAD = {
+    "zero bytes": (b"", "zero bytes"),
+    "truncated JPEG": (GOOD[:-200], "truncated"),
+    "JPEG header alone": (GOOD[:30], "JPEG"),
+    "text": (b"this is a letter", "not an image"),
+    "truncated PNG": (encoded(picture(64, 64), "PNG")[:120], "trunc|broken|incomplete|Truncated|damaged"),
+    "bomb": (encoded(Image.new("1", (5000, 5000)), "PNG"), "25,000,000|5,000 x 5,000 pixels, above the limit"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_images_say_why(name: str) -> None:
+    data, reason = BAD[name]
+    with pytest.raises(BadImage, match=reason):
+        images.probe(data, LIMIT)
+    with pytest.raises(BadImage, match=reason):
+        images.decode(data, "rgb", LIMIT)
+
+
+def test_extra_bytes_after_a_whole_jpeg_are_harmless() -> None:
+    assert images.probe(GOOD + b"\0" * 10, LIMIT).width == 64
+    assert images.decode(GOOD + b"\0" * 10, "gray", LIMIT).shape == (64, 64, 1)
+
+
+@pytest.mark.parametrize("color", ["rgb", "gray"])
+@pytest.mark.parametrize("size", [(40, 30), (128, 128), (700, 400), (1200, 1100)])
+def test_load_gives_the_models_input(color: Any, size: tuple[int, int]) -> None:
+    prep = Preprocessing(image_size=128, color=color, mean=(0.5,), std=(0.5,))
+    image = picture(*size)
+    pixels = images.load(encoded(image, "JPEG", quality=95), prep, LIMIT)
+    assert (pixels.shape, pixels.dtype) == ((128, 128, prep.channels), np.uint8)
+    whole = np.asarray(image.convert("RGB" if color == "rgb" else "L").resize((128, 128), Image.Resampling.BILINEAR))
+    assert np.abs(pixels.astype(int) - whole.reshape(pixels.shape)).mean() < 4
+
+
+def test_listing(tmp_path: Path) -> None:
+    for name in ("b.jpg", "a.png", "x/a.JPG", "x/notes.txt", ".hidden.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"abc")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    found, others = images.list_images(tmp_path)
+    assert [(file.key, file.path, file.size) for file in found] == [
+        ("a", "a.png", 3), ("b", "b.jpg", 3), ("gone", "gone.jpg", 0), ("x/a", "x/a.JPG", 3),
+    ]  # fmt: skip
+    assert others == 1
+
+
+def test_listing_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DataError, match="holds no images \\(only 1 other files\\)"):
+        images.list_images(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        images.list_images(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="is not a folder"):
+        images.list_images(tmp_path / "notes.txt")
+
+
+def test_an_unreadable_file_is_a_bad_image(tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match="No such file"):
+        images.read_file(tmp_path / "gone.jpg")

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlic.data.labels import Annotations, join, read_annotations
+from mlic.errors import DataError
+
+PATHS = ["im1.jpg", "im2.jpg", "im12.jpg", "sub/cat 3.png"]
+
+
+def lists(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"{name}.txt").write_bytes(text.encode())
+    return folder
+
+
+def test_bare_numbers_name_images_by_number_not_by_position(tmp_path: Path) -> None:
+    annotations = read_annotations(lists(tmp_path, bird="12\n", baby="1\r\n12\r\n\r\n"))
+    assert annotations.labels == ("baby", "bird")
+    joined = join(annotations, PATHS)
+    assert joined.targets.tolist() == [[1, 0], [0, 0], [1, 1], [0, 0]]
+    assert joined.labelled.tolist() == [True, False, True, False]
+    assert joined.missing == []
+
+
+@pytest.mark.parametrize("name", ["sub/cat 3.png", "sub/cat 3", "cat 3.png", "cat 3", "./sub/cat 3.png"])
+def test_ways_to_name_an_image(tmp_path: Path, name: str) -> None:
+    assert join(read_annotations(lists(tmp_path, a=name + "\n")), PATHS).targets[:, 0].tolist() == [0, 0, 0, 1]
+
+
+def test_names_of_no_image_are_counted(tmp_path: Path) -> None:
+    joined = join(read_annotations(lists(tmp_path, a="1\n99\n98\n")), PATHS)
+    assert (joined.targets[:, 0].tolist(), joined.missing) == ([1, 0, 0, 0], ["98", "99"])
+
+
+def test_a_bad_line_among_numbers_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.txt:2: 'l2' is neither a number nor the name of an image"):
+        join(read_annotations(lists(tmp_path, a="1\nl2\n12\n")), PATHS)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [(b"1\n\xff\xfe\n", "a.txt:2: not UTF-8"), (b"1\n2\x00\n", "a.txt:2: a NUL byte"), (b"1\t2\n", "a.txt:1: '1.t2'")],
+)
+def test_lines_that_are_no_text(tmp_path: Path, text: bytes, error: str) -> None:
+    (tmp_path / "a.txt").write_bytes(text)
+    with pytest.raises(DataError, match=error):
+        read_annotations(tmp_path)
+
+
+def test_a_name_of_two_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.txt:1: '1' could mean x/a1.jpg or x/b1.jpg"):
+        join(read_annotations(lists(tmp_path, a="1\n")), ["x/a1.jpg", "x/b1.jpg"])
+    with pytest.raises(DataError, match="'a1.jpg' could mean x/a1.jpg or y/a1.jpg"):
+        join(read_annotations(lists(tmp_path, a="a1.jpg\n")), ["x/a1.jpg", "y/a1.jpg"])
+
+
+def test_labels_of_another_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none of the 2 annotated images is among the 4 images"):
+        join(read_annotations(lists(tmp_path, a="77\n78\n")), PATHS)
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no .txt list and no .csv"):
+        read_annotations(tmp_path)
+    with pytest.raises(DataError, match="do not exist"):
+        read_annotations(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="are all empty"):
+        read_annotations(lists(tmp_path, a="\n"))
+
+
+def test_wide_table(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("image_name,dog,ant\nim1.jpg,1,0\nim2.jpg,-1,1.0\nim12.jpg,0,\n")
+    annotations = read_annotations(tmp_path / "l.csv")
+    assert annotations.labels == ("dog", "ant")
+    joined = join(annotations, PATHS)
+    assert joined.targets.tolist() == [[1, 0], [-1, 1], [0, 0], [0, 0]]
+    assert joined.labelled.tolist() == [True, True, True, False]
+
+
+def test_wide_table_by_tabs_and_semicolons(tmp_path: Path) -> None:
+    (tmp_path / "l.tsv").write_text("Filename\tdog\tant\n1\t1.0\t0.0\n")
+    (tmp_path / "l.csv").write_text("\ufeffid;dog;ant\n1;1;0\n", encoding="utf-8")
+    for name in ("l.tsv", "l.csv"):
+        assert join(read_annotations(tmp_path / name), PATHS).targets[0].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [("dog;ant", ("ant", "dog")), ("dog ant", ("ant", "dog")), ("fire dog|ant", ("ant", "fire dog"))],
+)
+def test_delimited_table(tmp_path: Path, cell: str, labels: tuple[str, ...]) -> None:
+    (tmp_path / "l.csv").write_text(f"image,labels\nim1.jpg,{cell}\nim2.jpg,\n")
+    annotations = read_annotations(tmp_path)
+    assert annotations.labels == labels
+    assert join(annotations, PATHS).targets.tolist() == [[1, 1], [0, 0], [0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("image,dog\nim1.jpg,1\nim2.jpg\n", "l.csv:3: 1 columns where the header has 2"),
+        ("image,dog,ant\nim1.jpg,1,2\n", "l.csv:2: '2' for the label 'ant' is not 1, 0 or -1"),
+        ("image,dog,dog\nim1.jpg,1,1\n", "l.csv:1: the label 'dog' stands twice"),
+        ("image,dog\nim1.jpg,1\nim1.jpg,0\n", "l.csv:3: the image 'im1.jpg' has a line already"),
+        ("image,dog\n,1\n", "l.csv:2: the image is not named"),
+        ("image,dog\n", "holds a header and nothing else"),
+        ("image\nim1.jpg\n", "l.csv:1: a header"),
+    ],
+)
+def test_malformed_tables(tmp_path: Path, text: str, error: str) -> None:
+    (tmp_path / "l.csv").write_text(text)
+    with pytest.raises(DataError, match=error):
+        read_annotations(tmp_path / "l.csv")
+
+
+def test_lines_that_contradict_each_other(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("image,dog\nim1.jpg,1\nim1,-1\n")
+    with pytest.raises(DataError, match=r"says -1 for 'dog', and another line .* says 1"):
+        join(read_annotations(tmp_path / "l.csv"), PATHS)
+
+
+@given(st.permutations(range(30)), st.sets(st.integers(0, 29), min_size=1))
+def test_join_does_not_depend_on_the_order_of_files(order: list[int], positive: set[int]) -> None:
+    marks = {str(number): {0: 1} for number in positive}
+    annotations = Annotations(("a",), marks, dict.fromkeys(marks, "x:1"), "", bare_numbers=True)
+    paths = [f"im{number}.jpg" for number in order]
+    targets = join(annotations, paths).targets[:, 0]
+    assert {number for number, value in zip(order, targets, strict=True) if value} == positive

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mlic.config import Preprocessing
+from mlic.data import shards
+from mlic.data.augment import Normalizer, mirrors
+from mlic.data.loader import ShardReader, ahead, eval_batches, train_batches
+
+PREP = Preprocessing(image_size=16, color="rgb", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_samples", [16, 17, 63, 64, 65, 100])
+@pytest.mark.parametrize("batch_size", [2, 16, 64, 500])
+def test_every_training_sample_once(world_size: int, num_samples: int, batch_size: int) -> None:
+    ranks = [train_batches(num_samples, batch_size, rank, world_size, seed=1, epoch=3) for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1  # else a collective would wait for ever
+    for parts in zip(*ranks, strict=True):
+        whole = parts[0][1]
+        assert sorted(np.concatenate([mine for mine, _ in parts])) == sorted(whole)
+        assert min(len(mine) for mine, _ in parts) >= 2  # batch norm needs two
+    assert sorted(np.concatenate([mine for rank in ranks for mine, _ in rank])) == list(range(num_samples))
+
+
+def test_a_batch_is_the_same_for_any_number_of_ranks() -> None:
+    one = [sorted(whole) for _, whole in train_batches(100, 16, 0, 1, 1, 0)]
+    four = [sorted(whole) for _, whole in train_batches(100, 16, 2, 4, 1, 0)]
+    assert one[: len(four) - 1] == four[:-1]  # the last ones may differ: a rest too small for four ranks is joined
+    assert one != [sorted(whole) for _, whole in train_batches(100, 16, 0, 1, 1, 1)]
+
+
+def test_too_few_samples() -> None:
+    with pytest.raises(ValueError, match="3 samples are too few for 2 ranks"):
+        train_batches(3, 2, 0, 2, 0, 0)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_samples", [0, 1, 7, 64, 65])
+def test_every_evaluation_sample_once(world_size: int, num_samples: int) -> None:
+    seen = [i for rank in range(world_size) for batch in eval_batches(num_samples, 4, rank, world_size) for i in batch]
+    assert sorted(seen) == list(range(num_samples))
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> shards.Split:
+    """Ten grey images in two shards; the i-th has the value 20 * i and the target (i % 2, 1)."""
+    sources = []
+    for i in range(10):
+        Image.fromarray(np.full((16, 16, 3), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
+        sources.append(shards.Source(f"{i}", f"{i}.png", 1, (i % 2, 1)))
+    rows = []
+    for plan in shards.plan({"val": sources}, 64, 2, 0):
+        with (tmp_path / plan.name).open("wb") as out:
+            rows += shards.write(plan, ("a", "b"), tmp_path, out, 10**6).samples
+    names = sorted({row.shard for row in rows})
+    return shards.Split(
+        "val", ("a", "b"), tuple(tmp_path / name for name in names), tuple(r.key for r in rows),
+        tuple(r.file for r in rows), np.array([r.target for r in rows], np.int8),
+        np.array([names.index(r.shard) for r in rows]), np.array([r.offset for r in rows]),
+        np.array([r.size for r in rows]),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_hold_the_images_that_were_asked_for(split: shards.Split, threads: int) -> None:
+    wanted = [np.array([3, 9]), np.array([0]), np.array([5, 1, 2])]
+    with ShardReader(split, PREP) as reader:
+        got = list(reader.batches(wanted, threads))
+    for index, batch in zip(wanted, got, strict=True):
+        assert batch.images[:, 0, 0, 0].tolist() == [20 * i for i in index]
+        assert batch.images.shape == (len(index), 16, 16, 3)
+        assert batch.images.dtype == torch.uint8
+        assert batch.targets.tolist() == [[i % 2, 1] for i in index]
+        assert batch.bad == ()
+
+
+def test_an_image_that_does_not_decode_counts_nowhere(split: shards.Split) -> None:
+    sizes = split.sizes.copy()
+    sizes[4] = 10
+    with ShardReader(dataclasses.replace(split, sizes=sizes), PREP) as reader:
+        (batch,) = reader.batches([np.array([3, 4])], 1)
+    assert batch.targets.tolist() == [[1, 1], [-1, -1]]
+    assert [key for key, _ in batch.bad] == ["4"]
+    assert split.targets[4].tolist() == [0, 1]
+
+
+def test_ahead_keeps_the_order_and_raises() -> None:
+    assert list(ahead(lambda x: x * x, range(50), 4)) == [x * x for x in range(50)]
+    results = ahead(lambda x: 1 // x, [1, 0, 1], 2)
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_normalizer_matches_torchvision() -> None:
+    from torchvision.transforms import v2
+
+    images = torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8)
+    mirror = torch.tensor([True, False, True, False])
+    reference = v2.Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])(images.permute(0, 3, 1, 2).float() / 255)
+    reference[mirror] = reference[mirror].flip(3)
+    got = Normalizer([0.4, 0.5, 0.6], [0.2, 0.3, 0.25], torch.device("cpu"))(images.clone(), mirror)
+    torch.testing.assert_close(got, reference)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_mirrors_are_fair_and_seeded() -> None:
+    assert 450 < int(mirrors(1000, 1, 0).sum()) < 550
+    assert mirrors(1000, 1, 0).equal(mirrors(1000, 1, 0))
+    assert not mirrors(1000, 1, 0).equal(mirrors(1000, 1, 1))

@@ -1,0 +1,142 @@
+"""The training loop without Ray: it learns, it resumes bit for bit, and two processes do what one does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import multiprocessing
+
+from mlic.config import TrainConfig
+from mlic.data.shards import read_split
+from mlic.errors import DataError, RunError
+from mlic.stages import loop
+
+
+def place(folder: Path, rank: int = 0, world_size: int = 1) -> loop.Place:
+    folder.mkdir(exist_ok=True)
+    if rank == 0 and not (folder / "run.json").exists():
+        (folder / "run.json").write_text(json.dumps({"format": 1, "attempt": 1}))
+    return loop.Place(rank, world_size, torch.device("cpu"), folder, folder, 1)
+
+
+def settings(shards: Path, **changes: Any) -> TrainConfig:
+    base = {"shards": shards, "arch": "b-final", "image_size": 48, "epochs": 4, "batch_size": 32, "seed": 3}
+    return TrainConfig(**(base | {"arch_options": {"hidden": 32}} | changes))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["net"])
+
+
+def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("after", [1, 3])
+def test_resumed_equals_straight_bit_for_bit(shards: Path, tmp_path: Path, after: int) -> None:
+    config = settings(shards)
+    straight: list[dict[str, float]] = []
+    loop.fit(config, place(tmp_path / "straight"), straight.append)
+
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        loop.fit(config, place(tmp_path / "stopped"), stop)
+    again: list[dict[str, float]] = []
+    loop.fit(config, place(tmp_path / "stopped"), again.append)
+    assert without_times(straight) == without_times(again) == without_times(loop.read_history(tmp_path / "stopped"))
+    one, two = weights(tmp_path / "straight"), weights(tmp_path / "stopped")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    best = [loop.read_best(tmp_path / name) for name in ("straight", "stopped")]
+    assert best[0].epoch == best[1].epoch
+    assert (best[0].thresholds == best[1].thresholds).all()
+
+
+@pytest.mark.ray
+def test_it_learns(shards: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, float]] = []
+    loop.fit(settings(shards, epochs=10, image_size=64, lr=3e-3), place(tmp_path / "run"), rows.append)
+    assert rows[-1]["train/loss"] < 0.7 * rows[0]["train/loss"]
+    assert max(row["val/map"] for row in rows) > 0.6
+    assert loop.read_best(tmp_path / "run").metrics["val/f1_micro"] == max(row["val/f1_micro"] for row in rows)
+
+
+def _rank(rank: int, world_size: int, folder: str, config: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}.store", rank=rank, world_size=world_size)
+    loop.fit(TrainConfig(**json.loads(config)), place(Path(folder), rank, world_size), lambda _: None)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.ray
+def test_two_ranks_do_what_one_does(shards: Path, tmp_path: Path) -> None:
+    """Without batch norm and dropout, a step of two ranks is the step of one, and so is every metric."""
+    config = settings(shards, arch="a-cnn1", arch_options={}, epochs=2, batch_size=24, optimizer="sgd", lr=0.05)
+    for ranks in (1, 2):
+        folder = tmp_path / f"ranks{ranks}"
+        folder.mkdir()
+        place(folder)
+        multiprocessing.spawn(_rank, (ranks, str(folder), config.model_dump_json()), nprocs=ranks)
+    one, two = (loop.read_history(tmp_path / f"ranks{ranks}") for ranks in (1, 2))
+    for a, b in zip(one, two, strict=True):
+        for key in ("train/loss", "val/loss", "val/f1_micro", "val/map", "val/subset_accuracy"):
+            assert a[key] == pytest.approx(b[key], abs=1e-4), key
+    first, second = weights(tmp_path / "ranks1"), weights(tmp_path / "ranks2")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.ray
+def test_evaluation_counts_every_sample_once(shards: Path, tmp_path: Path) -> None:
+    loop.fit(settings(shards, epochs=1), place(tmp_path / "run"), lambda _: None)
+    best = loop.read_best(tmp_path / "run")
+    val = read_split(shards, "val")
+    assert (best.targets == val.targets).all()
+    assert best.scores.shape == val.targets.shape
+    assert (best.scores > 0).all()
+    assert np.isfinite(best.scores).all()
+
+
+@pytest.mark.ray
+def test_a_loss_that_is_not_finite_stops_the_run(shards: Path, tmp_path: Path) -> None:
+    config = settings(shards, optimizer="sgd", lr=1e12, arch_options={})
+    with pytest.raises(RunError, match=r"the loss is not finite at step \d+ on rank 0") as caught:
+        loop.fit(config, place(tmp_path / "run"), lambda _: None)
+    assert caught.value.hint == "lower --lr (now 1e+12)."
+    assert loop.read_history(tmp_path / "run") == []
+
+
+@pytest.mark.ray
+def test_damaged_shards_stop_the_run(shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "shards"
+    shutil.copytree(shards, copy)
+    for path in copy.glob("train-*.tar"):
+        path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(DataError, match="do not decode, more than max_bad allows"):
+        loop.fit(settings(copy), place(tmp_path / "run"), lambda _: None)
+    for path in copy.glob("val-*.tar"):
+        path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(DataError, match=r"val-000000.tar has .* bytes where index.json says"):
+        loop.fit(settings(copy), place(tmp_path / "run"), lambda _: None)
+
+
+@pytest.mark.ray
+def test_an_overtaken_attempt_writes_nothing(shards: Path, tmp_path: Path) -> None:
+    here = place(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"format": 1, "attempt": 2}))
+    with pytest.raises(RunError, match="a newer start of this run has taken over"):
+        loop.fit(settings(shards, epochs=1), here, lambda _: None)
+    assert not (tmp_path / "run" / "checkpoints" / "last.pt").exists()

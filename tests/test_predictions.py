@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlic.data import predictions
+from mlic.data.predictions import Predictions, Values
+from mlic.errors import DataError
+
+LABELS = ("cat", "big dog", "ant")
+SCORES = np.float32([[0.125, 0.5, 1e-7], [0.9999999, 0.25, 0.3]])
+KEYS, FILES = ("x/im1", 'odd "name", b'), ("x/im1.jpg", 'odd "name", b.png')
+DECIDED = SCORES >= 0.3
+
+
+def parts() -> list[Predictions]:
+    return [
+        Predictions(LABELS, KEYS[i : i + 1], FILES[i : i + 1], SCORES[i : i + 1], DECIDED[i : i + 1]) for i in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("values", get_args(Values))
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl", ".parquet"])
+def test_round_trip(tmp_path: Path, suffix: str, values: Values) -> None:
+    path = tmp_path / f"p{suffix}"
+    assert predictions.write(path, suffix, LABELS, values, parts()) == 2
+    found = predictions.read(path)
+    assert (found.labels, found.keys, found.files) == (LABELS, KEYS, FILES)
+    if values == "decisions":
+        assert found.scores is None
+    else:
+        assert found.scores is not None
+        np.testing.assert_allclose(found.scores, SCORES, rtol=1e-6)
+    if values == "scores":
+        assert found.decisions is None
+    else:
+        assert found.decisions is not None
+        assert (found.decisions == DECIDED).all()
+
+
+def test_reference_layout(tmp_path: Path) -> None:
+    path = tmp_path / "p.tsv"
+    predictions.write(path, ".tsv", LABELS, predictions.resolve_values(".tsv", "auto"), parts())
+    assert path.read_text().splitlines()[:2] == ["Filename\tcat\tbig dog\tant", "x/im1.jpg\t0\t1\t0"]
+
+
+def test_others_can_read_them(tmp_path: Path) -> None:
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        predictions.write(tmp_path / f"p{suffix}", suffix, LABELS, predictions.resolve_values(suffix, "auto"), parts())
+    for table in (pd.read_csv(tmp_path / "p.csv"), pd.read_parquet(tmp_path / "p.parquet")):
+        assert table["file"].tolist() == list(FILES)
+        assert table["big dog"].tolist() == [1, 0]
+        assert table["big dog_score"].tolist() == [0.5, 0.25]
+    with (tmp_path / "p.csv").open(newline="") as file:
+        assert [row["key"] for row in csv.DictReader(file)] == list(KEYS)
+    first = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])
+    assert first == {
+        "key": "x/im1", "file": "x/im1.jpg", "labels": ["big dog"],
+        "scores": {"cat": 0.125, "big dog": 0.5, "ant": 1e-7},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.tsv", "Filename\tcat\nim1.jpg\t1\t0\n"),
+        ("p.tsv", "Filename\tcat\nim1.jpg\tmaybe\n"),
+        ("p.tsv", "Filename\tcat\nim1.jpg\t0.5\n"),
+        ("p.csv", ""),
+        ("p.jsonl", ""),
+        ("p.jsonl", '{"key": 1}\n'),
+        ("p.parquet", "not parquet"),
+        ("p.csv", "key,file,cat,dog,dog_score,cat_score\na,a.jpg,1,0,0.1,0.9\n"),
+    ],
+)
+def test_what_does_not_read(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match="does not read as predictions"):
+        predictions.read(tmp_path / name)
+    with pytest.raises(DataError, match="do not exist"):
+        predictions.read(tmp_path / "nowhere.tsv")

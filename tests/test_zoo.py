@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mlic.errors import ConfigError
+from mlic.model import zoo
+
+
+def linears(model: nn.Module) -> list[tuple[int, int]]:
+    return [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
+
+
+def test_a_cnn1_has_the_sizes_of_the_report() -> None:
+    model = zoo.build("a-cnn1", 14, 3, 128, {})
+    assert linears(model) == [(26 * 26 * 32, 128), (128, 14)]
+
+
+def test_b_final_has_the_sizes_of_the_report() -> None:
+    model = zoo.build("b-final", 14, 1, 128, {})
+    assert linears(model) == [(12 * 12 * 256, 256), (256, 14)]
+    widths = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert widths == [32, 64, 128, 256]
+    dense = next(m for m in model.modules() if isinstance(m, nn.Linear))
+    assert 0.04 < float(dense.weight.std()) < 0.05
+    assert float(dense.weight.abs().max()) <= 0.1
+
+
+def test_options_reach_the_network() -> None:
+    model = zoo.build("b-final", 14, 3, 64, {"hidden": 32, "dropout": 0.25})
+    assert linears(model)[1] == (32, 14)
+    assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.25]
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "vit_b_32", "googlenet"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_torchvision_by_name(arch: str, channels: int) -> None:
+    model = zoo.build(arch, 5, channels, 96, {})
+    assert model(torch.rand(2, channels, 96, 96)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "options", "message", "hint"),
+    [
+        ("resnet81", 64, {}, "unknown architecture 'resnet81'", "did you mean resnet18"),
+        ("fcn_resnet50", 64, {}, "unknown architecture 'fcn_resnet50'", "did you mean"),
+        ("a-cnn1", 8, {}, "a-cnn1 cannot be built for 8 px", "image_size"),
+        ("b-final", 64, {"hiden": 3}, "unexpected keyword argument 'hiden'", "arch_options"),
+    ],
+)
+def test_what_cannot_be_built(arch: str, size: int, options: dict[str, float], message: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        zoo.build(arch, 5, 3, size, options)
+    assert hint in caught.value.hint
+
+
+def test_head_bias_is_the_answer_to_a_blank_image() -> None:
+    bias = torch.tensor([-2.0, 0.5, 1.0])
+    for arch in ("a-cnn1", "resnet18", "squeezenet1_1"):
+        model = zoo.build(arch, 3, 3, 64, {})
+        zoo.set_head_bias(model, bias)
+        assert any(torch.equal(p, bias) for p in model.parameters()), arch
+    with pytest.raises(ConfigError, match="no output bias"):
+        zoo.set_head_bias(nn.Conv2d(3, 3, 1, bias=False), bias)
