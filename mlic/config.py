@@ -26,8 +26,9 @@ STAGES: tuple[Stage, ...] = ("pack", "train", "tune", "batch-predict", "evaluate
 def setting(default: Any, help: str, *, cli: str = "", place: bool = False, **limits: Any) -> Any:
     """Declare one setting.
 
-    `cli` is "argument", "flag" or "" (reached by --set alone). `place` marks what only says where or how often a
-    command runs: it may differ when a stopped run is started again.
+    `cli` is "argument", "flag" or "" (reached by --set alone). `place` marks what only says where a command runs and
+    where its files lie: it may differ when a stopped run is started again. What input files hold is compared by
+    their fingerprints instead.
     """
     return Field(default, description=help, json_schema_extra={"cli": cli, "place": place}, **limits)
 
@@ -107,9 +108,11 @@ class Preprocessing(Model):
 class PackConfig(Settings):
     """Pack images and their labels into WebDataset tar shards."""
 
-    images: LocalPath = setting(..., "Folder with the images, nested as you like", cli="argument")
-    labels: LocalPath = setting(..., "Folder of per-label .txt lists, or a CSV or TSV file", cli="flag")
-    out: LocalPath = setting(Path("shards"), "Folder to write the shards to", cli="flag", validate_default=True)
+    images: LocalPath = setting(..., "Folder with the images, nested as you like", cli="argument", place=True)
+    labels: LocalPath = setting(..., "Folder of per-label .txt lists, or a CSV or TSV file", cli="flag", place=True)
+    out: LocalPath = setting(
+        Path("shards"), "Folder to write the shards to", cli="flag", place=True, validate_default=True
+    )
     split: Shares = setting({"train": 0.8, "val": 0.1, "test": 0.1}, "Names of the splits and their shares", cli="flag")
     seed: int = setting(42, "Seed of the split and of the order of the training samples", cli="flag", ge=0)
     shard_mb: float = setting(64.0, "Target size of a shard in MB", cli="flag", gt=0)
@@ -136,10 +139,12 @@ class PackConfig(Settings):
 class FitSettings(Settings):
     """What `train` and `tune` share: how one model is fitted."""
 
-    shards: LocalPath = setting(..., "Folder of shards that mlic pack wrote", cli="argument")
-    runs: LocalPath = setting(Path("runs"), "Folder that holds the run folders", cli="flag", validate_default=True)
+    shards: LocalPath = setting(..., "Folder of shards that mlic pack wrote", cli="argument", place=True)
+    runs: LocalPath = setting(
+        Path("runs"), "Folder that holds the run folders", cli="flag", place=True, validate_default=True
+    )
     name: str | None = setting(
-        None, "Name of the run; default: the recipe's stem, or else the architecture", cli="flag",
+        None, "Name of the run; default: the recipe's stem, or else the architecture", cli="flag", place=True,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
     )  # fmt: skip
     epochs: int = setting(10, "Passes over the training split", cli="flag", ge=1)
@@ -209,9 +214,9 @@ class TuneConfig(FitSettings):
 class PredictConfig(Settings):
     """Predict every image of a folder or of shards with a trained model."""
 
-    model: LocalPath = setting(..., "Run folder, or the bundle inside one", cli="argument")
-    images: LocalPath = setting(..., "Folder of images, or of shards", cli="argument")
-    out: LocalPath = setting(..., "File to write: .tsv, .csv, .jsonl or .parquet", cli="flag")
+    model: LocalPath = setting(..., "Run folder, or the bundle inside one", cli="argument", place=True)
+    images: LocalPath = setting(..., "Folder of images, or of shards", cli="argument", place=True)
+    out: LocalPath = setting(..., "File to write: .tsv, .csv, .jsonl or .parquet", cli="flag", place=True)
     split: str | None = setting(None, "Split of the shards to predict; default: all", cli="flag")
     values: Literal["auto", "decisions", "scores", "both"] = setting(
         "auto", "What to write; auto: decisions for .tsv, both for the rest", cli="flag"
@@ -248,7 +253,7 @@ class DemoConfig(Settings):
     """Run the whole pipeline on a small generated corpus."""
 
     out: LocalPath = setting(
-        Path("mlic-demo"), "Folder for everything the demo writes", cli="flag", validate_default=True
+        Path("mlic-demo"), "Folder for everything the demo writes", cli="flag", place=True, validate_default=True
     )
     samples: int = setting(480, "Images to generate", cli="flag", ge=60)
     seed: int = setting(42, "Seed of the corpus, the split and the training", cli="flag", ge=0)

@@ -27,7 +27,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel
 
-from mlic.config import result_settings
+from mlic.config import Settings, result_settings
 from mlic.errors import ClusterError, ConfigError, MlicError, PartialError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -113,12 +113,13 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             lock = _lock(folder)
         try:
+            _remove_leftovers(folder)
             state = read_state(folder)
             if fresh and state is not None:
                 _clear(folder)
                 state = None
             if state is None:
-                foreign = sorted(p.name for p in folder.iterdir() if p.name != _LOCK and not p.name.endswith(".part"))
+                foreign = sorted(p.name for p in folder.iterdir() if p.name != _LOCK)
                 if foreign:
                     raise ConfigError(
                         f"{folder} holds files that mlic did not write ({foreign[0]!r}).",
@@ -130,7 +131,9 @@ class Run:
             if state.get("status") != "finished":
                 state = _started(state, kind, config, inputs)
                 with disk_errors(folder):
-                    write_json(folder / "config.json", config.model_dump(mode="json"))
+                    write_json(
+                        folder / "config.json", config.model_dump(mode="json", exclude=set(Settings.model_fields))
+                    )
                     write_json(folder / "run.json", state)
         except BaseException:
             os.close(lock)
@@ -210,6 +213,15 @@ def _lock(folder: Path) -> int:
     os.ftruncate(lock, 0)
     os.write(lock, f"process {os.getpid()} on {socket.gethostname()} since {_now()}".encode())
     return lock
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left under temporary names; the lock says that none of them counts any more."""
+    for path in [*folder.glob(".*.part"), *folder.glob("*/.*.part")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _clear(folder: Path) -> None:

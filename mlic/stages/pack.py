@@ -158,16 +158,22 @@ def _map_shards(
     settings = ray.put((tuple(names), config.images, config.out, config.max_pixels))
     waiting = list(reversed(todo))
     running: set[Any] = set()
-    while waiting or running:
-        while waiting and len(running) < workers:
-            running.add(task.remote(waiting.pop(), settings))
-        ready, rest = ray.wait(list(running), num_returns=1)
-        running = set(rest)
-        for reference in ready:
-            try:
-                yield ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.add(task.remote(waiting.pop(), settings))
+            ready, rest = ray.wait(list(running), num_returns=1)
+            running = set(rest)
+            for reference in ready:
+                try:
+                    yield ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from None
+    finally:  # after an error nothing goes on writing behind the back of the next attempt
+        for reference in running:
+            ray.cancel(reference, force=True)
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=10)
 
 
 def _write_shard(plan: shards.ShardPlan, settings: tuple[tuple[str, ...], Path, Path, int]) -> shards.Written:

@@ -59,7 +59,8 @@ def train(config: TrainConfig) -> TrainReport:
     for split in ("train", "val"):
         if split not in index["splits"]:
             raise DataError(f"{config.shards} has no split {split!r}.", "pack with --split train=...,val=...")
-    folder = config.runs / (config.name or config.arch)
+    config = config.model_copy(update={"name": config.name or config.arch})
+    folder = config.runs / str(config.name)
     with Run.open(folder, "train", config, {"shards": index["fingerprint"]}, config.fresh) as run:
         if run.finished and (folder / "model" / bundle.SPEC).is_file():
             return TrainReport(**run.report)

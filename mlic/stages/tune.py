@@ -96,7 +96,8 @@ def tune(config: TuneConfig) -> TuneReport:
             raise DataError(f"{config.shards} has no split {split!r}.", "pack with --split train=...,val=...")
     for arch in config.archs:
         zoo.check(arch)
-    folder = config.runs / (config.name or "tune")
+    config = config.model_copy(update={"name": config.name or "tune"})
+    folder = config.runs / str(config.name)
     plans = draw(config)
     with Run.open(folder, "tune", config, {"shards": index["fingerprint"]}, config.fresh) as run:
         if run.finished and (folder / "model" / bundle.SPEC).is_file():

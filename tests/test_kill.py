@@ -1,0 +1,225 @@
+"""Real processes, killed and interrupted: what is written stays, and the same command ends with the same result."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "mlic", *(str(argument) for argument in arguments)]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
+    """Read the process's story until a line matches; fails when it ends before."""
+    seen = []
+    assert process.stderr is not None
+    for line in process.stderr:
+        seen.append(line)
+        if re.search(pattern, line):
+            return "".join(seen)
+    raise AssertionError(f"ended before {pattern!r}: {''.join(seen)}")
+
+
+def run(folder: Path, *arguments: object) -> tuple[int, str, str]:
+    process = start(folder, *arguments)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    table = [line.split(None, 2) for line in listed.splitlines()]
+    below, found = {pid}, []
+    for _ in range(8):
+        new = [int(row[0]) for row in table if int(row[1]) in below and int(row[0]) not in below]
+        below |= set(new)
+        found += new
+    return found
+
+
+def same_result(one: Path, two: Path) -> None:
+    rows: list[Any] = []
+    for folder in (one, two):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        rows.append([{k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines])
+    assert rows[0] == rows[1]
+    a, b = (torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["net"] for folder in (one, two))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    specs = [json.loads((folder / "model" / "model.json").read_text()) for folder in (one, two)]
+    assert specs[0]["weights_sha256"] == specs[1]["weights_sha256"]
+    assert specs[0]["thresholds"] == specs[1]["thresholds"]
+
+
+@pytest.fixture(scope="module")
+def training(shards: Path) -> list[object]:
+    return [
+        "train", shards, "--epochs", "5", "--image-size", "64", "--batch-size", "32", "--workers", "2",
+        "--set", "color=rgb",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def straight(training: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("straight")
+    code, _, err = run(folder, *training)
+    assert code == 0, err
+    return folder / "runs" / "b-final"
+
+
+def test_a_killed_driver(training: list[object], straight: Path, tmp_path: Path) -> None:
+    process = start(tmp_path, *training)
+    wait_for(process, "epoch 2/5")
+    process.kill()
+    process.communicate()
+    code, out, err = run(tmp_path, *training)
+    assert code == 0, err
+    assert "goes on after epoch" in err
+    assert "best epoch" in out
+    same_result(straight, tmp_path / "runs" / "b-final")
+
+
+def test_a_killed_worker_is_replaced(training: list[object], straight: Path, tmp_path: Path) -> None:
+    process = start(tmp_path, *training)
+    wait_for(process, "epoch 2/5")
+    listed = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    own = set(children(process.pid))
+    workers = [int(line.split()[0]) for line in listed.splitlines() if "RayTrainWorker" in line]
+    victims = [pid for pid in workers if pid in own]
+    assert len(victims) == 2, listed
+    os.kill(victims[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "goes on after epoch" in err
+    same_result(straight, tmp_path / "runs" / "b-final")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training(
+    training: list[object], straight: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    process = start(tmp_path, *training)
+    wait_for(process, "epoch 1/5")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 6, err
+    assert re.search(r"Error: stopped; \d of 5 epochs are done and kept\.\nHint: run the same command again", err)
+    assert json.loads((tmp_path / "runs" / "b-final" / "run.json").read_text())["status"] == "stopped"
+    code, _, err = run(tmp_path, *training)
+    assert code == 0, err
+    same_result(straight, tmp_path / "runs" / "b-final")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_pack(corpus: Path, shards: Path, tmp_path: Path, number: signal.Signals) -> None:
+    command = ["pack", corpus / "images", "--labels", corpus / "annotations"]
+    process = start(tmp_path, *command)
+    wait_for(process, "Ray inside this process")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 6, err
+        assert "Error: stopped after " in err
+    assert not (tmp_path / "shards" / "index.json").exists()
+    code, _, err = run(tmp_path, *command)
+    assert code == 0, err
+    for path in shards.glob("*.tar"):
+        assert (tmp_path / "shards" / path.name).read_bytes() == path.read_bytes()
+    assert (tmp_path / "shards" / "index.json").read_bytes() == (shards / "index.json").read_bytes()
+    assert not list((tmp_path / "shards").glob(".*.part"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_search(shards: Path, tmp_path: Path, number: signal.Signals) -> None:
+    command = ["tune", shards, "--num-samples", "4", "--epochs", "4", "--image-size", "64", "--batch-size", "32"]
+    process = start(tmp_path, *command)
+    wait_for(process, r"epoch 2 \|")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 6, err
+        assert "trials are done, and the others keep their epochs" in err
+    code, out, err = run(tmp_path, *command)
+    assert code == 0, err
+    assert "4 trials" in out
+    for folder in (tmp_path / "runs" / "tune" / "trials").iterdir():
+        rows = [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert rows == list(range(1, len(rows) + 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_prediction(straight: Path, corpus: Path, tmp_path: Path, number: signal.Signals) -> None:
+    command = ["batch-predict", straight, corpus / "images", "--out", "p.csv", "--set", "chunk=8", "--batch-size", "8"]
+    process = start(tmp_path, *command)
+    parts = tmp_path / "p.csv.parts"
+    deadline = time.monotonic() + 120
+    while not list(parts.glob("part-*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 6, err
+        assert "Error: stopped after" in err
+    assert not (tmp_path / "p.csv").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("part-*.parquet")}
+    code, _, err = run(tmp_path, *command)
+    assert code == 0, err
+    assert all((parts / name).stat().st_mtime_ns == stamp for name, stamp in kept.items())
+    command[4] = "q.csv"
+    assert run(tmp_path, *command)[0] == 0
+    assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "q.csv").read_bytes()
+
+
+def test_output_folders_that_cannot_be_written(corpus: Path, shards: Path, straight: Path, tmp_path: Path) -> None:
+    """A file where a folder should be stands for every place that refuses to be written to, root or not."""
+    (tmp_path / "file").touch()
+    for arguments in (
+        ["pack", corpus / "images", "--labels", corpus / "annotations", "--out", "file/shards"],
+        ["train", shards, "--runs", "file/runs"],
+        ["tune", shards, "--runs", "file/runs"],
+        ["batch-predict", straight, corpus / "unlabelled", "--out", "file/p.tsv"],
+        ["evaluate", straight, "--out", "file/eval"],
+    ):
+        code, out, err = run(tmp_path, *arguments)
+        assert (code, out) == (2, ""), err
+        assert "Error: cannot write to " in err
+        assert "Not a directory" in err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk(corpus: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", small], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        command = ["pack", corpus / "images", "--labels", corpus / "annotations", "--out", small / "shards"]
+        code, _, err = run(tmp_path, *command)
+        assert code == 4, err
+        assert "No space left on device" in err
+        assert "free some space and run the same command again" in err
+        assert not (small / "shards" / "index.json").exists()
+        subprocess.run(["mount", "-o", "remount,size=8m", small], check=True)
+        code, _, err = run(tmp_path, *command)
+        assert code == 0, err
+    finally:
+        subprocess.run(["umount", small], check=True)

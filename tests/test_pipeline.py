@@ -1,0 +1,334 @@
+"""The whole pipeline on the toy corpus, in this process and on one Ray."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from mlic.config import EvaluateConfig, PackConfig, PredictConfig, TrainConfig, TuneConfig, build, read_file
+from mlic.data import predictions, toy
+from mlic.errors import ClusterError, ConfigError, DataError
+from mlic.model import bundle
+from mlic.score import thresholds
+from mlic.stages.evaluate import evaluate
+from mlic.stages.pack import PackReport, pack
+from mlic.stages.predict import predict
+from mlic.stages.train import TrainReport, train
+from mlic.stages.tune import draw, tune
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+FIT: dict[str, Any] = {"image_size": 64, "batch_size": 32, "epochs": 3}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of shards that are a function of the input; run.json and report.json hold times and paths."""
+    return {
+        p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".tar", ".parquet") or p.name == "index.json"
+    }
+
+
+def packing(corpus: Path, out: Path, **changes: Any) -> PackConfig:
+    return PackConfig(**({"images": corpus / "images", "labels": corpus / "annotations", "out": out} | changes))
+
+
+@pytest.fixture(scope="module")
+def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainReport:
+    runs = tmp_path_factory.mktemp("runs")
+    return train(TrainConfig(shards=shards, runs=runs, name="toy", color="rgb", workers=2, **(FIT | {"epochs": 6})))
+
+
+def test_pack_accounts_for_everything(corpus: Path, shards: Path) -> None:
+    index = json.loads((shards / "index.json").read_text())
+    account = index["account"]
+    assert account["found"] == 240 == account["packed_labelled"] + account["packed_unlabelled"]
+    for label, count in index["label_counts"].items():
+        assert count == len((corpus / "annotations" / f"{label}.txt").read_text().splitlines())
+    table = pd.read_parquet(shards / "samples.parquet")
+    assert len(table) == 240
+    assert table["key"].is_unique
+    assert {name: split["samples"] for name, split in index["splits"].items()} == {"train": 192, "val": 24, "test": 24}
+    for row in table.sample(20, random_state=0).itertuples():
+        with (shards / row.shard).open("rb") as shard:
+            shard.seek(row.offset)
+            assert shard.read(row.size) == (corpus / "images" / row.file).read_bytes()
+        number = row.key.removeprefix("im")
+        listed = [number in (corpus / "annotations" / f"{label}.txt").read_text().split() for label in index["labels"]]
+        assert row.target.tolist() == [int(value) for value in listed]
+
+
+def test_pack_gives_the_same_bytes_for_one_and_two_workers(corpus: Path, shards: Path, tmp_path: Path) -> None:
+    pack(packing(corpus, tmp_path / "one", workers=1))
+    assert contents(tmp_path / "one") == contents(shards)
+
+
+def test_pack_goes_on_after_a_kill_and_does_nothing_twice(corpus: Path, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = pack(packing(corpus, out))
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir() if path.name != ".lock"}
+    assert pack(packing(corpus, out)) == first
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir() if path.name != ".lock"} == before
+    # What a kill in the middle leaves: no index, some shards with their account, one half-written under another name.
+    (out / "index.json").unlink()
+    (out / "train-000000.tar").unlink()
+    (out / ".train-000001.tar.0123abcd.part").write_bytes(b"half")
+    assert pack(packing(corpus, out)) == first
+    assert contents(out) == contents(shards)
+
+
+def test_pack_lists_what_is_wrong(corpus: Path, tmp_path: Path) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    shutil.copytree(corpus / "images", images)
+    shutil.copytree(corpus / "annotations", labels)
+    (images / "im1.jpg").write_bytes(b"")
+    (images / "im2.jpg").write_bytes((images / "im2.jpg").read_bytes()[:-100])
+    (images / "im3.png").write_bytes((images / "im3.jpg").read_bytes())
+    (images / "notes.txt").touch()
+    (labels / "disc.txt").write_text((labels / "disc.txt").read_text() + "99999\n")
+    report = pack(packing(corpus, tmp_path / "out", images=images, labels=labels))
+    assert report.account.model_dump() == {
+        "found": 242, "packed_labelled": report.account.packed_labelled, "packed_unlabelled": 238 -
+        report.account.packed_labelled, "missing": 1, "unreadable": 2, "duplicate": 1,
+    }  # fmt: skip
+    assert report.trouble["unreadable"][0] == "im1.jpg: zero bytes"
+    assert report.trouble["unreadable"][1].startswith("im2.jpg: ")
+    assert report.trouble["duplicate"] == ["im3.png has the key of im3.jpg"]
+    assert "99999" in report.trouble["missing"][0]
+    assert json.loads((tmp_path / "out" / "index.json").read_text())["trouble"]["duplicate"]
+
+
+def test_pack_stops_at_too_many_bad_images(corpus: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(corpus / "images", images)
+    for number in range(1, 40):
+        (images / f"im{number}.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"images cannot be read, more than max_bad allows \(1.0%\); .* zero bytes"):
+        pack(packing(corpus, tmp_path / "out", images=images))
+    assert pack(packing(corpus, tmp_path / "out", images=images, max_bad=0.5, fresh=True)).account.unreadable == 39
+
+
+def test_a_changed_input_is_noticed(corpus: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(corpus / "images", images)
+    pack(packing(corpus, tmp_path / "out", images=images))
+    (images / "im7.jpg").write_bytes((images / "im8.jpg").read_bytes())
+    with pytest.raises(ConfigError, match="made from other images; they changed since"):
+        pack(packing(corpus, tmp_path / "out", images=images))
+    with pytest.raises(ConfigError, match="seed .was 42, now 1."):
+        pack(packing(corpus, tmp_path / "out", images=images, seed=1))
+
+
+def test_train_leaves_a_bundle_that_explains_itself(trained: TrainReport) -> None:
+    assert trained.measurement.values["f1_micro"] > trained.measurement.baselines["always_top_2"]["f1_micro"]
+    run = trained.run
+    assert {p.name for p in run.iterdir()} >= {"config.json", "run.json", "metrics.jsonl", "checkpoints", "model"}
+    spec = json.loads((run / "model" / "model.json").read_text())
+    assert (spec["format"], tuple(spec["labels"]), spec["arch"]) == (1, toy.LABELS, "b-final")
+    assert set(spec["thresholds"]) == set(toy.LABELS)
+    assert spec["threshold_fit"]["policy"] == "global"
+    assert spec["provenance"]["run"] == "toy"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[trained.best_epoch - 1]["val/f1_micro"] == max(row["val/f1_micro"] for row in rows)
+    assert json.loads((run / "run.json").read_text())["workers"] == 2
+
+
+def test_train_twice_trains_once(trained: TrainReport, shards: Path) -> None:
+    config = build(TrainConfig, read_file(trained.run / "config.json"))
+    before = (trained.run / "model" / "weights.safetensors").stat().st_mtime_ns
+    assert train(config) == trained
+    assert (trained.run / "model" / "weights.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ConfigError, match="lr .was 0.001, now 0.5."):
+        train(config.model_copy(update={"lr": 0.5}))
+
+
+def test_train_asks_for_no_more_than_there_is(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="99 workers need 99 CPUs; this cluster has"):
+        train(TrainConfig(shards=shards, runs=tmp_path, workers=99, **FIT))
+
+
+def test_training_errors_come_out_whole(shards: Path, tmp_path: Path) -> None:
+    from mlic.errors import RunError
+
+    with pytest.raises(RunError, match="the loss is not finite at step"):
+        train(TrainConfig(shards=shards, runs=tmp_path, optimizer="sgd", lr=1e12, workers=1, **FIT))
+    assert json.loads((tmp_path / "b-final" / "run.json").read_text())["status"] == "failed"
+
+
+def test_tune_searches_prunes_and_leaves_a_config(shards: Path, tmp_path: Path) -> None:
+    config = TuneConfig(shards=shards, runs=tmp_path, num_samples=4, color="rgb", **(FIT | {"epochs": 4}))
+    report = tune(config)
+    assert len(report.trials) == 4
+    assert {t.status for t in report.trials} == {"finished", "pruned"}
+    assert all((t.epochs == 4) == (t.status == "finished") for t in report.trials)
+    assert report.trials[0].value == max(t.value or 0 for t in report.trials)
+    table = pd.read_parquet(tmp_path / "tune" / "trials.parquet")
+    assert table["number"].tolist() == [t.number for t in report.trials]
+    assert bundle.read(report.run).arch == report.trials[0].arch
+    assert tune(config) == report
+
+    winner = read_file(report.best_config)
+    again = train(build(TrainConfig, winner, {"name": "again", "workers": 1}))
+    trial_epochs = json.loads((tmp_path / "again" / "metrics.jsonl").read_text().splitlines()[-1])["epoch"]
+    assert (again.arch, trial_epochs) == (report.trials[0].arch, 4)
+    assert yaml.safe_load(report.best_config.read_text())["lr"] == report.trials[0].lr
+
+
+def test_a_stopped_search_goes_on(shards: Path, tmp_path: Path) -> None:
+    """What a kill leaves: trials without an end, one of them with epochs. Their histories are not computed again."""
+    config = TuneConfig(shards=shards, runs=tmp_path, num_samples=3, color="rgb", grace_epochs=2, **FIT)
+    first = tune(config)
+    state = json.loads((tmp_path / "tune" / "run.json").read_text())
+    (tmp_path / "tune" / "run.json").write_text(json.dumps(state | {"status": "running"}))
+    logs = {t.number: (tmp_path / "tune" / "trials" / f"{t.number:05d}" / "log.txt").read_text() for t in first.trials}
+    for trial in first.trials[:2]:
+        (tmp_path / "tune" / "trials" / f"{trial.number:05d}" / "ended.json").unlink()
+    again = tune(config)
+    assert {t.number: t.value for t in again.trials} == {t.number: t.value for t in first.trials}
+    for trial in first.trials:
+        log = (tmp_path / "tune" / "trials" / f"{trial.number:05d}" / "log.txt").read_text()
+        assert log.removeprefix(logs[trial.number]).count("val ") == 0
+
+
+def test_a_search_with_failing_trials_says_so(shards: Path, tmp_path: Path) -> None:
+    from mlic.errors import RunError
+
+    config = TuneConfig(
+        shards=shards, runs=tmp_path, num_samples=2, optimizer="sgd", lrs=(1e12, 1e12), archs=("b-final",), **FIT
+    )
+    with pytest.raises(RunError, match="none of the 2 trials finished an epoch: the loss is not finite"):
+        tune(config)
+    with pytest.raises(ClusterError, match="a trial needs 64 CPUs; the largest node has"):
+        tune(config.model_copy(update={"cpus_per_trial": 64, "name": "big"}))
+
+
+def test_draws_are_a_function_of_the_settings(shards: Path) -> None:
+    config = TuneConfig(shards=shards, num_samples=30)
+    plans = draw(config)
+    assert plans == draw(config)
+    assert plans[:10] == draw(config.model_copy(update={"num_samples": 10}))
+    assert {p.arch for p in plans} == {"a-cnn1", "b-final"}
+    assert {p.threshold_policy for p in plans} == {"global", "per-label"}
+    assert all(3e-4 <= p.lr <= 3e-3 and 0 <= p.pos_weight_power <= 1 for p in plans)
+
+
+def test_predict_gives_every_image_once_in_order(trained: TrainReport, corpus: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(corpus / "unlabelled", images)
+    (images / "im241.jpg").write_bytes(b"")
+    (images / "im250.jpg").write_bytes((images / "im250.jpg").read_bytes()[:-100])
+    (images / "letter.jpg").write_text("Dear Sir or Madam")
+    report = predict(PredictConfig(model=trained.run, images=images, out=tmp_path / "p.tsv", chunk=7, batch_size=4))
+    assert (report.found, report.predicted, report.bad) == (31, 28, 3)
+    lines = (tmp_path / "p.tsv").read_text().splitlines()
+    assert lines[0] == "Filename\t" + "\t".join(toy.LABELS)
+    expected = sorted(p.name for p in images.iterdir() if p.name not in ("im241.jpg", "im250.jpg", "letter.jpg"))
+    assert [line.split("\t")[0] for line in lines[1:]] == expected
+    bad = (tmp_path / "p.errors.tsv").read_text().splitlines()
+    assert bad[0] == "Filename\treason"
+    assert bad[1] == "im241.jpg\tzero bytes"
+    assert bad[3] == "letter.jpg\tnot an image"
+    # Once more for the same command, and in other parts and batches for another: the same decisions.
+    stamp = (tmp_path / "p.tsv").stat().st_mtime_ns
+    assert (
+        predict(PredictConfig(model=trained.run, images=images, out=tmp_path / "p.tsv", chunk=7, batch_size=4))
+        == report
+    )
+    assert (tmp_path / "p.tsv").stat().st_mtime_ns == stamp
+    for name, workers, size in (("q", 1, 64), ("r", 2, 1)):
+        out = tmp_path / f"{name}.parquet"
+        predict(PredictConfig(model=trained.run, images=images, out=out, workers=workers, batch_size=size, chunk=5))
+    q, r = (predictions.read(tmp_path / f"{name}.parquet") for name in "qr")
+    assert q.scores is not None
+    assert r.scores is not None
+    np.testing.assert_allclose(q.scores, r.scores, atol=1e-5)
+    assert (q.decisions == r.decisions).all()
+    found = predictions.read(tmp_path / "p.tsv")
+    assert (found.decisions == q.decisions).all()
+    given = np.array(list(bundle.read(trained.run).thresholds))
+    assert (thresholds.decide(q.scores, given) == q.decisions).all()
+
+
+def test_predict_goes_on_and_refuses_a_mixture(trained: TrainReport, corpus: Path, tmp_path: Path) -> None:
+    config = PredictConfig(model=trained.run, images=corpus / "unlabelled", out=tmp_path / "p.csv", chunk=10)
+    predict(config)
+    whole = (tmp_path / "p.csv").read_bytes()
+    parts = tmp_path / "p.csv.parts"
+    kept = (parts / "part-000000.parquet").stat().st_mtime_ns
+    (tmp_path / "p.csv").unlink()
+    (parts / "part-000001.parquet").unlink()
+    predict(config)
+    assert (tmp_path / "p.csv").read_bytes() == whole
+    assert (parts / "part-000000.parquet").stat().st_mtime_ns == kept
+    spec = json.loads((trained.run / "model" / "model.json").read_text())
+    other = tmp_path / "other"
+    shutil.copytree(trained.run / "model", other)
+    spec["thresholds"]["disc"] = 0.9
+    (other / "model.json").write_text(json.dumps(spec))
+    with pytest.raises(ConfigError, match="made from other model"):
+        predict(config.model_copy(update={"model": other}))
+    (tmp_path / "mine.csv").write_text("precious")
+    with pytest.raises(ConfigError, match=r"mine\.csv exists and was not made by this command"):
+        predict(config.model_copy(update={"out": tmp_path / "mine.csv"}))
+    assert (tmp_path / "mine.csv").read_text() == "precious"
+
+
+def test_evaluate_agrees_however_it_is_asked(trained: TrainReport, corpus: Path, shards: Path, tmp_path: Path) -> None:
+    of_run = evaluate(EvaluateConfig(predictions=trained.run, out=tmp_path / "eval"))
+    assert of_run.measurement.samples == 24
+    values = of_run.measurement.values
+    assert values["f1_micro"] > of_run.measurement.baselines["always_top_2"]["f1_micro"]
+    assert json.loads((tmp_path / "eval" / "metrics.json").read_text())["values"] == values
+    page = (tmp_path / "eval" / "report.html").read_text()
+    assert f"{values['f1_micro']:.4f}" in page
+    assert all(label in page for label in toy.LABELS)
+    for suffix in ("tsv", "csv", "jsonl", "parquet"):
+        out = tmp_path / f"p.{suffix}"
+        predict(PredictConfig(model=trained.run, images=shards, split="test", out=out))
+        for labels in (shards, corpus / "annotations"):
+            got = evaluate(EvaluateConfig(predictions=out, labels=labels)).measurement.values
+            assert got["f1_micro"] == values["f1_micro"]
+            assert got["subset_accuracy"] == values["subset_accuracy"]
+            assert suffix == "tsv" or got["map"] == pytest.approx(values["map"], abs=1e-6)
+
+
+def test_evaluate_refuses_what_does_not_belong_together(
+    trained: TrainReport, corpus: Path, shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "p.csv"
+    predict(PredictConfig(model=trained.run, images=corpus / "unlabelled", out=out))
+    with pytest.raises(DataError, match="24 of 24 samples of the split 'test' have no prediction"):
+        evaluate(EvaluateConfig(predictions=out, labels=shards))
+    with pytest.raises(DataError, match="none of the .* annotated images is among the 30 images"):
+        evaluate(EvaluateConfig(predictions=out, labels=corpus / "annotations"))
+    others = tmp_path / "others"
+    shutil.copytree(corpus / "annotations", others)
+    (others / "ring.txt").rename(others / "wing.txt")
+    with pytest.raises(DataError, match=r"differ in 2 labels \(ring, wing\)"):
+        evaluate(EvaluateConfig(predictions=out, labels=others))
+    with pytest.raises(ConfigError, match="--labels is not given"):
+        evaluate(EvaluateConfig(predictions=out))
+    predict(PredictConfig(model=trained.run, images=corpus / "unlabelled", out=tmp_path / "s.csv", values="scores"))
+    with pytest.raises(ConfigError, match="holds scores and no decisions"):
+        evaluate(EvaluateConfig(predictions=tmp_path / "s.csv", labels=corpus / "annotations"))
+
+
+def test_a_tar_is_a_tar(shards: Path) -> None:
+    for path in shards.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            names = tar.getnames()
+        assert len(names) == 2 * json.loads((shards / "index.json").read_text())["shards"][path.name]["samples"]
+
+
+def test_reports_are_printable(shards: Path, trained: TrainReport) -> None:
+    report = PackReport(**json.loads((shards / "report.json").read_text()))
+    assert "found 240 = " in report.text()
+    assert "always-top-1" in trained.text()
