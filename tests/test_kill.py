@@ -110,13 +110,11 @@ def test_a_killed_worker_is_replaced(training: list[object], straight: Path, tmp
     same_result(straight, tmp_path / "runs" / "b-final")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_training(
-    training: list[object], straight: Path, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_an_interrupted_training(training: list[object], straight: Path, tmp_path: Path) -> None:
+    """By SIGTERM, as a scheduler does it; the other stages are interrupted by SIGINT, which goes the same way."""
     process = start(tmp_path, *training)
     wait_for(process, "epoch 1/5")
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 6, err
     assert re.search(r"Error: stopped; \d of 5 epochs are done and kept\.\nHint: run the same command again", err)
@@ -149,7 +147,7 @@ def test_a_stopped_pack(corpus: Path, shards: Path, tmp_path: Path, number: sign
 def test_a_stopped_search(shards: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = ["tune", shards, "--num-samples", "4", "--epochs", "4", "--image-size", "64", "--batch-size", "32"]
     process = start(tmp_path, *command)
-    wait_for(process, r"epoch 2 \|")
+    wait_for(process, r"epoch 1 \|")
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     if number == signal.SIGINT:

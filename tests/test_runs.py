@@ -126,3 +126,9 @@ def test_fingerprints_tell_values_apart() -> None:
     assert (
         len({runs.fingerprint("ab"), runs.fingerprint("a", "b"), runs.fingerprint("b", "a"), runs.fingerprint(1)}) == 4
     )
+
+
+def test_the_temporary_folder_of_a_ray_job_is_no_place_for_results(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="in the temporary folder of a Ray job") as caught:
+        opened(tmp_path / "working_dir_files" / "_ray_pkg_1" / "runs" / "x")
+    assert "absolute paths" in caught.value.hint

@@ -32,6 +32,7 @@ from mlic.errors import ClusterError, ConfigError, MlicError, PartialError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _LOCK = ".lock"
+_RAY_JOB_FOLDER = "working_dir_files"
 _PACKAGES = ("mlic", "ray", "torch", "torchvision", "numpy", "pillow", "simplejpeg")
 
 
@@ -109,6 +110,11 @@ class Run:
         `inputs` are fingerprints of the data by name. Raises PartialError when another process works on the folder
         and ConfigError when the folder is another stage's, another command's, or not ours at all.
         """
+        if _RAY_JOB_FOLDER in folder.parts:
+            raise ConfigError(
+                f"{folder} is in the temporary folder of a Ray job, which is thrown away after it.",
+                "give absolute paths on storage that all nodes share.",
+            )
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock = _lock(folder)

@@ -1,0 +1,57 @@
+"""The README's commands run as they stand, and it speaks of every command."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlic.cli import cli
+from tests.golden import ROOT
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_quick_start(corpus: Path, tmp_path: Path) -> None:
+    match = re.search(r"<!-- quick start.*?-->\n```sh\n(.*?)```", TEXT, re.DOTALL)
+    assert match is not None
+    for name, source in {"photos": "images", "annotations": "annotations", "test-photos": "unlabelled"}.items():
+        shutil.copytree(corpus / source, tmp_path / name)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in match[1].strip().splitlines():
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (command, done.stderr)
+        assert done.stdout
+    assert len((tmp_path / "preds.tsv").read_text().splitlines()) == 31
+
+
+def test_every_command_is_documented() -> None:
+    for name in cli.commands:
+        assert f"mlic {name}" in TEXT
+
+
+def test_links_and_files_exist() -> None:
+    for name in re.findall(r"`((?:jobs|slurm|cluster|tests|benchmarks)/[\w./-]+\.\w+)`", TEXT):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_demo(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mlic", "demo", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert '"f1_micro"' in done.stdout
+    for name in ("preds.tsv", "evaluation/report.html", "runs/tune/best.yaml", "shards/index.json"):
+        assert (tmp_path / "mlic-demo" / name).is_file(), name
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.stdout == done.stdout
