@@ -193,7 +193,9 @@ class TuneConfig(FitSettings):
     grace_epochs: int = setting(1, "Epochs that every trial may run", ge=1)
     reduction_factor: int = setting(3, "ASHA goes on with one in so many trials at each rung", ge=2)
     cpus_per_trial: float = setting(1.0, "CPUs of a trial", cli="flag", gt=0)
-    gpus_per_trial: float = setting(0.0, "GPUs of a trial; a share of one is fine", cli="flag", ge=0)
+    gpus_per_trial: float | None = setting(
+        None, "GPUs of a trial; a share of one is fine; default: 1 where the cluster has any", cli="flag", ge=0
+    )
 
     @model_validator(mode="after")
     def _space_makes_sense(self) -> Self:

@@ -12,6 +12,7 @@ from mlic.config import Preprocessing
 from mlic.data import shards
 from mlic.data.augment import Normalizer, mirrors
 from mlic.data.loader import ShardReader, ahead, eval_batches, train_batches
+from mlic.errors import DataError
 
 PREP = Preprocessing(image_size=16, color="rgb", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -37,7 +38,7 @@ def test_a_batch_is_the_same_for_any_number_of_ranks() -> None:
 
 
 def test_too_few_samples() -> None:
-    with pytest.raises(ValueError, match="3 samples are too few for 2 ranks"):
+    with pytest.raises(DataError, match="3 training samples are too few for 2 workers"):
         train_batches(3, 2, 0, 2, 0, 0)
 
 

@@ -9,7 +9,7 @@ import secrets
 import signal
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +76,6 @@ def connect(address: str | None) -> Iterator[Cluster]:
     elif "RAY_AUTH_MODE" not in os.environ and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"  # a driver given an address does not look for a token by itself
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
     if ray.is_initialized():
@@ -124,43 +123,59 @@ def task_share(cluster: Cluster, workers: int | Literal["auto"], use_gpus: bool)
     return Share(count, 1, int(gpus))
 
 
-def check_shared(cluster: Cluster, folder: Path) -> None:
-    """Make sure that every node sees `folder`, by a file that this process writes and a task on each node reads.
+def assigned_device() -> str:
+    """ "cuda" in a Ray worker that was given a GPU or a share of one, else "cpu".
 
-    Raises ClusterError with the names of the nodes that do not.
+    Not torch.cuda.is_available(): Ray hides the GPUs of a node only from workers that were given some of them.
+    """
+    import ray
+
+    return "cuda" if ray.get_gpu_ids() else "cpu"
+
+
+def check_shared(cluster: Cluster, folder: Path, *inputs: Path) -> None:
+    """Make sure that every node sees the same `folder`, and has the `inputs`.
+
+    This process writes a file to `folder`, and a task on each node reads it. Raises ClusterError with the path and the
+    names of the nodes that do not see it.
     """
     if len(cluster.nodes) < 2:
         return
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    probe = folder / f".probe-{uuid.uuid4().hex}"
+    probe = folder / f".probe-{uuid.uuid4().hex}.part"
     text = uuid.uuid4().hex
     probe.write_text(text)
     try:
-        task = ray.remote(num_cpus=0)(_read_probe)
+        task = ray.remote(num_cpus=0)(_unseen)
         asked = [
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(str(probe))
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
+                probe, text, inputs
+            )
             for node in cluster.nodes
         ]
-        blind = [
-            node.host for node, seen in zip(cluster.nodes, ray.get(asked, timeout=120), strict=True) if seen != text
-        ]
+        unseen = ray.get(asked, timeout=120)
     finally:
         probe.unlink()
+    blind = [(node.host, path) for node, path in zip(cluster.nodes, unseen, strict=True) if path is not None]
     if blind:
+        hosts = ", ".join(sorted(host for host, _ in blind)[:3])
         raise ClusterError(
-            f"{len(blind)} of {len(cluster.nodes)} nodes do not see {folder} ({', '.join(sorted(blind)[:3])}).",
-            "use a folder on storage that all nodes share.",
+            f"{len(blind)} of {len(cluster.nodes)} nodes do not see {blind[0][1]} ({hosts}).",
+            "use folders on storage that all nodes share.",
         )
 
 
-def _read_probe(path: str) -> str | None:
+def _unseen(probe: Path, text: str, inputs: Sequence[Path]) -> Path | None:
+    """The first of the paths that this node does not see as the driver does."""
     try:
-        os.listdir(Path(path).parent)  # noqa: PTH208 - refreshes the directory that a network file system has cached
-        return Path(path).read_text()
+        os.listdir(probe.parent)  # noqa: PTH208 - refreshes the directory that a network file system has cached
+        if probe.read_text() != text:
+            return probe.parent
     except OSError:
-        return None
+        return probe.parent
+    return next((path for path in inputs if not path.exists()), None)
 
 
 def _refuse_half_an_allocation() -> None:

@@ -22,6 +22,7 @@ import torch
 from mlic.config import Preprocessing
 from mlic.data import images
 from mlic.data.shards import Split
+from mlic.errors import DataError
 
 MAX_PIXELS = 100_000_000
 _AHEAD = 3  # batches decoded ahead of the one in use, for each thread
@@ -51,10 +52,10 @@ def train_batches(
     """The batches of one epoch as (this rank's sample numbers, the whole batch's sample numbers).
 
     Every sample is in exactly one batch. A last batch too small to give each rank two samples, which batch norm needs,
-    joins the one before it. Raises ValueError when there are fewer than two samples a rank.
+    joins the one before it. Raises DataError when there are fewer than two samples a rank.
     """
     if num_samples < 2 * world_size:
-        raise ValueError(f"{num_samples} samples are too few for {world_size} ranks")
+        raise DataError(f"{num_samples} training samples are too few for {world_size} workers.", "use fewer --workers.")
     order = np.random.default_rng([seed, epoch]).permutation(num_samples)
     batch_size = max(batch_size, 2 * world_size)
     bounds = list(range(0, num_samples, batch_size))

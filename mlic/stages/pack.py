@@ -126,7 +126,7 @@ def _write_all(config: PackConfig, plan: Sequence[shards.ShardPlan], names: Sequ
     progress = Progress(logger, "pack", len(todo), "shards", "images")
     limit = max(_ALLOWED_BAD, config.max_bad * sum(len(shard.samples) for shard in plan))
     with cluster_ray.connect(config.address) as cluster:
-        cluster_ray.check_shared(cluster, config.out)
+        cluster_ray.check_shared(cluster, config.out, config.images)
         share = cluster_ray.task_share(cluster, config.workers, use_gpus=False)
         try:
             for written in _map_shards(config, todo, names, share.workers):

@@ -153,7 +153,7 @@ def _stamp(item: Item) -> tuple[int, int] | None:
 def _predict_parts(config: PredictConfig, chunks: Sequence[Sequence[Item]], todo: Sequence[int], parts: Path) -> None:
     progress = Progress(logger, "predict", len(todo), "parts", "images")
     with cluster_ray.connect(config.address) as cluster:
-        cluster_ray.check_shared(cluster, parts)
+        cluster_ray.check_shared(cluster, parts, config.images, config.model)
         share = cluster_ray.task_share(cluster, config.workers, use_gpus=True)
         failed: dict[int, str] = {}
         try:
@@ -220,7 +220,7 @@ class _Predictor:
         from mlic.data.augment import Normalizer
 
         self._torch = torch
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(cluster_ray.assigned_device())
         self._bundle, net = bundle.load_model(path)
         self._net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         prep = self._bundle.preprocessing

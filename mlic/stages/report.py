@@ -10,8 +10,8 @@ from mlic.stages.measure import BASELINES, Measurement
 _NAMES = {
     "f1_micro": "Micro F1", "precision_micro": "Micro precision", "recall_micro": "Micro recall",
     "f1_macro": "Macro F1", "precision_macro": "Macro precision", "recall_macro": "Macro recall",
-    "map": "Mean average precision", "subset_accuracy": "Subset accuracy (whole label set right)",
-    "hamming_accuracy": "Hamming accuracy (single labels right)", "jaccard_samples": "Jaccard index, mean over images",
+    "map": "Mean average precision", "subset_accuracy": "Subset accuracy",
+    "hamming_accuracy": "Hamming accuracy", "jaccard_samples": "Jaccard index, per image",
 }  # fmt: skip
 
 _STYLE = """
@@ -19,15 +19,16 @@ _STYLE = """
   --warn: #8a4b00; --warn-back: #fff4e0; --mark: #c2410c; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #98a2b3; --line: #344054; --bar: #6ea0ff;
   --back: #12161e; --warn: #ffc670; --warn-back: #33260f; --mark: #ff9a62; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back); max-width: 64rem;
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back); max-width: 76rem;
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 p { color: var(--soft); margin-top: 0; max-width: 46rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { font-weight: 600; color: var(--soft); font-size: .85rem; } th:first-child, td:first-child { text-align: left; }
-td.value { font-weight: 650; } td.bar { min-width: 9rem; width: 22%; }
+th { font-weight: 600; color: var(--soft); font-size: .85rem; } th:first-child, td:first-child { text-align: left; white-space: normal;
+  overflow-wrap: anywhere; min-width: 7rem; }
+td.value { font-weight: 650; } td.bar { min-width: 7rem; width: 16%; }
 .track { position: relative; height: .7rem; background: var(--line); border-radius: .35rem; }
 .fill { position: absolute; inset: 0 auto 0 0; background: var(--bar); border-radius: .35rem; }
 .mark { position: absolute; top: -.25rem; bottom: -.25rem; width: 2px; background: var(--mark); }
@@ -64,8 +65,9 @@ def _headlines(measurement: Measurement) -> str:
             f'<td class="bar">{_bar(value, best)}</td>{cells}</tr>'
         )
     return (
-        "<h2>Headlines</h2><p>Each number stands beside its 95% bootstrap interval over images and beside what "
-        "needs no image at all. The mark on each bar is the best of these baselines.</p>"
+        "<h2>Headlines</h2><p>Each number stands beside its 95% bootstrap interval over images and beside what needs no "
+        "image at all. The mark on each bar is the best of these baselines. Subset accuracy: the whole label set is "
+        "right. Hamming accuracy: single labels are right. Jaccard index: an empty set predicted right counts 0.</p>"
         f'<div class="scroll"><table><thead><tr><th>Metric</th><th>Value</th><th>95% interval</th><th></th>{head}</tr>'
         f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
@@ -84,7 +86,7 @@ def _labels(measurement: Measurement) -> str:
     return (
         "<h2>Labels</h2><p>Most frequent first. The mark is the F1 of giving the label to every image.</p>"
         '<div class="scroll"><table><thead><tr><th>Label</th><th>Images</th><th>Share</th><th>Precision</th>'
-        "<th>Recall</th><th>F1</th><th></th><th>Average precision</th></tr></thead>"
+        "<th>Recall</th><th>F1</th><th></th><th>AP</th></tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 

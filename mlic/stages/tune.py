@@ -106,7 +106,7 @@ def tune(config: TuneConfig) -> TuneReport:
             run.reopen()
         if not all(_ended(_trial_folder(folder, i)) for i in range(len(plans))):
             with cluster_ray.connect(config.address) as cluster:
-                cluster_ray.check_shared(cluster, folder)
+                cluster_ray.check_shared(cluster, folder, config.shards)
                 _search(cluster, config, plans, run)
         report = _finish(plans, run)
         run.finish(report)
@@ -135,7 +135,9 @@ def draw(config: TuneConfig) -> list[TrainConfig]:
 
 
 def _search(cluster: cluster_ray.Cluster, config: TuneConfig, plans: Sequence[TrainConfig], run: Run) -> None:
-    _refuse_what_does_not_fit(cluster, config)
+    cpus = config.cpus_per_trial
+    gpus = config.gpus_per_trial if config.gpus_per_trial is not None else float(cluster.gpus > 0)
+    _refuse_what_does_not_fit(cluster, cpus, gpus)
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours to answer
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")  # a trial that is told to stop may be in an epoch
@@ -150,7 +152,7 @@ def _search(cluster: cluster_ray.Cluster, config: TuneConfig, plans: Sequence[Tr
     arguments = {
         "plans": [plan.model_dump(mode="json") for plan in plans], "folder": str(run.folder), "attempt": run.attempt,
     }  # fmt: skip
-    resources = {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
+    resources = {"cpu": cpus, "gpu": gpus}
     trainable = ray_tune.with_resources(ray_tune.with_parameters(_run_trial, arguments=arguments), resources)
     storage = run.folder / ".ray"
     shutil.rmtree(storage, ignore_errors=True)  # the trials' own folders are the record; Tune starts anew
@@ -158,7 +160,7 @@ def _search(cluster: cluster_ray.Cluster, config: TuneConfig, plans: Sequence[Tr
         trainable,
         param_space={"number": ray_tune.grid_search(list(range(len(plans))))},
         tune_config=ray_tune.TuneConfig(
-            scheduler=scheduler, reuse_actors=True, max_concurrent_trials=_at_once(cluster, config)
+            scheduler=scheduler, reuse_actors=True, max_concurrent_trials=_at_once(cluster, config, cpus, gpus)
         ),
         run_config=ray_tune.RunConfig(
             name="tune", storage_path=str(storage), verbose=0, callbacks=[_recorder(run.folder, len(plans))],
@@ -178,18 +180,18 @@ def _search(cluster: cluster_ray.Cluster, config: TuneConfig, plans: Sequence[Tr
 _METRIC = loop.OBJECTIVE.replace("/", "_")  # Ray Tune takes a slash for a nested result
 
 
-def _at_once(cluster: cluster_ray.Cluster, config: TuneConfig) -> int:
-    fits = int(cluster.cpus // config.cpus_per_trial)
-    if config.gpus_per_trial:
-        fits = min(fits, int(cluster.gpus // config.gpus_per_trial))
+def _at_once(cluster: cluster_ray.Cluster, config: TuneConfig, cpus: float, gpus: float) -> int:
+    fits = int(cluster.cpus // cpus)
+    if gpus:
+        fits = min(fits, int(cluster.gpus // gpus))
     return fits if config.workers == "auto" else min(fits, config.workers)
 
 
-def _refuse_what_does_not_fit(cluster: cluster_ray.Cluster, config: TuneConfig) -> None:
+def _refuse_what_does_not_fit(cluster: cluster_ray.Cluster, cpus: float, gpus: float) -> None:
     """Ray Tune itself would wait for ever."""
     for what, need, have in (
-        ("CPUs", config.cpus_per_trial, max((node.cpus for node in cluster.nodes), default=0)),
-        ("GPUs", config.gpus_per_trial, max((node.gpus for node in cluster.nodes), default=0)),
+        ("CPUs", cpus, max((node.cpus for node in cluster.nodes), default=0)),
+        ("GPUs", gpus, max((node.gpus for node in cluster.nodes), default=0)),
     ):
         if need > have:
             flag = f"--{what[:3].lower()}s-per-trial {have}"
@@ -216,7 +218,7 @@ def _run_trial(config: dict[str, Any], arguments: dict[str, Any]) -> None:
             raise RunError(ended["error"])
         return
     folder.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(cluster_ray.assigned_device())
     place = loop.Place(0, 1, device, folder, owner, arguments["attempt"])
     try:
         loop.fit(plan, place, report)
