@@ -7,6 +7,7 @@
 # by the job's own temporary folder and never by `ray stop`, so that jobs can share a node. The cluster has a token of its
 # own, which only the user can read; when the token is gone, the job is over.
 set -u
+users_umask=$(umask)   # for what the command writes; what this script writes is for the user alone
 umask 077
 
 [ $# -gt 0 ] || { echo "Error: with-ray.sh got no command." >&2; exit 2; }
@@ -39,13 +40,17 @@ follow_head() {   # a worker node: join, stay, and leave when the token is gone
   for _ in $(seq $((wait_s * 2))); do ls "$shared" >/dev/null; [ -s "$shared/head" ] && break; sleep 0.5; done
   [ -s "$shared/head" ] || { echo "Error: node $rank saw no head within $wait_s s in $shared." >&2; exit 4; }
   RAY_ADDRESS=$(cat "$shared/head"); export RAY_ADDRESS
+  export RAY_gcs_rpc_server_reconnect_timeout_s=20   # Ray on this node ends by itself when the head is gone
   trap 'end_ray; exit 143' TERM INT
   until ray start --address "$RAY_ADDRESS" "${common[@]}" >"$log" 2>&1; do
     ls "$shared" >/dev/null 2>&1; [ -e "$shared/token" ] || { end_ray; exit 0; }
     [ $SECONDS -lt "$wait_s" ] || { echo "Error: node $rank could not join Ray:" >&2; tail -n 3 "$log" >&2; end_ray; exit 4; }
     sleep 2
   done
-  while ls "$shared" >/dev/null 2>&1 && [ -e "$shared/token" ]; do sleep 1 & wait $!; done
+  while ls "$shared" >/dev/null 2>&1 && [ -e "$shared/token" ]; do
+    pgrep -f -- "$RAY_TMPDIR/ray/session" >/dev/null || { echo "Error: node $rank lost Ray's head." >&2; exit 4; }
+    sleep 1 & wait $!
+  done
   end_ray
   exit 0
 }
@@ -75,13 +80,13 @@ over() { rm -rf "$shared/token" "$shared/head"; end_ray; }
 python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$shared/token" || exit 4
 ip=$(hostname -I | awk '{print $1}')   # an address, not a name: many machines map their own name to a loopback address
 export RAY_ADDRESS=$ip:$port           # before `ray start`, so that nothing below can start or find another cluster
-ray start --head --node-ip-address "$ip" --port "$port" --ray-client-server-port $((port + 1)) \
+ray start --head --node-ip-address "$ip" --port "$port" \
   --dashboard-host 127.0.0.1 --dashboard-port $((port + 2)) "${common[@]}" >"$log" 2>&1 || {
   echo "Error: ray start failed on $(hostname):" >&2; tail -n 5 "$log" >&2; over; exit 4; }
 echo "$RAY_ADDRESS" >"$shared/head.part" && mv "$shared/head.part" "$shared/head"
 count_nodes || { tail -n 5 "$log" >&2; over; exit 4; }
 
-"$@" &
+(umask "$users_umask"; exec "$@") &
 command=$!
 trap 'kill -TERM $command 2>/dev/null' TERM INT   # the command stops in good order, and its exit code is ours
 wait $command; code=$?

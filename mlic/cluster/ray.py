@@ -48,7 +48,11 @@ class Cluster:
         return sum(node.gpus for node in self.nodes)
 
     def __str__(self) -> str:
-        where = "Ray inside this process" if self.embedded else f"a Ray cluster of {len(self.nodes)} nodes"
+        where = (
+            "Ray inside this process"
+            if self.embedded
+            else f"a Ray cluster of {len(self.nodes)} node{'s' * (len(self.nodes) > 1)}"
+        )
         return f"{where}: {self.cpus} CPUs, {self.gpus} GPUs"
 
 

@@ -44,7 +44,7 @@ def render(config: SlurmConfig) -> str:
             "",
             "set -euo pipefail",
             f"# Ray over the whole allocation, and mlic {config.stage} on it with the arguments of this script.",
-            f'srun --kill-on-bad-exit=1 bash "$(mlic slurm --launcher)" mlic {config.stage} "$@" &',
+            f'srun --kill-on-bad-exit=0 bash "$(mlic slurm --launcher)" mlic {config.stage} "$@" &',
             "wait $!  # in the background, so that bash sees a signal at once",
             "",
         ]

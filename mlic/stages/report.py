@@ -26,7 +26,8 @@ p { color: var(--soft); margin-top: 0; max-width: 46rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { font-weight: 600; color: var(--soft); font-size: .85rem; } th:first-child, td:first-child { text-align: left; white-space: normal;
+th { font-weight: 600; color: var(--soft); font-size: .85rem; }
+th:first-child, td:first-child { text-align: left; white-space: normal;
   overflow-wrap: anywhere; min-width: 7rem; }
 td.value { font-weight: 650; } td.bar { min-width: 7rem; width: 16%; }
 .track { position: relative; height: .7rem; background: var(--line); border-radius: .35rem; }
@@ -65,8 +66,8 @@ def _headlines(measurement: Measurement) -> str:
             f'<td class="bar">{_bar(value, best)}</td>{cells}</tr>'
         )
     return (
-        "<h2>Headlines</h2><p>Each number stands beside its 95% bootstrap interval over images and beside what needs no "
-        "image at all. The mark on each bar is the best of these baselines. Subset accuracy: the whole label set is "
+        "<h2>Headlines</h2><p>Each number stands beside its 95% bootstrap interval over images and beside what "
+        "needs no image at all. The mark on each bar is the best of these baselines. Subset accuracy: the whole set is "
         "right. Hamming accuracy: single labels are right. Jaccard index: an empty set predicted right counts 0.</p>"
         f'<div class="scroll"><table><thead><tr><th>Metric</th><th>Value</th><th>95% interval</th><th></th>{head}</tr>'
         f"</thead><tbody>{''.join(rows)}</tbody></table></div>"

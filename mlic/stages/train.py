@@ -106,7 +106,7 @@ def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run) -> None
     share = cluster_ray.train_share(cluster, config.workers)
     cluster_ray.check_shared(cluster, run.folder, config.shards)
     run.note(workers=share.workers, cpus_per_worker=share.cpus, gpus_per_worker=share.gpus)
-    logger.info("training on %d workers with %d CPUs and %d GPUs each", share.workers, share.cpus, share.gpus)
+    logger.info("workers: %d, each with %d CPUs and %d GPUs", share.workers, share.cpus, share.gpus)
     trainer = _trainer(config, run, share, cluster.embedded)
     failed: list[BaseException] = []
 
