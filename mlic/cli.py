@@ -29,6 +29,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 # command -> (its configuration, module and function of its stage, examples for its help)
 _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
     "pack": (config.PackConfig, "mlic.stages.pack", "pack", ["mlic pack photos/ --labels annotations/ --out shards/"]),
+    "doctor": (config.DoctorConfig, "mlic.stages.doctor", "doctor", ["mlic doctor shards/"]),
     "train": (
         config.TrainConfig, "mlic.stages.train", "train",
         ["mlic train shards/ --arch b-final --epochs 20", "mlic train --config jobs/train.yaml shards/ --set lr=1e-4"],
@@ -128,7 +129,8 @@ def _parameters(model: type[BaseModel]) -> list[click.Parameter]:
             flag = "--" + name.replace("_", "-")
             help_text = f"{field.description}{_default(field)}"
             if field.annotation is bool:
-                parameters.append(click.Option([flag, name], is_flag=True, default=None, help=help_text))
+                names = [f"{flag}/--no-{flag[2:]}" if field.default else flag, name]
+                parameters.append(click.Option(names, is_flag=True, default=None, help=help_text))
             else:
                 parameters.append(click.Option([flag, name], type=_type(field.annotation), help=help_text))
     return parameters
@@ -158,7 +160,7 @@ def _type(annotation: Any) -> Any:
 
 
 def _default(field: Any) -> str:
-    if field.default in (None, PydanticUndefined, False):
+    if field.default in (None, PydanticUndefined) or isinstance(field.default, bool):
         return ""
     value = field.default
     if isinstance(value, dict):

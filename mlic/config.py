@@ -114,6 +114,9 @@ class PackConfig(Settings):
         Path("shards"), "Folder to write the shards to", cli="flag", place=True, validate_default=True
     )
     split: Shares = setting({"train": 0.8, "val": 0.1, "test": 0.1}, "Names of the splits and their shares", cli="flag")
+    split_by: Literal["stratified", "random"] = setting(
+        "stratified", "stratified: each split has its share of every label", cli="flag"
+    )
     seed: int = setting(42, "Seed of the split and of the order of the training samples", cli="flag", ge=0)
     shard_mb: float = setting(64.0, "Target size of a shard in MB", cli="flag", gt=0)
     min_shards: int = setting(4, "Fewest shards of a split, as far as it has samples", ge=1)
@@ -134,6 +137,14 @@ class PackConfig(Settings):
             total = sum(self.split.values())
             raise ValueError(f"the shares of the splits should sum to 1, not {total:g}")
         return self
+
+
+class DoctorConfig(Settings):
+    """Examine shards: do the labels belong to the images, and can every label be learnt and measured?"""
+
+    shards: LocalPath = setting(..., "Folder of shards that mlic pack wrote", cli="argument", place=True)
+    max_samples: int = setting(10_000, "Training samples to look at, at most", cli="flag", ge=100)
+    seed: int = setting(42, "Seed of the choice of samples and of the shuffles", ge=0)
 
 
 class FitSettings(Settings):
@@ -160,6 +171,7 @@ class FitSettings(Settings):
     head_prior: bool = setting(True, "Start the output biases at the labels' log-odds in the training split")
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto: bf16 on GPUs that have it, fp32 elsewhere")
     max_bad: float = setting(0.01, "Largest share of undecodable samples before the run stops", ge=0, le=1)
+    doctor: bool = setting(True, "Examine the shards first, as mlic doctor does", cli="flag", place=True)
     loader_threads: int = setting(2, "Threads that decode ahead of each worker", ge=1, le=64)
     seed: int = setting(42, "Seed of weights, order of samples and augmentation", cli="flag", ge=0)
 

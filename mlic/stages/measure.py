@@ -83,12 +83,12 @@ def measure(
     )  # fmt: skip
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of text as lines in columns, the first column to the left and the others to the right."""
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Rows of text as lines in columns, the first `left` columns to the left and the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        parts = [cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in enumerate(cells)]
+        lines.append("  ".join(parts).rstrip())
+    return lines

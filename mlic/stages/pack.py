@@ -11,7 +11,7 @@ from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, disk_errors, fingerprint, temporary, write_atomic, write_json
 from mlic.config import Model, PackConfig, result_settings
 from mlic.data import images, labels, shards
-from mlic.data.splits import random_split
+from mlic.data.splits import random_split, stratified_split
 from mlic.errors import DataError, PartialError
 from mlic.stages.progress import Progress
 
@@ -109,7 +109,10 @@ def _unique(listing: Sequence[images.ImageFile]) -> tuple[list[images.ImageFile]
 def _plan(
     config: PackConfig, unique: Sequence[images.ImageFile], joined: labels.Joined
 ) -> tuple[shards.ShardPlan, ...]:
-    parts = random_split(len(unique), config.split, config.seed)
+    if config.split_by == "random":
+        parts = random_split(len(unique), config.split, config.seed)
+    else:
+        parts = stratified_split(joined.targets, None, config.split, config.seed)
     sources = {
         split: [
             shards.Source(unique[i].key, unique[i].path, unique[i].size, tuple(joined.targets[i].tolist()))

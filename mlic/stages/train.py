@@ -13,11 +13,12 @@ from typing import Any
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, read_state, write_json
-from mlic.config import Model, TrainConfig
+from mlic.config import DoctorConfig, Model, TrainConfig
 from mlic.data.shards import read_index
 from mlic.errors import DataError, MlicError, PartialError, RunError
 from mlic.model import bundle, zoo
 from mlic.stages import loop
+from mlic.stages.doctor import doctor as examine
 from mlic.stages.measure import Measurement, measure
 from mlic.stages.progress import LOG_EVERY_S
 
@@ -68,6 +69,8 @@ def train(config: TrainConfig) -> TrainReport:
             run.reopen()
         if len(loop.read_history(folder)) < config.epochs:
             with cluster_ray.connect(config.address) as cluster:
+                if config.doctor:
+                    examine(DoctorConfig(shards=config.shards, address=config.address))
                 _fit_on(cluster, config, run)
         report = finish(config, run.folder, run.folder)
         run.finish(report)

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ import yaml
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, is_current, write_atomic, write_json
-from mlic.config import FitSettings, Model, TrainConfig, TuneConfig
+from mlic.config import DoctorConfig, FitSettings, Model, TrainConfig, TuneConfig
 from mlic.data.shards import read_index
 from mlic.errors import ClusterError, DataError, MlicError, PartialError, RunError
 from mlic.model import bundle, zoo
 from mlic.stages import loop
+from mlic.stages.doctor import doctor as examine
 from mlic.stages.measure import Measurement, aligned
+from mlic.stages.progress import LOG_EVERY_S
 from mlic.stages.train import finish
 
 logger = logging.getLogger(__name__)
@@ -106,6 +109,8 @@ def tune(config: TuneConfig) -> TuneReport:
             run.reopen()
         if not all(_ended(_trial_folder(folder, i)) for i in range(len(plans))):
             with cluster_ray.connect(config.address) as cluster:
+                if config.doctor:
+                    examine(DoctorConfig(shards=config.shards, address=config.address))
                 cluster_ray.check_shared(cluster, folder, config.shards)
                 _search(cluster, config, plans, run)
         report = _finish(plans, run)
@@ -234,20 +239,23 @@ def _recorder(folder: Path, num_trials: int) -> Any:
 
     class Recorder(Callback):  # type: ignore[misc]
         best = -math.inf
-        done = 0
+        done = epochs = 0
+        said = time.monotonic()
 
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **_: Any) -> None:
             del iteration, trials
             number, value = trial.config["number"], result.get(_METRIC)
             if value is not None and value > self.best:
                 self.best = value
-                logger.info(
-                    "tune  trial %d, epoch %d | %s %.4f | best",
-                    number,
-                    result["epoch"],
-                    loop.OBJECTIVE,
-                    value,
-                )
+                epoch = result["epoch"]
+                logger.info("tune  trial %d, epoch %d | %s %.4f | best", number, epoch, loop.OBJECTIVE, value)
+            self.epochs += 1
+            if time.monotonic() - self.said >= LOG_EVERY_S:
+                self._say()
+
+        def _say(self) -> None:
+            self.said = time.monotonic()
+            logger.info("tune  %d/%d trials | %d epochs | best %.4f", self.done, num_trials, self.epochs, self.best)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
             del iteration, trials
@@ -257,7 +265,7 @@ def _recorder(folder: Path, num_trials: int) -> Any:
             finished = len(loop.read_history(own)) >= plan_epochs
             if not _ended(own):
                 write_json(own / "ended.json", {"status": "finished" if finished else "pruned", "error": None})
-            logger.info("tune  %d/%d trials | best %.4f", self.done, num_trials, self.best)
+            self._say()
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
             del iteration, trials

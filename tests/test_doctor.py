@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlic.config import DoctorConfig, PackConfig, TrainConfig
+from mlic.data import features, toy
+from mlic.errors import DataError
+from mlic.stages.doctor import DoctorReport, doctor
+from mlic.stages.pack import pack
+from mlic.stages.train import train
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough images for a verdict."""
+    folder = tmp_path_factory.mktemp("large")
+    toy.generate(folder, num_samples=1500, num_unlabelled=0, seed=3, size=32)
+    return folder
+
+
+def checks(report: DoctorReport) -> dict[str, str]:
+    return {check.name: check.status for check in report.checks}
+
+
+def test_features_are_finite_and_tell_images_apart(corpus: Path) -> None:
+    paths = sorted((corpus / "images").iterdir())[:20]
+    found = np.stack([features.extract(path.read_bytes(), 10**8) for path in paths])
+    assert found.shape == (20, features.NUM_FEATURES)
+    assert np.isfinite(found).all()
+    assert len(np.unique(found, axis=0)) == 20
+
+
+def test_good_shards_pass(large: Path, ray_cluster: None, tmp_path: Path) -> None:
+    pack(PackConfig(images=large / "images", labels=large / "annotations", out=tmp_path / "s"))
+    report = doctor(DoctorConfig(shards=tmp_path / "s"))
+    assert checks(report)["alignment"] == checks(report)["pixels"] == checks(report)["labels"] == "ok"
+    stamp = (tmp_path / "s" / "doctor.json").stat().st_mtime_ns
+    assert doctor(DoctorConfig(shards=tmp_path / "s")).checks[0] == report.checks[0]
+    assert (tmp_path / "s" / "doctor.json").stat().st_mtime_ns == stamp
+    assert "alignment" in report.text()
+
+
+def test_labels_joined_by_position_are_caught_before_training(large: Path, ray_cluster: None, tmp_path: Path) -> None:
+    """The bug that cost a whole project: labels in numeric order, file names in the order of the directory."""
+    paths = sorted(path.name for path in (large / "images").iterdir())
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for file in (large / "annotations").iterdir():
+        wrong = [paths[int(number) - 1] for number in file.read_text().split()]
+        (labels / file.name).write_text("\n".join(wrong) + "\n")
+    pack(PackConfig(images=large / "images", labels=labels, out=tmp_path / "s"))
+    with pytest.raises(DataError, match="the labels do not belong to the images: they are predicted no better than"):
+        doctor(DoctorConfig(shards=tmp_path / "s"))
+    config = TrainConfig(shards=tmp_path / "s", runs=tmp_path / "runs", image_size=48, epochs=1)
+    with pytest.raises(DataError, match="the labels do not belong to the images"):
+        train(config)
+    assert not (tmp_path / "runs" / "b-final" / "checkpoints").exists()
+
+
+def test_small_sets_are_not_accused(shards: Path) -> None:
+    assert checks(doctor(DoctorConfig(shards=shards)))["alignment"] in ("ok", "note")
+
+
+def test_what_cannot_be_learnt_or_measured_is_named(corpus: Path, ray_cluster: None, tmp_path: Path) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    shutil.copytree(corpus / "images", images)
+    shutil.copytree(corpus / "annotations", labels)
+    (labels / "unicorn.txt").write_text("5\n")
+    for number in range(1, 9):
+        shutil.copy(images / "im9.jpg", images / f"im{1000 + number}.jpg")
+    pack(PackConfig(images=images, labels=labels, out=tmp_path / "s", split_by="random"))
+    report = doctor(DoctorConfig(shards=tmp_path / "s"))
+    assert checks(report)["labels"] == "warning"
+    assert checks(report)["leakage"] == "warning"
+    assert "unicorn in " in next(check.text for check in report.checks if check.name == "labels")
+    assert json.loads(report.model_dump_json())["checks"]
