@@ -18,6 +18,7 @@ from mlic.errors import ConfigError
 
 Color = Literal["rgb", "gray"]
 Policy = Literal["fixed", "global", "per-label"]
+LabelFormat = Literal["auto", "lists", "wide", "delimited", "long", "jsonl", "coco", "voc", "folders"]
 Stage = Literal["pack", "train", "tune", "batch-predict", "evaluate"]
 
 STAGES: tuple[Stage, ...] = ("pack", "train", "tune", "batch-predict", "evaluate")
@@ -109,7 +110,13 @@ class PackConfig(Settings):
     """Pack images and their labels into WebDataset tar shards."""
 
     images: LocalPath = setting(..., "Folder with the images, nested as you like", cli="argument", place=True)
-    labels: LocalPath = setting(..., "Folder of per-label .txt lists, or a CSV or TSV file", cli="flag", place=True)
+    labels: LocalPath = setting(
+        ...,
+        "Label files: a folder of LABEL.txt lists, a table, or another format of the README",
+        cli="flag",
+        place=True,
+    )
+    format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised", cli="flag")
     out: LocalPath = setting(
         Path("shards"), "Folder to write the shards to", cli="flag", place=True, validate_default=True
     )
@@ -253,8 +260,9 @@ class EvaluateConfig(Settings):
 
     predictions: LocalPath = setting(..., "Predictions file, or a run to predict and measure", cli="argument")
     labels: LocalPath | None = setting(
-        None, "Shards, a folder of per-label lists, or a CSV file; default: the shards of the run", cli="flag"
+        None, "Shards, or label files as for mlic pack; default: the shards of the run", cli="flag"
     )
+    format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised")
     split: str = setting("test", "Split to measure, when labels are shards", cli="flag")
     out: LocalPath | None = setting(
         None, "Folder for metrics.json and report.html; default: beside the predictions", cli="flag"

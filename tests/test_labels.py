@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlic.data.labels import Annotations, join, read_annotations
+from mlic.data.annotations import read_annotations
+from mlic.data.labels import Annotations, join
 from mlic.errors import DataError
 
 PATHS = ["im1.jpg", "im2.jpg", "im12.jpg", "sub/cat 3.png"]
@@ -65,7 +66,7 @@ def test_labels_of_another_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no .txt list and no .csv"):
+    with pytest.raises(DataError, match="cannot tell the format of the labels"):
         read_annotations(tmp_path)
     with pytest.raises(DataError, match="do not exist"):
         read_annotations(tmp_path / "nowhere")

@@ -3,8 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlic.data import toy
+from mlic.data.annotations import read_annotations
 from mlic.data.images import list_images
-from mlic.data.labels import join, read_annotations
+from mlic.data.labels import join
 
 
 def test_the_corpus_has_the_shape_of_the_reference_one(corpus: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from mlic.cluster.runs import disk_errors, write_atomic, write_json
-from mlic.config import EvaluateConfig, Model, PredictConfig
+from mlic.config import EvaluateConfig, LabelFormat, Model, PredictConfig
 from mlic.data import labels, predictions
+from mlic.data.annotations import read_annotations
 from mlic.data.shards import INDEX, read_split
 from mlic.errors import ConfigError, DataError
 from mlic.stages import report as page
@@ -56,7 +57,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     found = predictions.read(file)
     if found.decisions is None:
         raise ConfigError(f"{file} holds scores and no decisions.", "predict with --values both.")
-    rows, targets, names, unmatched = _join(found, truth, config.split)
+    rows, targets, names, unmatched = _join(found, truth, config.split, config.format)
     columns = [found.labels.index(name) for name in names]
     scores = None if found.scores is None else found.scores[rows][:, columns]
     decisions = found.decisions[rows][:, columns]
@@ -95,7 +96,7 @@ def _predict_split(config: EvaluateConfig, run: Path, shards: Path) -> Path:
 
 
 def _join(
-    found: predictions.Predictions, truth: Path, split: str
+    found: predictions.Predictions, truth: Path, split: str, format: LabelFormat
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[str, ...], int]:
     """Rows of the predictions, their targets, the labels in order, and the annotated images without a prediction."""
     position = {key: i for i, key in enumerate(found.keys)}
@@ -117,7 +118,7 @@ def _join(
             samples.labels,
             0,
         )
-    annotations = labels.read_annotations(truth)
+    annotations = read_annotations(truth, format)
     _same_labels(found.labels, annotations.labels)
     joined = labels.join(annotations, found.files)
     return np.arange(len(found.keys)), joined.targets, annotations.labels, len(joined.missing)

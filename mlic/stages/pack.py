@@ -11,6 +11,7 @@ from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, disk_errors, fingerprint, temporary, write_atomic, write_json
 from mlic.config import Model, PackConfig, result_settings
 from mlic.data import images, labels, shards
+from mlic.data.annotations import read_annotations
 from mlic.data.splits import random_split, stratified_split
 from mlic.errors import DataError, PartialError
 from mlic.stages.progress import Progress
@@ -71,7 +72,7 @@ def pack(config: PackConfig) -> PackReport:
     unreadable images than `max_bad` allows, and PartialError when it is interrupted.
     """
     listing, others = images.list_images(config.images)
-    annotations = labels.read_annotations(config.labels)
+    annotations = read_annotations(config.labels, config.format)
     unique, duplicates = _unique(listing)
     joined = labels.join(annotations, [file.path for file in unique])
     if others:
