@@ -1,4 +1,4 @@
-"""Ray Jobs entrypoint: ray job submit --working-dir . -- python jobs/batch_predict.py ARGUMENTS"""
+"""Ray Jobs entrypoint: ray job submit --working-dir jobs -- python batch_predict.py ARGUMENTS"""
 
 import sys
 from pathlib import Path

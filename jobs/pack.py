@@ -1,4 +1,4 @@
-"""Ray Jobs entrypoint: ray job submit --working-dir . -- python jobs/pack.py ARGUMENTS"""
+"""Ray Jobs entrypoint: ray job submit --working-dir jobs -- python pack.py ARGUMENTS"""
 
 import sys
 from pathlib import Path

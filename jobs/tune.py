@@ -1,4 +1,4 @@
-"""Ray Jobs entrypoint: ray job submit --working-dir . -- python jobs/tune.py ARGUMENTS"""
+"""Ray Jobs entrypoint: ray job submit --working-dir jobs -- python tune.py ARGUMENTS"""
 
 import sys
 from pathlib import Path
