@@ -124,6 +124,9 @@ class PackConfig(Settings):
     split_by: Literal["stratified", "random"] = setting(
         "stratified", "stratified: each split has its share of every label", cli="flag"
     )
+    group_by: Literal["near-duplicates", "identical", "none"] = setting(
+        "near-duplicates", "Images that a stratified split never parts", cli="flag"
+    )
     seed: int = setting(42, "Seed of the split and of the order of the training samples", cli="flag", ge=0)
     shard_mb: float = setting(64.0, "Target size of a shard in MB", cli="flag", gt=0)
     min_shards: int = setting(4, "Fewest shards of a split, as far as it has samples", ge=1)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, disk_errors, fingerprint, temporary, write_atomic, write_json
@@ -15,6 +18,7 @@ from mlic.data.annotations import read_annotations
 from mlic.data.splits import random_split, stratified_split
 from mlic.errors import DataError, PartialError
 from mlic.stages.progress import Progress
+from mlic.stages.scan import forget, scan
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +42,12 @@ class Account(Model):
 
 
 class PackReport(Model):
-    """What `pack` wrote. `label_counts` are the packed images with the label, by label in order."""
+    """What `pack` wrote.
+
+    `label_counts` are the packed images with the label, by label in order; `near_duplicates` the images that are kept
+    in one split with others that are the same or nearly; `largest_deviation` says where a label is furthest from its
+    share.
+    """
 
     out: Path
     source: str
@@ -47,6 +56,8 @@ class PackReport(Model):
     splits: dict[str, int]
     label_counts: dict[str, int]
     account: Account
+    near_duplicates: int
+    largest_deviation: str
     trouble: dict[str, list[str]]
 
     def text(self) -> str:
@@ -57,6 +68,7 @@ class PackReport(Model):
             + ", ".join(f"{name} {count:,}" for name, count in self.splits.items()),
             f"found {a.found:,} = {a.packed_labelled:,} labelled + {a.packed_unlabelled:,} unlabelled"
             f" + {a.missing:,} missing + {a.unreadable:,} unreadable + {a.duplicate:,} duplicate",
+            f"splits  {self.largest_deviation}; {self.near_duplicates:,} near-duplicates kept together",
             "labels  " + "  ".join(f"{label} {count:,}" for label, count in self.label_counts.items()),
         ]
         for kind, names in self.trouble.items():
@@ -88,12 +100,38 @@ def pack(config: PackConfig) -> PackReport:
             logger.warning("%s has lost shards since it was packed; they are written again", config.out)
             (config.out / shards.INDEX).unlink(missing_ok=True)
             run.reopen()
-        plan = _plan(config, unique, joined)
-        written = _write_all(config, plan, annotations.labels)
-        report = _finish(config, annotations, joined, duplicates, written)
+        with cluster_ray.connect(config.address) as cluster:
+            cluster_ray.check_shared(cluster, config.out, config.images)
+            share = cluster_ray.task_share(cluster, config.workers, use_gpus=False)
+            known = fingerprint(sorted(inputs.items()), config.max_pixels)
+            groups, bad = _groups(config, unique, share, known)
+            seen = _Seen(unique, joined, duplicates, [(unique[i].path, why) for i, why in bad.items()], groups)
+            plan = _plan(config, unique, joined, groups, bad)
+            written = _write_all(config, plan, annotations.labels, share, seen.bad)
+        report = _finish(config, annotations, seen, written)
         run.finish(report)
         _remove_accounts(config.out)
+        forget(config.out)
     return report
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was found before anything was written; `groups` (N,) numbers the groups of `files` that stay together."""
+
+    files: Sequence[images.ImageFile]
+    joined: labels.Joined
+    duplicates: Sequence[str]
+    bad: Sequence[tuple[str, str]]
+    groups: np.ndarray[Any, Any] | None
+
+    @property
+    def grouped(self) -> int:
+        """How many images share their group with another."""
+        if self.groups is None:
+            return 0
+        sizes = np.bincount(self.groups)
+        return int(sizes[sizes > 1].sum())
 
 
 def _unique(listing: Sequence[images.ImageFile]) -> tuple[list[images.ImageFile], list[str]]:
@@ -107,49 +145,68 @@ def _unique(listing: Sequence[images.ImageFile]) -> tuple[list[images.ImageFile]
     return list(first.values()), duplicates
 
 
+def _groups(
+    config: PackConfig, files: Sequence[images.ImageFile], share: cluster_ray.Share, known: str
+) -> tuple[np.ndarray[Any, Any] | None, dict[int, str]]:
+    """The groups (N,) that a split must not cut, where it looks at them, and the files that cannot be read."""
+    if config.split_by == "random" or config.group_by == "none":
+        return None, {}
+    found = scan(files, config.images, config.out, config.max_pixels, share, known)
+    return found.groups(config.group_by), found.bad
+
+
 def _plan(
-    config: PackConfig, unique: Sequence[images.ImageFile], joined: labels.Joined
-) -> tuple[shards.ShardPlan, ...]:
+    config: PackConfig, files: Sequence[images.ImageFile], joined: labels.Joined, groups: np.ndarray[Any, Any] | None,
+    bad: Mapping[int, str],
+) -> tuple[shards.ShardPlan, ...]:  # fmt: skip
+    usable = np.array([i for i in range(len(files)) if i not in bad], dtype=np.int64)
     if config.split_by == "random":
-        parts = random_split(len(unique), config.split, config.seed)
+        parts = random_split(len(usable), config.split, config.seed)
     else:
-        parts = stratified_split(joined.targets, None, config.split, config.seed)
+        within = None if groups is None else groups[usable]
+        parts = stratified_split(joined.targets[usable], within, config.split, config.seed)
     sources = {
         split: [
-            shards.Source(unique[i].key, unique[i].path, unique[i].size, tuple(joined.targets[i].tolist()))
-            for i in part
+            shards.Source(files[i].key, files[i].path, files[i].size, tuple(joined.targets[i].tolist()))
+            for i in usable[part]
         ]
         for split, part in zip(config.split, parts, strict=True)
     }
     return shards.plan(sources, config.shard_mb, config.min_shards, config.seed)
 
 
-def _write_all(config: PackConfig, plan: Sequence[shards.ShardPlan], names: Sequence[str]) -> list[shards.Written]:
+def _write_all(
+    config: PackConfig, plan: Sequence[shards.ShardPlan], names: Sequence[str], share: cluster_ray.Share,
+    bad_before: Sequence[tuple[str, str]],
+) -> list[shards.Written]:  # fmt: skip
+    """Write the shards that are not there yet; `bad_before` are the images that are known to be bad already."""
     done = {written.name: written for written in _already_written(config.out, plan)}
     todo = [shard for shard in plan if shard.name not in done]
     progress = Progress(logger, "pack", len(todo), "shards", "images")
-    limit = max(_ALLOWED_BAD, config.max_bad * sum(len(shard.samples) for shard in plan))
-    with cluster_ray.connect(config.address) as cluster:
-        cluster_ray.check_shared(cluster, config.out, config.images)
-        share = cluster_ray.task_share(cluster, config.workers, use_gpus=False)
-        try:
-            for written in _map_shards(config, todo, names, share.workers):
-                done[written.name] = written
-                progress.add(len(written.samples), len(written.bad))
-                bad = [item for shard in done.values() for item in shard.bad]
-                if len(bad) > limit:
-                    file, reason = bad[0]
-                    raise DataError(
-                        f"{len(bad):,} images cannot be read, more than max_bad allows ({config.max_bad:.1%}); "
-                        f"the first is {file}: {reason}.",
-                        "mend or remove them, or allow more by --set max_bad=SHARE.",
-                    )
-        except KeyboardInterrupt:
-            raise PartialError(
-                f"stopped after {len(done):,} of {len(plan):,} shards.",
-                "run the same command again to go on.",
-            ) from None
+    bad = [*bad_before, *(item for written in done.values() for item in written.bad)]
+    limit = max(_ALLOWED_BAD, config.max_bad * (len(bad_before) + sum(len(shard.samples) for shard in plan)))
+    try:
+        _stop_at_too_many_bad(config, bad, limit)
+        for written in _map_shards(config, todo, names, share.workers):
+            done[written.name] = written
+            bad += written.bad
+            progress.add(len(written.samples), len(written.bad))
+            _stop_at_too_many_bad(config, bad, limit)
+    except KeyboardInterrupt:
+        raise PartialError(
+            f"stopped after {len(done):,} of {len(plan):,} shards.", "run the same command again to go on."
+        ) from None
     return [done[shard.name] for shard in plan]
+
+
+def _stop_at_too_many_bad(config: PackConfig, bad: Sequence[tuple[str, str]], limit: float) -> None:
+    if len(bad) > limit:
+        file, reason = bad[0]
+        raise DataError(
+            f"{len(bad):,} images cannot be read, more than max_bad allows ({config.max_bad:.1%}); "
+            f"the first is {file}: {reason}.",
+            "mend or remove them, or allow more by --max-bad SHARE.",
+        )
 
 
 def _map_shards(
@@ -222,17 +279,16 @@ def _whole(out: Path) -> bool:
 
 
 def _finish(
-    config: PackConfig, annotations: labels.Annotations, joined: labels.Joined, duplicates: Sequence[str],
-    written: Sequence[shards.Written],
-) -> PackReport:  # fmt: skip
+    config: PackConfig, annotations: labels.Annotations, seen: _Seen, written: Sequence[shards.Written]
+) -> PackReport:
     """Add everything up, see that it balances, and write the table and, last, the index."""
     samples = [sample for shard in written for sample in shard.samples]
-    bad = sorted(item for shard in written for item in shard.bad)
+    bad = sorted([*seen.bad, *(item for shard in written for item in shard.bad)])
     unlabelled = sum(1 not in sample.target for sample in samples)
     account = Account(
-        found=len(joined.labelled) + len(duplicates) + len(joined.missing),
+        found=len(seen.files) + len(seen.duplicates) + len(seen.joined.missing),
         packed_labelled=len(samples) - unlabelled, packed_unlabelled=unlabelled,
-        missing=len(joined.missing), unreadable=len(bad), duplicate=len(duplicates),
+        missing=len(seen.joined.missing), unreadable=len(bad), duplicate=len(seen.duplicates),
     )  # fmt: skip
     if not account.balances():
         raise AssertionError(f"the account does not balance: {account}")
@@ -240,8 +296,8 @@ def _finish(
         raise DataError(f"none of the {len(bad):,} images in {config.images} can be read.", "check the folder.")
     trouble = {
         "unreadable": [f"{file}: {reason}" for file, reason in bad],
-        "missing": [f"{name} ({annotations.where[name]}) names no image" for name in joined.missing],
-        "duplicate": list(duplicates),
+        "missing": [f"{name} ({annotations.where[name]}) names no image" for name in seen.joined.missing],
+        "duplicate": list(seen.duplicates),
     }
     for kind, items in trouble.items():
         for item in items[:3]:
@@ -249,14 +305,28 @@ def _finish(
         if len(items) > 3:
             logger.warning("%s: and %s more; index.json lists the first %d", kind, f"{len(items) - 3:,}", _LISTED)
     counts = _label_counts(annotations.labels, samples)
-    index = _index(config, annotations, account, {k: v[:_LISTED] for k, v in trouble.items()}, written)
+    index = _index(config, annotations, account, {k: v[:_LISTED] for k, v in trouble.items()}, seen, written)
     write_atomic(config.out / shards.TABLE, shards.table_bytes(written))
     write_json(config.out / shards.INDEX, index)
     return PackReport(
         out=config.out, source=annotations.source, samples=len(samples), shards=len(written),
         splits={name: split["samples"] for name, split in index["splits"].items()}, label_counts=counts,
-        account=account, trouble={k: v[:3] for k, v in trouble.items() if v},
+        account=account, near_duplicates=seen.grouped, largest_deviation=_largest_deviation(config, index),
+        trouble={k: v[:3] for k, v in trouble.items() if v},
     )  # fmt: skip
+
+
+def _largest_deviation(config: PackConfig, index: Mapping[str, Any]) -> str:
+    """The label and split whose share of the label's samples is furthest from the split's share, in words."""
+    total = sum(config.split.values())
+    found = [
+        (abs(split["label_counts"][label] / count - config.split[name] / total), label, name)
+        for name, split in index["splits"].items()
+        for label, count in index["label_counts"].items()
+        if count
+    ]
+    worst, label, name = max(found, default=(0.0, "no label", next(iter(config.split))))
+    return f"largest deviation of a label's share {worst:.1%} ({label} in {name})"
 
 
 def _label_counts(names: Sequence[str], samples: Sequence[shards.Packed]) -> dict[str, int]:
@@ -269,7 +339,7 @@ def _label_counts(names: Sequence[str], samples: Sequence[shards.Packed]) -> dic
 
 def _index(
     config: PackConfig, annotations: labels.Annotations, account: Account, trouble: Mapping[str, Any],
-    written: Sequence[shards.Written],
+    seen: _Seen, written: Sequence[shards.Written],
 ) -> dict[str, Any]:  # fmt: skip
     splits: dict[str, Any] = {}
     for split in config.split:
@@ -284,6 +354,7 @@ def _index(
         "label_counts": _label_counts(annotations.labels, everything),
         "splits": splits,
         "account": account.model_dump(),
+        "near_duplicates": seen.grouped,
         "trouble": trouble,
         "settings": result_settings(config),
         "fingerprint": fingerprint(annotations.labels, [(shard.name, shard.sha256) for shard in written]),

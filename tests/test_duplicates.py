@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from mlic.config import PackConfig
+from mlic.data import duplicates
+from mlic.data.shards import read_split
+from mlic.stages.pack import pack
+
+
+def jpeg(image: Image.Image, quality: int = 90) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def hashed(data: bytes) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    return np.frombuffer(duplicates.perceptual_hash(data, 10**7), np.uint8)
+
+
+def scene(seed: int) -> Image.Image:
+    """A smooth random picture."""
+    small = np.random.default_rng(seed).integers(0, 256, (7, 7, 3)).astype(np.uint8)
+    return Image.fromarray(small).resize((200, 150), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_hash_survives_what_changes_no_picture(seed: int) -> None:
+    image = scene(seed)
+    original = hashed(jpeg(image))
+    changed = [
+        jpeg(image, 40),
+        jpeg(image.resize((100, 75))),
+        jpeg(image.resize((640, 480))),
+        jpeg(ImageEnhance.Brightness(image).enhance(0.8)),
+    ]
+    for data in changed:
+        assert np.bitwise_count(original ^ hashed(data)).sum() <= duplicates.MAX_DISTANCE
+    others = [np.bitwise_count(original ^ hashed(jpeg(scene(seed + 100 + i)))).sum() for i in range(20)]
+    assert min(others) > 2 * duplicates.MAX_DISTANCE
+
+
+def test_every_near_pair_is_found() -> None:
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 256, (300, 16)).astype(np.uint8)
+    for i in range(100):
+        flips = np.zeros(128, np.uint8)
+        flips[rng.choice(128, int(rng.integers(0, 16)), replace=False)] = 1
+        hashes[100 + i] = hashes[i] ^ np.packbits(flips)
+    apart = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(axis=2)
+    expected = {(i, j) for i in range(300) for j in range(i + 1, 300) if apart[i, j] <= duplicates.MAX_DISTANCE}
+    assert set(duplicates.near_pairs(hashes)) == expected
+    assert len(expected) > 40
+
+
+def test_flat_images_are_no_duplicates_of_each_other() -> None:
+    assert duplicates.near_pairs(np.zeros((50, 16), np.uint8)) == []
+
+
+def test_clusters_are_closed() -> None:
+    hashes = np.random.default_rng(0).integers(0, 256, (6, 16)).astype(np.uint8)
+    hashes[1], hashes[2] = hashes[0], hashes[0]
+    hashes[1, 0] ^= 0b11111
+    hashes[2, 0] ^= 0b11111
+    hashes[2, 1] ^= 0b11111
+    digests = np.random.default_rng(1).integers(0, 256, (6, 32)).astype(np.uint8)
+    digests[5] = digests[4]
+    assert duplicates.clusters(digests, hashes).tolist() == [0, 0, 0, 3, 4, 4]
+    assert duplicates.clusters(digests, None).tolist() == [0, 1, 2, 3, 4, 4]
+
+
+@pytest.mark.ray
+def test_copies_of_a_photograph_stay_in_one_split(ray_cluster: None, tmp_path: Path) -> None:
+    """Three versions of each of 60 pictures: without groups most of them would be parted."""
+    (tmp_path / "images").mkdir()
+    for i in range(60):
+        for j, data in enumerate((jpeg(scene(i)), jpeg(scene(i), 50), jpeg(scene(i).resize((120, 90))))):
+            (tmp_path / "images" / f"im{3 * i + j}.jpg").write_bytes(data)
+    (tmp_path / "labels.csv").write_text("image,even\n" + "".join(f"im{k}.jpg,{k // 3 % 2 ^ 1}\n" for k in range(180)))
+
+    def parted(out: Path) -> int:
+        where = {key: name for name in ("train", "val", "test") for key in read_split(out, name).keys}
+        return sum(len({where[f"im{3 * i + j}"] for j in range(3)}) > 1 for i in range(60))
+
+    base = {"images": tmp_path / "images", "labels": tmp_path / "labels.csv"}
+    report = pack(PackConfig(**base, out=tmp_path / "grouped"))
+    assert report.near_duplicates == 180
+    assert parted(tmp_path / "grouped") == 0
+    assert report.splits == {"train": 144, "val": 18, "test": 18}
+    pack(PackConfig(**base, out=tmp_path / "parted", group_by="none"))
+    assert parted(tmp_path / "parted") > 10
