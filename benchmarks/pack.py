@@ -9,9 +9,7 @@ takes two sha256 sums and writes a label record; webdataset writes the label rec
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,10 +20,10 @@ from pathlib import Path
 
 import webdataset
 
+from benchmarks.results import write_section
 from mlic.data import images, shards, toy
 
 ROUNDS = 7
-RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def write_mlic(folder: Path, files: list[images.ImageFile], out: Path) -> None:
@@ -70,16 +68,11 @@ def main() -> None:
     lines = [f"| {name} | {medians['tar cf'] / value:.2f} |" for name, value in medians.items()]
     size = sum(file.size for file in files) / len(files) / 1000
     head = (
-        f"## Packing, one worker ({datetime.date.today()}, {os.cpu_count()} cores)\n\n"
         f"{len(files):,} images of {size:.1f} kB on average, {ROUNDS} rounds in turns; speed as a multiple of "
         "`tar cf`.\n\n"
         "| writer | x tar |\n|---|---|\n"
     )
-    section = head + "\n".join(lines) + "\n"
-    print(section)
-    before = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Measurements\n\nWritten by `make bench`.\n"
-    kept = before.split("\n## Packing, one worker")[0].rstrip("\n")
-    RESULTS.write_text(f"{kept}\n\n{section}", encoding="utf-8")
+    write_section("Packing, one worker", head + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -182,6 +182,9 @@ class FitSettings(Settings):
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto: bf16 on GPUs that have it, fp32 elsewhere")
     max_bad: float = setting(0.01, "Largest share of undecodable samples before the run stops", ge=0, le=1)
     doctor: bool = setting(True, "Examine the shards first, as mlic doctor does", cli="flag", place=True)
+    cache_gb: float = setting(
+        8.0, "Largest cache of decoded images that a node keeps, in GB; 0: none", cli="flag", place=True, ge=0
+    )
     loader_threads: int = setting(2, "Threads that decode ahead of each worker", ge=1, le=64)
     seed: int = setting(42, "Seed of weights, order of samples and augmentation", cli="flag", ge=0)
 

@@ -19,6 +19,12 @@ for name in ("RAY_ADDRESS", "SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "SLURM_CPUS_P
     os.environ.pop(name, None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def decoded_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests keep their decoded images to themselves."""
+    os.environ["MLIC_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`images/`, `annotations/` and `unlabelled/` of 240 and 30 generated images of 64 pixels."""

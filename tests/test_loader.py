@@ -65,7 +65,7 @@ def split(tmp_path: Path) -> shards.Split:
         "val", ("a", "b"), tuple(tmp_path / name for name in names), tuple(r.key for r in rows),
         tuple(r.file for r in rows), np.array([r.target for r in rows], np.int8),
         np.array([names.index(r.shard) for r in rows]), np.array([r.offset for r in rows]),
-        np.array([r.size for r in rows]),
+        np.array([r.size for r in rows]), "f" * 32,
     )  # fmt: skip
 
 
@@ -90,6 +90,55 @@ def test_an_image_that_does_not_decode_counts_nowhere(split: shards.Split) -> No
     assert batch.targets.tolist() == [[1, 1], [-1, -1]]
     assert [key for key, _ in batch.bad] == ["4"]
     assert split.targets[4].tolist() == [0, 1]
+
+
+def test_the_cache_gives_what_decoding_gives(split: shards.Split, tmp_path: Path) -> None:
+    sizes = split.sizes.copy()
+    sizes[4] = 10
+    damaged = dataclasses.replace(split, sizes=sizes)
+    wanted = [np.array([3, 4, 9]), np.array([0, 1])]
+    with ShardReader(damaged, PREP) as reader:
+        plain = list(reader.batches(wanted, 1))
+    for turn in range(2):  # built, then found
+        with ShardReader(damaged, PREP) as reader:
+            assert reader.use_cache(1.0, 2, tmp_path / "cache")
+            if turn:
+                for path in split.shards:  # what is cached is not read again
+                    path.unlink()
+            cached = list(reader.batches(wanted, 2))
+        for a, b in zip(plain, cached, strict=True):
+            assert a.images.equal(b.images)
+            assert a.targets.equal(b.targets)
+            assert a.bad == b.bad
+
+
+def test_the_cache_keeps_to_its_limit(split: shards.Split, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    size = 10 * 16 * 16 * 3
+    with ShardReader(split, PREP) as reader:
+        assert not reader.use_cache((size - 1) / 1e9, 1, folder)
+        assert not reader.use_cache(0, 1, folder)
+        assert reader.use_cache(1.5 * size / 1e9, 1, folder)
+    (first,) = folder.glob("*.u8")
+    gray = Preprocessing(image_size=16, color="gray", mean=(0.5,), std=(0.5,))
+    with ShardReader(split, gray) as reader:
+        assert reader.use_cache(1.5 * size / 1e9, 1, folder)
+        assert first.exists()
+    other = dataclasses.replace(split, fingerprint="e" * 32)
+    with ShardReader(other, PREP) as reader:
+        assert reader.use_cache(1.5 * size / 1e9, 1, folder)
+    assert not first.exists()
+    assert sum(path.stat().st_size for path in folder.glob("*.u8")) <= 1.5 * size
+
+
+def test_a_half_written_cache_is_built_again(split: shards.Split, tmp_path: Path) -> None:
+    with ShardReader(split, PREP) as reader:
+        assert reader.use_cache(1.0, 1, tmp_path)
+        (path,) = tmp_path.glob("*.u8")
+        path.write_bytes(path.read_bytes()[:-1])
+        assert reader.use_cache(1.0, 1, tmp_path)
+        (batch,) = reader.batches([np.arange(10)], 1)
+    assert batch.images[:, 0, 0, 0].tolist() == [20 * i for i in range(10)]
 
 
 def test_ahead_keeps_the_order_and_raises() -> None:

@@ -14,17 +14,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from mlic.config import Preprocessing
-from mlic.data import images
+from mlic.data import cache, images
 from mlic.data.shards import Split
 from mlic.errors import DataError
 
 MAX_PIXELS = 100_000_000
+_CACHE_BATCH = 256
 _AHEAD = 3  # batches decoded ahead of the one in use, for each thread
 
 T = TypeVar("T")
@@ -74,11 +75,12 @@ def eval_batches(
 
 
 class ShardReader:
-    """Reads images out of shards by offset; keeps the shards' files open."""
+    """Reads images out of shards by offset, or out of the node's cache of decoded ones; keeps the files open."""
 
     def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
         self._split, self._preprocessing = split, preprocessing
         self._files: dict[int, int] = {}
+        self._decoded: cache.Decoded | None = None
 
     def __enter__(self) -> ShardReader:
         return self
@@ -87,49 +89,61 @@ class ShardReader:
         for file in self._files.values():
             os.close(file)
         self._files.clear()
+        self._decoded = None
+
+    def use_cache(self, limit_gb: float, threads: int, folder: Path | None = None) -> bool:
+        """Decode the whole split once, where it fits, and read from that; says whether it does."""
+
+        def decode() -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], dict[int, str]]]:
+            for batch in self.batches(eval_batches(len(self._split), _CACHE_BATCH, 0, 1), threads):
+                named = dict(batch.bad)
+                reasons = {int(i): named[self._split.keys[i]] for i in batch.index if self._split.keys[i] in named}
+                yield batch.index, batch.images.numpy(), reasons
+
+        where = folder or cache.default_folder()
+        self._decoded = cache.decoded(self._split, self._preprocessing, limit_gb, where, decode)
+        return self._decoded is not None
 
     def batches(self, batches: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]], threads: int) -> Iterator[Batch]:
         """Load batches of sample numbers in their order, decoding ahead in `threads` threads."""
-        for i in {int(s) for batch in batches for s in self._split.shard[batch]} - self._files.keys():
-            self._files[i] = os.open(self._split.shards[i], os.O_RDONLY)
+        if self._decoded is None:
+            for i in {int(s) for batch in batches for s in self._split.shard[batch]} - self._files.keys():
+                self._files[i] = os.open(self._split.shards[i], os.O_RDONLY)
         yield from ahead(self._load, batches, threads)
 
     def _load(self, index: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Batch:
         split = self._split
-        blobs = [
-            (
-                split.keys[i],
-                lambda i=i: os.pread(self._files[int(split.shard[i])], int(split.sizes[i]), int(split.offsets[i])),
-            )
-            for i in index
-        ]
-        pixels, bad = decode_batch(blobs, self._preprocessing, MAX_PIXELS)
+        if self._decoded is not None:
+            pixels = torch.from_numpy(self._decoded.images[index])
+            bad = {row: self._decoded.bad[int(i)] for row, i in enumerate(index) if int(i) in self._decoded.bad}
+        else:
+            pixels, bad = decode_batch([self._reader(int(i)) for i in index], self._preprocessing, MAX_PIXELS)
         targets = split.targets[index]
-        for position in bad:
-            targets[position] = -1
-        named = tuple((split.keys[index[position]], reason) for position, reason in bad.items())
+        for row in bad:
+            targets[row] = -1
+        named = tuple((split.keys[index[row]], reason) for row, reason in bad.items())
         return Batch(pixels, index, torch.from_numpy(targets), named)
+
+    def _reader(self, sample: int) -> Callable[[], bytes]:
+        split = self._split
+        file, size, offset = self._files[int(split.shard[sample])], int(split.sizes[sample]), int(split.offsets[sample])
+        return lambda: os.pread(file, size, offset)
 
 
 def decode_batch(
-    blobs: Sequence[tuple[str, Callable[[], bytes]]], preprocessing: Preprocessing, max_pixels: int
+    readers: Sequence[Callable[[], bytes]], preprocessing: Preprocessing, max_pixels: int
 ) -> tuple[torch.Tensor, dict[int, str]]:
-    """Decode (name, reader of bytes) pairs into uint8 (B, H, W, C); positions that fail stay zero and get a reason."""
+    """Decode what `readers` read into uint8 (B, H, W, C); positions that fail stay zero and get a reason."""
     size, channels = preprocessing.image_size, preprocessing.channels
-    pixels = torch.zeros(len(blobs), size, size, channels, dtype=torch.uint8)
+    pixels = torch.zeros(len(readers), size, size, channels, dtype=torch.uint8)
     array = pixels.numpy()
     bad: dict[int, str] = {}
-    for position, (_, read) in enumerate(blobs):
+    for position, read in enumerate(readers):
         try:
             array[position] = images.load(read(), preprocessing, max_pixels)
         except images.BadImage as error:
             bad[position] = str(error)
     return pixels, bad
-
-
-def file_reader(path: Path) -> Callable[[], bytes]:
-    """A reader of a whole image file, for `decode_batch`."""
-    return lambda: images.read_file(path)
 
 
 def ahead(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:

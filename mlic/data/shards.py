@@ -81,7 +81,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Split:
-    """The samples of one split, held in columns of equal length N.
+    """The samples of one split, held in columns of equal length N; `fingerprint` is that of the shards.
 
     `targets` is int8 (N, L) with -1 for unknown; `shard` numbers into `shards`; `offsets` and `sizes` are int64 bytes.
     """
@@ -95,6 +95,7 @@ class Split:
     shard: np.ndarray[Any, Any]
     offsets: np.ndarray[Any, Any]
     sizes: np.ndarray[Any, Any]
+    fingerprint: str
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -264,7 +265,7 @@ def read_split(folder: Path, split: str | None) -> Split:
         split or "all", labels, tuple(folder / name for name in shards),
         tuple(table.column("key").to_pylist()), tuple(table.column("file").to_pylist()),
         flat.astype(np.int8).reshape(-1, len(labels)), np.array([number[name] for name in names], dtype=np.int64),
-        table.column("offset").to_numpy(), table.column("size").to_numpy(),
+        table.column("offset").to_numpy(), table.column("size").to_numpy(), index["fingerprint"],
     )  # fmt: skip
 
 

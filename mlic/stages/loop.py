@@ -143,6 +143,8 @@ class _Fitting:
         self.normalize = Normalizer(prep.mean, prep.std, place.device)
         self.train_reader = stack.enter_context(ShardReader(train, prep))
         self.val_reader = stack.enter_context(ShardReader(val, prep))
+        for reader in (self.train_reader, self.val_reader):
+            reader.use_cache(config.cache_gb, config.loader_threads)
         self.autocast = _autocast(config.precision, place.device)
         self.history: list[dict[str, float]] = []
         self.best_value = -math.inf

@@ -237,7 +237,7 @@ class _Predictor:
         )
         scores, errors = [], []
         for batch, (pixels, bad) in zip(
-            batches, ahead(lambda b: decode([(item.key, item.read) for item in b]), batches, 1), strict=True
+            batches, ahead(lambda b: decode([item.read for item in b]), batches, 1), strict=True
         ):
             with self._torch.inference_mode():
                 scores.append(self._torch.sigmoid(self._net(self._normalize(pixels)).float()).cpu().numpy())

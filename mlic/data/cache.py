@@ -1,0 +1,128 @@
+"""A split's decoded images in one memory-mapped file of the node, built once and shared by all its ranks and trials.
+
+Decoding is most of what a loader does, and it gives the same pixels in every epoch, on every rank and in every trial.
+The file is known by what decides its bytes, the fingerprint of the shards and the preprocessing, so it is never stale; it
+is written under a lock and another name, so it is whole or not there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlic.config import Preprocessing
+from mlic.data.shards import Split
+
+logger = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, Any]
+_KEEP_FREE = 2**30  # bytes of the disk that are left to others
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """`images` is uint8 (N, H, W, C), mapped from the file; `bad` says why a sample is all zeros."""
+
+    images: Array
+    bad: dict[int, str]
+
+
+def default_folder() -> Path:
+    """MLIC_CACHE_DIR, else a folder of the user's own among the node's temporary files."""
+    given = os.environ.get("MLIC_CACHE_DIR")
+    return Path(given) if given else Path(tempfile.gettempdir()) / f"mlic-cache-{os.getuid()}"
+
+
+def decoded(
+    split: Split, preprocessing: Preprocessing, limit_gb: float, folder: Path,
+    decode: Callable[[], Iterable[tuple[Array, Array, dict[int, str]]]],
+) -> Decoded | None:  # fmt: skip
+    """Open the cache of a split, and build it first where it is not there.
+
+    `decode` yields (sample numbers (B,), images (B, H, W, C), reasons by sample number) until every sample has been
+    there once. Returns None when the images need more than `limit_gb` or than the disk has left. Files of other splits
+    are removed, the longest unused first, where they would take the sum above the limit.
+    """
+    shape = (len(split), preprocessing.image_size, preprocessing.image_size, preprocessing.channels)
+    size = int(np.prod(shape))
+    if not 0 < size <= limit_gb * 1e9:
+        return None
+    text = (
+        f"{split.fingerprint} {split.name} {preprocessing.model_dump_json(include={'image_size', 'color', 'resize'})}"
+    )
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.u8"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(path.with_suffix(".lock")):
+            bad = _read_bad(path, size)
+            if bad is None:
+                _make_room(folder, path, int(limit_gb * 1e9) - size)
+                if shutil.disk_usage(folder).free < size + _KEEP_FREE:
+                    return None
+                bad = _build(path, shape, decode())
+            os.utime(path)
+            return Decoded(np.memmap(path, np.uint8, "r", shape=shape), bad)
+    except OSError as error:
+        logger.warning("no cache of decoded images in %s: %s", folder, error)
+        return None
+
+
+def _build(path: Path, shape: tuple[int, ...], parts: Iterable[tuple[Array, Array, dict[int, str]]]) -> dict[int, str]:
+    part = path.with_suffix(f".{os.getpid()}.part")
+    bad: dict[int, str] = {}
+    try:
+        images = np.memmap(part, np.uint8, "w+", shape=shape)
+        for index, pixels, reasons in parts:
+            images[index] = pixels
+            bad |= reasons
+        images.flush()
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    path.with_suffix(".json").write_text(json.dumps({"size": int(np.prod(shape)), "bad": bad}))
+    return bad
+
+
+def _read_bad(path: Path, size: int) -> dict[int, str] | None:
+    """What the cache's description says, or None when there is no whole cache."""
+    try:
+        plain = json.loads(path.with_suffix(".json").read_text())
+        if path.stat().st_size != size or plain["size"] != size:
+            return None
+        return {int(number): str(reason) for number, reason in plain["bad"].items()}
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _make_room(folder: Path, own: Path, allowed: int) -> None:
+    """Remove caches, the longest unused first, until the others take no more than `allowed` bytes.
+
+    A process that has one mapped keeps it until it ends; only the name goes.
+    """
+    others = sorted((path for path in folder.glob("*.u8") if path != own), key=lambda path: path.stat().st_mtime)
+    total = sum(path.stat().st_size for path in others)
+    for path in others:
+        if total <= allowed:
+            return
+        total -= path.stat().st_size
+        path.with_suffix(".json").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
