@@ -3,9 +3,9 @@
     python -m benchmarks.loader [SHARDS]
 
 Without shards it packs 3,000 generated images of 128 pixels. Every engine gives the same thing, shuffled batches of 64
-float32 images normalised in channels-last memory by the same code, from one process with one decoding thread, and runs in
-a process of its own; the engines take turns. The figure is images per second of CPU time of that process, over two epochs
-after a first one that is not counted.
+float32 images normalised in channels-last memory by the same code, with one decoding thread, and runs in a process of
+its own; the engines take turns. The figure is images per second of CPU time of that process, over two epochs after a
+first one that is not counted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A split's decoded images in one memory-mapped file of the node, built once and shared by all its ranks and trials.
 
 Decoding is most of what a loader does, and it gives the same pixels in every epoch, on every rank and in every trial.
-The file is known by what decides its bytes, the fingerprint of the shards and the preprocessing, so it is never stale; it
-is written under a lock and another name, so it is whole or not there.
+The file is known by what decides its bytes, the fingerprint of the shards and the preprocessing, so it is never stale;
+it is written under a lock and another name, so it is whole or not there.
 """
 
 from __future__ import annotations
