@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mlic.cli import cli
+from mlic.cli import cli, main
+from mlic.errors import ClusterError, DataError, PartialError, RunError
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -87,3 +88,33 @@ def test_slurm_prints_the_script(mlic: Run) -> None:
     done = mlic("slurm", "tune", "--nodes", "3", "--json")
     assert "#SBATCH --nodes=3" in json.loads(done.stdout)["script"]
     assert Path(mlic("slurm", "--launcher").stdout.strip()).name == "with-ray.sh"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (DataError("d.", "h."), 3),
+        (ClusterError("c.", "h."), 4),
+        (RunError("r.", "h."), 5),
+        (PartialError("p.", "h."), 6),
+        (KeyboardInterrupt(), 6),
+        (ZeroDivisionError("a bug"), 1),
+    ],
+)
+def test_every_exit_code(
+    raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlic.stages import evaluate
+
+    def stage(_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(evaluate, "evaluate", stage)
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "p.tsv"])
+    assert stopped.value.code == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Error: " in err
+    assert "Hint: " in err
+    assert ("Traceback" in err) == (code == 1)
