@@ -111,6 +111,14 @@ def test_a_long_name_survives(folder: Path) -> None:
         assert tar.getnames() == [f"{key}.jpg", f"{key}.json"]
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "x/" * 48 + "im.jpg", "n" * 99, "n" * 100, "n" * 200])
+@pytest.mark.parametrize("size", [0, 1, 511, 4711, 8**11 - 1, 8**11])
+def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    assert shards._header(name, size) == info.tobuf(tarfile.GNU_FORMAT)
+
+
 def test_missing_and_broken_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         shards.read_index(tmp_path / "nowhere")

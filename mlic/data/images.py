@@ -106,12 +106,18 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[os.DirEntry[str], str]]:
 def read_file(path: Path) -> bytes:
     """Read a whole image file. Raises BadImage when the file cannot be read or is too large."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        file = os.open(path, os.O_RDONLY)
+        try:
+            size = os.fstat(file).st_size
+            if size > MAX_BYTES:
+                raise BadImage(f"larger than {MAX_BYTES // 2**20} MB")
+            data = os.read(file, size)
+            while len(data) < size and (more := os.read(file, size - len(data))):
+                data += more
+        finally:
+            os.close(file)
     except OSError as error:
         raise BadImage(error.strerror or "cannot be read") from None
-    if len(data) > MAX_BYTES:
-        raise BadImage(f"larger than {MAX_BYTES // 2**20} MB")
     return data
 
 
