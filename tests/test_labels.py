@@ -33,6 +33,11 @@ def test_ways_to_name_an_image(tmp_path: Path, name: str) -> None:
     assert join(read_annotations(lists(tmp_path, a=name + "\n")), PATHS).targets[:, 0].tolist() == [0, 0, 0, 1]
 
 
+def test_the_more_definite_name_wins(tmp_path: Path) -> None:
+    annotations = read_annotations(lists(tmp_path, a="im1\n", b="sub/im1\n"))
+    assert join(annotations, ["im1.jpg", "sub/im1.jpg"]).targets.tolist() == [[1, 0], [0, 1]]
+
+
 def test_names_of_no_image_are_counted(tmp_path: Path) -> None:
     joined = join(read_annotations(lists(tmp_path, a="1\n99\n98\n")), PATHS)
     assert (joined.targets[:, 0].tolist(), joined.missing) == ([1, 0, 0, 0], ["98", "99"])

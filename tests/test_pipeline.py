@@ -155,6 +155,19 @@ def test_train_asks_for_no_more_than_there_is(shards: Path, tmp_path: Path) -> N
         train(TrainConfig(shards=shards, runs=tmp_path, workers=99, **FIT))
 
 
+def test_train_and_tune_need_their_splits(corpus: Path, tmp_path: Path) -> None:
+    for name, split, error in (
+        ("a", "train=1", "'val' of .* is missing"),
+        ("b", "train=1,val=0", "'val' of .* is empty"),
+    ):
+        pack(build(PackConfig, packing(corpus, tmp_path / name).model_dump(), {"split": split}))
+        with pytest.raises(DataError, match=error):
+            train(TrainConfig(shards=tmp_path / name, runs=tmp_path / "runs"))
+        with pytest.raises(DataError, match=error):
+            tune(TuneConfig(shards=tmp_path / name, runs=tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_training_errors_come_out_whole(shards: Path, tmp_path: Path) -> None:
     from mlic.errors import RunError
 
@@ -232,7 +245,7 @@ def test_predict_gives_every_image_once_in_order(trained: TrainReport, corpus: P
     assert lines[0] == "Filename\t" + "\t".join(toy.LABELS)
     expected = sorted(p.name for p in images.iterdir() if p.name not in ("im241.jpg", "im250.jpg", "letter.jpg"))
     assert [line.split("\t")[0] for line in lines[1:]] == expected
-    bad = (tmp_path / "p.errors.tsv").read_text().splitlines()
+    bad = (tmp_path / "p.tsv.errors.tsv").read_text().splitlines()
     assert bad[0] == "Filename\treason"
     assert bad[1] == "im241.jpg\tzero bytes"
     assert bad[3] == "letter.jpg\tnot an image"

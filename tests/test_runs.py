@@ -67,6 +67,16 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     opened(tmp_path, CONFIG.model_copy(update={"workers": 7, "address": "x:1"})).__exit__(None, None, None)
 
 
+def test_a_start_that_failed_before_it_made_anything_binds_nobody(tmp_path: Path) -> None:
+    opened(tmp_path).__exit__(ConfigError, ConfigError("no.", ""), None)
+    run = opened(tmp_path, CONFIG.model_copy(update={"epochs": 4}))
+    assert run.attempt == 1
+    (tmp_path / "checkpoints").mkdir()
+    run.__exit__(ConfigError, ConfigError("no.", ""), None)
+    with pytest.raises(ConfigError, match="other settings"):
+        opened(tmp_path)
+
+
 def test_fresh_throws_away(tmp_path: Path) -> None:
     opened(tmp_path).__exit__(None, None, None)
     (tmp_path / "old").mkdir()

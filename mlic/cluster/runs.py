@@ -121,7 +121,7 @@ class Run:
         try:
             _remove_leftovers(folder)
             state = read_state(folder)
-            if fresh and state is not None:
+            if state is not None and (fresh or _made_nothing(folder, state)):
                 _clear(folder)
                 state = None
             if state is None:
@@ -228,6 +228,16 @@ def _remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _made_nothing(folder: Path, state: Mapping[str, Any]) -> bool:
+    """Whether an earlier start failed before it made anything, so that its settings bind nobody."""
+    made = {path.name for path in folder.iterdir()} - {_LOCK, ".ray", ".failure.json"}
+    return (
+        state.get("status") == "failed"
+        and made <= {"run.json", "config.json", "log.txt", "metrics.jsonl"}
+        and not ((folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size)
+    )
 
 
 def _clear(folder: Path) -> None:

@@ -88,24 +88,23 @@ class _Resolver:
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = paths
-        self.exact = {path: i for i, path in enumerate(paths)}
-        self.loose: dict[str, list[int]] = defaultdict(list)
+        # What a name is compared with, the most definite first: path, path without extension, file name, file stem.
+        self.levels: list[dict[str, list[int]]] = [defaultdict(list) for _ in range(4)]
         self.numbers: dict[int, list[int]] = defaultdict(list)
         for i, path in enumerate(paths):
             file = path.rpartition("/")[2]
-            key, stem = path[: -len(Path(path).suffix)], file[: -len(Path(file).suffix)]
-            for name in {key, file, stem} - {path}:
-                self.loose[name].append(i)
-            if match := _NUMBERED.match(stem):
+            extension = len(Path(file).suffix)
+            names = (path, path[: len(path) - extension], file, file[: len(file) - extension])
+            for level, name in zip(self.levels, names, strict=True):
+                level[name].append(i)
+            if match := _NUMBERED.match(names[3]):
                 self.numbers[int(match[2])].append(i)
 
     def __call__(self, name: str, where: str) -> int | None:
-        found = self.exact.get(name.removeprefix("./"))
-        if found is not None:
-            return found
-        candidates = self.loose.get(name.removeprefix("./")) or (
-            self.numbers.get(int(name)) if is_number(name) else None
-        )
+        plain = name.removeprefix("./")
+        candidates = next((level[plain] for level in self.levels if plain in level), None)
+        if candidates is None and is_number(name):
+            candidates = self.numbers.get(int(name))
         if not candidates:
             return None
         if len(candidates) > 1:

@@ -268,6 +268,15 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def check_splits(folder: Path, index: Mapping[str, Any], *names: str) -> None:
+    """Raise DataError when the shards lack a split that has to be there, or have it without a sample."""
+    for name in names:
+        if not index["splits"].get(name, {}).get("samples"):
+            what = "is empty" if name in index["splits"] else "is missing"
+            shares = ",".join(f"{split}=..." for split in names)
+            raise DataError(f"the split {name!r} of {folder} {what}.", f"pack with --split {shares},test=...")
+
+
 def read_split(folder: Path, split: str | None) -> Split:
     """Read the table of one split, or of all. Raises DataError when a split or a shard is missing or cut off."""
     import pyarrow.parquet as pq

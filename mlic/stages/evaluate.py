@@ -49,6 +49,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     prediction, when a key stands twice or when the labels are others.
     """
     file, truth = config.predictions, config.labels
+    if not file.exists():
+        raise DataError(f"the predictions {file} do not exist.", "name a predictions file or a run.")
     if file.is_dir():
         truth = truth or _shards_of(file)
         file = _predict_split(config, file, truth)

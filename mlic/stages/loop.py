@@ -87,9 +87,6 @@ def fit(config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]]
     samples that do not decode and RunError for a loss that is not finite.
     """
     train, val = (read_split(config.shards, name) for name in ("train", "val"))
-    for split in (train, val):
-        if not len(split):
-            raise DataError(f"the split {split.name!r} of {config.shards} is empty.", "pack with another --split.")
     with ExitStack() as stack:
         fitting = _Fitting(config, place, train, val, stack)
         history = fitting.resume()

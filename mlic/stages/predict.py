@@ -288,7 +288,7 @@ def _merge(
     with disk_errors(config.out), temporary(config.out) as part:
         predicted = predictions.write(part, config.out.suffix, model.labels, values, good())
         os.replace(part, config.out)  # noqa: PTH105 - the counterpart of the write above
-    named = config.out.with_name(config.out.stem + ".errors.tsv")
+    named = config.out.with_name(config.out.name + ".errors.tsv")
     if errors:
         text = io.StringIO()
         writer = csv.writer(text, delimiter="\t", lineterminator="\n")

@@ -14,8 +14,8 @@ from typing import Any
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, read_state, write_json
 from mlic.config import DoctorConfig, Model, TrainConfig
-from mlic.data.shards import read_index
-from mlic.errors import DataError, MlicError, PartialError, RunError
+from mlic.data.shards import check_splits, read_index
+from mlic.errors import MlicError, PartialError, RunError
 from mlic.model import bundle, zoo
 from mlic.stages import loop
 from mlic.stages.doctor import doctor as examine
@@ -57,9 +57,7 @@ def train(config: TrainConfig) -> TrainReport:
     """
     index = read_index(config.shards)
     zoo.check(config.arch)
-    for split in ("train", "val"):
-        if split not in index["splits"]:
-            raise DataError(f"{config.shards} has no split {split!r}.", "pack with --split train=...,val=...")
+    check_splits(config.shards, index, "train", "val")
     config = config.model_copy(update={"name": config.name or config.arch})
     folder = config.runs / str(config.name)
     with Run.open(folder, "train", config, {"shards": index["fingerprint"]}, config.fresh) as run:

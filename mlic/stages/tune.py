@@ -23,8 +23,8 @@ import yaml
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, is_current, write_atomic, write_json
 from mlic.config import DoctorConfig, FitSettings, Model, TrainConfig, TuneConfig
-from mlic.data.shards import read_index
-from mlic.errors import ClusterError, DataError, MlicError, PartialError, RunError
+from mlic.data.shards import check_splits, read_index
+from mlic.errors import ClusterError, MlicError, PartialError, RunError
 from mlic.model import bundle, zoo
 from mlic.stages import loop
 from mlic.stages.doctor import doctor as examine
@@ -94,9 +94,7 @@ def tune(config: TuneConfig) -> TuneReport:
     even one trial fits, RunError when no trial finished an epoch and PartialError when it is interrupted.
     """
     index = read_index(config.shards)
-    for split in ("train", "val"):
-        if split not in index["splits"]:
-            raise DataError(f"{config.shards} has no split {split!r}.", "pack with --split train=...,val=...")
+    check_splits(config.shards, index, "train", "val")
     for arch in config.archs:
         zoo.check(arch)
     config = config.model_copy(update={"name": config.name or "tune"})
