@@ -50,7 +50,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     """
     file, truth = config.predictions, config.labels
     if not file.exists():
-        raise DataError(f"the predictions {file} do not exist.", "name a predictions file or a run.")
+        raise DataError(f"the predictions {file} do not exist.", "mlic batch-predict writes them; a run works too.")
     if file.is_dir():
         truth = truth or _shards_of(file)
         file = _predict_split(config, file, truth)
