@@ -142,7 +142,7 @@ def _common() -> list[click.Parameter]:
         click.Option(["--set"], multiple=True, metavar="KEY=VALUE", help="Any setting, as in the configuration file"),
         click.Option(["--json"], is_flag=True, help="Print the report as one JSON object"),
         click.Option(["-v", "--verbose"], count=True, help="Say more, Ray's own log included"),
-        click.Option(["-q", "--quiet"], count=True, help="Say nothing but warnings and errors"),
+        click.Option(["-q", "--quiet"], count=True, help="Print the report, warnings and errors alone"),
     ]
 
 

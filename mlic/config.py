@@ -127,7 +127,9 @@ class PackConfig(Settings):
     group_by: Literal["near-duplicates", "identical", "none"] = setting(
         "near-duplicates", "Images that a stratified split never parts", cli="flag"
     )
-    seed: int = setting(42, "Seed of the split and of the order of the training samples", cli="flag", ge=0)
+    seed: int = setting(
+        42, "Seed of the split and of the order of the training samples", cli="flag", ge=0, le=2**31 - 1
+    )
     shard_mb: float = setting(64.0, "Target size of a shard in MB", cli="flag", gt=0)
     min_shards: int = setting(4, "Fewest shards of a split, as far as it has samples", ge=1)
     max_bad: float = setting(
@@ -154,7 +156,7 @@ class DoctorConfig(Settings):
 
     shards: LocalPath = setting(..., "Folder of shards that mlic pack wrote", cli="argument", place=True)
     max_samples: int = setting(10_000, "Training samples to look at, at most", cli="flag", ge=100)
-    seed: int = setting(42, "Seed of the choice of samples and of the shuffles", ge=0)
+    seed: int = setting(42, "Seed of the choice of samples and of the shuffles", ge=0, le=2**31 - 1)
 
 
 class FitSettings(Settings):
@@ -165,7 +167,7 @@ class FitSettings(Settings):
         Path("runs"), "Folder that holds the run folders", cli="flag", place=True, validate_default=True
     )
     name: str | None = setting(
-        None, "Name of the run; default: the recipe's stem, or else the architecture", cli="flag", place=True,
+        None, "Name of the run; default: the recipe's stem, else the architecture, or tune", cli="flag", place=True,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
     )  # fmt: skip
     epochs: int = setting(10, "Passes over the training split", cli="flag", ge=1)
@@ -186,7 +188,7 @@ class FitSettings(Settings):
         8.0, "Largest cache of decoded images that a node keeps, in GB; 0: none", cli="flag", place=True, ge=0
     )
     loader_threads: int = setting(2, "Threads that decode ahead of each worker", ge=1, le=64)
-    seed: int = setting(42, "Seed of weights, order of samples and augmentation", cli="flag", ge=0)
+    seed: int = setting(42, "Seed of weights, order of samples and augmentation", cli="flag", ge=0, le=2**31 - 1)
 
 
 class TrainConfig(FitSettings):
@@ -274,7 +276,7 @@ class EvaluateConfig(Settings):
         None, "Folder for metrics.json and report.html; default: beside the predictions", cli="flag"
     )
     resamples: int = setting(1000, "Bootstrap resamples of the images for the intervals", cli="flag", ge=100)
-    seed: int = setting(42, "Seed of the bootstrap", ge=0)
+    seed: int = setting(42, "Seed of the bootstrap", ge=0, le=2**31 - 1)
 
 
 class DemoConfig(Settings):
@@ -284,7 +286,7 @@ class DemoConfig(Settings):
         Path("mlic-demo"), "Folder for everything the demo writes", cli="flag", place=True, validate_default=True
     )
     samples: int = setting(480, "Images to generate", cli="flag", ge=60)
-    seed: int = setting(42, "Seed of the corpus, the split and the training", cli="flag", ge=0)
+    seed: int = setting(42, "Seed of the corpus, the split and the training", cli="flag", ge=0, le=2**31 - 1)
     workers: Workers = setting(2, "Training workers, or auto", cli="flag", place=True)
 
 
@@ -332,23 +334,22 @@ def build(model: type[M], *layers: Mapping[str, Any]) -> M:
     try:
         return model(**values)
     except ValidationError as error:
-        raise _as_config_error(error) from None
+        raise _as_config_error(model, error) from None
 
 
-def _as_config_error(error: ValidationError) -> ConfigError:
+def _as_config_error(model: type[BaseModel], error: ValidationError) -> ConfigError:
     first = error.errors()[0]
     where = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "missing":
-        return ConfigError(
-            f"{where} is not given.", f"give {where.upper()} on the command line or in the --config file."
-        )
+        flag = f"--{where.replace('_', '-')}" if cli_kind(model.model_fields[where]) == "flag" else where.upper()
+        return ConfigError(f"{where} is not given.", f"give {flag} on the command line or in the --config file.")
     what = first["msg"].removeprefix("Value error, ")
     if where:
         given = first["input"]
         text = f"{where}: {what[0].lower()}{what[1:]}" + ("" if repr(given) in what else f", not {given!r}")
     else:
         text = what
-    return ConfigError(text.rstrip(".") + ".", "mlic COMMAND --help lists every setting with its limits.")
+    return ConfigError(text.rstrip(".") + ".", "the README lists every setting, mlic COMMAND --help the everyday ones.")
 
 
 def read_file(path: Path) -> dict[str, Any]:

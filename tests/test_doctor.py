@@ -45,6 +45,10 @@ def test_good_shards_pass(large: Path, ray_cluster: None, tmp_path: Path) -> Non
     assert doctor(DoctorConfig(shards=tmp_path / "s")).checks[0] == report.checks[0]
     assert (tmp_path / "s" / "doctor.json").stat().st_mtime_ns == stamp
     assert "alignment" in report.text()
+    shard = tmp_path / "s" / "train-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(DataError, match=r"train-000001\.tar has .* bytes where index.json says"):
+        doctor(DoctorConfig(shards=tmp_path / "s"))
 
 
 def test_labels_joined_by_position_are_caught_before_training(large: Path, ray_cluster: None, tmp_path: Path) -> None:

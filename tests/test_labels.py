@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlic.data.annotations import read_annotations
-from mlic.data.labels import Annotations, join
+from mlic.data.labels import Annotations, check_names, join
 from mlic.errors import DataError
 
 PATHS = ["im1.jpg", "im2.jpg", "im12.jpg", "sub/cat 3.png"]
@@ -137,3 +137,10 @@ def test_join_does_not_depend_on_the_order_of_files(order: list[int], positive: 
     paths = [f"im{number}.jpg" for number in order]
     targets = join(annotations, paths).targets[:, 0]
     assert {number for number, value in zip(order, targets, strict=True) if value} == positive
+
+
+@pytest.mark.parametrize("name", ["key", "Filename", "cat_score", " ", "a\nb", "\udcff", ""])
+def test_names_that_prediction_files_cannot_hold(name: str) -> None:
+    with pytest.raises(DataError, match="cannot be the name of a label"):
+        check_names(["cat", name])
+    check_names(["cat", "hot dog", "ünï", "<b>"])

@@ -288,6 +288,9 @@ def test_predict_goes_on_and_refuses_a_mixture(trained: TrainReport, corpus: Pat
     (other / "model.json").write_text(json.dumps(spec))
     with pytest.raises(ConfigError, match="made from other model"):
         predict(config.model_copy(update={"model": other}))
+    (other / "weights.safetensors").unlink()
+    with pytest.raises(DataError, match="do not load: .*No such file"):
+        predict(config.model_copy(update={"model": other, "out": tmp_path / "o.csv"}))
     (tmp_path / "mine.csv").write_text("precious")
     with pytest.raises(ConfigError, match=r"mine\.csv exists and was not made by this command"):
         predict(config.model_copy(update={"out": tmp_path / "mine.csv"}))
@@ -329,6 +332,11 @@ def test_evaluate_refuses_what_does_not_belong_together(
         evaluate(EvaluateConfig(predictions=out, labels=others))
     with pytest.raises(ConfigError, match="--labels is not given"):
         evaluate(EvaluateConfig(predictions=out))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.html").write_text("precious")
+    with pytest.raises(ConfigError, match="mine holds files that mlic did not write"):
+        evaluate(EvaluateConfig(predictions=trained.run, out=tmp_path / "mine"))
+    assert (tmp_path / "mine" / "report.html").read_text() == "precious"
     predict(PredictConfig(model=trained.run, images=corpus / "unlabelled", out=tmp_path / "s.csv", values="scores"))
     with pytest.raises(ConfigError, match="holds scores and no decisions"):
         evaluate(EvaluateConfig(predictions=tmp_path / "s.csv", labels=corpus / "annotations"))

@@ -79,10 +79,16 @@ def test_a_start_that_failed_before_it_made_anything_binds_nobody(tmp_path: Path
 
 def test_fresh_throws_away(tmp_path: Path) -> None:
     opened(tmp_path).__exit__(None, None, None)
-    (tmp_path / "old").mkdir()
+    (tmp_path / "checkpoints").mkdir()
     with opened(tmp_path, CONFIG.model_copy(update={"epochs": 4}), fresh=True) as run:
         assert run.attempt == 1
-        assert not (tmp_path / "old").exists()
+        assert not (tmp_path / "checkpoints").exists()
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match="did not write \\('notes.txt'\\)"):
+        opened(tmp_path, fresh=True)
+    assert (tmp_path / "notes.txt").exists()
+    assert (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("fresh", [False, True])

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -32,6 +33,14 @@ from mlic.errors import ClusterError, ConfigError, MlicError, PartialError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _LOCK = ".lock"
+_LOCK_ALONE = re.compile(r"\.lock")
+# What the stages write into their folders; nothing else is ever thrown away.
+_OWN = re.compile(
+    r"\.lock|\.ray|\.failure\.json|\.scan\.npz|\..*\.tar\.json|\..*\.part|"
+    r"(run|config|report|index|doctor)\.json|metrics\.jsonl|log\.txt|best\.yaml|"
+    r"[a-z_0-9]+-\d{6}\.tar|(samples|trials|part-\d{6})\.parquet|"
+    r"checkpoints|model|trials|predictions|corpus|shards|runs|evaluation|preds\.tsv(\.parts|\.errors\.tsv)?"
+)
 _RAY_JOB_FOLDER = "working_dir_files"
 _PACKAGES = ("mlic", "ray", "torch", "torchvision", "numpy", "pillow", "simplejpeg")
 
@@ -122,15 +131,11 @@ class Run:
             _remove_leftovers(folder)
             state = read_state(folder)
             if state is not None and (fresh or _made_nothing(folder, state)):
+                _refuse_foreign(folder, own=_OWN)
                 _clear(folder)
                 state = None
             if state is None:
-                foreign = sorted(p.name for p in folder.iterdir() if p.name != _LOCK)
-                if foreign:
-                    raise ConfigError(
-                        f"{folder} holds files that mlic did not write ({foreign[0]!r}).",
-                        "name another folder.",
-                    )
+                _refuse_foreign(folder)
                 state = {"attempt": 0}
             else:
                 _compare(folder, state, kind, config, inputs)
@@ -228,6 +233,15 @@ def _remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _refuse_foreign(folder: Path, own: re.Pattern[str] = _LOCK_ALONE) -> None:
+    """Raise ConfigError when the folder holds anything but what mlic writes to such folders."""
+    foreign = sorted(path.name for path in folder.iterdir() if not own.fullmatch(path.name))
+    if foreign:
+        raise ConfigError(
+            f"{folder} holds files that mlic did not write ({foreign[0]!r}).", "move them, or name another folder."
+        )
 
 
 def _made_nothing(folder: Path, state: Mapping[str, Any]) -> bool:

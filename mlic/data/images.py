@@ -99,14 +99,14 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[os.DirEntry[str], str]]:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
-            elif not entry.is_dir():
+            elif entry.is_file() or (entry.is_symlink() and not entry.is_dir()):
                 yield entry, prefix + entry.name
 
 
 def read_file(path: Path) -> bytes:
     """Read a whole image file. Raises BadImage when the file cannot be read or is too large."""
     try:
-        file = os.open(path, os.O_RDONLY)
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would wait for ever
         try:
             size = os.fstat(file).st_size
             if size > MAX_BYTES:

@@ -13,6 +13,7 @@ import numpy as np
 
 from mlic.errors import DataError
 
+_COLUMNS = ("key", "file", "Filename")
 _NUMBERED = re.compile(r"^(.*?)(\d+)$", re.DOTALL)
 
 
@@ -38,6 +39,19 @@ class Joined:
     targets: np.ndarray[Any, Any]
     labelled: np.ndarray[Any, Any]
     missing: list[str] = field(default_factory=list)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise DataError for a label whose name prediction files could not hold: it has to be text, on one line, not a
+    column's name of theirs and not the name of a score column."""
+    for name in names:
+        plain = name.isprintable() and name == name.strip() and name
+        if not plain or name in _COLUMNS or name.endswith("_score"):
+            raise DataError(
+                f"{name!r} cannot be the name of a label: prediction files have columns key, file, Filename and "
+                "LABEL_score, and names of one printed line.",
+                "rename it in the label files.",
+            )
 
 
 def join(annotations: Annotations, paths: Sequence[str]) -> Joined:

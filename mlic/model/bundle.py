@@ -109,19 +109,27 @@ def read(path: Path) -> Bundle:
         ) from None
 
 
+def check_weights(path: Path) -> None:
+    """Raise DataError when the weights are not those that model.json was written with."""
+    file = find(path) / WEIGHTS
+    try:
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"the weights {file} do not load: {error}.", "train or copy the model again.") from None
+    if sha256 != read(path).weights_sha256:
+        raise DataError(f"{file} is not the file that model.json was written with.", "train or copy the model again.")
+
+
 def load_model(path: Path) -> tuple[Bundle, nn.Module]:
     """Read the bundle and build its network, in evaluation mode on the CPU.
 
     Raises DataError when the weights are not those that model.json was written with.
     """
     bundle = read(path)
+    check_weights(path)
     file = find(path) / WEIGHTS
     try:
         data = file.read_bytes()
-        if hashlib.sha256(data).hexdigest() != bundle.weights_sha256:
-            raise DataError(
-                f"{file} is not the file that model.json was written with.", "train or copy the model again."
-            )
         size = bundle.preprocessing.image_size
         model = zoo.build(bundle.arch, len(bundle.labels), bundle.preprocessing.channels, size, bundle.arch_options)
         model.load_state_dict(load(data))

@@ -71,7 +71,7 @@ def cross_fit(policy: Policy, scores: Array, targets: Array, seed: int, folds: i
     num_samples = len(scores)
     folds = min(folds, num_samples)
     if folds < 2 or policy == "fixed":
-        return decide(scores, fit(policy, scores, targets))
+        return decide(scores, fit("fixed", scores, targets))  # there is nothing to fit without the sample itself
     fold = np.random.default_rng([seed, 3]).permutation(num_samples) % folds
     decisions = np.zeros(scores.shape, dtype=bool)
     for k in range(folds):

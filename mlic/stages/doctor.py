@@ -57,7 +57,8 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     """
     index = read_index(config.shards)
     known = fingerprint(index["fingerprint"], config.max_samples, config.seed)
-    kept = _read_kept(config.shards, known)
+    read_split(config.shards, None)  # the kept answer is for whole shards
+    kept = None if config.fresh else _read_kept(config.shards, known)
     if kept is None:
         split = read_split(config.shards, "train" if "train" in index["splits"] else None)
         chosen = np.random.default_rng([config.seed, 8]).permutation(len(split))[: config.max_samples]

@@ -135,7 +135,16 @@ def _same_labels(predicted: tuple[str, ...], annotated: tuple[str, ...]) -> None
         )
 
 
+def _is_ours(metrics: Path) -> bool:
+    try:
+        return bool(json.loads(metrics.read_text(encoding="utf-8")).get("kind") == "metrics")
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def _write(out: Path, report: EvaluateReport) -> None:
+    if out.is_dir() and any(out.iterdir()) and not _is_ours(report.metrics):
+        raise ConfigError(f"{out} holds files that mlic did not write.", "name another folder by --out.")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     plain = report.model_dump(mode="json")

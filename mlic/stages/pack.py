@@ -71,8 +71,6 @@ class PackReport(Model):
             f"splits  {self.largest_deviation}; {self.near_duplicates:,} near-duplicates kept together",
             "labels  " + "  ".join(f"{label} {count:,}" for label, count in self.label_counts.items()),
         ]
-        for kind, names in self.trouble.items():
-            lines += [f"{kind}: {name}" for name in names]
         return "\n".join(lines)
 
 
@@ -86,6 +84,7 @@ def pack(config: PackConfig) -> PackReport:
     listing, others = images.list_images(config.images)
     annotations = read_annotations(config.labels, config.format)
     unique, duplicates = _unique(listing)
+    labels.check_names(annotations.labels)
     joined = labels.join(annotations, [file.path for file in unique])
     if others:
         logger.info("passed over %d files in %s that are no images by their name", others, config.images)

@@ -107,6 +107,7 @@ def predict(config: PredictConfig) -> PredictReport:
         chunks = [items[i : i + config.chunk] for i in range(0, len(items), config.chunk)]
         todo = [number for number in range(len(chunks)) if not _part(parts, number).is_file()]
         if todo:
+            bundle.check_weights(config.model)
             _predict_parts(config, chunks, todo, parts)
         report = _merge(config, model, values, parts, len(chunks))
         run.finish(report)
