@@ -18,7 +18,7 @@ from mlic.errors import ConfigError
 
 Color = Literal["rgb", "gray"]
 Policy = Literal["fixed", "global", "per-label"]
-LabelFormat = Literal["auto", "lists", "wide", "delimited", "long", "jsonl", "coco", "voc", "folders"]
+LabelFormat = Literal["auto", "lists", "wide", "delimited", "long", "jsonl", "coco", "voc", "folders", "webdataset"]
 Stage = Literal["pack", "train", "tune", "batch-predict", "evaluate"]
 
 STAGES: tuple[Stage, ...] = ("pack", "train", "tune", "batch-predict", "evaluate")
@@ -39,17 +39,25 @@ def _absolute(value: Any) -> Any:
     return Path(value).expanduser().absolute() if isinstance(value, str | Path) and str(value) else value
 
 
+def _location(value: Any) -> Any:
+    """A URL stays text; everything else is a path on this machine."""
+    return value if isinstance(value, str) and "://" in value else _absolute(value)
+
+
 def _auto_or_number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 def _pairs(value: Any) -> Any:
-    """`train=0.8,val=0.2` -> {"train": 0.8, "val": 0.2}."""
+    """`train=0.8,val=0.2` -> {"train": 0.8, "val": 0.2}; the same name twice is an error."""
     if not isinstance(value, str):
         return value
     items = [item.partition("=") for item in value.split(",") if item.strip()]
     if not items or any(sep != "=" for _, sep, _ in items):
         raise ValueError("should look like train=0.8,val=0.1,test=0.1")
+    names = [name.strip() for name, _, _ in items]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"names {twice!r} twice")
     return {name.strip(): share.strip() for name, _, share in items}
 
 
@@ -61,7 +69,9 @@ def _interval(value: Any) -> Any:
     return value.replace(":", ",").split(",") if isinstance(value, str) else value
 
 
+Location = Path | str  # a path of this machine, or the URL of an object store
 LocalPath = Annotated[Path, BeforeValidator(_absolute)]
+AnyPath = Annotated[Location, BeforeValidator(_location)]
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)]
 Shares = Annotated[dict[str, float], BeforeValidator(_pairs)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
@@ -109,29 +119,60 @@ class Preprocessing(Model):
 class PackConfig(Settings):
     """Pack images and their labels into WebDataset tar shards."""
 
-    images: LocalPath = setting(..., "Folder with the images, nested as you like", cli="argument", place=True)
-    labels: LocalPath = setting(
+    images: AnyPath = setting(
+        ..., "Images: a folder, a .tar or .zip, a list of paths, a folder of shards, or s3://...", cli="argument",
+        place=True,
+    )  # fmt: skip
+    labels: AnyPath = setting(
         ...,
         "Label files: a folder of LABEL.txt lists, a table, or another format of the README",
         cli="flag",
         place=True,
     )
     format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised", cli="flag")
-    out: LocalPath = setting(
-        Path("shards"), "Folder to write the shards to", cli="flag", place=True, validate_default=True
+    out: AnyPath = setting(
+        Path("shards"), "Folder to write the shards to, or s3://...", cli="flag", place=True, validate_default=True
     )
+    unlabelled: Literal["keep", "drop", "as-label"] = setting(
+        "keep", "Images without a label: keep them, leave them out, or give them the label none", cli="flag"
+    )
+    unlabelled_label: str = setting("none", "The label that --unlabelled as-label gives")
     split: Shares = setting({"train": 0.8, "val": 0.1, "test": 0.1}, "Names of the splits and their shares", cli="flag")
     split_by: Literal["stratified", "random"] = setting(
         "stratified", "stratified: each split has its share of every label", cli="flag"
     )
+    split_column: str | None = setting(None, "Column of the label table that names each image's split", cli="flag")
+    split_files: AnyPath | None = setting(
+        None, "Files that say which image is in which split, in any format of labels", cli="flag", place=True
+    )
+    keep_test: AnyPath | None = setting(
+        None, "Earlier shards, whose test images are the test images again", cli="flag", place=True
+    )
+    folds: int = setting(0, "Also number the samples outside of test by fold, for mlic train --fold", cli="flag", ge=0)
     group_by: Literal["near-duplicates", "identical", "none"] = setting(
         "near-duplicates", "Images that a stratified split never parts", cli="flag"
     )
+    group_column: str | None = setting(
+        None, "Column of the label table whose values are not parted either, such as a patient", cli="flag"
+    )
+    expand: int = setting(0, "Augmented versions to write beside each training image", cli="flag", ge=0, le=1000)
+    expand_by: Names = setting(
+        ("rotate", "shift", "flip"), "What changes a version: rotate, shift, flip, erase, brightness, contrast"
+    )
+    thin: float = setting(
+        0.0, "Leave out versions of training images without rare labels with this probability", cli="flag", ge=0, le=1
+    )
+    thin_labels: Names = setting((), "Labels that are not rare: images with no others are thinned")
     seed: int = setting(
         42, "Seed of the split and of the order of the training samples", cli="flag", ge=0, le=2**31 - 1
     )
     shard_mb: float = setting(64.0, "Target size of a shard in MB", cli="flag", gt=0)
-    min_shards: int = setting(4, "Fewest shards of a split, as far as it has samples", ge=1)
+    min_shards: int = setting(
+        4, "Fewest shards of a split, as far as it has samples: as many as will read it at once", cli="flag", ge=1
+    )
+    on_bad: Literal["quarantine", "fail"] = setting(
+        "quarantine", "Unreadable images: leave them out and list them, or stop", cli="flag"
+    )
     max_bad: float = setting(
         0.01,
         "Largest share of unreadable images before pack stops; ten are always allowed",
@@ -140,21 +181,43 @@ class PackConfig(Settings):
         le=1,
     )
     max_pixels: int = setting(100_000_000, "Largest image, in pixels, that is decoded at all", ge=1)
+    verify: bool = setting(False, "Read every shard again and compare it with the index", cli="flag", place=True)
 
     @model_validator(mode="after")
-    def _shares_sum_to_one(self) -> Self:
-        if any(not name.isidentifier() or name != name.lower() for name in self.split):
-            raise ValueError(f"names of splits are lower-case words, not {', '.join(self.split)}")
+    def _splits_make_sense(self) -> Self:
+        wrong = [name for name in self.split if not is_split_name(name)]
+        if wrong:
+            raise ValueError(f"the name of a split is one lower-case word, not {wrong[0]!r}")
         if any(share < 0 for share in self.split.values()) or abs(sum(self.split.values()) - 1) > 1e-6:
             total = sum(self.split.values())
             raise ValueError(f"the shares of the splits should sum to 1, not {total:g}")
+        if self.folds == 1:
+            raise ValueError("folds should be 0 or at least 2, not 1")
+        given = [name for name in ("split_column", "split_files", "keep_test") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} both say what the splits are; give one of them")
+        if self.keep_test is not None and "test" not in self.split:
+            raise ValueError("keep_test needs a split named test")
         return self
+
+    @model_validator(mode="after")
+    def _operations_are_known(self) -> Self:
+        known = ("rotate", "shift", "flip", "erase", "brightness", "contrast")
+        for name in self.expand_by:
+            if name not in known:
+                raise ValueError(f"expand_by knows no {name!r}; known: {', '.join(known)}")
+        return self
+
+
+def is_split_name(name: str) -> bool:
+    """Whether a split may have this name, which is part of file names."""
+    return name.isidentifier() and name.isascii() and name == name.lower()
 
 
 class DoctorConfig(Settings):
     """Examine shards: do the labels belong to the images, and can every label be learnt and measured?"""
 
-    shards: LocalPath = setting(..., "Folder of shards that mlic pack wrote", cli="argument", place=True)
+    shards: AnyPath = setting(..., "Folder of shards that mlic pack wrote, or s3://...", cli="argument", place=True)
     max_samples: int = setting(10_000, "Training samples to look at, at most", cli="flag", ge=100)
     seed: int = setting(42, "Seed of the choice of samples and of the shuffles", ge=0, le=2**31 - 1)
 
@@ -162,7 +225,7 @@ class DoctorConfig(Settings):
 class FitSettings(Settings):
     """What `train` and `tune` share: how one model is fitted."""
 
-    shards: LocalPath = setting(..., "Folder of shards that mlic pack wrote", cli="argument", place=True)
+    shards: AnyPath = setting(..., "Folder of shards that mlic pack wrote, or s3://...", cli="argument", place=True)
     runs: LocalPath = setting(
         Path("runs"), "Folder that holds the run folders", cli="flag", place=True, validate_default=True
     )
@@ -170,6 +233,9 @@ class FitSettings(Settings):
         None, "Name of the run; default: the recipe's stem, else the architecture, or tune", cli="flag", place=True,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
     )  # fmt: skip
+    fold: int | None = setting(
+        None, "Validate on this fold of the shards and train on the others; default: the splits", cli="flag", ge=0
+    )
     epochs: int = setting(10, "Passes over the training split", cli="flag", ge=1)
     batch_size: int = setting(64, "Samples in a step, over all workers together", cli="flag", ge=2)
     optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", "Optimiser")
@@ -244,7 +310,7 @@ class PredictConfig(Settings):
     """Predict every image of a folder or of shards with a trained model."""
 
     model: LocalPath = setting(..., "Run folder, or the bundle inside one", cli="argument", place=True)
-    images: LocalPath = setting(..., "Folder of images, or of shards", cli="argument", place=True)
+    images: AnyPath = setting(..., "Images as for mlic pack, or a folder of its shards", cli="argument", place=True)
     out: LocalPath = setting(..., "File to write: .tsv, .csv, .jsonl or .parquet", cli="flag", place=True)
     split: str | None = setting(None, "Split of the shards to predict; default: all", cli="flag")
     values: Literal["auto", "decisions", "scores", "both"] = setting(
@@ -267,7 +333,7 @@ class EvaluateConfig(Settings):
     """Measure predictions against labels, with trivial baselines and intervals beside every number."""
 
     predictions: LocalPath = setting(..., "Predictions file, or a run to predict and measure", cli="argument")
-    labels: LocalPath | None = setting(
+    labels: AnyPath | None = setting(
         None, "Shards, or label files as for mlic pack; default: the shards of the run", cli="flag"
     )
     format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised")

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from mlic.data.annotations import read_annotations
-from mlic.data.labels import join
+from mlic.data.labels import as_paths, join
 from mlic.errors import DataError
 
 PATHS = ["a.jpg", "b.jpg", "c.jpg"]
@@ -18,7 +18,7 @@ PATHS = ["a.jpg", "b.jpg", "c.jpg"]
 
 def targets(path: Path, format: Any = "auto") -> tuple[tuple[str, ...], list[list[int]]]:
     annotations = read_annotations(path, format)
-    return annotations.labels, join(annotations, PATHS).targets.tolist()
+    return annotations.labels, join(annotations, as_paths(PATHS)).targets.tolist()
 
 
 def test_long_table(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_long_table(tmp_path: Path) -> None:
     path.write_text("image,label\na.jpg,dog\na.jpg,cat\nb.jpg,dog\nc.jpg,\n")
     assert targets(path) == (("cat", "dog"), [[1, 1], [0, 1], [0, 0]])
     path.write_text("image,label\na.jpg,big dog\nb.jpg,cat\n")
-    assert read_annotations(path).labels == ("big", "cat", "dog")  # an image a line looks delimited by spaces
+    assert read_annotations(path).labels == ("big dog", "cat")
     assert targets(path, "long") == (("big dog", "cat"), [[1, 0], [0, 1], [0, 0]])
 
 
@@ -113,7 +113,7 @@ def test_a_folder_a_label(tmp_path: Path) -> None:
         (tmp_path / path).touch()
     annotations = read_annotations(tmp_path)
     assert annotations.labels == ("cat", "dog")
-    assert join(annotations, ["cat/x/b.PNG", "dog/a.jpg"]).targets.tolist() == [[1, 0], [0, 1]]
+    assert join(annotations, as_paths(["cat/x/b.PNG", "dog/a.jpg"])).targets.tolist() == [[1, 0], [0, 1]]
 
 
 def test_a_format_that_does_not_fit(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from PIL import Image, ImageOps
 from mlic.config import Preprocessing
 from mlic.data import images
 from mlic.data.images import BadImage
-from mlic.errors import DataError
 
 LIMIT = 10_000_000
 
@@ -116,30 +114,3 @@ def test_load_gives_the_models_input(color: Any, size: tuple[int, int]) -> None:
     assert (pixels.shape, pixels.dtype) == ((128, 128, prep.channels), np.uint8)
     whole = np.asarray(image.convert("RGB" if color == "rgb" else "L").resize((128, 128), Image.Resampling.BILINEAR))
     assert np.abs(pixels.astype(int) - whole.reshape(pixels.shape)).mean() < 4
-
-
-def test_listing(tmp_path: Path) -> None:
-    for name in ("b.jpg", "a.png", "x/a.JPG", "x/notes.txt", ".hidden.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"abc")
-    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
-    found, others = images.list_images(tmp_path)
-    assert [(file.key, file.path, file.size) for file in found] == [
-        ("a", "a.png", 3), ("b", "b.jpg", 3), ("gone", "gone.jpg", 0), ("x/a", "x/a.JPG", 3),
-    ]  # fmt: skip
-    assert others == 1
-
-
-def test_listing_of_nothing(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(DataError, match="holds no images \\(only 1 other files\\)"):
-        images.list_images(tmp_path)
-    with pytest.raises(DataError, match="does not exist"):
-        images.list_images(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="is not a folder"):
-        images.list_images(tmp_path / "notes.txt")
-
-
-def test_an_unreadable_file_is_a_bad_image(tmp_path: Path) -> None:
-    with pytest.raises(BadImage, match="No such file"):
-        images.read_file(tmp_path / "gone.jpg")

@@ -6,11 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlic.data.annotations import read_annotations
-from mlic.data.labels import Annotations, check_names, join
+from mlic.data.annotations import Columns, read_annotations
+from mlic.data.labels import Annotations, Builder, Joined, as_paths, case_differs, check_names
+from mlic.data.labels import join as join_columns
 from mlic.errors import DataError
 
 PATHS = ["im1.jpg", "im2.jpg", "im12.jpg", "sub/cat 3.png"]
+
+
+def join(annotations: Annotations, paths: list[str]) -> Joined:
+    return join_columns(annotations, as_paths(paths))
 
 
 def lists(folder: Path, **files: str) -> Path:
@@ -25,7 +30,7 @@ def test_bare_numbers_name_images_by_number_not_by_position(tmp_path: Path) -> N
     joined = join(annotations, PATHS)
     assert joined.targets.tolist() == [[1, 0], [0, 0], [1, 1], [0, 0]]
     assert joined.labelled.tolist() == [True, False, True, False]
-    assert joined.missing == []
+    assert joined.missing.tolist() == []
 
 
 @pytest.mark.parametrize("name", ["sub/cat 3.png", "sub/cat 3", "cat 3.png", "cat 3", "./sub/cat 3.png"])
@@ -39,8 +44,19 @@ def test_the_more_definite_name_wins(tmp_path: Path) -> None:
 
 
 def test_names_of_no_image_are_counted(tmp_path: Path) -> None:
-    joined = join(read_annotations(lists(tmp_path, a="1\n99\n98\n")), PATHS)
-    assert (joined.targets[:, 0].tolist(), joined.missing) == ([1, 0, 0, 0], ["98", "99"])
+    annotations = read_annotations(lists(tmp_path, a="1\n99\n98\n"))
+    joined = join(annotations, PATHS)
+    assert joined.targets[:, 0].tolist() == [1, 0, 0, 0]
+    assert annotations.names.take(joined.missing).to_pylist() == ["99", "98"]
+
+
+def test_names_that_differ_in_case_alone_are_told(tmp_path: Path) -> None:
+    annotations = read_annotations(lists(tmp_path, a="IM1.jpg\nim2.jpg\nim77.jpg\n"))
+    joined = join(annotations, PATHS)
+    assert case_differs(annotations, joined.missing, as_paths(PATHS)) == 1
+    with pytest.raises(DataError) as error:
+        join(read_annotations(lists(tmp_path, a="IM1.jpg\n")), PATHS)
+    assert "upper and lower case" in error.value.hint
 
 
 def test_a_bad_line_among_numbers_is_named(tmp_path: Path) -> None:
@@ -97,10 +113,10 @@ def test_wide_table_by_tabs_and_semicolons(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cell", "labels"),
-    [("dog;ant", ("ant", "dog")), ("dog ant", ("ant", "dog")), ("fire dog|ant", ("ant", "fire dog"))],
+    [("dog;ant", ("ant", "dog")), ("fire dog|ant", ("ant", "fire dog")), ("dog, ant", ("ant", "dog"))],
 )
 def test_delimited_table(tmp_path: Path, cell: str, labels: tuple[str, ...]) -> None:
-    (tmp_path / "l.csv").write_text(f"image,labels\nim1.jpg,{cell}\nim2.jpg,\n")
+    (tmp_path / "l.csv").write_text(f'image,labels\nim1.jpg,"{cell}"\nim2.jpg,\n')
     annotations = read_annotations(tmp_path)
     assert annotations.labels == labels
     assert join(annotations, PATHS).targets.tolist() == [[1, 1], [0, 0], [0, 0], [0, 0]]
@@ -116,6 +132,8 @@ def test_delimited_table(tmp_path: Path, cell: str, labels: tuple[str, ...]) -> 
         ("image,dog\n,1\n", "l.csv:2: the image is not named"),
         ("image,dog\n", "holds a header and nothing else"),
         ("image\nim1.jpg\n", "l.csv:1: a header"),
+        ("im1.jpg,dog\nim2.jpg,ant\n", "l.csv:1: 'im1.jpg' begins a line of data"),
+        ("1,0,1\n2,0,0\n", "l.csv:1: '1' begins a line of data"),
     ],
 )
 def test_malformed_tables(tmp_path: Path, text: str, error: str) -> None:
@@ -132,8 +150,11 @@ def test_lines_that_contradict_each_other(tmp_path: Path) -> None:
 
 @given(st.permutations(range(30)), st.sets(st.integers(0, 29), min_size=1))
 def test_join_does_not_depend_on_the_order_of_files(order: list[int], positive: set[int]) -> None:
-    marks = {str(number): {0: 1} for number in positive}
-    annotations = Annotations(("a",), marks, dict.fromkeys(marks, "x:1"), "", bare_numbers=True)
+    found = Builder()
+    for number in positive:
+        found.image(str(number), "x", 1)
+        found.mark(0, 1)
+    annotations = found.build(("a",), "", bare_numbers=True)
     paths = [f"im{number}.jpg" for number in order]
     targets = join(annotations, paths).targets[:, 0]
     assert {number for number, value in zip(order, targets, strict=True) if value} == positive
@@ -144,3 +165,46 @@ def test_names_that_prediction_files_cannot_hold(name: str) -> None:
     with pytest.raises(DataError, match="cannot be the name of a label"):
         check_names(["cat", name])
     check_names(["cat", "hot dog", "ünï", "<b>"])
+
+
+def test_spaces_part_labels_only_where_words_come_again(tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    path.write_text("image,labels\na.jpg,dog ant\nb.jpg,ant\nc.jpg,dog\n")
+    assert read_annotations(path).labels == ("ant", "dog")
+    path.write_text("image,labels\na.jpg,hot dog\nb.jpg,ice cream\n")
+    assert read_annotations(path).labels == ("hot dog", "ice cream")
+
+
+def test_a_quoted_tab_is_no_delimiter(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text('image,"big\tdog",cat\nim1.jpg,1,0\n')
+    assert read_annotations(tmp_path / "l.csv").labels == ("big\tdog", "cat")
+
+
+def test_the_fingerprint_follows_what_is_said_and_not_the_order_of_lines(tmp_path: Path) -> None:
+    found = []
+    for text in ("1\n2\n", "2\n1\n", "1\n", "1\n3\n"):
+        found.append(read_annotations(lists(tmp_path, a=text, b="1\n")).fingerprint())
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+def test_columns_that_are_no_labels(tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    path.write_text("image,dog,split,patient\na.jpg,1,train,p1\nb.jpg,0,val,p2\n")
+    annotations = read_annotations(path, columns=Columns("split", "patient"))
+    assert annotations.labels == ("dog",)
+    assert annotations.columns["split"].to_pylist() == ["train", "val"]
+    assert annotations.columns["group"].to_pylist() == ["p1", "p2"]
+    with pytest.raises(DataError, match="no column 'fold'"):
+        read_annotations(path, columns=Columns(split="fold"))
+    (tmp_path / "l.jsonl").write_text('{"image": "a.jpg", "labels": ["dog"], "set": "val"}\n')
+    annotations = read_annotations(tmp_path / "l.jsonl", columns=Columns(split="set"))
+    assert annotations.columns["split"].to_pylist() == ["val"]
+    path.unlink()
+    with pytest.raises(DataError, match="lists labels have no columns"):
+        read_annotations(lists(tmp_path, a="1\n"), columns=Columns(split="set"))
+
+
+def test_tables_beside_lists_are_named(tmp_path: Path) -> None:
+    (tmp_path / "more.csv").touch()
+    assert "passed over more.csv" in read_annotations(lists(tmp_path, a="1\n")).source

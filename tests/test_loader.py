@@ -4,14 +4,16 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
 from mlic.config import Preprocessing
-from mlic.data import shards
+from mlic.data import packing, shards
 from mlic.data.augment import Normalizer, mirrors
 from mlic.data.loader import ShardReader, ahead, eval_batches, train_batches
+from mlic.data.sources import list_images
 from mlic.errors import DataError
 
 PREP = Preprocessing(image_size=16, color="rgb", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -52,20 +54,20 @@ def test_every_evaluation_sample_once(world_size: int, num_samples: int) -> None
 @pytest.fixture
 def split(tmp_path: Path) -> shards.Split:
     """Ten grey images in two shards; the i-th has the value 20 * i and the target (i % 2, 1)."""
-    sources = []
     for i in range(10):
         Image.fromarray(np.full((16, 16, 3), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
-        sources.append(shards.Source(f"{i}", f"{i}.png", 1, (i % 2, 1)))
-    rows = []
-    for plan in shards.plan({"val": sources}, 64, 2, 0):
+    targets = np.array([(i % 2, 1) for i in range(10)], np.int8)
+    samples = packing.Samples(list_images(tmp_path), targets, np.zeros(10, np.int64))
+    plans = packing.plan(samples, ["val"], 64, 2, 0)
+    tables = []
+    for plan in plans:
         with (tmp_path / plan.name).open("wb") as out:
-            rows += shards.write(plan, ("a", "b"), tmp_path, out, 10**6).samples
-    names = sorted({row.shard for row in rows})
+            tables.append(packing.write(plan, samples.take(plan.rows), ("a", "b"), out, 10**6)[1])
+    table = pa.concat_tables(tables)
     return shards.Split(
-        "val", ("a", "b"), tuple(tmp_path / name for name in names), tuple(r.key for r in rows),
-        tuple(r.file for r in rows), np.array([r.target for r in rows], np.int8),
-        np.array([names.index(r.shard) for r in rows]), np.array([r.offset for r in rows]),
-        np.array([r.size for r in rows]), "f" * 32,
+        "val", ("a", "b"), tuple(tmp_path / plan.name for plan in plans), table.column("key").combine_chunks(),
+        table.column("file").combine_chunks(), targets, np.repeat([0, 1], [len(part) for part in tables]),
+        table.column("offset").to_numpy(), table.column("size").to_numpy(), "f" * 32,
     )  # fmt: skip
 
 

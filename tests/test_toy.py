@@ -4,17 +4,17 @@ from pathlib import Path
 
 from mlic.data import toy
 from mlic.data.annotations import read_annotations
-from mlic.data.images import list_images
 from mlic.data.labels import join
+from mlic.data.sources import list_images
 
 
 def test_the_corpus_has_the_shape_of_the_reference_one(corpus: Path) -> None:
     annotations = read_annotations(corpus / "annotations")
     assert annotations.labels == toy.LABELS
     assert annotations.bare_numbers
-    listing, others = list_images(corpus / "images")
-    assert (len(listing), others) == (240, 0)
-    targets = join(annotations, [file.path for file in listing]).targets
+    listing = list_images(corpus / "images")
+    assert (len(listing), listing.others) == (240, 0)
+    targets = join(annotations, listing.paths).targets
     disc, ring = (targets[:, toy.LABELS.index(name)] for name in ("disc", "ring"))
     assert 0 < ring.sum() < disc.sum()
     assert (disc >= ring).all()

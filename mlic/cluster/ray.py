@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mlic.config import Location
 from mlic.errors import ClusterError
 
 logger = logging.getLogger(__name__)
@@ -137,31 +138,34 @@ def assigned_device() -> str:
     return "cuda" if ray.get_gpu_ids() else "cpu"
 
 
-def check_shared(cluster: Cluster, folder: Path, *inputs: Path) -> None:
-    """Make sure that every node sees the same `folder`, and has the `inputs`.
+def check_shared(cluster: Cluster, folder: Location, *inputs: Location) -> None:
+    """Make sure that every node sees the same `folder`, and has the `inputs`; object stores are seen by all.
 
     This process writes a file to `folder`, and a task on each node reads it. Raises ClusterError with the path and the
     names of the nodes that do not see it.
     """
-    if len(cluster.nodes) < 2:
+    here = [path for path in inputs if isinstance(path, Path)]
+    if len(cluster.nodes) < 2 or not (here or isinstance(folder, Path)):
         return
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    probe = folder / f".probe-{uuid.uuid4().hex}.part"
+    probe = folder / f".probe-{uuid.uuid4().hex}.part" if isinstance(folder, Path) else None
     text = uuid.uuid4().hex
-    probe.write_text(text)
+    if probe is not None:
+        probe.write_text(text)
     try:
         task = ray.remote(num_cpus=0)(_unseen)
         asked = [
             task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
-                probe, text, inputs
+                probe, text, here
             )
             for node in cluster.nodes
         ]
         unseen = ray.get(asked, timeout=120)
     finally:
-        probe.unlink()
+        if probe is not None:
+            probe.unlink()
     blind = [(node.host, path) for node, path in zip(cluster.nodes, unseen, strict=True) if path is not None]
     if blind:
         hosts = ", ".join(sorted(host for host, _ in blind)[:3])
@@ -171,14 +175,15 @@ def check_shared(cluster: Cluster, folder: Path, *inputs: Path) -> None:
         )
 
 
-def _unseen(probe: Path, text: str, inputs: Sequence[Path]) -> Path | None:
+def _unseen(probe: Path | None, text: str, inputs: Sequence[Path]) -> Path | None:
     """The first of the paths that this node does not see as the driver does."""
-    try:
-        os.listdir(probe.parent)  # noqa: PTH208 - refreshes the directory that a network file system has cached
-        if probe.read_text() != text:
+    if probe is not None:
+        try:
+            os.listdir(probe.parent)  # noqa: PTH208 - refreshes the directory that a network file system has cached
+            if probe.read_text() != text:
+                return probe.parent
+        except OSError:
             return probe.parent
-    except OSError:
-        return probe.parent
     return next((path for path in inputs if not path.exists()), None)
 
 

@@ -24,20 +24,23 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel
 
-from mlic.config import Settings, result_settings
+from mlic.config import Location, Settings, result_settings
+from mlic.data import storage
 from mlic.errors import ClusterError, ConfigError, MlicError, PartialError
+
+Folder = TypeVar("Folder", bound=Location)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _LOCK = ".lock"
 _LOCK_ALONE = re.compile(r"\.lock")
 # What the stages write into their folders; nothing else is ever thrown away.
 _OWN = re.compile(
-    r"\.lock|\.ray|\.failure\.json|\.scan\.npz|\..*\.tar\.json|\..*\.part|"
-    r"(run|config|report|index|doctor)\.json|metrics\.jsonl|log\.txt|best\.yaml|"
+    r"\.lock|\.ray|\.failure\.json|\.scan\.npz|\..*\.tar\.(json|parquet)|\..*\.part|"
+    r"(run|config|report|index|doctor)\.json|metrics\.jsonl|log\.txt|best\.yaml|bad\.tsv|"
     r"[a-z_0-9]+-\d{6}\.tar|(samples|trials|part-\d{6})\.parquet|"
     r"checkpoints|model|trials|predictions|corpus|shards|runs|evaluation|preds\.tsv(\.parts|\.errors\.tsv)?"
 )
@@ -46,7 +49,7 @@ _PACKAGES = ("mlic", "ray", "torch", "torchvision", "numpy", "pillow", "simplejp
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Location) -> Iterator[None]:
     """Turn an OSError of writing below `path` into an error that a user can act on."""
     try:
         yield
@@ -54,15 +57,19 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise _as_mlic_error(error, path) from None
 
 
-def _as_mlic_error(error: OSError, path: Path) -> MlicError:
-    why = error.strerror or str(error)
+def _as_mlic_error(error: OSError, path: Location) -> MlicError:
+    why = error.strerror or " ".join(str(error).split())[:300]
     if error.errno in _FULL:
         return ClusterError(f"cannot write to {path}: {why}.", "free some space and run the same command again.")
     return ConfigError(f"cannot write to {path}: {why}.", "name a folder that you may write to.")
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Location, data: bytes) -> None:
     """Write a file under a temporary name and rename it, so that it is whole or not there, whoever looks."""
+    if isinstance(path, str):
+        with disk_errors(path):
+            storage.put(path, data)
+        return
     with disk_errors(path), temporary(path) as part:
         with part.open("wb") as file:
             file.write(data)
@@ -86,7 +93,7 @@ def temporary(path: Path) -> Iterator[Path]:
             part.unlink()
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Location, value: Mapping[str, Any]) -> None:
     """Write a JSON file atomically, indented, keys as given."""
     write_atomic(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
@@ -100,35 +107,39 @@ def fingerprint(*parts: object) -> str:
     return digest.hexdigest()[:32]
 
 
-class Run:
-    """A stage's folder, locked for as long as this object is open.
+class Run(Generic[Folder]):
+    """A stage's folder, locked for as long as this object is open, where it is on a disk.
 
     `finished` says that an earlier run of the same command is done; `report` then holds what it reported. `attempt`
     numbers the starts: a worker of an earlier attempt that is still alive sees that it is no longer the current one.
     """
 
-    def __init__(self, folder: Path, lock: int, state: dict[str, Any]) -> None:
+    def __init__(self, folder: Folder, lock: int | None, state: dict[str, Any]) -> None:
         self.folder = folder
         self._lock = lock
         self._state = state
 
     @classmethod
-    def open(cls, folder: Path, kind: str, config: BaseModel, inputs: Mapping[str, str], fresh: bool) -> Run:
+    def open(cls, folder: Folder, kind: str, config: BaseModel, inputs: Mapping[str, str], fresh: bool) -> Self:
         """Lock the folder and compare what it holds with this command.
 
         `inputs` are fingerprints of the data by name. Raises PartialError when another process works on the folder
-        and ConfigError when the folder is another stage's, another command's, or not ours at all.
+        and ConfigError when the folder is another stage's, another command's, or not ours at all. An object store has
+        no locks: what two runs write there at once is the same, since a stage's files are a function of its inputs.
         """
-        if _RAY_JOB_FOLDER in folder.parts:
+        if isinstance(folder, Path) and _RAY_JOB_FOLDER in folder.parts:
             raise ConfigError(
                 f"{folder} is in the temporary folder of a Ray job, which is thrown away after it.",
                 "give absolute paths on storage that all nodes share.",
             )
+        lock = None
         with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = _lock(folder)
+            if isinstance(folder, Path):
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = _lock(folder)
         try:
-            _remove_leftovers(folder)
+            if isinstance(folder, Path):
+                _remove_leftovers(folder)
             state = read_state(folder)
             if state is not None and (fresh or _made_nothing(folder, state)):
                 _refuse_foreign(folder, own=_OWN)
@@ -142,12 +153,12 @@ class Run:
             if state.get("status") != "finished":
                 state = _started(state, kind, config, inputs)
                 with disk_errors(folder):
-                    write_json(
-                        folder / "config.json", config.model_dump(mode="json", exclude=set(Settings.model_fields))
-                    )
-                    write_json(folder / "run.json", state)
+                    plain = config.model_dump(mode="json", exclude=set(Settings.model_fields))
+                    write_json(storage.join(folder, "config.json"), plain)
+                    write_json(storage.join(folder, "run.json"), state)
         except BaseException:
-            os.close(lock)
+            if lock is not None:
+                os.close(lock)
             raise
         return cls(folder, lock, state)
 
@@ -161,7 +172,8 @@ class Run:
                 with contextlib.suppress(MlicError):  # the first error is the one to show
                     self._save(status=status, ended=_now(), error=str(error))
         finally:
-            os.close(self._lock)
+            if self._lock is not None:
+                os.close(self._lock)
 
     @property
     def finished(self) -> bool:
@@ -173,7 +185,7 @@ class Run:
 
     @property
     def report(self) -> dict[str, Any]:
-        return dict(json.loads((self.folder / "report.json").read_text(encoding="utf-8")))
+        return dict(json.loads(storage.read(storage.join(self.folder, "report.json"))))
 
     def reopen(self) -> None:
         """Take back that the run is finished, because what it wrote is no longer whole."""
@@ -185,19 +197,19 @@ class Run:
 
     def finish(self, report: BaseModel) -> None:
         """Write report.json and mark the run as done."""
-        write_json(self.folder / "report.json", report.model_dump(mode="json"))
+        write_json(storage.join(self.folder, "report.json"), report.model_dump(mode="json"))
         self._save(status="finished", ended=_now(), error=None)
 
     def _save(self, **values: Any) -> None:
         self._state.update(values)
-        write_json(self.folder / "run.json", self._state)
+        write_json(storage.join(self.folder, "run.json"), self._state)
 
 
-def read_state(folder: Path) -> dict[str, Any] | None:
+def read_state(folder: Location) -> dict[str, Any] | None:
     """The content of run.json, or None when there is none. Raises ConfigError when it is not ours."""
-    path = folder / "run.json"
+    path = storage.join(folder, "run.json")
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(storage.read(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -207,7 +219,7 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def is_current(folder: Path, attempt: int) -> bool:
+def is_current(folder: Location, attempt: int) -> bool:
     """Whether `attempt` is still the one that may write to the folder."""
     state = read_state(folder)
     return state is not None and state.get("attempt") == attempt
@@ -235,40 +247,39 @@ def _remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _refuse_foreign(folder: Path, own: re.Pattern[str] = _LOCK_ALONE) -> None:
+def _refuse_foreign(folder: Location, own: re.Pattern[str] = _LOCK_ALONE) -> None:
     """Raise ConfigError when the folder holds anything but what mlic writes to such folders."""
-    foreign = sorted(path.name for path in folder.iterdir() if not own.fullmatch(path.name))
+    foreign = [name for name in storage.names(folder) if not own.fullmatch(name)]
     if foreign:
         raise ConfigError(
             f"{folder} holds files that mlic did not write ({foreign[0]!r}).", "move them, or name another folder."
         )
 
 
-def _made_nothing(folder: Path, state: Mapping[str, Any]) -> bool:
+def _made_nothing(folder: Location, state: Mapping[str, Any]) -> bool:
     """Whether an earlier start failed before it made anything, so that its settings bind nobody."""
-    made = {path.name for path in folder.iterdir()} - {_LOCK, ".ray", ".failure.json"}
+    made = set(storage.names(folder)) - {_LOCK, ".ray", ".failure.json"}
     return (
         state.get("status") == "failed"
         and made <= {"run.json", "config.json", "log.txt", "metrics.jsonl"}
-        and not ((folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size)
+        and not storage.size(storage.join(folder, "metrics.jsonl"))
     )
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Location) -> None:
     with disk_errors(folder):
-        for path in folder.iterdir():
-            if path.name == _LOCK:
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        for name in storage.names(folder):
+            if name != _LOCK:
+                storage.delete(storage.join(folder, name))
 
 
-def _compare(folder: Path, state: Mapping[str, Any], kind: str, config: BaseModel, inputs: Mapping[str, str]) -> None:
-    other = f"a folder of another name, or --fresh to throw away what {folder.name} holds."
+def _compare(
+    folder: Location, state: Mapping[str, Any], kind: str, config: BaseModel, inputs: Mapping[str, str]
+) -> None:
+    name = str(folder).partition("?")[0].rstrip("/").rpartition("/")[2]
+    other = f"{_another(kind)}, or --fresh to throw away what {name} holds."
     if state.get("kind") != kind:
-        raise ConfigError(f"{folder} was made by mlic {state.get('kind')}, not by mlic {kind}.", other)
+        raise ConfigError(f"{folder} was made by mlic {state.get('kind')}, not by mlic {kind}.", f"give {other}")
     before, now = state.get("settings", {}), json.loads(json.dumps(result_settings(config)))
     differ = [
         f"{key} (was {before.get(key)!r}, now {now.get(key)!r})"
@@ -276,19 +287,17 @@ def _compare(folder: Path, state: Mapping[str, Any], kind: str, config: BaseMode
         if before.get(key) != now.get(key)
     ]
     if differ:
-        raise ConfigError(
-            f"{folder} was made with other settings: {'; '.join(differ)}.", f"give {_name_flag(kind)} {other}"
-        )
+        raise ConfigError(f"{folder} was made with other settings: {'; '.join(differ)}.", f"give {other}")
     changed = [name for name, value in inputs.items() if state.get("inputs", {}).get(name) != value]
     if changed:
         what = " and ".join(changed)
-        raise ConfigError(
-            f"{folder} was made from other {what}; they changed since.", f"give {_name_flag(kind)} {other}"
-        )
+        raise ConfigError(f"{folder} was made from other {what} than those given now.", f"give {other}")
 
 
-def _name_flag(kind: str) -> str:
-    return "--name with" if kind in ("train", "tune") else "--out with"
+def _another(kind: str) -> str:
+    if kind == "batch-predict":
+        return "--out with another file"
+    return "--name with another name" if kind in ("train", "tune") else "--out with another folder"
 
 
 def _started(state: Mapping[str, Any], kind: str, config: BaseModel, inputs: Mapping[str, str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,9 @@ HASH_BYTES = 16
 _SIDE = 9
 MAX_DISTANCE = 10
 # Hashes are cut into bands, and images that share a band are compared. Two hashes that differ in fewer bits than there
-# are bands share one. Of very many images narrow bands would be shared by too many, so there they are fewer and wider,
+# are bands share one. Of very many images narrow bands would be shared by too many, so there they are 8 of 16 bits,
 # and pairs that differ in 8 to 10 bits are found mostly, not always.
-_BANDS, _WIDE_BANDS, _MANY = MAX_DISTANCE + 1, 8, 500_000
+_BANDS, _MANY = MAX_DISTANCE + 1, 500_000
 _CROWD = 2000  # a band value in more images than this says nothing about them
 _FLAT = (
     20  # bits: an image with fewer edges one way or the other, a dark or empty one, looks like all others of its kind
@@ -43,55 +43,67 @@ def perceptual_hash(data: bytes, max_pixels: int) -> bytes:
     return np.packbits(np.concatenate([across.ravel(), down.ravel()])).tobytes()
 
 
-def clusters(digests: Array, hashes: Array | None) -> Array:
+def clusters(digests: Array, hashes: Array | None, column: Array | None = None) -> Array:
     """Groups (N,) of the same or nearly the same images, numbered by their first member.
 
-    `digests` is uint8 (N, 32); `hashes` is uint8 (N, 16), or None to compare bytes alone. Two images are nearly the
-    same when their hashes differ in at most MAX_DISTANCE of 128 bits; groups are closed under that.
+    `digests` is uint8 (N, 32); `hashes` is uint8 (N, 16), or None to compare bytes alone; samples with the same value
+    in `column` (N,) are in a group too, but for those with -1. Two images are nearly the same when their hashes differ
+    in at most MAX_DISTANCE of 128 bits; groups are closed under all of that.
     """
-    parent = np.arange(len(digests))
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
 
-    def find(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = int(parent[i])
-        return i
-
-    def join(i: int, j: int) -> None:
-        a, b = find(i), find(j)
-        parent[max(a, b)] = min(a, b)
-
-    for members in _equal_rows(digests):
-        for member in members[1:]:
-            join(int(members[0]), int(member))
+    pairs = [_same_rows(digests)]
     if hashes is not None:
-        for i, j in near_pairs(hashes):
-            join(i, j)
-    return np.array([find(i) for i in range(len(parent))])
+        pairs.append(near_pairs(hashes))
+    if column is not None:
+        known = np.flatnonzero(column >= 0)
+        pairs.append(known[_same_values(column[known])])
+    one, two = np.concatenate(pairs).T
+    size = len(digests)
+    links = coo_matrix((np.ones(len(one), np.int8), (one, two)), shape=(size, size))
+    number = connected_components(links, directed=False)[1]
+    first = np.full(size, size)
+    np.minimum.at(first, number, np.arange(size))
+    return np.asarray(first[number], np.int64)
 
 
-def near_pairs(hashes: Array) -> list[tuple[int, int]]:
-    """Pairs (i < j) of hashes, uint8 (N, 16), at most MAX_DISTANCE bits apart; hashes of flat images are left out."""
+def near_pairs(hashes: Array) -> Array:
+    """Pairs (P, 2) of hashes, uint8 (N, 16), at most MAX_DISTANCE bits apart; hashes of flat images are left out."""
     ones = np.bitwise_count(hashes).sum(axis=1)
     usable = np.flatnonzero((ones >= _FLAT) & (ones <= 8 * HASH_BYTES - _FLAT))
-    bits = np.unpackbits(hashes[usable], axis=1)
-    found: set[tuple[int, int]] = set()
-    for band in np.array_split(bits, _BANDS if len(usable) <= _MANY else _WIDE_BANDS, axis=1):
-        values = band @ (1 << np.arange(band.shape[1]))
+    found: list[Array] = [np.zeros((0, 2), np.int64)]
+    for values in _bands(hashes[usable]):
         order = np.argsort(values, kind="stable")
         edges = np.flatnonzero(np.diff(values[order])) + 1
-        for members in np.split(order, edges):
-            if 2 <= len(members) <= _CROWD:
-                rows = hashes[usable[members]]
-                apart = np.bitwise_count(rows[:, None] ^ rows[None]).sum(axis=2)
-                for a, b in zip(*np.nonzero(np.triu(apart <= MAX_DISTANCE, k=1)), strict=True):
-                    i, j = sorted((int(usable[members[a]]), int(usable[members[b]])))
-                    found.add((i, j))
-    return sorted(found)
+        starts, ends = np.concatenate([[0], edges]), np.concatenate([edges, [len(order)]])
+        crowds = np.flatnonzero((ends - starts >= 2) & (ends - starts <= _CROWD))
+        for start, end in zip(starts[crowds], ends[crowds], strict=True):
+            members = usable[order[start:end]]
+            rows = hashes[members].view(np.uint64)
+            apart = np.bitwise_count(rows[:, None] ^ rows[None]).sum(axis=2)
+            a, b = np.nonzero(np.triu(apart <= MAX_DISTANCE, k=1))
+            if len(a):
+                found.append(np.sort(np.stack([members[a], members[b]], axis=1), axis=1))
+    return np.unique(np.concatenate(found), axis=0)
 
 
-def _equal_rows(rows: Array) -> list[list[int]]:
-    members: dict[bytes, list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        members[row.tobytes()].append(i)
-    return [group for group in members.values() if len(group) > 1]
+def _bands(hashes: Array) -> Iterator[Array]:
+    """The bits of the hashes in bands, each band's bits as one number (N,)."""
+    if len(hashes) > _MANY:
+        yield from hashes.view(np.uint16).T
+        return
+    bits = np.unpackbits(hashes, axis=1)
+    for band in np.array_split(bits, _BANDS, axis=1):
+        yield band @ (1 << np.arange(band.shape[1]))
+
+
+def _same_rows(rows: Array) -> Array:
+    """Pairs (P, 2) that link equal rows, uint8 (N, B)."""
+    return _same_values(np.ascontiguousarray(rows).view(f"V{rows.shape[1]}").ravel())
+
+
+def _same_values(values: Array) -> Array:
+    order = np.argsort(values, kind="stable")
+    same = np.flatnonzero(values[order][1:] == values[order][:-1])
+    return np.stack([order[same], order[same + 1]], axis=1)

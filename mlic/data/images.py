@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +14,8 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from mlic.config import Color, Preprocessing
-from mlic.errors import DataError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-MAX_BYTES = 512 * 2**20  # a larger file is no photograph and would fill a worker's memory
 
 _EXIF_ORIENTATION = 274
 # Orientation tag -> (turns by 90 degrees counter-clockwise, mirror left-right afterwards). TIFF 6.0, tag 274.
@@ -47,87 +44,43 @@ class ImageInfo:
     height: int
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """One image file of a folder: `path` relative to it with forward slashes, its size in bytes and its mtime."""
-
-    path: str
-    size: int
-    mtime_ns: int
-
-    @property
-    def key(self) -> str:
-        """The sample's id: the relative path without its extension."""
-        return self.path[: -len(Path(self.path).suffix)]
-
-
-def list_images(folder: Path) -> tuple[list[ImageFile], int]:
-    """List the image files below `folder`, sorted by key, and count the files that are no images by their name.
-
-    Links to files are followed, links to folders are not. A dangling link is listed with size 0, so that it is
-    accounted for like any other unreadable file.
-
-    Raises DataError when the folder is missing or holds no image.
-    """
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise DataError(f"the image folder {folder} {what}.", "check the path.")
-    found: list[ImageFile] = []
-    others = 0
-    for entry, relative in _walk(folder, ""):
-        if Path(entry.name).suffix.lower() not in EXTENSIONS:
-            others += 1
-            continue
-        try:
-            stat = entry.stat()
-            found.append(ImageFile(relative, stat.st_size, stat.st_mtime_ns))
-        except FileNotFoundError:
-            found.append(ImageFile(relative, 0, 0))
-    if not found:
-        raise DataError(
-            f"the image folder {folder} holds no images" + (f" (only {others:,} other files)." if others else "."),
-            f"images are known by their extension: {' '.join(sorted(EXTENSIONS))}.",
-        )
-    found.sort(key=lambda file: (file.key, file.path))
-    return found, others
-
-
-def _walk(folder: Path, prefix: str) -> Iterator[tuple[os.DirEntry[str], str]]:
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda e: e.name):
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
-            elif entry.is_file() or (entry.is_symlink() and not entry.is_dir()):
-                yield entry, prefix + entry.name
-
-
-def read_file(path: Path) -> bytes:
-    """Read a whole image file. Raises BadImage when the file cannot be read or is too large."""
+def read_file(path: Path | bytes, max_bytes: int = 512 * 2**20) -> bytes:
+    """Read a whole image file. Raises BadImage when it is larger than `max_bytes` and OSError when it is not read."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would wait for ever
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would wait for ever
-        try:
-            size = os.fstat(file).st_size
-            if size > MAX_BYTES:
-                raise BadImage(f"larger than {MAX_BYTES // 2**20} MB")
-            data = os.read(file, size)
-            while len(data) < size and (more := os.read(file, size - len(data))):
-                data += more
-        finally:
-            os.close(file)
-    except OSError as error:
-        raise BadImage(error.strerror or "cannot be read") from None
+        size = os.fstat(file).st_size
+        if size > max_bytes:
+            raise BadImage(f"larger than {max_bytes // 2**20} MB")
+        data = os.read(file, size)
+        while len(data) < size and (more := os.read(file, size - len(data))):
+            data += more
+    finally:
+        os.close(file)
     return data
 
 
-def probe(data: bytes, max_pixels: int) -> ImageInfo:
+def probe(data: Any, max_pixels: int) -> ImageInfo:
     """Read an image's header and make sure, as cheaply as its format allows, that the file is whole.
 
-    A JPEG that ends with its end marker is taken to be whole; one that does not is decoded to find out. Other formats
-    are verified by Pillow. Raises BadImage.
+    `data` is bytes or a view of some. A JPEG that ends with its end marker is taken to be whole; one that does not is
+    decoded to find out. Other formats are decoded by Pillow. Raises BadImage.
     """
-    if not data:
+    info = header(data, max_pixels)
+    if info.format == "JPEG":
+        if data[-2:] != b"\xff\xd9":
+            decode(bytes(data), "rgb", max_pixels)
+        return info
+    with _pillow(data, max_pixels) as image:
+        try:
+            image.load()
+        except Exception as error:  # Pillow's decoders raise many types, and all of them mean this
+            raise BadImage(_reason(error)) from None
+    return info
+
+
+def header(data: Any, max_pixels: int) -> ImageInfo:
+    """Read an image's header alone. Raises BadImage."""
+    if not len(data):
         raise BadImage("zero bytes")
     if data[:2] == b"\xff\xd8":
         try:
@@ -135,16 +88,9 @@ def probe(data: bytes, max_pixels: int) -> ImageInfo:
         except ValueError as error:
             raise BadImage(f"broken JPEG header ({error})") from None
         _check_pixels(width, height, max_pixels)
-        if data[-2:] != b"\xff\xd9":
-            decode(data, "rgb", max_pixels)
         return ImageInfo("JPEG", width, height)
     with _pillow(data, max_pixels) as image:
-        info = ImageInfo(image.format or "", image.width, image.height)
-        try:
-            image.load()
-        except Exception as error:  # Pillow's decoders raise many types, and all of them mean this
-            raise BadImage(_reason(error)) from None
-    return info
+        return ImageInfo(image.format or "", image.width, image.height)
 
 
 def decode(data: bytes, color: Color, max_pixels: int, side: int = 0) -> np.ndarray[Any, Any]:
@@ -209,7 +155,7 @@ def _decode_jpeg(data: bytes, color: Color, max_pixels: int, side: int) -> np.nd
     return pixels  # type: ignore[no-any-return]
 
 
-def _pillow(data: bytes, max_pixels: int) -> Image.Image:
+def _pillow(data: Any, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows

@@ -1,44 +1,155 @@
-"""Labels of images: what label files say, and the join to images by key, never by position."""
+"""Labels of images: what label files say, and the join to images by key, never by position.
+
+Everything is held in columns: ten million images with their labels take a few hundred MB.
+"""
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
+import hashlib
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlic.errors import DataError
 
+Array = np.ndarray[Any, Any]
+
 _COLUMNS = ("key", "file", "Filename")
-_NUMBERED = re.compile(r"^(.*?)(\d+)$", re.DOTALL)
+_CHUNK = 100_000
+_EXTENSION = r"\.[^./]*$"
 
 
 @dataclass(frozen=True)
 class Annotations:
     """What label files say, before it is joined to images.
 
-    `marks` holds, for each image as the files call it, label number -> 1, 0 or -1 (unknown); a label that is not in it
-    is 0. `where` says where each image was first named, for messages.
+    `names` (M,) are the images as the files call them, each once; `file` and `line` (M,) say where each was first named
+    (`file` numbers into `files`, line 0 is none). The marks (K,) are `image` (a number into `names`), `label` (one into
+    `labels`) and `value`, 1 or -1 for unknown; a label without a mark is 0. `columns` holds further columns (M,) by
+    name: `split` and `group`.
     """
 
     labels: tuple[str, ...]
-    marks: dict[str, dict[int, int]]
-    where: dict[str, str]
+    names: pa.Array
+    files: tuple[str, ...]
+    file: Array
+    line: Array
+    image: Array
+    label: Array
+    value: Array
     source: str
     bare_numbers: bool = False
+    columns: dict[str, pa.Array] = field(default_factory=dict)
+
+    def where(self, i: int) -> str:
+        """Where the image was first named, as file:line."""
+        line = int(self.line[i])
+        return f"{self.files[self.file[i]]}:{line}" if line else self.files[self.file[i]]
+
+    def renamed(self, old: str, new: str) -> Annotations:
+        """The same, said to be from another place."""
+        files = tuple(name.replace(old, new) for name in self.files)
+        return replace(self, files=files, source=self.source.replace(old, new))
+
+    def fingerprint(self) -> str:
+        """Changes with what the files say, not with the order of the lines in which they say it."""
+        order = pc.sort_indices(self.names).to_numpy()
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        marks = np.stack([place[self.image], self.label, self.value])
+        marks = marks[:, np.lexsort(marks)]
+        digest = hashlib.sha256(repr(self.labels).encode())
+        for column in (self.names, *(self.columns[name] for name in sorted(self.columns))):
+            for buffer in column.take(pa.array(order)).buffers()[1:]:
+                digest.update(buffer or b"")
+        digest.update(np.ascontiguousarray(marks).data)
+        return digest.hexdigest()[:32]
+
+
+class Builder:
+    """Collects annotations line by line, in columns."""
+
+    def __init__(self, columns: Sequence[str] = ()) -> None:
+        self.numbers: dict[str, int] = {}
+        self._names: list[str] = []
+        self._chunks: list[pa.Array] = []
+        self._columns: dict[str, list[str]] = {name: [] for name in columns}
+        self._files: dict[str, int] = {}
+        self._file, self._line = array("i"), array("q")
+        self._image, self._label, self._value = array("q"), array("i"), array("b")
+
+    def __len__(self) -> int:
+        """How many lines there were."""
+        return len(self._line)
+
+    def image(self, name: str, file: str, line: int, *extra: str) -> None:
+        """Begin a line about an image; `extra` are its values in the further columns."""
+        self._names.append(name)
+        if len(self._names) == _CHUNK:
+            self._chunks.append(pa.array(self._names, pa.large_string()))
+            self._names = []
+        self._file.append(self._files.setdefault(file, len(self._files)))
+        self._line.append(line)
+        for values, value in zip(self._columns.values(), extra, strict=True):
+            values.append(value)
+
+    def label(self, name: str) -> int:
+        """The number of a label by its name."""
+        return self.numbers.setdefault(name, len(self.numbers))
+
+    def mark(self, label: int, value: int) -> None:
+        """Say 1 or -1 of a label for the image of this line."""
+        self._image.append(len(self._line) - 1)
+        self._label.append(label)
+        self._value.append(value)
+
+    def build(self, labels: tuple[str, ...], source: str, bare_numbers: bool = False, once: bool = True) -> Annotations:
+        """The annotations. Raises DataError, with `once`, when an image has two lines."""
+        self._chunks.append(pa.array(self._names, pa.large_string()))
+        encoded = pa.concat_arrays(self._chunks).dictionary_encode()
+        self._chunks, self._names = [], []
+        code = encoded.indices.to_numpy()
+        first = np.full(len(encoded.dictionary), -1, dtype=np.int64)
+        first[code[::-1]] = np.arange(len(code))[::-1]
+        file, line = np.frombuffer(self._file, np.int32), np.frombuffer(self._line, np.int64)
+        if once and len(first) < len(code):
+            again = int(np.flatnonzero(first[code] != np.arange(len(code)))[0])
+            where, name = list(self._files)[file[again]], encoded[again].as_py()
+            where = f"{where}:{line[again]}" if line[again] else where
+            before = int(first[code[again]])
+            at = f" ({list(self._files)[file[before]]})" if not line[again] else ""
+            raise DataError(f"{where}: the image {name!r} has a line already{at}.", "keep one of the two lines.")
+        label = np.frombuffer(self._label, np.int32)
+        if self.numbers:
+            order = {name: number for number, name in enumerate(labels)}
+            label = np.array([order[name] for name in self.numbers], np.int32)[label]
+        columns = {
+            name: pa.array(values, pa.large_string()).take(pa.array(first)) for name, values in self._columns.items()
+        }
+        return Annotations(
+            labels, encoded.dictionary, tuple(self._files), file[first], line[first],
+            code[np.frombuffer(self._image, np.int64)].astype(np.int64), label, np.frombuffer(self._value, np.int8),
+            source, bare_numbers, columns,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Targets of images: `targets` is int8 (N, L) with 1, 0 and -1 for unknown; `labelled` is bool (N,)."""
+    """Targets of N images: `targets` is int8 (N, L) with 1, 0 and -1 for unknown; `labelled` is bool (N,).
 
-    targets: np.ndarray[Any, Any]
-    labelled: np.ndarray[Any, Any]
-    missing: list[str] = field(default_factory=list)
+    `names` int64 (N,) numbers the annotations' first name for each image, -1 where there is none; `missing` numbers the
+    names that are no image.
+    """
+
+    targets: Array
+    labelled: Array
+    names: Array
+    missing: Array
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -54,81 +165,153 @@ def check_names(names: Sequence[str]) -> None:
             )
 
 
-def join(annotations: Annotations, paths: Sequence[str]) -> Joined:
+def join(annotations: Annotations, paths: pa.Array) -> Joined:
     """Give each image its target.
 
-    `paths` are the images' relative paths, each with another key (the path without its extension). A line of a label
-    file names an image by, in this order: relative path, path without extension, file name, file name without
-    extension, or bare number ("12" is im12.jpg). Lines that name no image are counted in `missing`.
+    `paths` (N,) are the images' relative paths as bytes, each with another key (the path without its extension). A line
+    of a label file names an image by, in this order: relative path, path without extension, file name, file name
+    without extension, or bare number ("12" is im12.jpg). Lines that name no image are counted in `missing`.
 
     Raises DataError when a name could mean two images, when a line is not of the kind that its file holds, or when no
     line names an image.
     """
-    resolve = _Resolver(paths)
-    targets = np.zeros((len(paths), len(annotations.labels)), dtype=np.int8)
-    labelled = np.zeros(len(paths), dtype=bool)
-    missing: list[str] = []
-    for name, marks in annotations.marks.items():
-        number = resolve(name, annotations.where[name])
-        if number is None:
-            if annotations.bare_numbers and not name.isdigit():
-                raise DataError(
-                    f"{annotations.where[name]}: {name!r} is neither a number nor the name of an image.",
-                    "mend or delete that line.",
-                )
-            missing.append(name)
-            continue
-        labelled[number] = True
-        for label, value in marks.items():
-            if value and targets[number, label] == -value:
-                raise DataError(
-                    f"{annotations.where[name]}: {name!r} says {value} for {annotations.labels[label]!r}, and another "
-                    f"line for the same image ({paths[number]}) says {-value}.",
-                    "keep one of the two lines.",
-                )
-            targets[number, label] = value or targets[number, label]
-    if annotations.marks and not labelled.any():
-        first = next(iter(annotations.marks))
-        raise DataError(
-            f"none of the {len(annotations.marks):,} annotated images is among the {len(paths):,} images "
-            f"({first!r} is the first; the images look like {paths[0]!r}).",
-            "check that the labels belong to this folder.",
-        )
-    return Joined(targets, labelled, sorted(missing))
-
-
-class _Resolver:
-    """Find the image that a name in a label file means; built once for all names."""
-
-    def __init__(self, paths: Sequence[str]) -> None:
-        self.paths = paths
-        # What a name is compared with, the most definite first: path, path without extension, file name, file stem.
-        self.levels: list[dict[str, list[int]]] = [defaultdict(list) for _ in range(4)]
-        self.numbers: dict[int, list[int]] = defaultdict(list)
-        for i, path in enumerate(paths):
-            file = path.rpartition("/")[2]
-            extension = len(Path(file).suffix)
-            names = (path, path[: len(path) - extension], file, file[: len(file) - extension])
-            for level, name in zip(self.levels, names, strict=True):
-                level[name].append(i)
-            if match := _NUMBERED.match(names[3]):
-                self.numbers[int(match[2])].append(i)
-
-    def __call__(self, name: str, where: str) -> int | None:
-        plain = name.removeprefix("./")
-        candidates = next((level[plain] for level in self.levels if plain in level), None)
-        if candidates is None and is_number(name):
-            candidates = self.numbers.get(int(name))
-        if not candidates:
-            return None
-        if len(candidates) > 1:
-            a, b = (self.paths[i] for i in candidates[:2])
+    image_of = _resolve(annotations, paths)
+    if annotations.bare_numbers:
+        odd = np.flatnonzero((image_of < 0) & ~_are_numbers(annotations.names))
+        if len(odd):
             raise DataError(
-                f"{where}: {name!r} could mean {a} or {b}.", "name the image by its path within the folder."
+                f"{annotations.where(odd[0])}: {annotations.names[int(odd[0])].as_py()!r} is neither a number nor the "
+                "name of an image.",
+                "mend or delete that line.",
             )
-        return candidates[0]
+    found = np.flatnonzero(image_of >= 0)
+    if len(annotations.names) and not len(found):
+        raise _nothing_found(annotations, paths)
+    targets = np.zeros((len(paths), len(annotations.labels)), dtype=np.int8)
+    marked = image_of[annotations.image]
+    for value in (1, -1):
+        chosen = (marked >= 0) & (annotations.value == value)
+        before = targets[marked[chosen], annotations.label[chosen]]
+        if (before == -value).any():
+            raise _contradiction(annotations, paths, marked, int(np.flatnonzero(chosen)[before == -value][0]))
+        targets[marked[chosen], annotations.label[chosen]] = value
+    names = np.full(len(paths), -1, dtype=np.int64)
+    names[image_of[found][::-1]] = found[::-1]
+    return Joined(targets, names >= 0, names, np.flatnonzero(image_of < 0))
+
+
+def as_paths(names: Sequence[str]) -> pa.Array:
+    """Names of files as the column of bytes that `join` takes."""
+    return pa.array([name.encode("utf-8", "surrogateescape") for name in names], pa.large_binary())
+
+
+def case_differs(annotations: Annotations, missing: Array, paths: pa.Array) -> int:
+    """How many of the missing names would be images if upper and lower case were the same."""
+    if not len(missing):
+        return 0
+    lower = pc.utf8_lower(annotations.names.take(pa.array(missing)))
+    known = [pc.utf8_lower(column) for column in (_as_text(paths), _file_names(_as_text(paths)))]
+    return max(int(pc.sum(pc.is_in(lower, value_set=column)).as_py() or 0) for column in known)
+
+
+def _resolve(annotations: Annotations, paths: pa.Array) -> Array:
+    """The image (M,) that each name means, -1 for none."""
+    names = pc.replace_substring_regex(annotations.names, r"^\./", "").cast(pa.large_binary())
+    found = np.full(len(names), -1, dtype=np.int64)
+    column = paths
+    for level in range(4):  # what a name is compared with, the most definite first
+        if (found >= 0).all():
+            return found
+        if level == 1:
+            column = pc.replace_substring_regex(paths, _EXTENSION, b"")
+        elif level == 2:
+            column = _file_names(paths)
+        elif level == 3:
+            column = pc.replace_substring_regex(_file_names(paths), _EXTENSION, b"")
+        open_ = np.flatnonzero(found < 0)
+        found[open_] = _look_up(annotations, open_, names.take(pa.array(open_)), column, paths)
+    open_ = np.flatnonzero((found < 0) & _are_numbers(annotations.names))
+    if len(open_):
+        numbers = _as_numbers(annotations.names.take(pa.array(open_)))
+        stems = _as_text(pc.replace_substring_regex(_file_names(paths), _EXTENSION, b""))
+        found[open_] = _look_up(annotations, open_, numbers, _as_numbers(stems), paths)
+    return found
+
+
+def _look_up(annotations: Annotations, asked: Array, names: pa.Array, column: pa.Array, paths: pa.Array) -> Array:
+    """The row of `column` (N,) that equals each of `names`; `asked` are the names' numbers. Null equals nothing."""
+    encoded = column.dictionary_encode()
+    code = encoded.indices.fill_null(-1).to_numpy()
+    known = np.flatnonzero(code >= 0)
+    first = np.full(len(encoded.dictionary), -1, dtype=np.int64)
+    first[code[known][::-1]] = known[::-1]
+    count = np.bincount(code[known], minlength=len(first))
+    hit = pc.index_in(names, value_set=encoded.dictionary, skip_nulls=True).fill_null(-1).to_numpy().astype(np.int64)
+    twice = np.flatnonzero((hit >= 0) & (count[hit] > 1)) if len(first) else np.zeros(0, int)
+    if len(twice):
+        number = int(asked[twice[0]])
+        a, b = (_show(paths[int(row)]) for row in np.flatnonzero(code == hit[twice[0]])[:2])
+        raise DataError(
+            f"{annotations.where(number)}: {annotations.names[number].as_py()!r} could mean {a} or {b}.",
+            "name the image by its path within the folder.",
+        )
+    return np.where(hit >= 0, first[hit], -1) if len(first) else np.full(len(hit), -1)
+
+
+def _file_names(paths: pa.Array) -> pa.Array:
+    return pc.replace_substring_regex(paths, r"^.*/", "" if pa.types.is_large_string(paths.type) else b"")
+
+
+def _as_text(column: pa.Array) -> pa.Array:
+    """Bytes as text; what is no UTF-8 becomes null, since no label file can name it."""
+    try:
+        return column.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        plain = [
+            None if (text := value.decode("utf-8", "replace")).count("\ufffd") else text for value in column.to_pylist()
+        ]
+        return pa.array(plain, pa.large_string())
+
+
+def _are_numbers(names: pa.Array) -> Array:
+    found: Array = pc.match_substring_regex(names, r"^[0-9]+$").to_numpy(zero_copy_only=False)
+    return found
+
+
+def _as_numbers(texts: pa.Array) -> pa.Array:
+    """The number at the end of each text as int64, null where there is none or it is too long to be one."""
+    digits = pc.struct_field(pc.extract_regex(texts, r"(?s)^.*?(?P<digits>[0-9]+)$"), [0])
+    digits = pc.utf8_ltrim(digits, characters="0")
+    short = pc.less_equal(pc.utf8_length(digits), 18)
+    return pc.if_else(short, pc.if_else(pc.equal(digits, ""), "0", digits), None).cast(pa.int64())
 
 
 def is_number(name: str) -> bool:
     """Whether a name is a bare image number."""
     return name.isascii() and name.isdigit()
+
+
+def _nothing_found(annotations: Annotations, paths: pa.Array) -> DataError:
+    every = np.arange(len(annotations.names))
+    hint = "check that the labels belong to this folder."
+    if case_differs(annotations, every, paths):
+        hint = "write the names in the same upper and lower case as the files."
+    return DataError(
+        f"none of the {len(every):,} annotated images is among the {len(paths):,} images "
+        f"({annotations.names[0].as_py()!r} is the first; the images look like {_show(paths[0])!r}).",
+        hint,
+    )
+
+
+def _contradiction(annotations: Annotations, paths: pa.Array, marked: Array, mark: int) -> DataError:
+    name, row = int(annotations.image[mark]), int(marked[mark])
+    value, label = int(annotations.value[mark]), int(annotations.label[mark])
+    return DataError(
+        f"{annotations.where(name)}: {annotations.names[name].as_py()!r} says {value} for "
+        f"{annotations.labels[label]!r}, and another line for the same image ({_show(paths[row])}) says {-value}.",
+        "keep one of the two lines.",
+    )
+
+
+def _show(path: Any) -> str:
+    return str(path.as_py().decode("utf-8", "surrogateescape"))

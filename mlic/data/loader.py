@@ -7,7 +7,6 @@ depends on the seed and the epoch alone, and a global batch holds the same sampl
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from mlic.config import Preprocessing
-from mlic.data import cache, images
+from mlic.data import cache, images, storage
 from mlic.data.shards import Split
 from mlic.errors import DataError
 
@@ -79,7 +78,7 @@ class ShardReader:
 
     def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
         self._split, self._preprocessing = split, preprocessing
-        self._files: dict[int, int] = {}
+        self._files: dict[int, storage.File] = {}
         self._decoded: cache.Decoded | None = None
 
     def __enter__(self) -> ShardReader:
@@ -87,7 +86,7 @@ class ShardReader:
 
     def __exit__(self, *_: object) -> None:
         for file in self._files.values():
-            os.close(file)
+            file.close()
         self._files.clear()
         self._decoded = None
 
@@ -97,7 +96,11 @@ class ShardReader:
         def decode() -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], dict[int, str]]]:
             for batch in self.batches(eval_batches(len(self._split), _CACHE_BATCH, 0, 1), threads):
                 named = dict(batch.bad)
-                reasons = {int(i): named[self._split.keys[i]] for i in batch.index if self._split.keys[i] in named}
+                reasons = (
+                    {i: named[key] for i in map(int, batch.index) if (key := self._split.key(i)) in named}
+                    if named
+                    else {}
+                )
                 yield batch.index, batch.images.numpy(), reasons
 
         where = folder or cache.default_folder()
@@ -108,7 +111,7 @@ class ShardReader:
         """Load batches of sample numbers in their order, decoding ahead in `threads` threads."""
         if self._decoded is None:
             for i in {int(s) for batch in batches for s in self._split.shard[batch]} - self._files.keys():
-                self._files[i] = os.open(self._split.shards[i], os.O_RDONLY)
+                self._files[i] = storage.File(self._split.shards[i])
         yield from ahead(self._load, batches, threads)
 
     def _load(self, index: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Batch:
@@ -121,13 +124,13 @@ class ShardReader:
         targets = split.targets[index]
         for row in bad:
             targets[row] = -1
-        named = tuple((split.keys[index[row]], reason) for row, reason in bad.items())
+        named = tuple((split.key(index[row]), reason) for row, reason in bad.items())
         return Batch(pixels, index, torch.from_numpy(targets), named)
 
     def _reader(self, sample: int) -> Callable[[], bytes]:
         split = self._split
         file, size, offset = self._files[int(split.shard[sample])], int(split.sizes[sample]), int(split.offsets[sample])
-        return lambda: os.pread(file, size, offset)
+        return lambda: file.read_at(offset, size)
 
 
 def decode_batch(

@@ -1,4 +1,4 @@
-"""Which sample goes to which split: at random, or stratified over all labels with groups that are never cut."""
+"""Which sample goes to which split or fold: at random, or stratified over all labels with groups that are never cut."""
 
 from __future__ import annotations
 
@@ -9,86 +9,179 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
+_ONE_BY_ONE = 64  # so many groups of a label are dealt out singly at the end, so that each split gets its first
 
-def random_split(num_samples: int, shares: Mapping[str, float], seed: int) -> list[Array]:
-    """Deal sample numbers out to splits at random.
 
-    Sizes are exact: each share of `num_samples` rounded down, and what is left given to the largest remainders, the
-    earlier split first. Returns one sorted int64 array of sample numbers a split, in the order of `shares`.
+def random_split(num_samples: int, shares: Mapping[str, float], seed: int, fixed: Array | None = None) -> Array:
+    """The split (N,) of each sample, numbered in the order of `shares`, at random.
+
+    Sizes are exact: each share of the samples rounded down, and what is left given to the largest remainders, the
+    earlier split first. Samples whose `fixed` (N,) is not -1 have their split, and the others fill up what is lacking.
     """
-    order = np.random.default_rng(seed).permutation(num_samples)
-    sizes = _sizes(num_samples, np.array(list(shares.values())))
-    return [np.sort(part) for part in np.split(order, np.cumsum(sizes)[:-1])]
-
-
-def stratified_split(targets: Array, groups: Array | None, shares: Mapping[str, float], seed: int) -> list[Array]:
-    """Deal samples out so that each split has its share of every label, and no group is cut.
-
-    `targets` is (N, L) with 1 where the label is given; `groups` (N,) numbers the samples' groups, each sample its own
-    where it is None. The method is the iterative stratification of Sechidis, Tsoumakas and Vlahavas, On the
-    Stratification of Multi-Label Data (2011): the rarest label first, each of its samples to the split that lacks most
-    of it; here over whole groups, and with one addition: a label in at least as many groups as there are splits is in
-    every split. Returns one sorted int64 array of sample numbers a split, in the order of `shares`.
-    """
-    num_samples = len(targets)
-    positive = (targets == 1).astype(np.int64)
-    if groups is None:
-        groups = np.arange(num_samples)
-    names, group_of = np.unique(groups, return_inverse=True)
-    sizes = np.bincount(group_of, minlength=len(names))
-    held = np.zeros((len(names), targets.shape[1]), dtype=np.int64)
-    np.add.at(held, group_of, positive)
-    chosen = _deal(held, sizes, np.array(list(shares.values())), np.random.default_rng([seed, 6]))
-    split_of = chosen[group_of]
-    return [np.flatnonzero(split_of == number) for number in range(len(shares))]
-
-
-def _deal(held: Array, sizes: Array, shares: Array, rng: np.random.Generator) -> Array:
-    """The split (G,) of each group, given its positives (G, L) and its number of samples (G,)."""
-    num_groups = len(held)
-    chosen = np.full(num_groups, -1)
-    need = np.outer(shares, held.sum(axis=0))  # of each label, in each split: what it still lacks
-    room = shares * sizes.sum()
-    has = np.zeros((len(shares), held.shape[1]), dtype=bool)
-    usable = shares > 0
-    order = rng.permutation(num_groups)
-    left = (held > 0).sum(axis=0)
-    while (left > 0).any():
-        label = int(np.where(left > 0, left, num_groups + 1).argmin())
-        members = order[(held[order, label] > 0) & (chosen[order] < 0)]
-        members = members[np.argsort(-held[members, label], kind="stable")]  # large groups while there is room for them
-        for position, group in enumerate(members):
-            lacking = usable & ~has[:, label]
-            wanted = need[:, label]
-            if lacking.any() and len(members) - position <= lacking.sum():
-                wanted = np.where(lacking, wanted, -np.inf)  # just enough are left to give each split its first
-            best = np.flatnonzero(usable & (wanted >= wanted[usable].max() - 1e-9))
-            split = int(best[np.argmax(room[best])])
-            chosen[group] = split
-            need[split] -= held[group]
-            room[split] -= sizes[group]
-            has[split] |= held[group] > 0
-        left = ((held > 0) & (chosen < 0)[:, None]).sum(axis=0)
-    _fill(chosen, order[chosen[order] < 0], sizes, room)
+    fixed = np.full(num_samples, -1) if fixed is None else fixed
+    chosen = fixed.astype(np.int64)
+    free = np.random.default_rng(seed).permutation(np.flatnonzero(fixed < 0))
+    room = _room(np.array(list(shares.values())), fixed, np.ones(num_samples, np.int64))
+    sizes = _sizes(len(free), room)
+    chosen[free] = np.repeat(np.arange(len(shares)), sizes)
     return chosen
 
 
-def _fill(chosen: Array, rest: Array, sizes: Array, room: Array) -> None:
+def stratified_split(
+    targets: Array, groups: Array | None, shares: Mapping[str, float], seed: int, fixed: Array | None = None
+) -> Array:
+    """The split (N,) of each sample, so that each split has its share of every label and no group is cut.
+
+    `targets` is (N, L) with 1 where the label is given; `groups` (N,) numbers the samples' groups, each sample its own
+    where it is None. Samples whose `fixed` (N,) is not -1 have their split, and so have the rest of their groups, that
+    of the group's first fixed sample.
+
+    The method is the iterative stratification of Sechidis, Tsoumakas and Vlahavas, On the Stratification of Multi-Label
+    Data (2011): the rarest label first, each of its samples to the split that lacks most of it; here over whole groups,
+    groups of the same labels together, and with one addition: a label in at least as many groups as there are splits is
+    in every split.
+    """
+    num_samples = len(targets)
+    names, of = (np.arange(num_samples),) * 2 if groups is None else np.unique(groups, return_inverse=True)
+    sizes = np.bincount(of, minlength=len(names))
+    given = np.full(len(names), -1)
+    if fixed is not None:
+        known = np.flatnonzero(fixed >= 0)[::-1]
+        given[of[known]] = fixed[known]
+    kinds, kind_of = _kinds(targets, of, sizes)
+    chosen = _deal(kinds, kind_of, sizes, given, np.array(list(shares.values())), np.random.default_rng([seed, 6]))
+    result: Array = chosen[of]
+    if fixed is not None:
+        result = np.where(fixed >= 0, fixed, result)
+    return result
+
+
+def folds(targets: Array, groups: Array | None, count: int, seed: int) -> Array:
+    """The fold (N,) of each sample, from 0 to `count` - 1, stratified over all labels, with no group cut."""
+    return stratified_split(targets, groups, {str(fold): 1 / count for fold in range(count)}, seed + 1)
+
+
+def leakage(splits: Array, groups: Array | None) -> int:
+    """How many groups have samples in more than one split."""
+    if groups is None:
+        return 0
+    pairs = np.unique(np.stack([groups, splits]), axis=1)
+    return int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
+
+
+def _kinds(targets: Array, of: Array, sizes: Array) -> tuple[Array, Array]:
+    """How often each kind of group has each label (K, L), and the kind (G,) of each group: groups with the same numbers
+    of samples with each label are of a kind."""
+    bits = np.packbits(targets == 1, axis=1)
+    alone = sizes[of] == 1
+    kind_of = np.zeros(len(sizes), np.int64)
+    rows, inverse = np.unique(bits[alone], axis=0, return_inverse=True)
+    kind_of[of[alone]] = inverse.reshape(-1)
+    held = np.unpackbits(rows, axis=1, count=targets.shape[1]).astype(np.int64)
+    many = np.flatnonzero(sizes > 1)
+    if not len(many):
+        return held, kind_of
+    place = np.full(len(sizes), -1)
+    place[many] = np.arange(len(many))
+    sums = np.zeros((len(many), targets.shape[1]), np.int64)
+    np.add.at(sums, place[of[~alone]], targets[~alone] == 1)
+    kind_of[many] = len(held) + np.arange(len(many))
+    return np.concatenate([held, sums]), kind_of
+
+
+def _deal(kinds: Array, kind_of: Array, sizes: Array, given: Array, shares: Array, rng: np.random.Generator) -> Array:
+    """The split (G,) of each group, given the kinds (K, L), the kind, the size and the fixed split (G,) of each."""
+    chosen = given.copy()
+    need, room = _lacking(kinds, kind_of, sizes, given, shares)
+    has = np.stack([kinds[kind_of[given == split]].sum(axis=0) > 0 for split in range(len(shares))])
+    order = rng.permutation(len(sizes))
+    order = order[chosen[order] < 0]
+    order = order[np.argsort(kind_of[order], kind="stable")]  # the free groups of each kind lie together, shuffled
+    counts = np.bincount(kind_of[order], minlength=len(kinds))
+    starts = np.cumsum(counts) - counts
+    size_of = np.ones(len(kinds), np.int64)
+    size_of[kind_of] = sizes
+    shuffled = rng.permutation(len(kinds))
+    open_ = counts > 0
+    left = (kinds > 0).astype(np.float32).T @ counts  # how many free groups have each label
+    while left.any():
+        label = int(np.where(left > 0, left, len(sizes) + 1).argmin())
+        members = shuffled[open_[shuffled] & (kinds[shuffled, label] > 0)]
+        members = members[np.lexsort([counts[members], -kinds[members, label]])]  # large groups while there is room
+        remaining = int(left[label])
+        for kind in members:
+            begin, end = starts[kind], starts[kind] + counts[kind]
+            while begin < end:
+                bulk = min(int(end - begin), remaining - _ONE_BY_ONE)
+                if bulk > 1:
+                    dealt = _sizes(bulk, np.where(shares > 0, np.maximum(need[:, label], 0), 0), shares)
+                else:
+                    dealt = _one(need[:, label], room, has[:, label], shares, remaining)
+                amount = int(dealt.sum())
+                chosen[order[begin : begin + amount]] = np.repeat(np.arange(len(shares)), dealt)
+                need -= dealt[:, None] * kinds[kind]
+                room -= dealt * size_of[kind]
+                has |= (dealt > 0)[:, None] & (kinds[kind] > 0)
+                begin, remaining = begin + amount, remaining - amount
+        open_[members] = False
+        left -= (kinds[members] > 0).T @ counts[members]
+    _fill(chosen, order[chosen[order] < 0], sizes, room, shares)
+    return chosen
+
+
+def _lacking(kinds: Array, kind_of: Array, sizes: Array, given: Array, shares: Array) -> tuple[Array, Array]:
+    """What each split still lacks of each label (S, L), and of samples (S,), beyond the groups that are fixed."""
+    of_kind = np.bincount(kind_of, minlength=len(kinds))
+    need = np.outer(shares, of_kind @ kinds)
+    for split in range(len(shares)):
+        need[split] -= np.bincount(kind_of[given == split], minlength=len(kinds)) @ kinds
+    return need, _room(shares, given, sizes)
+
+
+def _room(shares: Array, fixed: Array, sizes: Array) -> Array:
+    """How many samples each split (S,) lacks of its share."""
+    known = fixed >= 0
+    taken = np.bincount(fixed[known].astype(np.int64), weights=sizes[known], minlength=len(shares))
+    return shares * float(sizes.sum()) - taken
+
+
+def _one(need: Array, room: Array, has: Array, shares: Array, remaining: int) -> Array:
+    """One group to one split (S,): the one that lacks most of the label in proportion to its share, and of those that
+    lack about as much the one with most room. So the splits fill at the same pace, with samples of the same kinds."""
+    usable = shares > 0
+    scale = np.where(usable, shares, 1)
+    wanted = np.where(usable, need / scale, -np.inf)
+    lacking = usable & ~has
+    if lacking.any() and remaining <= lacking.sum():
+        wanted = np.where(lacking, wanted, -np.inf)  # just enough are left to give each split its first
+    best = np.flatnonzero(wanted >= wanted.max() - 1)
+    dealt = np.zeros(len(wanted), np.int64)
+    dealt[best[np.argmax((room / scale)[best])]] = 1
+    return dealt
+
+
+def _fill(chosen: Array, rest: Array, sizes: Array, room: Array, shares: Array) -> None:
     """Give the groups without a label to the splits with most room: large ones first, single samples all at once."""
-    for group in rest[np.argsort(-sizes[rest], kind="stable")]:
-        if sizes[group] == 1:
-            break
-        split = int(room.argmax())
+    usable = np.flatnonzero(shares > 0)
+    many = rest[sizes[rest] > 1]
+    for group in many[np.argsort(-sizes[many], kind="stable")]:
+        split = int(usable[room[usable].argmax()])
         chosen[group] = split
         room[split] -= sizes[group]
-    single = rest[chosen[rest] < 0]
-    counts = _sizes(len(single), np.maximum(room, 0) if room.max() > 0 else np.ones(len(room)))
-    chosen[single] = np.repeat(np.arange(len(room)), counts)
+    single = rest[sizes[rest] == 1]
+    counts = _sizes(len(single), np.where(shares > 0, np.maximum(room, 0), 0), shares)
+    chosen[single] = np.repeat(np.arange(len(shares)), counts)
 
 
-def _sizes(total: int, weights: Array) -> Array:
-    """Whole numbers that sum to `total`, in proportion to the weights; the largest remainders are rounded up."""
-    exact = total * weights / weights.sum()
+def _sizes(total: int, weights: Array, otherwise: Array | None = None) -> Array:
+    """Whole numbers that sum to `total`, in proportion to the weights; the largest remainders are rounded up.
+
+    Where all weights are 0, `otherwise` are the weights.
+    """
+    weights = np.maximum(weights, 0)
+    if weights.sum() <= 0 and otherwise is not None:
+        weights = otherwise
+    exact = total * weights / weights.sum() if weights.sum() > 0 else np.full(len(weights), total / len(weights))
     sizes = np.floor(exact + 1e-9).astype(np.int64)
     sizes[np.argsort(-(exact - sizes), kind="stable")[: total - int(sizes.sum())]] += 1
     return np.asarray(sizes)

@@ -21,6 +21,9 @@ _RIDGE = 10.0
 _ALIGNED_Z = 4.0
 # Labels of photographs that are joined rightly reach 0.6 and more; what stays below this, certainly, is a mis-join.
 _CREDIBLE_AUC = 0.58
+_WINDOW_Z = 7.0  # a window of samples is as wide as it takes for labels joined rightly to come out this clearly
+_LOST_Z = 1.0  # and one that stays below this holds labels of other images
+_MIN_WINDOW, _MIN_WINDOWS = 60, 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,14 @@ class Alignment:
     spread: float
     labels: int
     samples: int
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Samples from `start` to `end`, in the order that was looked at, whose labels are not theirs."""
+
+    start: int
+    end: int
 
 
 def probe(features: Array, targets: Array, seed: int, shuffles: int = 60) -> Alignment:
@@ -68,6 +79,68 @@ def probe(features: Array, targets: Array, seed: int, shuffles: int = 60) -> Ali
     elif auc + _ALIGNED_Z * spread < _CREDIBLE_AUC:
         verdict = "not aligned"
     return Alignment(verdict, auc, chance, spread, len(counted), num_samples)
+
+
+def stretches(features: Array, targets: Array, seed: int) -> list[Stretch]:
+    """Where labels stop belonging to their images, in samples (N,) that lie in the order of the label files.
+
+    One line too many shifts all labels after it, and the rest of the data hides that from a test of the whole. So
+    windows are tested, each wide enough to be sure: the agreement of scores and labels against labels shuffled within
+    the window. Finds nothing in small data and in windows where nearly all samples have the same labels.
+    """
+    num_samples = len(features)
+    if num_samples < _MIN_WINDOW * _MIN_WINDOWS:
+        return []
+    scores, given = _agreement(features, targets, seed)
+    if not scores.shape[1]:
+        return []
+    rng = np.random.default_rng([seed, 11])
+    whole = _window_z(scores, given, rng)
+    if whole <= 0:
+        return []
+    width = max(_MIN_WINDOW, int(np.ceil(num_samples * (_WINDOW_Z / whole) ** 2)))
+    if width * _MIN_WINDOWS > num_samples:
+        return []
+    lost: list[Stretch] = []
+    spread = given.var(axis=0).sum()
+    for start in [*range(0, num_samples - width, width // 4), num_samples - width]:
+        window = slice(start, start + width)
+        if given[window].var(axis=0).sum() < spread / 2:
+            continue
+        if _window_z(scores[window], given[window], rng) < _LOST_Z:
+            if lost and lost[-1].end >= start:
+                lost[-1] = Stretch(lost[-1].start, start + width)
+            else:
+                lost.append(Stretch(start, start + width))
+    return lost
+
+
+def doubtful(features: Array, targets: Array, seed: int, count: int) -> Array:
+    """The numbers of the samples whose labels agree least with their images, the worst first."""
+    scores, given = _agreement(features, targets, seed)
+    worst: Array = np.argsort((scores * given).sum(axis=1), kind="stable")[:count]
+    return worst
+
+
+def _agreement(features: Array, targets: Array, seed: int) -> tuple[Array, Array]:
+    """Cross-validated scores and labels (N, L') of the labels that count, each with mean 0 and deviation 1."""
+    enough = np.minimum((targets == 1).sum(axis=0), (targets == 0).sum(axis=0)) >= _MIN_POSITIVES
+    chosen = targets[:, enough]
+    fold = np.random.default_rng([seed, 7]).permutation(len(features)) % _FOLDS
+    known = chosen >= 0
+    shares = (chosen == 1).sum(axis=0) / np.maximum(1, known.sum(axis=0))
+    given = np.where(known, (chosen == 1) - shares, 0.0) / np.sqrt(shares * (1 - shares))
+    scores = np.zeros(chosen.shape)
+    for k in range(_FOLDS):
+        solver = _solver(features, fold != k, fold == k)
+        scores[fold == k] = solver @ given[fold != k].astype(solver.dtype)
+    return (scores - scores.mean(axis=0)) / (scores.std(axis=0) + 1e-9), given
+
+
+def _window_z(scores: Array, given: Array, rng: np.random.Generator, shuffles: int = 40) -> float:
+    """How many standard deviations the agreement is above that of shuffled labels."""
+    null = [float((scores * given[rng.permutation(len(given))]).sum()) for _ in range(shuffles)]
+    return float(((scores * given).sum() - np.mean(null)) / (np.std(null, ddof=1) + 1e-9))
 
 
 def _solver(features: Array, fitted: Array, held: Array) -> Array:

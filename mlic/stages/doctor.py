@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import resource
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +17,12 @@ import numpy as np
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import fingerprint, write_json
-from mlic.config import DoctorConfig, Model
-from mlic.data import features, images
-from mlic.data.shards import TABLE, Split, read_index, read_split
+from mlic.config import DoctorConfig, Location, Model
+from mlic.data import features as features_of
+from mlic.data import images, storage
+from mlic.data.shards import Split, read_index, read_sample, read_split, read_table
 from mlic.errors import DataError, MlicError
-from mlic.score.alignment import Alignment, probe
+from mlic.score.alignment import Alignment, Stretch, doubtful, probe, stretches
 from mlic.stages.measure import aligned
 
 logger = logging.getLogger(__name__)
@@ -30,6 +33,9 @@ _FEW_FILES = 4096
 _LITTLE_DISK, _LITTLE_SHM = 2 * 2**30, 64 * 2**20
 _CONSTANT_SHARE = 0.01
 _LISTED = 5
+_MISSING_SHARE = 0.005
+_KEPT = "doctor.json"
+_NUMBERED = re.compile(r"^(.*?)(\d+)$", re.DOTALL)
 
 
 class Check(Model):
@@ -43,7 +49,7 @@ class Check(Model):
 class DoctorReport(Model):
     """What the examination found; no check is an error, or the stage would have raised it."""
 
-    shards: Path
+    shards: Location
     checks: tuple[Check, ...]
 
     def text(self) -> str:
@@ -60,16 +66,20 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     read_split(config.shards, None)  # the kept answer is for whole shards
     kept = None if config.fresh else _read_kept(config.shards, known)
     if kept is None:
-        split = read_split(config.shards, "train" if "train" in index["splits"] else None)
-        chosen = np.random.default_rng([config.seed, 8]).permutation(len(split))[: config.max_samples]
         with cluster_ray.connect(config.address) as cluster:
-            found, bad = _features(split, np.sort(chosen), cluster, config)
-        kept = [_alignment(probe(found, split.targets[np.sort(chosen)][~bad], config.seed)), _pixels(found, bad)]
+            kept = _look(config, index, cluster)
         with contextlib.suppress(MlicError):  # shards may lie where nothing can be written; then it is done again
-            write_json(config.shards / "doctor.json", {
+            write_json(storage.join(config.shards, _KEPT), {
                 "format": 1, "kind": "doctor", "fingerprint": known, "checks": [check.model_dump() for check in kept],
             })  # fmt: skip
-    checks = [*kept, _labels(index), _leakage(config.shards), *_machine(config.shards)]
+    checks = [
+        *kept,
+        _labels(index),
+        _account(index),
+        _leakage(config.shards),
+        _readers(index),
+        *_machine(config.shards),
+    ]
     for check in checks:
         if check.status == "warning":
             logger.warning("%s: %s", check.name, check.text)
@@ -82,49 +92,102 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     return DoctorReport(shards=config.shards, checks=tuple(checks))
 
 
-def _read_kept(shards: Path, known: str) -> list[Check] | None:
+def _read_kept(shards: Location, known: str) -> list[Check] | None:
     try:
-        plain = json.loads((shards / "doctor.json").read_text(encoding="utf-8"))
+        plain = json.loads(storage.read(storage.join(shards, _KEPT)))
     except (OSError, ValueError):
         return None
     return [Check(**check) for check in plain["checks"]] if plain.get("fingerprint") == known else None
 
 
+def _look(config: DoctorConfig, index: dict[str, Any], cluster: cluster_ray.Cluster) -> list[Check]:
+    """The checks that need the images themselves."""
+    split = read_split(config.shards, "train" if index["splits"].get("train", {}).get("samples") else None)
+    chosen = np.random.default_rng([config.seed, 8]).permutation(len(split))[: config.max_samples]
+    chosen = chosen[_natural_order([split.key(i) for i in chosen])]
+    split = split.take(chosen)
+    found, differ = _features(split, cluster, config)
+    bad = np.isnan(found[:, 0])
+    features, targets = found[~bad], split.targets[~bad]
+    keys = np.array([split.key(i) for i in np.flatnonzero(~bad).tolist()])
+    checks = [_alignment(probe(features, targets, config.seed))]
+    if checks[0].status == "ok":
+        checks.append(_stretches(stretches(features, targets, config.seed), keys))
+        worst = keys[doubtful(features, targets, config.seed, _LISTED)]
+        text = f"labels that agree least with their images: {', '.join(worst)}"
+        checks.append(Check(name="doubtful", status="note", text=text))
+    return [*checks, _records(differ, split), _pixels(features, bad)]
+
+
+def _natural_order(keys: Sequence[str]) -> np.ndarray[Any, Any]:
+    """The order of label files: by name, and by number where the names are numbered."""
+    parts = [_NUMBERED.match(key) for key in keys]
+    named = [(match[1], int(match[2])) if match else (key, -1) for key, match in zip(keys, parts, strict=True)]
+    return np.array(sorted(range(len(keys)), key=named.__getitem__), dtype=np.int64)
+
+
 def _features(
-    split: Split, chosen: np.ndarray[Any, Any], cluster: cluster_ray.Cluster, config: DoctorConfig
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Features (n, F) of the chosen samples that decode, and which of the chosen (N,) do not."""
+    split: Split, cluster: cluster_ray.Cluster, config: DoctorConfig
+) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """Features (N, F) of the samples, NaN where one does not decode, and those whose record says other labels."""
     import ray
 
     share = cluster_ray.task_share(cluster, config.workers, use_gpus=False)
     task = ray.remote(num_cpus=1)(_extract)
-    parts = [
-        [
-            (split.shards[split.shard[i]], int(split.offsets[i]), int(split.sizes[i]))
-            for i in chosen[start : start + _CHUNK]
-        ]
-        for start in range(0, len(chosen), _CHUNK)
-    ]
     running: list[Any] = []
-    for number, part in enumerate(parts):
+    for number, start in enumerate(range(0, len(split), _CHUNK)):
         if number >= share.workers:
             ray.wait(running, num_returns=number - share.workers + 1)
-        running.append(task.remote(part))
-    found = np.concatenate(ray.get(running))
-    bad = np.isnan(found[:, 0])
-    return found[~bad], bad
+        running.append(task.remote(split.take(np.arange(start, min(start + _CHUNK, len(split))))))
+    parts = ray.get(running)
+    differ = [number * _CHUNK + row for number, (_, rows) in enumerate(parts) for row in rows]
+    return np.concatenate([found for found, _ in parts]), differ
 
 
-def _extract(part: Sequence[tuple[Path, int, int]]) -> np.ndarray[Any, Any]:
-    """A Ray task: features (n, F) of images in shards; a row of NaN for one that does not decode."""
-    found = np.full((len(part), features.NUM_FEATURES), np.nan, dtype=np.float32)
-    for row, (shard, offset, size) in enumerate(part):
-        with shard.open("rb") as file:
-            file.seek(offset)
-            data = file.read(size)
-        with contextlib.suppress(images.BadImage):
-            found[row] = features.extract(data, _MAX_PIXELS)
-    return found
+def _extract(split: Split) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """A Ray task: features (n, F) of images in shards; a row of NaN for one that does not decode. And the numbers of
+    those whose record in the shard says another key or other labels than the table."""
+    found = np.full((len(split), features_of.NUM_FEATURES), np.nan, dtype=np.float32)
+    differ = []
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(storage.File(shard)) for shard in split.shards]
+        for row in range(len(split)):
+            data, record = read_sample(files[split.shard[row]], int(split.offsets[row]), int(split.sizes[row]))
+            if record is not None and not _says_the_same(record, split, row):
+                differ.append(row)
+            with contextlib.suppress(images.BadImage):
+                found[row] = features_of.extract(data, _MAX_PIXELS)
+    return found, differ
+
+
+def _says_the_same(record: dict[str, Any], split: Split, row: int) -> bool:
+    target = split.targets[row]
+    return (
+        record.get("key") == split.key(row)
+        and set(record.get("labels", [])) == {split.labels[i] for i in np.flatnonzero(target == 1)}
+        and set(record.get("unknown", [])) == {split.labels[i] for i in np.flatnonzero(target == -1)}
+    )
+
+
+def _records(differ: Sequence[int], split: Split) -> Check:
+    if not differ:
+        return Check(name="label order", status="ok", text="the records in the shards name the labels of the table")
+    text = (
+        f"the labels do not belong to the images: of {len(split):,} records in the shards {len(differ):,} name other "
+        f"labels than the table by the order of index.json (the first is {split.key(differ[0])!r})."
+    )
+    return Check(name="label order", status="error", text=text)
+
+
+def _stretches(lost: Sequence[Stretch], keys: np.ndarray[Any, Any]) -> Check:
+    if not lost:
+        return Check(name="stretches", status="ok", text="the labels belong to the images from the first to the last")
+    first = lost[0]
+    text = (
+        f"the labels do not belong to the images from about {keys[first.start]!r} to about {keys[first.end - 1]!r}"
+        + (f", and in {len(lost) - 1} more places." if len(lost) > 1 else ".")
+    )
+    return Check(name="stretches", status="error", text=text)
 
 
 def _alignment(answer: Alignment) -> Check:
@@ -166,24 +229,51 @@ def _labels(index: dict[str, Any]) -> Check:
     return Check(name="labels", status="ok", text=text)
 
 
-def _leakage(shards: Path) -> Check:
-    """Byte-identical images in two splits are learnt in one and measured in the other."""
-    import pandas as pd
-
-    table = pd.read_parquet(shards / TABLE, columns=["key", "split", "sha256"])
-    crossing = table.groupby("sha256")["split"].transform("nunique") > 1
-    if crossing.any():
-        first = table[crossing].sort_values("sha256")["key"].tolist()[:2]
-        text = f"{int(crossing.sum()):,} images are byte for byte in more than one split ({' and '.join(first)})"
-        return Check(name="leakage", status="warning", text=text)
-    return Check(name="leakage", status="ok", text="no image is byte for byte in two splits")
+def _account(index: dict[str, Any]) -> Check:
+    """Names in the label files that are no image are labels that went nowhere."""
+    account = index["account"]
+    share = account["missing"] / max(1, account["packed_labelled"] + account["missing"])
+    text = f"{account['missing']:,} annotated names are no image ({share:.1%}), {account['unreadable']:,} unreadable"
+    return Check(name="account", status="warning" if share > _MISSING_SHARE else "ok", text=text)
 
 
-def _machine(shards: Path) -> list[Check]:
-    disk, files = shutil.disk_usage(shards).free, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+def _leakage(shards: Location) -> Check:
+    """Images that are the same or nearly are learnt in one split and measured in the other; so are versions of one."""
+    table = read_table(shards, ["key", "split", "sha256", "group", "version"]).to_pandas()
+    whole = table[table["version"] == 0]
+    found = [("byte for byte", whole, "sha256"), ("nearly", table[table["group"] >= 0], "group")]
+    for how, rows, column in found:
+        crossing = rows.groupby(column)["split"].transform("nunique") > 1
+        if crossing.any():
+            first = rows[crossing].sort_values(column)["key"].tolist()[:2]
+            text = f"{int(crossing.sum()):,} images are {how} in more than one split ({' and '.join(first)})"
+            return Check(name="leakage", status="warning", text=text)
+    if (table.loc[table["version"] > 0, "split"] != "train").any():
+        return Check(name="leakage", status="warning", text="augmented versions are outside of the training split")
+    known = "no image is the same or nearly the same in two splits"
+    if (table["group"] < 0).all():
+        known = "no image is byte for byte in two splits; near-duplicates were not looked for"
+    return Check(name="leakage", status="ok", text=known)
+
+
+def _readers(index: dict[str, Any]) -> Check:
+    """mlic reads samples by offset and needs no shard for each rank; readers that stream whole shards do."""
+    counts = dict.fromkeys(index["splits"], 0)
+    for shard in index["shards"].values():
+        counts[shard["split"]] += 1
+    name = "train" if "train" in counts else next(iter(counts))
+    text = (
+        f"{counts[name]} shards of {name}: enough for {counts[name]} streaming readers at once, and for any of mlic's"
+    )
+    return Check(name="shards", status="ok", text=text)
+
+
+def _machine(shards: Location) -> list[Check]:
+    place = shards if isinstance(shards, Path) else Path(tempfile.gettempdir())
+    disk, files = shutil.disk_usage(place).free, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     shm = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0  # noqa: S108
     rows = [
-        ("disk", disk < _LITTLE_DISK, f"{disk / 2**30:,.1f} GB free beside the shards"),
+        ("disk", disk < _LITTLE_DISK, f"{disk / 2**30:,.1f} GB free in {place}"),
         ("shared memory", shm < _LITTLE_SHM, f"{shm / 2**30:,.1f} GB free in /dev/shm"),
         ("open files", files < _FEW_FILES, f"a process may open {files:,} files (ulimit -n)"),
     ]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mlic.cluster.runs import disk_errors, write_atomic, write_json
-from mlic.config import EvaluateConfig, LabelFormat, Model, PredictConfig
-from mlic.data import labels, predictions
+from mlic.config import EvaluateConfig, LabelFormat, Location, Model, PredictConfig
+from mlic.data import labels, predictions, storage
 from mlic.data.annotations import read_annotations
 from mlic.data.shards import INDEX, read_split
 from mlic.errors import ConfigError, DataError
@@ -26,7 +26,7 @@ class EvaluateReport(Model):
     """The measurement, and where it was written. `unmatched` counts annotated images without a prediction."""
 
     predictions: Path
-    labels: Path
+    labels: Location
     metrics: Path
     report: Path
     unmatched: int
@@ -84,8 +84,8 @@ def _shards_of(run: Path) -> Path:
     return shards
 
 
-def _predict_split(config: EvaluateConfig, run: Path, shards: Path) -> Path:
-    if not (shards / INDEX).is_file():
+def _predict_split(config: EvaluateConfig, run: Path, shards: Location) -> Path:
+    if storage.size(storage.join(shards, INDEX)) is None:
         raise ConfigError(f"{shards} is no folder of shards.", "predict the images first, then evaluate the file.")
     out = run / "predictions" / f"{config.split}.parquet"
     predict(
@@ -98,39 +98,41 @@ def _predict_split(config: EvaluateConfig, run: Path, shards: Path) -> Path:
 
 
 def _join(
-    found: predictions.Predictions, truth: Path, split: str, format: LabelFormat
+    found: predictions.Predictions, truth: Location, split: str, format: LabelFormat
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[str, ...], int]:
     """Rows of the predictions, their targets, the labels in order, and the annotated images without a prediction."""
     position = {key: i for i, key in enumerate(found.keys)}
     if len(position) < len(found.keys):
         twice = next(key for i, key in enumerate(found.keys) if position[key] != i)
         raise DataError(f"the key {twice!r} is predicted twice.", "name each image once.")
-    if (truth / INDEX).is_file():
+    if storage.size(storage.join(truth, INDEX)) is not None:
         samples = read_split(truth, split)
         _same_labels(found.labels, samples.labels)
-        lost = [key for key in samples.keys if key not in position]
+        keys = samples.keys.to_pylist()
+        lost = [key for key in keys if key not in position]
         if lost:
             raise DataError(
                 f"{len(lost):,} of {len(samples):,} samples of the split {split!r} have no prediction ({lost[0]!r}).",
                 "predict the whole split, or name another by --split.",
             )
         return (
-            np.array([position[key] for key in samples.keys], dtype=int),
+            np.array([position[key] for key in keys], dtype=int),
             samples.targets,
             samples.labels,
             0,
         )
     annotations = read_annotations(truth, format)
     _same_labels(found.labels, annotations.labels)
-    joined = labels.join(annotations, found.files)
+    joined = labels.join(annotations, labels.as_paths(found.files))
     return np.arange(len(found.keys)), joined.targets, annotations.labels, len(joined.missing)
 
 
 def _same_labels(predicted: tuple[str, ...], annotated: tuple[str, ...]) -> None:
-    if set(predicted) != set(annotated):
-        only = sorted(set(predicted) ^ set(annotated))
+    sides = {"predicted": set(predicted) - set(annotated), "annotated": set(annotated) - set(predicted)}
+    if any(sides.values()):
+        only = [f"only {side}: {', '.join(sorted(found)[:5])}" for side, found in sides.items() if found]
         raise DataError(
-            f"predictions and labels differ in {len(only)} labels ({', '.join(only[:5])}).",
+            f"predictions and labels have other labels ({'; '.join(only)}).",
             "measure with the labels that the model was trained on.",
         )
 
@@ -149,5 +151,5 @@ def _write(out: Path, report: EvaluateReport) -> None:
         out.mkdir(parents=True, exist_ok=True)
     plain = report.model_dump(mode="json")
     write_json(report.metrics, {"format": 1, "kind": "metrics", **plain["measurement"]})
-    title = f"{report.predictions.name} against {report.labels.name}"
+    title = f"{report.predictions.name} against {storage.name(report.labels)}"
     write_atomic(report.report, page.render(title, report.measurement).encode())

@@ -86,7 +86,7 @@ def fit(config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]]
     `on_epoch` is called with the metrics of every epoch, those before the checkpoint included. Raises DataError for
     samples that do not decode and RunError for a loss that is not finite.
     """
-    train, val = (read_split(config.shards, name) for name in ("train", "val"))
+    train, val = (read_split(config.shards, name, config.fold) for name in ("train", "val"))
     with ExitStack() as stack:
         fitting = _Fitting(config, place, train, val, stack)
         history = fitting.resume()

@@ -3,75 +3,52 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlic.cluster import ray as cluster_ray
-from mlic.cluster.runs import Run, disk_errors, fingerprint, temporary, write_atomic, write_json
-from mlic.config import Model, PackConfig, result_settings
-from mlic.data import images, labels, shards
-from mlic.data.annotations import read_annotations
-from mlic.data.splits import random_split, stratified_split
-from mlic.errors import DataError, PartialError
-from mlic.stages.progress import Progress
+from mlic.cluster.runs import Run, fingerprint
+from mlic.config import Location, PackConfig, is_split_name
+from mlic.data import labels, packing, shards, sources, storage
+from mlic.data.annotations import Columns, read_annotations
+from mlic.data.labels import Annotations, Joined
+from mlic.data.sources import Listing
+from mlic.data.splits import folds, random_split, stratified_split
+from mlic.errors import DataError
+from mlic.stages import account as accounts
+from mlic.stages.account import PackReport, Seen
 from mlic.stages.scan import forget, scan
+from mlic.stages.write import remove_accounts, tables, verify_all, write_all
 
 logger = logging.getLogger(__name__)
 
-_ALLOWED_BAD = 10  # so many unreadable images never stop pack, whatever their share of a small folder is
-_LISTED = 20  # of each kind of trouble, the first so many are named in the index
+Array = np.ndarray[Any, Any]
+
+_VERSION_NAME = r"~[0-9]+$"
 
 
-class Account(Model):
-    """Where everything that was found went; `found` is the sum of the others."""
+@dataclass(frozen=True)
+class Found:
+    """What is to be packed before a single image was opened: N images with distinct keys, their labels, and which split
+    some of them have already (`fixed` (N,), a number into `splits`, -1 for none)."""
 
-    found: int
-    packed_labelled: int
-    packed_unlabelled: int
-    missing: int
-    unreadable: int
-    duplicate: int
+    listing: Listing
+    annotations: Annotations
+    joined: Joined
+    duplicate: tuple[tuple[str, str], ...]
+    missing: tuple[tuple[str, str], ...]
+    splits: tuple[str, ...]
+    fixed: Array
 
-    def balances(self) -> bool:
-        kept = self.packed_labelled + self.packed_unlabelled
-        return self.found == kept + self.missing + self.unreadable + self.duplicate
-
-
-class PackReport(Model):
-    """What `pack` wrote.
-
-    `label_counts` are the packed images with the label, by label in order; `near_duplicates` the images that are kept
-    in one split with others that are the same or nearly; `largest_deviation` says where a label is furthest from its
-    share.
-    """
-
-    out: Path
-    source: str
-    samples: int
-    shards: int
-    splits: dict[str, int]
-    label_counts: dict[str, int]
-    account: Account
-    near_duplicates: int
-    largest_deviation: str
-    trouble: dict[str, list[str]]
-
-    def text(self) -> str:
-        a = self.account
-        lines = [
-            f"read {self.source}",
-            f"packed {self.samples:,} samples into {self.shards} shards in {self.out}: "
-            + ", ".join(f"{name} {count:,}" for name, count in self.splits.items()),
-            f"found {a.found:,} = {a.packed_labelled:,} labelled + {a.packed_unlabelled:,} unlabelled"
-            f" + {a.missing:,} missing + {a.unreadable:,} unreadable + {a.duplicate:,} duplicate",
-            f"splits  {self.largest_deviation}; {self.near_duplicates:,} near-duplicates kept together",
-            "labels  " + "  ".join(f"{label} {count:,}" for label, count in self.label_counts.items()),
-        ]
-        return "\n".join(lines)
+    def inputs(self) -> dict[str, str]:
+        """Fingerprints of all that decides the shards but the settings."""
+        given = fingerprint(self.splits, self.fixed.tobytes())
+        return {"images": self.listing.fingerprint(), "labels": self.annotations.fingerprint(), "splits": given}
 
 
 def pack(config: PackConfig) -> PackReport:
@@ -81,292 +58,219 @@ def pack(config: PackConfig) -> PackReport:
     workers and however often the command was stopped on the way. Raises DataError for folders, label files or more
     unreadable images than `max_bad` allows, and PartialError when it is interrupted.
     """
-    listing, others = images.list_images(config.images)
-    annotations = read_annotations(config.labels, config.format)
-    unique, duplicates = _unique(listing)
-    labels.check_names(annotations.labels)
-    joined = labels.join(annotations, [file.path for file in unique])
-    if others:
-        logger.info("passed over %d files in %s that are no images by their name", others, config.images)
-    inputs = {
-        "images": fingerprint([(file.path, file.size, file.mtime_ns) for file in listing]),
-        "labels": fingerprint(annotations.labels, sorted((n, sorted(m.items())) for n, m in annotations.marks.items())),
-    }
+    found = find(config)
+    inputs = found.inputs()
     with Run.open(config.out, "pack", config, inputs, config.fresh) as run:
-        if run.finished and _whole(config.out):
+        finished = run.finished and _whole(config.out)
+        if finished and not config.verify:
             return PackReport(**run.report)
-        if run.finished:
+        if run.finished and not finished:
             logger.warning("%s has lost shards since it was packed; they are written again", config.out)
-            (config.out / shards.INDEX).unlink(missing_ok=True)
+            storage.delete(storage.join(config.out, shards.INDEX))
             run.reopen()
         with cluster_ray.connect(config.address) as cluster:
             cluster_ray.check_shared(cluster, config.out, config.images)
             share = cluster_ray.task_share(cluster, config.workers, use_gpus=False)
-            known = fingerprint(sorted(inputs.items()), config.max_pixels)
-            groups, bad = _groups(config, unique, share, known)
-            seen = _Seen(unique, joined, duplicates, [(unique[i].path, why) for i, why in bad.items()], groups)
-            plan = _plan(config, unique, joined, groups, bad)
-            written = _write_all(config, plan, annotations.labels, share, seen.bad)
-        report = _finish(config, annotations, seen, written)
-        run.finish(report)
-        _remove_accounts(config.out)
-        forget(config.out)
+            report = PackReport(**run.report) if finished else _pack(config, found, share, inputs)
+            if not finished:
+                run.finish(report)
+            if config.verify:
+                verify_all(config.out, shards.read_index(config.out), config.max_pixels, share)
+        if not finished:
+            remove_accounts(config.out)
+            forget(config.out)
     return report
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What was found before anything was written; `groups` (N,) numbers the groups of `files` that stay together."""
-
-    files: Sequence[images.ImageFile]
-    joined: labels.Joined
-    duplicates: Sequence[str]
-    bad: Sequence[tuple[str, str]]
-    groups: np.ndarray[Any, Any] | None
-
-    @property
-    def grouped(self) -> int:
-        """How many images share their group with another."""
-        if self.groups is None:
-            return 0
-        sizes = np.bincount(self.groups)
-        return int(sizes[sizes > 1].sum())
-
-
-def _unique(listing: Sequence[images.ImageFile]) -> tuple[list[images.ImageFile], list[str]]:
-    """Of files with the same key keep the first by name; the others are duplicates."""
-    first: dict[str, images.ImageFile] = {}
-    duplicates = []
-    for file in listing:
-        kept = first.setdefault(file.key, file)
-        if kept is not file:
-            duplicates.append(f"{file.path} has the key of {kept.path}")
-    return list(first.values()), duplicates
-
-
-def _groups(
-    config: PackConfig, files: Sequence[images.ImageFile], share: cluster_ray.Share, known: str
-) -> tuple[np.ndarray[Any, Any] | None, dict[int, str]]:
-    """The groups (N,) that a split must not cut, where it looks at them, and the files that cannot be read."""
-    if config.split_by == "random" or config.group_by == "none":
-        return None, {}
-    found = scan(files, config.images, config.out, config.max_pixels, share, known)
-    return found.groups(config.group_by), found.bad
-
-
-def _plan(
-    config: PackConfig, files: Sequence[images.ImageFile], joined: labels.Joined, groups: np.ndarray[Any, Any] | None,
-    bad: Mapping[int, str],
-) -> tuple[shards.ShardPlan, ...]:  # fmt: skip
-    usable = np.array([i for i in range(len(files)) if i not in bad], dtype=np.int64)
-    if config.split_by == "random":
-        parts = random_split(len(usable), config.split, config.seed)
-    else:
-        within = None if groups is None else groups[usable]
-        parts = stratified_split(joined.targets[usable], within, config.split, config.seed)
-    sources = {
-        split: [
-            shards.Source(files[i].key, files[i].path, files[i].size, tuple(joined.targets[i].tolist()))
-            for i in usable[part]
-        ]
-        for split, part in zip(config.split, parts, strict=True)
-    }
-    return shards.plan(sources, config.shard_mb, config.min_shards, config.seed)
-
-
-def _write_all(
-    config: PackConfig, plan: Sequence[shards.ShardPlan], names: Sequence[str], share: cluster_ray.Share,
-    bad_before: Sequence[tuple[str, str]],
-) -> list[shards.Written]:  # fmt: skip
-    """Write the shards that are not there yet; `bad_before` are the images that are known to be bad already."""
-    done = {written.name: written for written in _already_written(config.out, plan)}
-    todo = [shard for shard in plan if shard.name not in done]
-    progress = Progress(logger, "pack", len(todo), "shards", "images")
-    bad = [*bad_before, *(item for written in done.values() for item in written.bad)]
-    limit = max(_ALLOWED_BAD, config.max_bad * (len(bad_before) + sum(len(shard.samples) for shard in plan)))
-    try:
-        _stop_at_too_many_bad(config, bad, limit)
-        for written in _map_shards(config, todo, names, share.workers):
-            done[written.name] = written
-            bad += written.bad
-            progress.add(len(written.samples), len(written.bad))
-            _stop_at_too_many_bad(config, bad, limit)
-    except KeyboardInterrupt:
-        raise PartialError(
-            f"stopped after {len(done):,} of {len(plan):,} shards.", "run the same command again to go on."
-        ) from None
-    return [done[shard.name] for shard in plan]
-
-
-def _stop_at_too_many_bad(config: PackConfig, bad: Sequence[tuple[str, str]], limit: float) -> None:
-    if len(bad) > limit:
-        file, reason = bad[0]
-        raise DataError(
-            f"{len(bad):,} images cannot be read, more than max_bad allows ({config.max_bad:.1%}); "
-            f"the first is {file}: {reason}.",
-            "mend or remove them, or allow more by --max-bad SHARE.",
+def find(config: PackConfig) -> Found:
+    """List the images, read the labels and the given splits, and join them. Raises DataError."""
+    listing = sources.list_images(config.images)
+    columns = Columns(config.split_column, config.group_column)
+    annotations = read_annotations(config.labels, config.format, columns)
+    if listing.others:
+        logger.info("passed over %d files in %s that are no images by their name", listing.others, config.images)
+    unique, doubled, kept = listing.unique()
+    duplicate = tuple(
+        (listing.path(int(i)), f"has the key of {listing.path(int(j))}") for i, j in zip(doubled, kept, strict=True)
+    )
+    joined = labels.join(annotations, unique.paths)
+    gone = {name for name, _ in duplicate}
+    missing = tuple(
+        sorted(
+            (annotations.names[int(i)].as_py(), f"{annotations.where(int(i))} names no image")
+            for i in joined.missing
+            if annotations.names[int(i)].as_py() not in gone
         )
+    )
+    if missing and (differ := labels.case_differs(annotations, joined.missing, unique.paths)):
+        logger.warning("%d missing names are those of images but for upper and lower case", differ)
+    splits, fixed = _given_splits(config, annotations, joined, unique)
+    annotations, joined = _label_the_unlabelled(config, annotations, joined)
+    labels.check_names(annotations.labels)
+    unknown = [name for name in config.thin_labels if name not in annotations.labels]
+    if unknown:
+        raise DataError(f"thin_labels names {unknown[0]!r}.", f"the labels are {', '.join(annotations.labels)}.")
+    if config.expand and pc.any(pc.match_substring_regex(unique.keys, _VERSION_NAME)).as_py():
+        raise DataError("some images end in ~ and a number, as versions do.", "rename them, or leave --expand out.")
+    return Found(unique, annotations, joined, duplicate, missing, splits, fixed)
 
 
-def _map_shards(
-    config: PackConfig, todo: Sequence[shards.ShardPlan], names: Sequence[str], workers: int
-) -> Iterator[shards.Written]:
-    """Write shards by Ray tasks, as many at a time as there are workers, and yield them as they come."""
-    import ray
-
-    task = ray.remote(num_cpus=1, max_retries=3)(_write_shard)
-    settings = ray.put((tuple(names), config.images, config.out, config.max_pixels))
-    waiting = list(reversed(todo))
-    running: set[Any] = set()
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                running.add(task.remote(waiting.pop(), settings))
-            ready, rest = ray.wait(list(running), num_returns=1)
-            running = set(rest)
-            for reference in ready:
-                try:
-                    yield ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
-                    raise error.cause from None
-    finally:  # after an error nothing goes on writing behind the back of the next attempt
-        for reference in running:
-            ray.cancel(reference, force=True)
-        if running:
-            ray.wait(list(running), num_returns=len(running), timeout=10)
+def _label_the_unlabelled(config: PackConfig, annotations: Annotations, joined: Joined) -> tuple[Annotations, Joined]:
+    """With `as-label`, one more label for the images that have none; unknown where one of their labels is."""
+    if config.unlabelled != "as-label":
+        return annotations, joined
+    if config.unlabelled_label in annotations.labels:
+        raise DataError(
+            f"{config.unlabelled_label!r} is a label already.", "give --set unlabelled_label=NAME another name."
+        )
+    none = np.where((joined.targets == -1).any(axis=1), -1, 1).astype(np.int8)
+    none[(joined.targets == 1).any(axis=1)] = 0
+    targets = np.concatenate([joined.targets, none[:, None]], axis=1)
+    return replace(annotations, labels=(*annotations.labels, config.unlabelled_label)), replace(joined, targets=targets)
 
 
-def _write_shard(plan: shards.ShardPlan, settings: tuple[tuple[str, ...], Path, Path, int]) -> shards.Written:
-    """One Ray task: write a shard and, after it, its account, each under its final name only when it is whole."""
-    names, folder, out, max_pixels = settings
-    path = out / plan.name
-    with disk_errors(path), temporary(path) as part:
-        with part.open("wb", buffering=2**20) as file:
-            written = shards.write(plan, names, folder, file, max_pixels)
-        part.replace(path)
-    write_atomic(_account_path(out, plan.name), shards.dump_written(written))
-    return written
+def _given_splits(
+    config: PackConfig, annotations: Annotations, joined: Joined, listing: Listing
+) -> tuple[tuple[str, ...], Array]:
+    """The names of the splits, and the split (N,) that an image has already by a column, files or earlier shards."""
+    fixed = np.full(len(listing), -1, np.int64)
+    names = tuple(config.split)
+    if config.split_column is not None:
+        encoded = annotations.columns["split"].dictionary_encode()
+        names = _all_splits(names, encoded.dictionary.to_pylist())
+        place = np.array([names.index(name) if name else -1 for name in encoded.dictionary.to_pylist()] + [-1])
+        given = encoded.indices.to_numpy()
+        fixed = np.where(joined.names >= 0, place[given[joined.names]], -1)
+    elif config.split_files is not None:
+        said = read_annotations(config.split_files)
+        members = labels.join(said, listing.paths).targets == 1
+        twice = np.flatnonzero(members.sum(axis=1) > 1)
+        if len(twice):
+            both = [said.labels[i] for i in np.flatnonzero(members[twice[0]])]
+            raise DataError(
+                f"{config.split_files}: {listing.path(int(twice[0]))} is in {' and '.join(both)}.", "keep one of them."
+            )
+        names = _all_splits(names, said.labels)
+        place = np.array([names.index(name) for name in said.labels])
+        fixed = np.where(members.any(axis=1), place[members.argmax(axis=1)], -1)
+    elif config.keep_test is not None:
+        fixed = _earlier_test(config.keep_test, listing, names.index("test"))
+    if (fixed >= 0).any() and (fixed < 0).any() and config.keep_test is None:
+        logger.info("%s images have no given split and are dealt out", f"{int((fixed < 0).sum()):,}")
+    return names, fixed
 
 
-def _account_path(out: Path, name: str) -> Path:
-    return out / f".{name}.json"
+def _all_splits(names: tuple[str, ...], given: Sequence[str]) -> tuple[str, ...]:
+    wrong = [name for name in given if name and not is_split_name(name)]
+    if wrong:
+        raise DataError(f"a split is named {wrong[0]!r}.", "name splits by one lower-case word.")
+    return (*names, *(name for name in dict.fromkeys(given) if name and name not in names))
 
 
-def _already_written(out: Path, plan: Sequence[shards.ShardPlan]) -> Iterator[shards.Written]:
-    """Shards of an earlier attempt that are there with their account and in their full size."""
-    for shard in plan:
-        account = _account_path(out, shard.name)
-        if not account.is_file() or not (out / shard.name).is_file():
-            continue
-        try:
-            written = shards.parse_written(account.read_bytes())
-        except (ValueError, KeyError, TypeError) as error:
-            logger.warning("%s is written again: its account does not read (%s)", shard.name, error)
-            continue
-        if (out / shard.name).stat().st_size == written.size:
-            yield written
+def _earlier_test(folder: Location, listing: Listing, number: int) -> Array:
+    """Fixes (N,) the test images of earlier shards, which have to be there still."""
+    index = shards.read_index(folder)
+    shards.check_splits(folder, index, "test")
+    files = shards.read_table(folder, ["file"], pc.field("split") == "test").column("file").combine_chunks()
+    files = files.cast(pa.large_binary())
+    again = pc.is_in(listing.paths, value_set=files).to_numpy(zero_copy_only=False)
+    lost = len(files) - int(again.sum())
+    if lost:
+        logger.warning("%s of the %s test images of %s are no longer there", f"{lost:,}", f"{len(files):,}", folder)
+    return np.where(again, number, -1)
 
 
-def _whole(out: Path) -> bool:
+def _pack(config: PackConfig, found: Found, share: cluster_ray.Share, inputs: Mapping[str, str]) -> PackReport:
+    samples, seen = _arrange(config, found, share, inputs)
+    expansion = packing.Expansion(
+        config.expand, config.expand_by, config.thin,
+        tuple(found.annotations.labels.index(name) for name in config.thin_labels), config.seed,
+    )  # fmt: skip
+    plan = packing.plan(samples, found.splits, config.shard_mb, config.min_shards, config.seed, expansion)
+    written = write_all(config, plan, samples, found.annotations.labels, expansion, share, seen.bad)
+    account, trouble = accounts.settle(seen, written)
+    if not any(shard.samples for shard in written):
+        raise DataError(
+            f"none of the {account.unreadable:,} images in {config.images} can be read.", "check the folder."
+        )
+    index = accounts.index(config, found.annotations, seen, account, trouble, found.splits, written)
+    table = packing.table_bytes(tables(config.out, [shard.name for shard in written]))
+    accounts.warn(trouble, index["label_counts"], index["leakage"])
+    accounts.write_files(config.out, trouble, table, index)
+    return accounts.report(config, index, account.packed_labelled + account.packed_unlabelled)
+
+
+def _arrange(
+    config: PackConfig, found: Found, share: cluster_ray.Share, inputs: Mapping[str, str]
+) -> tuple[packing.Samples, Seen]:
+    """Look at the images where that is asked for, leave out what is not to be packed, and deal out the splits."""
+    listing, targets, column = found.listing, found.joined.targets, _group_column(found)
+    group, digest, bad = None, None, dict[int, str]()
+    if config.group_by != "none" or column is not None:
+        known = fingerprint(sorted(inputs.items()), config.max_pixels)
+        seen = scan(listing, config.out, config.max_pixels, share, known)
+        group, digest, bad = seen.groups(config.group_by, column), seen.digests, seen.bad
+    usable = np.ones(len(listing), bool)
+    usable[list(bad)] = False
+    dropped = usable & ~(targets == 1).any(axis=1) if config.unlabelled == "drop" else np.zeros(len(listing), bool)
+    rows = np.flatnonzero(usable & ~dropped)
+    kept = packing.Samples(
+        listing, targets, np.zeros(len(listing), np.int64), group, None, digest
+    ).take(rows)  # fmt: skip
+    if not len(kept) and not bad:
+        raise DataError("every image is unlabelled, and those are dropped.", "give --unlabelled keep.")
+    split = deal(config, kept, found.splits, found.fixed[rows])
+    kept = replace(kept, split=split, fold=_folds(config, kept, split, found.splits))
+    reasons = {listing.path(i): reason for i, reason in bad.items()}
+    return kept, Seen(
+        kept.listing, kept.targets, split, kept.group, int(dropped.sum()), found.duplicate, found.missing, reasons
+    )
+
+
+def _group_column(found: Found) -> Array | None:
+    """The value (N,) of the group column of each image, as a number; -1 where it is empty or the image has no line."""
+    values = found.annotations.columns.get("group")
+    if values is None:
+        return None
+    encoded = values.dictionary_encode()
+    empty = np.array([not value for value in encoded.dictionary.to_pylist()], bool)
+    number = np.where(empty[encoded.indices.to_numpy()], -1, encoded.indices.to_numpy())
+    return np.where(found.joined.names >= 0, number[found.joined.names], -1)
+
+
+def deal(config: PackConfig, samples: packing.Samples, names: Sequence[str], fixed: Array) -> Array:
+    """The split (N,) of each sample, a number into `names`."""
+    shares = {name: config.split.get(name, 0.0) for name in names}
+    if config.keep_test is not None:  # the others share what is left
+        rest = 1 - shares.pop("test")
+        left = 1 - (fixed >= 0).mean() if len(fixed) else 1.0
+        shares = {name: 0.0 if name == "test" else shares[name] / rest * left for name in names}
+    if config.split_by == "random":
+        return random_split(len(samples), shares, config.seed, fixed)
+    split = stratified_split(samples.targets, samples.group, shares, config.seed, fixed)
+    joined = int(((fixed < 0) & (split == names.index("test"))).sum()) if config.keep_test is not None else 0
+    if joined:
+        logger.warning("%d images join the test split, being nearly the same as images that are in it", joined)
+    return split
+
+
+def _folds(config: PackConfig, samples: packing.Samples, split: Array, names: Sequence[str]) -> Array | None:
+    """The fold (N,) of each sample outside of test, where -1 stands."""
+    if not config.folds:
+        return None
+    rows = np.flatnonzero(split != (names.index("test") if "test" in names else -1))
+    fold = np.full(len(samples), -1)
+    group = None if samples.group is None else samples.group[rows]
+    fold[rows] = folds(samples.targets[rows], group, config.folds, config.seed)
+    return fold
+
+
+def _whole(out: Location) -> bool:
     """Whether everything that the index names is there in its full size."""
     try:
-        shards.read_split(out, None)
+        shards.check_sizes(out, shards.read_index(out), None)
+        shards.read_table(out, ["shard"])
     except DataError as error:
         logger.debug("%s", error)
         return False
     return True
-
-
-def _finish(
-    config: PackConfig, annotations: labels.Annotations, seen: _Seen, written: Sequence[shards.Written]
-) -> PackReport:
-    """Add everything up, see that it balances, and write the table and, last, the index."""
-    samples = [sample for shard in written for sample in shard.samples]
-    bad = sorted([*seen.bad, *(item for shard in written for item in shard.bad)])
-    unlabelled = sum(1 not in sample.target for sample in samples)
-    account = Account(
-        found=len(seen.files) + len(seen.duplicates) + len(seen.joined.missing),
-        packed_labelled=len(samples) - unlabelled, packed_unlabelled=unlabelled,
-        missing=len(seen.joined.missing), unreadable=len(bad), duplicate=len(seen.duplicates),
-    )  # fmt: skip
-    if not account.balances():
-        raise AssertionError(f"the account does not balance: {account}")
-    if not samples:
-        raise DataError(f"none of the {len(bad):,} images in {config.images} can be read.", "check the folder.")
-    trouble = {
-        "unreadable": [f"{file}: {reason}" for file, reason in bad],
-        "missing": [f"{name} ({annotations.where[name]}) names no image" for name in seen.joined.missing],
-        "duplicate": list(seen.duplicates),
-    }
-    for kind, items in trouble.items():
-        for item in items[:3]:
-            logger.warning("%s: %s", kind, item)
-        if len(items) > 3:
-            logger.warning("%s: and %s more; index.json lists the first %d", kind, f"{len(items) - 3:,}", _LISTED)
-    counts = _label_counts(annotations.labels, samples)
-    index = _index(config, annotations, account, {k: v[:_LISTED] for k, v in trouble.items()}, seen, written)
-    write_atomic(config.out / shards.TABLE, shards.table_bytes(written))
-    write_json(config.out / shards.INDEX, index)
-    return PackReport(
-        out=config.out, source=annotations.source, samples=len(samples), shards=len(written),
-        splits={name: split["samples"] for name, split in index["splits"].items()}, label_counts=counts,
-        account=account, near_duplicates=seen.grouped, largest_deviation=_largest_deviation(config, index),
-        trouble={k: v[:3] for k, v in trouble.items() if v},
-    )  # fmt: skip
-
-
-def _largest_deviation(config: PackConfig, index: Mapping[str, Any]) -> str:
-    """The label and split whose share of the label's samples is furthest from the split's share, in words."""
-    total = sum(config.split.values())
-    found = [
-        (abs(split["label_counts"][label] / count - config.split[name] / total), label, name)
-        for name, split in index["splits"].items()
-        for label, count in index["label_counts"].items()
-        if count
-    ]
-    worst, label, name = max(found, default=(0.0, "no label", next(iter(config.split))))
-    return f"largest deviation of a label's share {worst:.1%} ({label} in {name})"
-
-
-def _label_counts(names: Sequence[str], samples: Sequence[shards.Packed]) -> dict[str, int]:
-    counts = [0] * len(names)
-    for sample in samples:
-        for label, value in enumerate(sample.target):
-            counts[label] += value == 1
-    return dict(zip(names, counts, strict=True))
-
-
-def _index(
-    config: PackConfig, annotations: labels.Annotations, account: Account, trouble: Mapping[str, Any],
-    seen: _Seen, written: Sequence[shards.Written],
-) -> dict[str, Any]:  # fmt: skip
-    splits: dict[str, Any] = {}
-    for split in config.split:
-        samples = [sample for shard in written if shard.split == split for sample in shard.samples]
-        splits[split] = {"samples": len(samples), "label_counts": _label_counts(annotations.labels, samples)}
-    everything = [sample for shard in written for sample in shard.samples]
-    return {
-        "format": 1,
-        "kind": "shards",
-        "labels": list(annotations.labels),
-        "samples": len(everything),
-        "label_counts": _label_counts(annotations.labels, everything),
-        "splits": splits,
-        "account": account.model_dump(),
-        "near_duplicates": seen.grouped,
-        "trouble": trouble,
-        "settings": result_settings(config),
-        "fingerprint": fingerprint(annotations.labels, [(shard.name, shard.sha256) for shard in written]),
-        "shards": {
-            shard.name: {
-                "split": shard.split, "samples": len(shard.samples), "size": shard.size, "sha256": shard.sha256,
-            }
-            for shard in written
-        },
-    }  # fmt: skip
-
-
-def _remove_accounts(out: Path) -> None:
-    """The index holds what the shards' own accounts held."""
-    for path in out.glob(".*.tar.json"):
-        path.unlink()

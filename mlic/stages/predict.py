@@ -7,6 +7,7 @@ every bad image come for free, at half of the CPU time.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
@@ -22,8 +23,9 @@ import numpy as np
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, disk_errors, fingerprint, temporary, write_atomic, write_json
 from mlic.config import Model, PredictConfig
-from mlic.data import images, predictions
-from mlic.data.shards import INDEX, read_index, read_split
+from mlic.data import predictions, sources, storage
+from mlic.data.shards import INDEX, Split, read_split
+from mlic.data.sources import Listing
 from mlic.errors import ConfigError, DataError, PartialError
 from mlic.model import bundle
 from mlic.score import thresholds
@@ -35,25 +37,25 @@ _RETRIES = 3
 
 
 @dataclass(frozen=True)
-class Item:
-    """One image to predict: a whole file, or `size` bytes at `offset` of a shard."""
+class Items:
+    """N images to predict in the order of their keys: a listing of images, or the samples of shards.
 
-    key: str
-    file: str
-    path: Path
-    offset: int = 0
-    size: int | None = None
+    `keys` and `files` are text, made to fit a file; `rows` numbers them in `source`.
+    """
 
-    def read(self) -> bytes:
-        """The image's bytes. Raises BadImage."""
-        if self.size is None:
-            return images.read_file(self.path)
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                return file.read(self.size)
-        except OSError as error:
-            raise images.BadImage(error.strerror or "cannot be read") from None
+    source: Listing | Split
+    rows: np.ndarray[Any, Any]
+    keys: Sequence[str]
+    files: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, start: int, end: int) -> Items:
+        """Those from `start` to `end`, fit to be sent to another process."""
+        rows = self.rows[start:end]
+        source = self.source.take(rows)
+        return Items(source, np.arange(len(rows)), self.keys[start:end], self.files[start:end])
 
 
 class PredictReport(Model):
@@ -97,89 +99,80 @@ def predict(config: PredictConfig) -> PredictReport:
         )
     inputs = {
         "model": model.fingerprint,
-        "images": fingerprint([(item.file, item.offset, item.size, _stamp(item)) for item in items]),
+        "images": items.source.fingerprint() if isinstance(items.source, Listing) else _of_split(items.source),
     }
     with Run.open(parts, "batch-predict", config, inputs, config.fresh) as run:
         if run.finished and config.out.is_file():
             return PredictReport(**run.report)
         if run.finished:
             run.reopen()
-        chunks = [items[i : i + config.chunk] for i in range(0, len(items), config.chunk)]
-        todo = [number for number in range(len(chunks)) if not _part(parts, number).is_file()]
+        count = -(-len(items) // config.chunk)
+        todo = [number for number in range(count) if not _part(parts, number).is_file()]
         if todo:
             bundle.check_weights(config.model)
-            _predict_parts(config, chunks, todo, parts)
-        report = _merge(config, model, values, parts, len(chunks))
+            _predict_parts(config, items, count, todo, parts)
+        report = _merge(config, model, values, parts, count)
         run.finish(report)
     return report
 
 
-def list_items(config: PredictConfig) -> list[Item]:
-    """The images to predict, sorted by key: those of a folder, or the samples of shards."""
-    if (config.images / INDEX).is_file():
-        read_index(config.images)
+def list_items(config: PredictConfig) -> Items:
+    """The images to predict, sorted by key: those of a folder or archive, or the samples of shards.
+
+    Images that would have the same key, a.jpg beside a.png, have their extension in it.
+    """
+    if storage.size(storage.join(config.images, INDEX)) is not None:
         split = read_split(config.images, config.split)
-        items = [
-            Item(
-                split.keys[i],
-                split.files[i],
-                split.shards[split.shard[i]],
-                int(split.offsets[i]),
-                int(split.sizes[i]),
-            )
-            for i in range(len(split))
-        ]
-        if not items:
+        if not len(split):
             raise DataError(f"the split {config.split!r} of {config.images} is empty.", "name another --split.")
-        return sorted(items, key=lambda item: item.key)
+        keys, files = split.keys.to_pylist(), split.files.to_pylist()
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        return Items(split, np.array(order), [keys[i] for i in order], [files[i] for i in order])
     if config.split is not None:
         raise ConfigError(f"--split is for shards, and {config.images} is a folder of images.", "leave --split out.")
-    listing, others = images.list_images(config.images)
-    if others:
-        logger.info("passed over %d files in %s that are no images by their name", others, config.images)
-    return [Item(file.key, file.path, config.images / file.path) for file in listing]
+    listing = sources.list_images(config.images)
+    if listing.others:
+        logger.info("passed over %d files in %s that are no images by their name", listing.others, config.images)
+    _, doubled, kept = listing.unique()
+    full = {*doubled.tolist(), *kept.tolist()}
+    files = [listing.path(i) for i in range(len(listing))]
+    keys = [files[i] if i in full else listing.key(i) for i in range(len(listing))]
+    return Items(listing, np.arange(len(listing)), keys, files)
 
 
-def _stamp(item: Item) -> tuple[int, int] | None:
-    """Size and time of a loose file; samples of shards are known by their offsets."""
-    if item.size is not None:
-        return None
-    try:
-        stat = item.path.stat()
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns
+def _of_split(split: Split) -> str:
+    return fingerprint(split.fingerprint, split.name)
 
 
-def _predict_parts(config: PredictConfig, chunks: Sequence[Sequence[Item]], todo: Sequence[int], parts: Path) -> None:
+def _predict_parts(config: PredictConfig, items: Items, count: int, todo: Sequence[int], parts: Path) -> None:
     progress = Progress(logger, "predict", len(todo), "parts", "images")
     with cluster_ray.connect(config.address) as cluster:
         cluster_ray.check_shared(cluster, parts, config.images, config.model)
         share = cluster_ray.task_share(cluster, config.workers, use_gpus=True)
         failed: dict[int, str] = {}
         try:
-            for number, rows, bad, error in _map_parts(config, chunks, todo, parts, share):
+            for number, rows, bad, error in _map_parts(config, items, todo, parts, share):
                 if error is not None:
                     failed[number] = error
                     logger.warning("part %d failed: %s", number, error)
                 progress.add(rows, bad)
         except KeyboardInterrupt:
-            left = sum(not _part(parts, number).is_file() for number in range(len(chunks)))
+            left = sum(not _part(parts, number).is_file() for number in range(count))
             raise PartialError(
-                f"stopped after {len(chunks) - left:,} of {len(chunks):,} parts.",
+                f"stopped after {count - left:,} of {count:,} parts.",
                 "run the same command again to go on.",
             ) from None
     if failed:
         number, error = min(failed.items())
         raise PartialError(
-            f"{len(failed)} of {len(chunks)} parts failed; part {number}: {error}.",
+            f"{len(failed)} of {count} parts failed; part {number}: {error}.",
             "run the same command again.",
         )
 
 
 def _map_parts(
     config: PredictConfig,
-    chunks: Sequence[Sequence[Item]],
+    items: Items,
     todo: Sequence[int],
     parts: Path,
     share: cluster_ray.Share,
@@ -197,7 +190,8 @@ def _map_parts(
     while waiting or running:
         while waiting and idle:
             number, worker = waiting.pop(), idle.pop()
-            running[worker.run.remote(list(chunks[number]), _part(parts, number))] = (number, worker)
+            part = items.part(number * config.chunk, (number + 1) * config.chunk)
+            running[worker.run.remote(part, _part(parts, number))] = (number, worker)
         ready, _ = ray.wait(list(running), num_returns=1)
         for reference in ready:
             number, worker = running.pop(reference)
@@ -228,38 +222,51 @@ class _Predictor:
         self._normalize = Normalizer(prep.mean, prep.std, device)
         self._batch_size, self._max_pixels = batch_size, max_pixels
 
-    def run(self, items: Sequence[Item], out: Path) -> tuple[int, int]:
+    def run(self, items: Items, out: Path) -> tuple[int, int]:
         """Predict the items and write their part; returns the numbers of rows and of bad ones."""
         from mlic.data.loader import ahead, decode_batch
 
-        batches = [items[i : i + self._batch_size] for i in range(0, len(items), self._batch_size)]
-        decode: Callable[..., Any] = functools.partial(
-            decode_batch, preprocessing=self._bundle.preprocessing, max_pixels=self._max_pixels
-        )
+        batches = [range(i, min(i + self._batch_size, len(items))) for i in range(0, len(items), self._batch_size)]
         scores, errors = [], []
-        for batch, (pixels, bad) in zip(
-            batches, ahead(lambda b: decode([item.read for item in b]), batches, 1), strict=True
-        ):
-            with self._torch.inference_mode():
-                scores.append(self._torch.sigmoid(self._net(self._normalize(pixels)).float()).cpu().numpy())
-            errors += [bad.get(position) for position in range(len(batch))]
+        with _opened(items.source) as read:
+
+            def decode(batch: range) -> Any:
+                readers = [functools.partial(read, i) for i in batch]
+                return decode_batch(readers, self._bundle.preprocessing, self._max_pixels)
+
+            for batch, (pixels, bad) in zip(batches, ahead(decode, batches, 1), strict=True):
+                with self._torch.inference_mode():
+                    scores.append(self._torch.sigmoid(self._net(self._normalize(pixels)).float()).cpu().numpy())
+                errors += [bad.get(position) for position in range(len(batch))]
         _write_part(out, items, np.concatenate(scores), errors)
         return len(items), sum(error is not None for error in errors)
+
+
+@contextlib.contextmanager
+def _opened(source: Listing | Split) -> Iterator[Callable[[int], bytes]]:
+    """A function that reads the bytes of the i-th image, from wherever it lies."""
+    if isinstance(source, Listing):
+        with sources.Reader(source) as reader:
+            yield reader.read
+        return
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(storage.File(shard)) for shard in source.shards]
+        yield lambda i: files[source.shard[i]].read_at(int(source.offsets[i]), int(source.sizes[i]))
 
 
 def _part(parts: Path, number: int) -> Path:
     return parts / f"part-{number:06d}.parquet"
 
 
-def _write_part(path: Path, items: Sequence[Item], scores: np.ndarray[Any, Any], errors: Sequence[str | None]) -> None:
+def _write_part(path: Path, items: Items, scores: np.ndarray[Any, Any], errors: Sequence[str | None]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     flat = pa.array(scores.astype(np.float32).ravel(), pa.float32())
     table = pa.table(
         {
-            "key": pa.array([_text(item.key) for item in items], pa.string()),
-            "file": pa.array([_text(item.file) for item in items], pa.string()),
+            "key": pa.array([_text(key) for key in items.keys], pa.string()),
+            "file": pa.array([_text(file) for file in items.files], pa.string()),
             "error": pa.array(errors, pa.string()),
             "scores": pa.FixedSizeListArray.from_arrays(flat, scores.shape[1]),
         }

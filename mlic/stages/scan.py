@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from mlic.cluster.ray import Share
 from mlic.cluster.runs import write_atomic
-from mlic.data import duplicates, images
+from mlic.config import Location
+from mlic.data import duplicates, images, storage
+from mlic.data.sources import Listing, Reader
 from mlic.errors import PartialError
 from mlic.stages.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-GroupBy = Literal["near-duplicates", "identical"]
+Array = np.ndarray[Any, Any]
+GroupBy = Literal["near-duplicates", "identical", "none"]
+
 _CHUNK = 500
 _KEPT = ".scan.npz"
 
@@ -28,81 +30,83 @@ _KEPT = ".scan.npz"
 class Scan:
     """What was seen of N files: `digests` uint8 (N, 32), `hashes` uint8 (N, 16), and the reason of each bad one."""
 
-    digests: np.ndarray[Any, Any]
-    hashes: np.ndarray[Any, Any]
+    digests: Array
+    hashes: Array
     bad: dict[int, str]
 
-    def groups(self, group_by: GroupBy) -> np.ndarray[Any, Any]:
-        """Groups (N,) of the same, or nearly the same, images."""
-        return duplicates.clusters(self.digests, self.hashes if group_by == "near-duplicates" else None)
+    def groups(self, group_by: GroupBy, column: Array | None) -> Array:
+        """Groups (N,) of the same, or nearly the same, images, and of those with the same value in `column`."""
+        return duplicates.clusters(self.digests, self.hashes if group_by == "near-duplicates" else None, column)
 
 
-def scan(files: Sequence[images.ImageFile], folder: Path, out: Path, max_pixels: int, share: Share, known: str) -> Scan:
-    """Scan files by Ray tasks. The answer is kept in `out` under the fingerprint `known`, for a run that is stopped."""
-    kept = _read_kept(out / _KEPT, known)
+def scan(listing: Listing, out: Location, max_pixels: int, share: Share, known: str) -> Scan:
+    """Scan images by Ray tasks. The answer is kept in `out` under the fingerprint `known`, for a run that stops."""
+    kept = _read_kept(storage.join(out, _KEPT), known)
     if kept is not None:
         return kept
     import ray
 
     task = ray.remote(num_cpus=1, max_retries=3)(_look)
-    chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
-    progress = Progress(logger, "scan", len(chunks), "chunks", "images")
-    waiting = list(enumerate(chunks))[::-1]
+    starts = range(0, len(listing), _CHUNK)
+    progress = Progress(logger, "scan", len(starts), "chunks", "images")
+    waiting = list(starts)[::-1]
     running: dict[Any, int] = {}
-    found: dict[int, tuple[np.ndarray[Any, Any], list[str | None]]] = {}
+    rows = np.zeros((len(listing), 32 + duplicates.HASH_BYTES), dtype=np.uint8)
+    bad: dict[int, str] = {}
     try:
         while waiting or running:
             while waiting and len(running) < share.workers:
-                number, chunk = waiting.pop()
-                running[task.remote([folder / file.path for file in chunk], max_pixels)] = number
+                start = waiting.pop()
+                chunk = listing.take(np.arange(start, min(start + _CHUNK, len(listing))))
+                running[task.remote(chunk, max_pixels)] = start
             (ready,), _ = ray.wait(list(running), num_returns=1)
-            number = running.pop(ready)
-            found[number] = ray.get(ready)
-            progress.add(len(found[number][1]), sum(reason is not None for reason in found[number][1]))
+            start = running.pop(ready)
+            found, reasons = ray.get(ready)
+            rows[start : start + len(found)] = found
+            bad |= {start + row: reason for row, reason in reasons.items()}
+            progress.add(len(found), len(reasons))
     except KeyboardInterrupt:
         raise PartialError(
-            f"stopped after a look at {progress.images:,} of {len(files):,} images.", "run the same command again."
+            f"stopped after a look at {progress.images:,} of {len(listing):,} images.", "run the same command again."
         ) from None
-    rows = np.concatenate([found[number][0] for number in range(len(chunks))])
-    reasons = [reason for number in range(len(chunks)) for reason in found[number][1]]
-    bad = {i: reason for i, reason in enumerate(reasons) if reason is not None}
-    _keep(out / _KEPT, known, rows, bad)
+    bad = dict(sorted(bad.items()))
+    _keep(storage.join(out, _KEPT), known, rows, bad)
     return Scan(rows[:, :32], rows[:, 32:], bad)
 
 
-def forget(out: Path) -> None:
+def forget(out: Location) -> None:
     """Remove the kept answer, once everything that needs it is written."""
-    (out / _KEPT).unlink(missing_ok=True)
+    storage.delete(storage.join(out, _KEPT))
 
 
-def _look(paths: Sequence[Path], max_pixels: int) -> tuple[np.ndarray[Any, Any], list[str | None]]:
-    """A Ray task: digest and hash of each file, uint8 (n, 48), and why it is bad; a bad one's row is its own digest."""
-    rows = np.zeros((len(paths), 32 + duplicates.HASH_BYTES), dtype=np.uint8)
-    reasons: list[str | None] = []
-    for row, path in zip(rows, paths, strict=True):
-        try:
-            data = images.read_file(path)
-            images.probe(data, max_pixels)
-            row[:32] = np.frombuffer(duplicates.digest(data), np.uint8)
-            row[32:] = np.frombuffer(duplicates.perceptual_hash(data, max_pixels), np.uint8)
-            reasons.append(None)
-        except images.BadImage as error:
-            row[:32] = np.frombuffer(duplicates.digest(str(path).encode("utf-8", "surrogateescape")), np.uint8)
-            row[32:] = 0
-            reasons.append(str(error))
+def _look(listing: Listing, max_pixels: int) -> tuple[Array, dict[int, str]]:
+    """A Ray task: digest and hash of each image, uint8 (n, 48), and why it is bad; then the row is of its name."""
+    rows = np.zeros((len(listing), 32 + duplicates.HASH_BYTES), dtype=np.uint8)
+    reasons: dict[int, str] = {}
+    with Reader(listing) as reader:
+        for i, row in enumerate(rows):
+            try:
+                data = reader.read(i)
+                images.probe(data, max_pixels)
+                row[:32] = np.frombuffer(duplicates.digest(data), np.uint8)
+                row[32:] = np.frombuffer(duplicates.perceptual_hash(data, max_pixels), np.uint8)
+            except images.BadImage as error:
+                row[:32] = np.frombuffer(duplicates.digest(listing.paths[i].as_py()), np.uint8)
+                row[32:] = 0
+                reasons[i] = str(error)
     return rows, reasons
 
 
-def _keep(path: Path, known: str, rows: np.ndarray[Any, Any], bad: dict[int, str]) -> None:
+def _keep(path: Location, known: str, rows: Array, bad: dict[int, str]) -> None:
     data = io.BytesIO()
     numbers = np.array(list(bad), dtype=np.int64)
     np.savez(data, known=np.array(known), rows=rows, numbers=numbers, reasons=np.array(list(bad.values()), dtype=str))
     write_atomic(path, data.getvalue())
 
 
-def _read_kept(path: Path, known: str) -> Scan | None:
+def _read_kept(path: Location, known: str) -> Scan | None:
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with np.load(io.BytesIO(storage.read(path)), allow_pickle=False) as kept:
             if str(kept["known"]) != known:
                 return None
             bad = dict(zip(kept["numbers"].tolist(), kept["reasons"].tolist(), strict=True))

@@ -14,7 +14,7 @@ from typing import Any
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, read_state, write_json
 from mlic.config import DoctorConfig, Model, TrainConfig
-from mlic.data.shards import check_splits, read_index
+from mlic.data.shards import check_trainable, read_index
 from mlic.errors import MlicError, PartialError, RunError
 from mlic.model import bundle, zoo
 from mlic.stages import loop
@@ -57,8 +57,9 @@ def train(config: TrainConfig) -> TrainReport:
     """
     index = read_index(config.shards)
     zoo.check(config.arch)
-    check_splits(config.shards, index, "train", "val")
-    config = config.model_copy(update={"name": config.name or config.arch})
+    check_trainable(config.shards, index, config.fold)
+    fold = "" if config.fold is None else f"-fold{config.fold}"
+    config = config.model_copy(update={"name": config.name or config.arch + fold})
     folder = config.runs / str(config.name)
     with Run.open(folder, "train", config, {"shards": index["fingerprint"]}, config.fresh) as run:
         if run.finished and (folder / "model" / bundle.SPEC).is_file():
@@ -102,7 +103,7 @@ def finish(config: TrainConfig, folder: Path, fitted: Path) -> TrainReport:
     )  # fmt: skip
 
 
-def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run) -> None:
+def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run[Path]) -> None:
     """Run the loop on Ray Train's workers, and pass its log on while it runs."""
     share = cluster_ray.train_share(cluster, config.workers)
     cluster_ray.check_shared(cluster, run.folder, config.shards)
@@ -135,7 +136,7 @@ def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run) -> None
     _raise_failure(run, failed)
 
 
-def _trainer(config: TrainConfig, run: Run, share: cluster_ray.Share, embedded: bool) -> Any:
+def _trainer(config: TrainConfig, run: Run[Path], share: cluster_ray.Share, embedded: bool) -> Any:
     # Ray Train reads these when it is imported, and hands them on to its controller and workers.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -214,7 +215,7 @@ def _read_failure(folder: Path, attempt: int) -> MlicError | None:
     return kinds.get(failure["kind"], MlicError)(failure["message"], failure["hint"])
 
 
-def _raise_failure(run: Run, failed: list[BaseException]) -> None:
+def _raise_failure(run: Run[Path], failed: list[BaseException]) -> None:
     ours = _read_failure(run.folder, run.attempt)
     if ours is not None:
         raise ours

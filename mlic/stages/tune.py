@@ -23,7 +23,7 @@ import yaml
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, is_current, write_atomic, write_json
 from mlic.config import DoctorConfig, FitSettings, Model, TrainConfig, TuneConfig
-from mlic.data.shards import check_splits, read_index
+from mlic.data.shards import check_trainable, read_index
 from mlic.errors import ClusterError, MlicError, PartialError, RunError
 from mlic.model import bundle, zoo
 from mlic.stages import loop
@@ -94,7 +94,7 @@ def tune(config: TuneConfig) -> TuneReport:
     even one trial fits, RunError when no trial finished an epoch and PartialError when it is interrupted.
     """
     index = read_index(config.shards)
-    check_splits(config.shards, index, "train", "val")
+    check_trainable(config.shards, index, config.fold)
     for arch in config.archs:
         zoo.check(arch)
     config = config.model_copy(update={"name": config.name or "tune"})
@@ -137,7 +137,7 @@ def draw(config: TuneConfig) -> list[TrainConfig]:
     return plans
 
 
-def _search(cluster: cluster_ray.Cluster, config: TuneConfig, plans: Sequence[TrainConfig], run: Run) -> None:
+def _search(cluster: cluster_ray.Cluster, config: TuneConfig, plans: Sequence[TrainConfig], run: Run[Path]) -> None:
     cpus = config.cpus_per_trial
     gpus = config.gpus_per_trial if config.gpus_per_trial is not None else float(cluster.gpus > 0)
     _refuse_what_does_not_fit(cluster, cpus, gpus)
@@ -287,7 +287,7 @@ def _ended(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _finish(plans: Sequence[TrainConfig], run: Run) -> TuneReport:
+def _finish(plans: Sequence[TrainConfig], run: Run[Path]) -> TuneReport:
     trials = [_trial(run.folder, number, plan) for number, plan in enumerate(plans)]
     scored = [trial for trial in trials if trial.value is not None]
     if not scored:

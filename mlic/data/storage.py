@@ -1,0 +1,207 @@
+"""Files here and in object stores by the same few functions. A location is a Path, or the text of an s3:// URL.
+
+An object store knows no rename and no lock, but a file appears there whole or not at all, which is all that is asked.
+`s3://bucket/folder` takes its credentials from where AWS's own tools do; another server is named by AWS_ENDPOINT_URL or
+in the URL itself: `s3://bucket/folder?endpoint_override=localhost:9000&scheme=http`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from mlic.config import Location
+
+_CHUNK = 8 * 2**20
+
+
+def is_remote(location: Location) -> bool:
+    """Whether the location is in an object store."""
+    return isinstance(location, str)
+
+
+def join(location: Location, name: str) -> Location:
+    """The location of `name` below another; `name` may hold slashes."""
+    if isinstance(location, Path):
+        return location / name
+    parts = urlsplit(location)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+
+
+def parent(location: Location) -> Location:
+    """The folder that holds a location."""
+    if isinstance(location, Path):
+        return location.parent
+    parts = urlsplit(location)
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/").rpartition("/")[0]))
+
+
+def name(location: Location) -> str:
+    """The last part of a location."""
+    path = location if isinstance(location, Path) else Path(urlsplit(location).path)
+    return path.name
+
+
+def suffix(location: Location) -> str:
+    """The extension of a location in lower case, with its dot; empty when there is none."""
+    path = location if isinstance(location, Path) else Path(urlsplit(location).path)
+    return path.suffix.lower()
+
+
+def read(location: Location) -> bytes:
+    """A whole file. Raises OSError."""
+    if isinstance(location, Path):
+        return location.read_bytes()
+    files, path = _store(location)
+    with files.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+class File:
+    """A file that is read at any offset, by several threads if need be."""
+
+    def __init__(self, location: Location) -> None:
+        """Open a file. Raises OSError."""
+        self._remote: Any = None
+        if isinstance(location, Path):
+            self._local = os.open(location, os.O_RDONLY | os.O_CLOEXEC)
+            self.size = os.fstat(self._local).st_size
+        else:
+            files, path = _store(location)
+            self._remote = files.open_input_file(path)
+            self.size = int(self._remote.size())
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on, fewer at the file's end. Raises OSError."""
+        if self._remote is None:
+            return os.pread(self._local, size, offset)
+        return bytes(self._remote.read_at(size, offset))
+
+    def close(self) -> None:
+        if self._remote is None:
+            os.close(self._local)
+        else:
+            self._remote.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+
+def stream(location: Location) -> Any:
+    """A file object for reading from the start on; the caller closes it. Raises OSError."""
+    if isinstance(location, Path):
+        return location.open("rb")
+    files, path = _store(location)
+    return files.open_input_file(path)
+
+
+def upload(source: Path, target: str) -> None:
+    """Copy a local file to an object store, where it appears when it is whole. Raises OSError."""
+    files, path = _store(target)
+    with source.open("rb") as data, files.open_output_stream(path) as sink:
+        shutil.copyfileobj(data, sink, _CHUNK)
+
+
+def put(target: str, data: bytes) -> None:
+    """Write a file to an object store. Raises OSError."""
+    files, path = _store(target)
+    with files.open_output_stream(path) as sink:
+        sink.write(data)
+
+
+def size(location: Location) -> int | None:
+    """The size of a file in bytes, or None when there is no such file. Raises OSError for other trouble."""
+    if isinstance(location, Path):
+        try:
+            return location.stat().st_size if location.is_file() else None
+        except FileNotFoundError:
+            return None
+    from pyarrow import fs
+
+    files, path = _store(location)
+    info = files.get_file_info(path)
+    return int(info.size) if info.type == fs.FileType.File else None
+
+
+def is_folder(location: Location) -> bool:
+    """Whether the location is a folder; in an object store, whether anything lies below it. Raises OSError."""
+    if isinstance(location, Path):
+        return location.is_dir()
+    from pyarrow import fs
+
+    files, path = _store(location)
+    return bool(files.get_file_info(path).type == fs.FileType.Directory)
+
+
+def names(location: Location) -> list[str]:
+    """The names of what lies directly in a folder, sorted; none when there is no such folder. Raises OSError."""
+    if isinstance(location, Path):
+        return sorted(path.name for path in location.iterdir()) if location.is_dir() else []
+    from pyarrow import fs
+
+    files, path = _store(location)
+    found = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found)
+
+
+def walk(location: str) -> Iterator[tuple[str, int, int]]:
+    """Every file below a folder of an object store: its relative path, size in bytes and mtime in ns. Raises OSError.
+
+    Names that start with a dot, and what is in folders of such names, are left out, as in local folders.
+    """
+    from pyarrow import fs
+
+    files, path = _store(location)
+    for info in files.get_file_info(fs.FileSelector(path, recursive=True)):
+        relative = info.path.removeprefix(path.rstrip("/") + "/")
+        if info.type == fs.FileType.File and not any(part.startswith(".") for part in relative.split("/")):
+            yield relative, int(info.size), int(info.mtime_ns or 0)
+
+
+def delete(location: Location) -> None:
+    """Remove a file or a folder with all that is in it. Raises OSError."""
+    if isinstance(location, Path):
+        if location.is_dir() and not location.is_symlink():
+            shutil.rmtree(location)
+        else:
+            location.unlink(missing_ok=True)
+        return
+    from pyarrow import fs
+
+    files, path = _store(location)
+    kind = files.get_file_info(path).type
+    if kind == fs.FileType.Directory:
+        files.delete_dir(path)
+    elif kind == fs.FileType.File:
+        files.delete_file(path)
+
+
+def _store(location: str) -> tuple[Any, str]:
+    """The file system of a URL and the path in it."""
+    parts = urlsplit(location)
+    return _file_system(parts.scheme, parts.query), f"{parts.netloc}{parts.path}".rstrip("/")
+
+
+@functools.cache
+def _file_system(scheme: str, query: str) -> Any:
+    from pyarrow import fs
+
+    options: dict[str, Any] = dict(parse_qsl(query))
+    endpoint = options.pop("endpoint_override", None) or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        plain = urlsplit(endpoint if "://" in endpoint else f"{options.pop('scheme', 'https')}://{endpoint}")
+        options |= {"endpoint_override": plain.netloc, "scheme": plain.scheme}
+    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
+        options.setdefault("region", region)
+    if scheme != "s3":
+        raise OSError(f"no way to read {scheme}:// locations")
+    return fs.S3FileSystem(**options)

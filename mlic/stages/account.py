@@ -1,0 +1,249 @@
+"""What packing came to: where everything went that was found, how the labels were dealt out, and the index of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlic.cluster.runs import fingerprint, write_atomic, write_json
+from mlic.config import Location, Model, PackConfig, result_settings
+from mlic.data import packing, shards, storage
+from mlic.data.labels import Annotations
+from mlic.data.sources import Listing
+from mlic.data.splits import leakage
+
+logger = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, Any]
+
+LEFT_OUT = "left_out.tsv"
+_LISTED = 20  # of each kind of trouble, the first so many are named in the index
+
+
+class Account(Model):
+    """Where everything went that was found; `found` is the sum of the others."""
+
+    found: int
+    packed_labelled: int
+    packed_unlabelled: int
+    dropped: int
+    missing: int
+    unreadable: int
+    duplicate: int
+
+    def balances(self) -> bool:
+        kept = self.packed_labelled + self.packed_unlabelled
+        return self.found == kept + self.dropped + self.missing + self.unreadable + self.duplicate
+
+
+class PackReport(Model):
+    """What `pack` wrote.
+
+    `images` are packed, as `samples` where each has versions. `label_counts` are the samples with the label, by label
+    in order; `near_duplicates` the images that are kept in one split with others that are the same or nearly;
+    `largest_deviation` says where a label is furthest from its share; `leakage` counts the groups that lie in more than
+    one split.
+    """
+
+    out: Location
+    source: str
+    images: int
+    samples: int
+    shards: int
+    splits: dict[str, int]
+    folds: int
+    label_counts: dict[str, int]
+    account: Account
+    near_duplicates: int | None
+    leakage: int | None
+    largest_deviation: str
+    trouble: dict[str, list[str]]
+
+    def text(self) -> str:
+        a = self.account
+        versions = f" of {self.images:,} images" if self.images != self.samples else ""
+        dropped = f" + {a.dropped:,} dropped" if a.dropped else ""
+        groups = "near-duplicates not looked for"
+        if self.near_duplicates is not None:
+            groups = f"{self.near_duplicates:,} near-duplicates, leakage {self.leakage:,}"
+        lines = [
+            f"read {self.source}",
+            f"packed {self.samples:,} samples{versions} into {self.shards} shards in {self.out}: "
+            + ", ".join(f"{name} {count:,}" for name, count in self.splits.items()),
+            f"found {a.found:,} = {a.packed_labelled:,} labelled + {a.packed_unlabelled:,} unlabelled{dropped}"
+            f" + {a.missing:,} missing + {a.unreadable:,} unreadable + {a.duplicate:,} duplicate",
+            f"splits  {self.largest_deviation}; {groups}",
+            "labels  " + "  ".join(f"{label} {count:,}" for label, count in self.label_counts.items()),
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was found before anything was written.
+
+    `files` are the images that were to be packed, with `group` and `targets` as in packing.Samples; the rest went
+    elsewhere, as (name, reason): `duplicate`, `missing`, `bad`; `dropped` is a number.
+    """
+
+    files: Listing
+    targets: Array
+    split: Array
+    group: Array | None
+    dropped: int
+    duplicate: Sequence[tuple[str, str]] = ()
+    missing: Sequence[tuple[str, str]] = ()
+    bad: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def grouped(self) -> int | None:
+        """How many images share their group with another."""
+        if self.group is None:
+            return None
+        sizes = np.unique(self.group, return_counts=True)[1]
+        return int(sizes[sizes > 1].sum())
+
+
+def settle(seen: Seen, written: Sequence[packing.Written]) -> tuple[Account, dict[str, list[tuple[str, str]]]]:
+    """The account, and everything that was left out by kind. Raises AssertionError when it does not balance."""
+    late = {file: reason for shard in written for file, reason in shard.bad}
+    lost = np.zeros(len(seen.files), bool)
+    if late:
+        names = pa.array([os.fsencode(file) for file in late], pa.large_binary())
+        lost = pc.is_in(seen.files.paths, value_set=names).to_numpy(zero_copy_only=False)
+    unlabelled = ~(seen.targets == 1).any(axis=1)
+    trouble = {
+        "unreadable": sorted((dict(seen.bad) | late).items()),
+        "missing": list(seen.missing),
+        "duplicate": list(seen.duplicate),
+    }
+    account = Account(
+        found=len(seen.files) + seen.dropped + len(seen.bad) + len(seen.duplicate) + len(seen.missing),
+        packed_labelled=int((~lost & ~unlabelled).sum()), packed_unlabelled=int((~lost & unlabelled).sum()),
+        dropped=seen.dropped, **{kind: len(items) for kind, items in trouble.items()},
+    )  # fmt: skip
+    if not account.balances():
+        raise AssertionError(f"the account does not balance: {account}")
+    return account, trouble
+
+
+def warn(trouble: Mapping[str, Sequence[tuple[str, str]]], counts: Mapping[str, int], leaking: int | None) -> None:
+    """Say what needs a look: images left out, labels without a sample, groups in two splits."""
+    for kind, items in trouble.items():
+        for name, reason in items[:3]:
+            logger.warning("%s: %s: %s", kind, name, reason)
+        if len(items) > 3:
+            logger.warning("%s: and %s more, all in %s", kind, f"{len(items) - 3:,}", LEFT_OUT)
+    empty = [label for label, count in counts.items() if not count]
+    if empty:
+        logger.warning("no image has the label %s", ", ".join(empty[:5]) + (" ..." if len(empty) > 5 else ""))
+    if leaking:
+        logger.warning("%d groups of the same or nearly the same images lie in more than one split", leaking)
+
+
+def left_out(trouble: Mapping[str, Sequence[tuple[str, str]]]) -> bytes:
+    """All that was left out as a table: kind, name, reason."""
+    text = io.StringIO()
+    rows = csv.writer(text, delimiter="\t", lineterminator="\n")
+    rows.writerow(("kind", "name", "reason"))
+    rows.writerows((kind, *item) for kind, items in trouble.items() for item in items)
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def index(
+    config: PackConfig, annotations: Annotations, seen: Seen, account: Account,
+    trouble: Mapping[str, Sequence[tuple[str, str]]], names: Sequence[str], written: Sequence[packing.Written],
+) -> dict[str, Any]:  # fmt: skip
+    """index.json: everything about the shards but their samples."""
+    total = sum(config.split.values())
+    counts = _counts(annotations.labels, written)
+    splits: dict[str, Any] = {}
+    for name in names:
+        own = [shard for shard in written if shard.split == name]
+        labels = _counts(annotations.labels, own)
+        splits[name] = {
+            "samples": sum(shard.samples for shard in own), "target_share": config.split.get(name, 0.0) / total,
+            "images": int((seen.split == names.index(name)).sum()), "label_counts": labels,
+            "label_shares": {label: count / max(1, counts[label]) for label, count in labels.items()},
+        }  # fmt: skip
+    return {
+        "format": 1,
+        "kind": "shards",
+        "labels": list(annotations.labels),
+        "samples": sum(shard.samples for shard in written),
+        "label_counts": counts,
+        "splits": splits,
+        "folds": config.folds,
+        "account": account.model_dump(),
+        "near_duplicates": _groups(seen),
+        "leakage": None if seen.group is None else leakage(seen.split, seen.group),
+        "trouble": {kind: [f"{name}: {reason}" for name, reason in items[:_LISTED]] for kind, items in trouble.items()},
+        "source": annotations.source,
+        "settings": result_settings(config),
+        "fingerprint": fingerprint(annotations.labels, [(shard.name, shard.sha256) for shard in written]),
+        "shards": {
+            shard.name: {"split": shard.split, "samples": shard.samples, "size": shard.size, "sha256": shard.sha256}
+            for shard in written
+        },
+    }  # fmt: skip
+
+
+def _counts(labels: Sequence[str], written: Sequence[packing.Written]) -> dict[str, int]:
+    totals = np.zeros(len(labels), np.int64)
+    for shard in written:
+        totals += np.array(shard.label_counts, np.int64)
+    return dict(zip(labels, totals.tolist(), strict=True))
+
+
+def _groups(seen: Seen) -> dict[str, Any] | None:
+    """The groups of the same or nearly the same images: how many, how many images, and the first of them by name."""
+    if seen.group is None:
+        return None
+    names, sizes = np.unique(seen.group, return_counts=True)
+    many = names[sizes > 1]
+    first = [[seen.files.path(int(i)) for i in np.flatnonzero(seen.group == name)[:10]] for name in many[:_LISTED]]
+    return {"groups": len(many), "images": seen.grouped, "examples": first}
+
+
+def largest_deviation(found: Mapping[str, Any]) -> str:
+    """The label and split whose share of the label's samples is furthest from the split's share, in words."""
+    worst, label, name = max(
+        (
+            (abs(share - split["target_share"]), label, name)
+            for name, split in found["splits"].items()
+            for label, share in split["label_shares"].items()
+            if found["label_counts"][label]
+        ),
+        default=(0.0, "no label", "any split"),
+    )
+    return f"largest deviation of a label's share {worst:.1%} ({label} in {name})"
+
+
+def report(config: PackConfig, found: Mapping[str, Any], images: int) -> PackReport:
+    """The report that the index amounts to."""
+    groups = found["near_duplicates"]
+    return PackReport(
+        out=config.out, source=found["source"], images=images, samples=found["samples"], shards=len(found["shards"]),
+        splits={name: split["samples"] for name, split in found["splits"].items()}, folds=config.folds,
+        label_counts=found["label_counts"], account=Account(**found["account"]),
+        near_duplicates=None if groups is None else groups["images"], leakage=found["leakage"],
+        largest_deviation=largest_deviation(found), trouble={k: v[:3] for k, v in found["trouble"].items() if v},
+    )  # fmt: skip
+
+
+def write_files(
+    out: Location, trouble: Mapping[str, Sequence[tuple[str, str]]], table: bytes, found: Mapping[str, Any]
+) -> None:
+    """Write the table, the list of what was left out and, last, the index."""
+    write_atomic(storage.join(out, LEFT_OUT), left_out(trouble))
+    write_atomic(storage.join(out, shards.TABLE), table)
+    write_json(storage.join(out, shards.INDEX), found)

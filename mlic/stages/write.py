@@ -1,0 +1,194 @@
+"""Write planned shards by Ray tasks, one shard each, so that what is there is whole; and read them again to be sure."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlic.cluster.ray import Share
+from mlic.cluster.runs import disk_errors, temporary, write_atomic
+from mlic.config import Location, PackConfig
+from mlic.data import packing, shards, storage
+from mlic.errors import DataError, PartialError
+from mlic.stages.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_ALLOWED_BAD = 10  # so many unreadable images never stop pack, whatever their share of a small folder is
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What all tasks of one pack have in common."""
+
+    out: Location
+    labels: tuple[str, ...]
+    max_pixels: int
+    expansion: packing.Expansion
+
+
+def write_all(
+    config: PackConfig, plan: Sequence[packing.ShardPlan], samples: packing.Samples, labels: tuple[str, ...],
+    expansion: packing.Expansion, share: Share, bad: Mapping[str, str],
+) -> list[packing.Written]:  # fmt: skip
+    """Write the shards that are not there yet; returns the accounts of all in the order of the plan.
+
+    `bad` are the images that are known to be bad already. Raises DataError when there are more of them than the
+    settings allow and PartialError when it is interrupted.
+    """
+    done = {written.name: written for written in _already_written(config.out, plan)}
+    todo = [shard for shard in plan if shard.name not in done]
+    progress = Progress(logger, "pack", len(todo), "shards", "images")
+    known = dict(bad)
+    for written in done.values():
+        known |= dict(written.bad)
+    settings = _Settings(config.out, labels, config.max_pixels, expansion)
+    found = len(samples) + len(bad)
+    try:
+        _stop_at_too_many_bad(config, known, found)
+        jobs = ((shard, samples.take(shard.rows)) for shard in todo)
+        for written in _map(_write_shard, jobs, settings, share.workers):
+            done[written.name] = written
+            known |= dict(written.bad)
+            progress.add(written.samples, len(written.bad))
+            _stop_at_too_many_bad(config, known, found)
+    except KeyboardInterrupt:
+        raise PartialError(
+            f"stopped after {len(done):,} of {len(plan):,} shards.", "run the same command again to go on."
+        ) from None
+    return [done[shard.name] for shard in plan]
+
+
+def _stop_at_too_many_bad(config: PackConfig, bad: Mapping[str, str], found: int) -> None:
+    if not bad:
+        return
+    file, reason = min(bad.items())
+    hint = "mend or remove them, or allow more by --max-bad SHARE."
+    if config.on_bad == "fail":
+        raise DataError(f"{file} cannot be read: {reason}.", "mend or remove it, or give --on-bad quarantine.")
+    if len(bad) > max(_ALLOWED_BAD, config.max_bad * found):
+        raise DataError(
+            f"{len(bad):,} images cannot be read, more than max_bad allows ({config.max_bad:.1%}); "
+            f"the first is {file}: {reason}.",
+            hint,
+        )
+
+
+def _map(work: Callable[[T, Any], R], jobs: Iterator[T], settings: Any, workers: int) -> Iterator[R]:
+    """Results of `work` on the jobs as they come, by Ray tasks; as many jobs exist at a time as there are workers."""
+    import ray
+
+    task = ray.remote(num_cpus=1, max_retries=3)(work)
+    shared = ray.put(settings)
+    running: set[Any] = set()
+    more = True
+    try:
+        while more or running:
+            while more and len(running) < workers:
+                job = next(jobs, None)
+                if job is None:
+                    more = False
+                else:
+                    running.add(task.remote(job, shared))
+            if not running:
+                return
+            ready, rest = ray.wait(list(running), num_returns=1)
+            running = set(rest)
+            for reference in ready:
+                try:
+                    yield ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from None
+    finally:  # after an error nothing goes on writing behind the back of the next attempt
+        for reference in running:
+            ray.cancel(reference, force=True)
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=10)
+
+
+def _write_shard(job: tuple[packing.ShardPlan, packing.Samples], settings: _Settings) -> packing.Written:
+    """A Ray task: write a shard and, after it, its account, each under its final name only when it is whole."""
+    plan, samples = job
+    path = storage.join(settings.out, plan.name)
+    with disk_errors(path):
+        if isinstance(path, Path):
+            with temporary(path) as part:
+                written, table = _write_to(part, plan, samples, settings)
+                part.replace(path)
+        else:
+            with tempfile.TemporaryDirectory(prefix="mlic-pack-") as folder:
+                part = Path(folder) / plan.name
+                written, table = _write_to(part, plan, samples, settings)
+                storage.upload(part, path)
+    write_atomic(_account(settings.out, plan.name), packing.dump_account(written, table))
+    return written
+
+
+def _write_to(
+    part: Path, plan: packing.ShardPlan, samples: packing.Samples, settings: _Settings
+) -> tuple[packing.Written, Any]:
+    with part.open("wb") as file:
+        return packing.write(plan, samples, settings.labels, file, settings.max_pixels, settings.expansion)
+
+
+def _account(out: Location, name: str) -> Location:
+    return storage.join(out, f".{name}.parquet")
+
+
+def _already_written(out: Location, plan: Sequence[packing.ShardPlan]) -> Iterator[packing.Written]:
+    """Shards of an earlier attempt that are there with their account and in their full size."""
+    there = set(storage.names(out))
+    for shard in plan:
+        account = _account(out, shard.name)
+        if f".{shard.name}.parquet" not in there or shard.name not in there:
+            continue
+        try:
+            written = packing.parse_written(storage.read(account))
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is written again: its account does not read (%s)", shard.name, error)
+            continue
+        if storage.size(storage.join(out, shard.name)) == written.size:
+            yield written
+
+
+def tables(out: Location, names: Sequence[str]) -> Iterator[Any]:
+    """The tables of written shards, one after the other."""
+    for name in names:
+        yield packing.parse_account(storage.read(_account(out, name)))[1]
+
+
+def remove_accounts(out: Location) -> None:
+    """Remove the shards' own accounts, once the index and the table hold what they hold."""
+    for name in storage.names(out):
+        if name.startswith(".") and name.endswith(".tar.parquet"):
+            storage.delete(storage.join(out, name))
+
+
+def verify_all(out: Location, index: Mapping[str, Any], max_pixels: int, share: Share) -> None:
+    """Read every shard and compare it with the index. Raises DataError that names the first wrong one."""
+    progress = Progress(logger, "verify", len(index["shards"]), "shards", "images")
+    wrong: dict[str, str] = {}
+    for name, reason in _map(_verify_shard, iter(index["shards"].items()), (out, max_pixels), share.workers):
+        if reason is not None:
+            wrong[name] = reason
+        progress.add(index["shards"][name]["samples"], 0)
+    if wrong:
+        name, reason = min(wrong.items())
+        raise DataError(
+            f"{len(wrong):,} of {len(index['shards']):,} shards are not what was written; {name} {reason}.",
+            f"remove {'it' if len(wrong) == 1 else 'them'} and run the same command again.",
+        )
+
+
+def _verify_shard(job: tuple[str, Mapping[str, Any]], settings: tuple[Location, int]) -> tuple[str, str | None]:
+    """A Ray task: what is wrong with a shard, or None."""
+    name, expected = job
+    out, max_pixels = settings
+    return name, shards.verify(storage.join(out, name), expected, max_pixels)

@@ -1,0 +1,118 @@
+"""Against a real S3 server on this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mlic.data import sources, storage
+from mlic.data.shards import read_split
+from mlic.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URL of an empty bucket, by a server that is named in the environment as AWS's tools know it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    given = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+    }  # fmt: skip
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        for _ in range(300):
+            try:
+                request = urllib.request.Request(f"{given['AWS_ENDPOINT_URL']}/photos", method="PUT")  # noqa: S310
+                urllib.request.urlopen(request, timeout=5)  # noqa: S310
+                break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            raise AssertionError("the S3 server does not answer")
+        yield "s3://photos"
+    finally:
+        server.terminate()
+        server.wait()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def test_locations() -> None:
+    assert storage.join("s3://b/x/?scheme=http", "a/b.jpg") == "s3://b/x/a/b.jpg?scheme=http"
+    assert storage.join(Path("/x"), "a/b.jpg") == Path("/x/a/b.jpg")
+    assert storage.parent("s3://b/x/list.txt") == "s3://b/x"
+    assert storage.suffix("s3://b/x/LIST.TXT?scheme=http") == ".txt"
+    assert storage.name("s3://b/x/list.txt?scheme=http") == "list.txt"
+
+
+def test_files_in_an_object_store(bucket: str, tmp_path: Path) -> None:
+    folder = storage.join(bucket, "t")
+    assert not storage.is_folder(folder)
+    assert storage.names(folder) == []
+    storage.put(storage.join(folder, "a.txt"), b"hello")
+    (tmp_path / "b").write_bytes(b"x" * 10_000_000)
+    storage.upload(tmp_path / "b", str(storage.join(folder, "sub/b.bin")))
+    storage.put(storage.join(folder, ".hidden/c"), b"")
+    assert storage.is_folder(folder)
+    assert storage.read(storage.join(folder, "a.txt")) == b"hello"
+    assert storage.size(storage.join(folder, "sub/b.bin")) == 10_000_000
+    assert storage.size(storage.join(folder, "sub")) is None
+    assert sorted((name, size) for name, size, _ in storage.walk(folder)) == [("a.txt", 5), ("sub/b.bin", 10_000_000)]
+    with storage.File(storage.join(folder, "a.txt")) as file:
+        assert file.read_at(1, 3) == b"ell"
+    storage.delete(storage.join(folder, "a.txt"))
+    storage.delete(storage.join(folder, "nothing"))
+    assert "a.txt" not in storage.names(folder)
+
+
+def test_a_store_that_is_not_there(bucket: str) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        sources.list_images(f"{bucket}/nowhere")
+    with pytest.raises(DataError, match="no way to read ftp:// locations"):
+        sources.list_images("ftp://host/x")
+
+
+@pytest.mark.ray
+def test_pack_from_and_to_an_object_store(
+    bucket: str, corpus: Path, shards: Path, mlic: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Byte for byte the shards of the same images on a disk; and again, and after a shard was lost."""
+    for path in [*(corpus / "images").iterdir(), *(corpus / "annotations").iterdir()]:
+        storage.upload(path, f"{bucket}/corpus/{path.parent.name}/{path.name}")
+    out = f"{bucket}/shards"
+    command = ["pack", f"{bucket}/corpus/images", "--labels", f"{bucket}/corpus/annotations", "--out", out]
+    first = mlic(*command)
+    assert first.returncode == 0, first.stderr
+    for path in shards.glob("*.tar"):
+        assert storage.read(storage.join(out, path.name)) == path.read_bytes()
+    assert not [name for name in storage.names(out) if name.startswith(".")]
+    stamps = {name: stamp for name, _, stamp in storage.walk(out)}
+    again = mlic(*command)
+    assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
+    assert {name: stamp for name, _, stamp in storage.walk(out)} == stamps
+    storage.delete(storage.join(out, "val-000000.tar"))
+    again = mlic(*command, "--verify")
+    assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
+    assert mlic(*command, "--seed", "1").returncode == 2
+    remote, local = read_split(out, "val"), read_split(shards, "val")
+    assert remote.keys == local.keys
+    assert (remote.targets == local.targets).all()
+    examined = mlic("doctor", out)
+    assert examined.returncode == 0, examined.stderr
+    assert "alignment" in examined.stdout
