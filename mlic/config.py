@@ -246,8 +246,12 @@ class FitSettings(Settings):
     image_size: int = setting(128, "Side of the square input in pixels", cli="flag", ge=8, le=4096)
     color: Color | Literal["auto"] = setting("auto", "rgb, gray, or what the architecture was made for")
     hflip: bool = setting(True, "Mirror training images at random")
+    crop: float = setting(1.0, "Smallest share of a training image that a random crop shows; 1: no crops", gt=0, le=1)
     head_prior: bool = setting(True, "Start the output biases at the labels' log-odds in the training split")
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto: bf16 on GPUs that have it, fp32 elsewhere")
+    checkpoint_steps: int = setting(
+        500, "Steps after which an epoch's position is kept, so that a stopped run goes on from there", ge=1, place=True
+    )
     max_bad: float = setting(0.01, "Largest share of undecodable samples before the run stops", ge=0, le=1)
     doctor: bool = setting(True, "Examine the shards first, as mlic doctor does", cli="flag", place=True)
     cache_gb: float = setting(

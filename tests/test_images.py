@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
 from mlic.config import Preprocessing
 from mlic.data import images
 from mlic.data.images import BadImage
+from mlic.data.loader import decode_batch
 
 LIMIT = 10_000_000
 
@@ -107,10 +109,29 @@ def test_extra_bytes_after_a_whole_jpeg_are_harmless() -> None:
 
 @pytest.mark.parametrize("color", ["rgb", "gray"])
 @pytest.mark.parametrize("size", [(40, 30), (128, 128), (700, 400), (1200, 1100)])
-def test_load_gives_the_models_input(color: Any, size: tuple[int, int]) -> None:
+def test_what_the_loader_makes_of_it(color: Any, size: tuple[int, int]) -> None:
     prep = Preprocessing(image_size=128, color=color, mean=(0.5,), std=(0.5,))
     image = picture(*size)
-    pixels = images.load(encoded(image, "JPEG", quality=95), prep, LIMIT)
-    assert (pixels.shape, pixels.dtype) == ((128, 128, prep.channels), np.uint8)
+    data = encoded(image, "JPEG", quality=95)
+    batch, bad = decode_batch([lambda: data, lambda: b""], prep, LIMIT)
+    assert (batch.shape, batch.dtype) == ((2, 128, 128, prep.channels), torch.uint8)
+    assert bad == {1: "zero bytes"}
+    assert not batch[1].any()
+    pixels = batch[0].numpy()
     whole = np.asarray(image.convert("RGB" if color == "rgb" else "L").resize((128, 128), Image.Resampling.BILINEAR))
     assert np.abs(pixels.astype(int) - whole.reshape(pixels.shape)).mean() < 4
+
+
+def test_a_jpeg_is_decoded_straight_into_the_batch() -> None:
+    data = encoded(picture(64, 48), "JPEG")
+    out = np.zeros((48, 64, 3), np.uint8)
+    assert images.decode(data, "rgb", LIMIT, out=out) is out
+    assert (out == images.decode(data, "rgb", LIMIT)).all()
+    assert images.decode(data, "rgb", LIMIT, out=np.zeros((64, 48, 3), np.uint8)).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("top", [1.0, 255.0])
+def test_floating_point_images_of_both_conventions(top: float) -> None:
+    ramp = np.linspace(0, top, 64, dtype=np.float32).reshape(8, 8)
+    pixels = images.decode(encoded(Image.fromarray(ramp), "TIFF"), "gray", LIMIT)
+    assert (pixels[0, 0, 0], pixels[-1, -1, 0]) == (0, 255)

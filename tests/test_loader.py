@@ -11,7 +11,7 @@ from PIL import Image
 
 from mlic.config import Preprocessing
 from mlic.data import packing, shards
-from mlic.data.augment import Normalizer, mirrors
+from mlic.data.augment import Normalizer, crops, margin, mirrors
 from mlic.data.loader import ShardReader, ahead, eval_batches, train_batches
 from mlic.data.sources import list_images
 from mlic.errors import DataError
@@ -167,3 +167,50 @@ def test_mirrors_are_fair_and_seeded() -> None:
     assert 450 < int(mirrors(1000, 1, 0).sum()) < 550
     assert mirrors(1000, 1, 0).equal(mirrors(1000, 1, 0))
     assert not mirrors(1000, 1, 0).equal(mirrors(1000, 1, 1))
+
+
+def test_the_normalizer_writes_to_the_same_memory_again() -> None:
+    normalize = Normalizer([0.5], [0.25], torch.device("cpu"))
+    images = torch.randint(0, 256, (4, 8, 8, 1), dtype=torch.uint8)
+    first = normalize(images)
+    expected = first[:2].clone()
+    second = normalize(images[:2])
+    assert second.data_ptr() == first.data_ptr()
+    assert second.equal(expected)
+
+
+def test_crops_are_parts_of_the_image_and_seeded() -> None:
+    boxes = crops(5000, 0.25, 1, 0)
+    assert boxes.min() >= 0
+    assert boxes.max() <= 1
+    height, width = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert 0.2 < (height * width).min() < 0.3
+    assert 0.55 < (height * width).mean() < 0.65
+    assert (boxes == crops(5000, 0.25, 1, 0)).all()
+    assert (boxes != crops(5000, 0.25, 1, 1)).any()
+
+
+def test_crops_show_that_part_with_and_without_the_cache(tmp_path: Path) -> None:
+    """A ramp from left to right: its crop begins and ends where the box does."""
+    ramp = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], (64, 64, 3))
+    Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "a.png")
+    samples = packing.Samples(list_images(tmp_path), np.ones((1, 1), np.int8), np.zeros(1, np.int64))
+    (plan,) = packing.plan(samples, ["val"], 64, 1, 0)
+    with (tmp_path / plan.name).open("wb") as out:
+        table = packing.write(plan, samples, ("a",), out, 10**6)[1]
+    split = shards.Split(
+        "val", ("a",), (tmp_path / plan.name,), table.column("key"), table.column("file"), samples.targets,
+        np.zeros(1, np.int64), table.column("offset").to_numpy(), table.column("size").to_numpy(), "e" * 32,
+    )  # fmt: skip
+    prep = PREP.model_copy(update={"image_size": margin(56)})
+    assert prep.image_size == 64
+    found = []
+    for cached in (False, True):
+        with ShardReader(split, prep) as reader:
+            assert reader.use_cache(1.0, 1, tmp_path / "cache") if cached else True
+            (batch,) = reader.batches([np.array([0])], 1, np.array([[0.25, 0.5, 0.75, 1.0]]), 56)
+        found.append(batch.images)
+    assert found[0].equal(found[1])
+    assert found[0].shape == (1, 56, 56, 3)
+    assert abs(int(found[0][0, 0, 0, 0]) - 128) <= 4
+    assert int(found[0][0, 0, -1, 0]) == 252

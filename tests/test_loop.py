@@ -66,6 +66,41 @@ def test_resumed_equals_straight_bit_for_bit(shards: Path, tmp_path: Path, after
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("steps", [5, 8, 9])
+def test_resumed_within_an_epoch_equals_straight(
+    shards: Path, tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six steps an epoch, checkpoints after every second: with dropout, crops and mirrored images."""
+    options = {"hidden": 32, "dropout": 0.5}
+    config = settings(shards, epochs=2, crop=0.5, checkpoint_steps=2, arch_options=options)
+    loop.fit(config, place(tmp_path / "straight"), lambda _: None)
+    taken = 0
+    ended = torch.optim.Adam.step
+
+    def stop(self: Any, *arguments: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken > steps:
+            raise Killed
+        return ended(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", stop)
+        with pytest.raises(Killed):
+            loop.fit(config, place(tmp_path / "stopped"), lambda _: None)
+    loop.fit(config, place(tmp_path / "stopped"), lambda _: None)
+    within = steps % 6 // 2 * 2
+    assert (
+        f"goes on after epoch {steps // 6} of 2" + (f" and {within} steps" if within else "") + "\n"
+        in (tmp_path / "stopped" / "log.txt").read_text()
+    )
+    one, two = (loop.read_history(tmp_path / name) for name in ("straight", "stopped"))
+    assert without_times(one) == without_times(two)
+    first, second = weights(tmp_path / "straight"), weights(tmp_path / "stopped")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.ray
 def test_it_learns(shards: Path, tmp_path: Path) -> None:
     rows: list[dict[str, float]] = []
     loop.fit(settings(shards, epochs=10, image_size=64, lr=3e-3), place(tmp_path / "run"), rows.append)

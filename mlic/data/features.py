@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from mlic.config import Preprocessing
 from mlic.data import images
 
 _SIDE, _GRID, _BINS = 32, 4, 6
-_PREPROCESSING = Preprocessing(image_size=_SIDE, color="rgb", mean=(0.0,) * 3, std=(1.0,) * 3)
 
 NUM_FEATURES = _GRID * _GRID * (3 + 3 + _BINS)
 
@@ -20,7 +19,8 @@ def extract(data: bytes, max_pixels: int) -> np.ndarray[Any, Any]:
 
     Raises BadImage.
     """
-    pixels = images.load(data, _PREPROCESSING, max_pixels).astype(np.float32) / 255
+    whole = Image.fromarray(images.decode(data, "rgb", max_pixels, side=_SIDE))
+    pixels = np.asarray(whole.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)).astype(np.float32) / 255
     cells = _cells(pixels)  # (16, 64, 3)
     gray = pixels.mean(axis=2)
     dy, dx = np.gradient(gray)

@@ -13,7 +13,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from mlic.config import Color, Preprocessing
+from mlic.config import Color
+
+Array = np.ndarray[Any, Any]
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
@@ -93,17 +95,18 @@ def header(data: Any, max_pixels: int) -> ImageInfo:
         return ImageInfo(image.format or "", image.width, image.height)
 
 
-def decode(data: bytes, color: Color, max_pixels: int, side: int = 0) -> np.ndarray[Any, Any]:
+def decode(data: bytes, color: Color, max_pixels: int, side: int = 0, out: Array | None = None) -> Array:
     """Decode to uint8 (height, width, channels), channels 3 for rgb and 1 for gray, upright by its EXIF tag.
 
     With `side`, a JPEG whose both sides are at least twice that is decoded at a half, quarter or eighth, which is
-    cheaper and never below `side`. Transparent pixels are laid on white; 16-bit images are scaled to 8 bits. Raises
-    BadImage for anything that is broken, truncated, or above `max_pixels`.
+    cheaper and never below `side`. A JPEG that comes out in the size of `out`, a whole array of that kind, is decoded
+    straight into it, and then `out` is what is returned. Transparent pixels are laid on white; 16-bit images are
+    scaled to 8 bits. Raises BadImage for anything that is broken, truncated, or above `max_pixels`.
     """
     if not data:
         raise BadImage("zero bytes")
     if data[:2] == b"\xff\xd8":
-        pixels = _decode_jpeg(data, color, max_pixels, side)
+        pixels = _decode_jpeg(data, color, max_pixels, side, out)
         if pixels is not None:
             return pixels
     with _pillow(data, max_pixels) as image:
@@ -115,18 +118,7 @@ def decode(data: bytes, color: Color, max_pixels: int, side: int = 0) -> np.ndar
             raise BadImage(_reason(error)) from None
 
 
-def load(data: bytes, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray[Any, Any]:
-    """Decode and resize to uint8 (image_size, image_size, channels). Raises BadImage."""
-    size = preprocessing.image_size
-    pixels = decode(data, preprocessing.color, max_pixels, side=size)
-    if pixels.shape[:2] == (size, size):
-        return pixels
-    image = Image.fromarray(pixels[:, :, 0] if preprocessing.color == "gray" else pixels)
-    resized = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-    return resized.reshape(size, size, preprocessing.channels)
-
-
-def _decode_jpeg(data: bytes, color: Color, max_pixels: int, side: int) -> np.ndarray[Any, Any] | None:
+def _decode_jpeg(data: bytes, color: Color, max_pixels: int, side: int, out: Array | None) -> Array | None:
     """Decode by libjpeg-turbo, or return None where Pillow has to judge.
 
     That is CMYK and YCCK, which libjpeg-turbo does not convert, and any warning of the decoder: it warns of harmless
@@ -142,13 +134,18 @@ def _decode_jpeg(data: bytes, color: Color, max_pixels: int, side: int) -> np.nd
     factor = 1
     while factor < 8 and side and min(width, height) >= side * factor * 2:
         factor *= 2
+    high, wide = -(-height // factor), -(-width // factor)
+    shape = (high, wide, 1 if color == "gray" else 3)
+    into = out if out is not None and out.shape == shape and out.flags.c_contiguous else None
     try:
         pixels = simplejpeg.decode_jpeg(
-            data, colorspace="GRAY" if color == "gray" else "RGB",
-            min_height=-(-height // factor) if factor > 1 else 0, min_width=-(-width // factor) if factor > 1 else 0,
+            data, colorspace="GRAY" if color == "gray" else "RGB", min_height=high if factor > 1 else 0,
+            min_width=wide if factor > 1 else 0, buffer=into,
         )  # fmt: skip
     except ValueError:
         return None
+    if into is not None and pixels.shape == shape:
+        pixels = into
     if b"Exif\0\0" in data[:4096]:
         with _pillow(data, max_pixels) as image:
             return _upright(pixels, image.getexif().get(_EXIF_ORIENTATION, 1))
@@ -168,13 +165,15 @@ def _pillow(data: Any, max_pixels: int) -> Image.Image:
     return image
 
 
-def _pillow_pixels(image: Image.Image, color: Color) -> np.ndarray[Any, Any]:
+def _pillow_pixels(image: Image.Image, color: Color) -> Array:
     mode: Literal["RGB", "L"] = "RGB" if color == "rgb" else "L"
     if image.mode.startswith("I"):
         deep = np.asarray(image, dtype=np.int64)
         image = Image.fromarray((deep.clip(0, 65535) // 257).astype(np.uint8))
     elif image.mode == "F":
-        image = Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
+        real = np.nan_to_num(np.asarray(image))
+        real = real * 255 if real.max(initial=0) <= 1 else real  # both conventions are about
+        image = Image.fromarray(real.clip(0, 255).astype(np.uint8))
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -182,7 +181,7 @@ def _pillow_pixels(image: Image.Image, color: Color) -> np.ndarray[Any, Any]:
     return pixels.reshape(pixels.shape[0], pixels.shape[1], -1)
 
 
-def _upright(pixels: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, Any]:
+def _upright(pixels: Array, orientation: int) -> Array:
     turns, mirror = _TURNS.get(orientation, (0, False))
     if turns:
         pixels = np.rot90(pixels, turns)

@@ -74,7 +74,10 @@ def eval_batches(
 
 
 class ShardReader:
-    """Reads images out of shards by offset, or out of the node's cache of decoded ones; keeps the files open."""
+    """Reads images out of shards by offset, or out of the node's cache of decoded ones; keeps the files open.
+
+    `preprocessing` says how large the images are that are read and cached; crops of them may be smaller.
+    """
 
     def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
         self._split, self._preprocessing = split, preprocessing
@@ -107,20 +110,34 @@ class ShardReader:
         self._decoded = cache.decoded(self._split, self._preprocessing, limit_gb, where, decode)
         return self._decoded is not None
 
-    def batches(self, batches: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]], threads: int) -> Iterator[Batch]:
-        """Load batches of sample numbers in their order, decoding ahead in `threads` threads."""
+    def batches(
+        self,
+        batches: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]],
+        threads: int,
+        crops: np.ndarray[Any, Any] | None = None,
+        size: int = 0,
+    ) -> Iterator[Batch]:
+        """Load batches of sample numbers in their order, decoding ahead in `threads` threads.
+
+        With `crops` (N, 4), top, left, bottom and right of each sample of the split in shares of its sides, that part
+        of each image is resized to `size` pixels.
+        """
         if self._decoded is None:
             for i in {int(s) for batch in batches for s in self._split.shard[batch]} - self._files.keys():
                 self._files[i] = storage.File(self._split.shards[i])
-        yield from ahead(self._load, batches, threads)
+        yield from ahead(lambda index: self._load(index, crops, size), batches, threads)
 
-    def _load(self, index: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Batch:
+    def _load(
+        self, index: np.ndarray[tuple[int], np.dtype[np.int64]], crops: np.ndarray[Any, Any] | None, size: int
+    ) -> Batch:
         split = self._split
         if self._decoded is not None:
             pixels = torch.from_numpy(self._decoded.images[index])
             bad = {row: self._decoded.bad[int(i)] for row, i in enumerate(index) if int(i) in self._decoded.bad}
         else:
             pixels, bad = decode_batch([self._reader(int(i)) for i in index], self._preprocessing, MAX_PIXELS)
+        if crops is not None:
+            pixels = _cropped(pixels, crops[index], size)
         targets = split.targets[index]
         for row in bad:
             targets[row] = -1
@@ -133,6 +150,16 @@ class ShardReader:
         return lambda: file.read_at(offset, size)
 
 
+def _cropped(pixels: torch.Tensor, boxes: np.ndarray[Any, Any], size: int) -> torch.Tensor:
+    """Parts of images (B, S, S, C) given by `boxes` (B, 4) in shares of the sides, as (B, size, size, C)."""
+    side = pixels.shape[1]
+    edges = np.concatenate([np.floor(boxes[:, :2] * side), np.ceil(boxes[:, 2:] * side)], axis=1).astype(int)
+    out = torch.empty(len(pixels), size, size, pixels.shape[3], dtype=torch.uint8)
+    for i, (top, left, bottom, right) in enumerate(edges.clip(0, side).tolist()):
+        out[i] = _resize(pixels[i, top:bottom, left:right].numpy(), size)
+    return out
+
+
 def decode_batch(
     readers: Sequence[Callable[[], bytes]], preprocessing: Preprocessing, max_pixels: int
 ) -> tuple[torch.Tensor, dict[int, str]]:
@@ -143,10 +170,22 @@ def decode_batch(
     bad: dict[int, str] = {}
     for position, read in enumerate(readers):
         try:
-            array[position] = images.load(read(), preprocessing, max_pixels)
+            found = images.decode(read(), preprocessing.color, max_pixels, side=size, out=array[position])
+            if found.shape[:2] != (size, size):
+                pixels[position] = _resize(found, size)
+            elif not np.shares_memory(found, array):
+                array[position] = found
         except images.BadImage as error:
+            array[position] = 0
             bad[position] = str(error)
     return pixels, bad
+
+
+def _resize(pixels: np.ndarray[Any, Any], size: int) -> torch.Tensor:
+    """uint8 (H, W, C) to (size, size, C), bilinear with antialiasing: as Pillow does it, in a fifth of its time."""
+    whole = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    small = torch.nn.functional.interpolate(whole, (size, size), mode="bilinear", antialias=True)
+    return small[0].permute(1, 2, 0)
 
 
 def ahead(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:

@@ -1,7 +1,8 @@
 """The training loop: one model, fitted by one process or by many; the same under Ray Train and under Ray Tune.
 
-An epoch leaves `checkpoints/last.pt` and, where it was the best so far, `checkpoints/best.pt`. All randomness is drawn
-from (seed, epoch), so a run that goes on from a checkpoint is the run that was never stopped.
+An epoch leaves `checkpoints/last.pt` and, where it was the best so far, `checkpoints/best.pt`; within an epoch
+`last.pt` is written every so many steps. All randomness is drawn from the seed, the epoch, the step and the sample, so
+a run that goes on from a checkpoint is the run that was never stopped.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlic.cluster.runs import disk_errors, is_current, temporary, write_atomic
 from mlic.config import Color, Preprocessing, TrainConfig
-from mlic.data.augment import Normalizer, mirrors
+from mlic.data.augment import Normalizer, crops, margin, mirrors
 from mlic.data.loader import Batch, ShardReader, eval_batches, train_batches
 from mlic.data.shards import Split, read_split
 from mlic.errors import DataError, RunError
@@ -138,7 +139,8 @@ class _Fitting:
             ids = [place.device] if place.device.type == "cuda" else None
             self.wrapped = DistributedDataParallel(self.net, device_ids=ids)
         self.normalize = Normalizer(prep.mean, prep.std, place.device)
-        self.train_reader = stack.enter_context(ShardReader(train, prep))
+        side = margin(prep.image_size) if config.crop < 1 else prep.image_size
+        self.train_reader = stack.enter_context(ShardReader(train, prep.model_copy(update={"image_size": side})))
         self.val_reader = stack.enter_context(ShardReader(val, prep))
         for reader in (self.train_reader, self.val_reader):
             reader.use_cache(config.cache_gb, config.loader_threads)
@@ -147,6 +149,7 @@ class _Fitting:
         self.best_value = -math.inf
         self.bad: set[str] = set()
         self.step = 0
+        self.done, self.total = 0, 0.0  # steps of the epoch that are done, and the sum of their losses over all ranks
 
     def resume(self) -> list[dict[str, float]]:
         """Take up the last checkpoint, when there is one, and return the metrics of the epochs before it."""
@@ -156,7 +159,9 @@ class _Fitting:
             self.net.load_state_dict(last["net"])
             self.optimizer.load_state_dict(last["optimizer"])
             self.history, self.step, self.best_value = last["history"], last["step"], last["best_value"]
-            self._say(f"goes on after epoch {len(self.history)} of {self.config.epochs}")
+            self.done, self.total = last["done"], last["total"]
+            within = f" and {self.done} steps" if self.done else ""
+            self._say(f"goes on after epoch {len(self.history)} of {self.config.epochs}{within}")
         if self.place.rank == 0:
             lines = "".join(json.dumps(row) + "\n" for row in self.history)
             write_atomic(self.place.folder / "metrics.jsonl", lines.encode())
@@ -193,12 +198,14 @@ class _Fitting:
         batches = train_batches(len(self.train), config.batch_size, place.rank, place.world_size, config.seed, epoch)
         total_steps = config.epochs * len(batches)
         mirror = mirrors(len(self.train), config.seed, epoch) if config.hflip else None
-        torch.manual_seed((config.seed * 1_000_003 + epoch) * 1_009 + place.rank)
+        parts = crops(len(self.train), config.crop, config.seed, epoch) if config.crop < 1 else None
         self.wrapped.train()
         clock = _Clock()
-        total, since_check = torch.zeros((), device=place.device), 0
-        loaded = self.train_reader.batches([mine for mine, _ in batches], config.loader_threads)
-        for (_, whole), batch in zip(batches, clock.watch(loaded), strict=True):
+        total = torch.zeros((), device=place.device)
+        left = batches[self.done :]
+        loaded = self.train_reader.batches([m for m, _ in left], config.loader_threads, parts, config.image_size)
+        for (_, whole), batch in zip(left, clock.watch(loaded), strict=True):
+            torch.manual_seed((config.seed * 1_000_003 + self.step) * 1_009 + place.rank)
             self._count_bad(batch, len(self.train))
             self._set_lr(total_steps)
             images = self.normalize(batch.images, None if mirror is None else mirror[batch.index])
@@ -211,17 +218,18 @@ class _Fitting:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
-            self.step += 1
+            self.step, self.done = self.step + 1, self.done + 1
             total += loss.detach()
-            since_check += 1
             clock.images += len(whole)
-            if since_check == _CHECK_EVERY_STEPS:
+            if self.done % _CHECK_EVERY_STEPS == 0:
                 self._check_finite(total)
-                since_check = 0
+            if self.done % config.checkpoint_steps == 0 and self.done < len(batches):
+                self._settle(total)
+                self._save_last()
             if clock.due():
                 self._say(self._line(epoch, total_steps, float(loss.detach()) / place.world_size, clock))
-        self._check_finite(total)
-        mean = self._sum_over_ranks(float(total)) / place.world_size / len(batches)
+        self._settle(total)
+        mean, self.done, self.total = self.total / place.world_size / len(batches), 0, 0.0
         return {
             "train/loss": mean,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -260,20 +268,38 @@ class _Fitting:
     def _save(self, row: dict[str, float], better: bool, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
         """Write the epoch's row and checkpoint; `last.pt` comes last, so that it never points past the others."""
         folder = self.place.folder
-        if not is_current(self.place.owner, self.place.attempt):
-            raise RunError("a newer start of this run has taken over.", "let that one run.")
-        (folder / "checkpoints").mkdir(exist_ok=True)
-        state = {name: tensor.cpu() for name, tensor in self.net.state_dict().items()}
+        self._check_current()
+        state = self._state()
         if better:
             best = {"epoch": int(row["epoch"]), "metrics": row, "state": state}
             _save_atomic(folder / "checkpoints" / "best.pt", best | {k: torch.from_numpy(v) for k, v in arrays.items()})
         with disk_errors(folder), (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        last = {
-            "net": state, "optimizer": self.optimizer.state_dict(), "history": self.history, "step": self.step,
-            "best_value": self.best_value,
-        }  # fmt: skip
-        _save_atomic(folder / "checkpoints" / "last.pt", last)
+        self._save_last()
+
+    def _save_last(self) -> None:
+        """Write what a run that is stopped goes on from."""
+        if self.place.rank == 0:
+            self._check_current()
+            last = {
+                "net": self._state(), "optimizer": self.optimizer.state_dict(), "history": self.history,
+                "step": self.step, "best_value": self.best_value, "done": self.done, "total": self.total,
+            }  # fmt: skip
+            _save_atomic(self.place.folder / "checkpoints" / "last.pt", last)
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.cpu() for name, tensor in self.net.state_dict().items()}
+
+    def _check_current(self) -> None:
+        if not is_current(self.place.owner, self.place.attempt):
+            raise RunError("a newer start of this run has taken over.", "let that one run.")
+        (self.place.folder / "checkpoints").mkdir(exist_ok=True)
+
+    def _settle(self, total: torch.Tensor) -> None:
+        """Add the ranks' sums of losses to the epoch's, at the same steps whether or not the run was stopped there."""
+        self._check_finite(total)
+        self.total += self._sum_over_ranks(float(total))
+        total.zero_()
 
     def _set_lr(self, total_steps: int) -> None:
         factor = 1.0
