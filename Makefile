@@ -32,9 +32,11 @@ golden: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.golden
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog -r README.md
 
+# With other loaders and writers where they are installed: see benchmarks/requirements.txt.
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.pack
 	$(BIN)/python -m benchmarks.loader
+	$(BIN)/python -m benchmarks.plan
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mlic needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -29,6 +29,10 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 # command -> (its configuration, module and function of its stage, examples for its help)
 _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
     "pack": (config.PackConfig, "mlic.stages.pack", "pack", ["mlic pack photos/ --labels annotations/ --out shards/"]),
+    "explore": (
+        config.ExploreConfig, "mlic.stages.explore", "explore",
+        ["mlic explore shards/", "mlic explore photos/ --labels annotations/ --out look/"],
+    ),
     "doctor": (config.DoctorConfig, "mlic.stages.doctor", "doctor", ["mlic doctor shards/"]),
     "train": (
         config.TrainConfig, "mlic.stages.train", "train",

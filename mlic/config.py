@@ -214,6 +214,20 @@ def is_split_name(name: str) -> bool:
     return name.isidentifier() and name.isascii() and name == name.lower()
 
 
+class ExploreConfig(Settings):
+    """Show what a data set is like: its labels, images, splits and duplicates, as a page with figures."""
+
+    data: AnyPath = setting(..., "Shards, or images as for mlic pack", cli="argument", place=True)
+    labels: AnyPath | None = setting(None, "Label files, where the data are images", cli="flag", place=True)
+    format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised", cli="flag")
+    out: LocalPath = setting(
+        Path("explore"), "Folder for the page, its figures and explore.json", cli="flag", place=True,
+        validate_default=True,
+    )  # fmt: skip
+    max_images: int = setting(20_000, "Images to open, at most; labels are counted over all", cli="flag", ge=1)
+    seed: int = setting(42, "Seed of the choice of images", ge=0, le=2**31 - 1)
+
+
 class DoctorConfig(Settings):
     """Examine shards: do the labels belong to the images, and can every label be learnt and measured?"""
 

@@ -59,3 +59,35 @@ def test_auc_is_scikit_learns() -> None:
     scores, targets = rng.random(200), rng.integers(-1, 2, 200)
     known = targets >= 0
     assert alignment._auc(scores, targets) == pytest.approx(roc_auc_score(targets[known], scores[known]))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_right_labels_have_no_lost_stretch(seed: int) -> None:
+    for n, strength in ((3000, 1.5), (1000, 3.0), (3000, 0.6), (300, 1.0)):
+        features, targets = sample(n, seed, strength)
+        assert alignment.stretches(features, targets, seed) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_shifted_stretch_is_found_where_it_is(seed: int) -> None:
+    features, targets = sample(4000, seed, 3.0)
+    targets[1000:1600] = np.roll(targets[1000:1600], 1, axis=0)
+    (found,) = alignment.stretches(features, targets, seed)
+    assert abs(found.start - 1000) < 150
+    assert abs(found.end - 1600) < 150
+
+
+def test_samples_sorted_by_label_are_not_accused() -> None:
+    """A folder a label: within a window nearly all samples have the same labels, and shuffling them changes nothing."""
+    features, targets = sample(4000, 1, 3.0)
+    order = np.lexsort(targets.T)
+    assert alignment.stretches(features[order], targets[order], 0) == []
+
+
+def test_doubtful_samples_are_those_with_the_labels_of_others() -> None:
+    features, targets = sample(2000, 2, 4.0)
+    wrong = np.arange(0, 2000, 100)
+    targets[wrong] = targets[(wrong + 1) % 2000]
+    changed = [i for i in wrong if (targets[i] != sample(2000, 2, 4.0)[1][i]).any()]
+    worst = alignment.doubtful(features, targets, 0, 100)
+    assert len(set(changed) & set(worst.tolist())) > len(changed) * 0.3  # by chance 5%

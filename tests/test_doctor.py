@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -66,6 +67,52 @@ def test_labels_joined_by_position_are_caught_before_training(large: Path, ray_c
     with pytest.raises(DataError, match="the labels do not belong to the images"):
         train(config)
     assert not (tmp_path / "runs" / "b-final" / "checkpoints").exists()
+
+
+def test_labels_that_slip_by_a_line_are_caught_and_placed(large: Path, ray_cluster: None, tmp_path: Path) -> None:
+    """From one image on, for a tenth of the data, every label belongs to the image before: the rest hides it from a
+    test of the whole."""
+    wrong = tmp_path / "labels"
+    wrong.mkdir()
+    for file in (large / "annotations").iterdir():
+        numbers = [int(line) for line in file.read_text().split()]
+        moved = [600 + (n - 599) % 150 if 600 <= n < 750 else n for n in numbers]
+        (wrong / file.name).write_text("".join(f"{n}\n" for n in moved))
+    pack(PackConfig(images=large / "images", labels=wrong, out=tmp_path / "s", split={"train": 1.0}))
+    with pytest.raises(
+        DataError, match=r"do not belong to the images from about 'im(\d+)' to about 'im(\d+)'"
+    ) as error:
+        doctor(DoctorConfig(shards=tmp_path / "s"))
+    first, last = (int(n) for n in re.findall(r"'im(\d+)'", str(error.value)))
+    assert first < 700
+    assert last > 650
+
+
+def test_a_label_order_that_does_not_match_is_caught(shards: Path, tmp_path: Path) -> None:
+    """The vectors of the table are read by the order of the index; the records in the shards have the names."""
+    copy = tmp_path / "s"
+    shutil.copytree(shards, copy)
+    index = json.loads((copy / "index.json").read_text())
+    index["labels"] = index["labels"][::-1]
+    (copy / "index.json").write_text(json.dumps(index))
+    (copy / "doctor.json").unlink(missing_ok=True)
+    with pytest.raises(DataError, match="records in the shards .* name other labels than the table"):
+        doctor(DoctorConfig(shards=copy, fresh=True))
+
+
+def test_names_of_no_image_are_told(corpus: Path, ray_cluster: None, tmp_path: Path) -> None:
+    """One in a hundred names in the label files has its letters turned round."""
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for file in (corpus / "annotations").iterdir():
+        names = [f"im{number}.jpg" for number in file.read_text().split()]
+        names[::50] = [name[::-1] for name in names[::50]]
+        (labels / file.name).write_text("\n".join(names) + "\n")
+    report = pack(PackConfig(images=corpus / "images", labels=labels, out=tmp_path / "s"))
+    assert report.account.missing > 2
+    found = {check.name: check for check in doctor(DoctorConfig(shards=tmp_path / "s")).checks}
+    assert found["account"].status == "warning"
+    assert "annotated names are no image" in found["account"].text
 
 
 def test_small_sets_are_not_accused(shards: Path) -> None:

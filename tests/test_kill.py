@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -141,6 +143,58 @@ def test_a_stopped_pack(corpus: Path, shards: Path, tmp_path: Path, number: sign
         assert (tmp_path / "shards" / path.name).read_bytes() == path.read_bytes()
     assert (tmp_path / "shards" / "index.json").read_bytes() == (shards / "index.json").read_bytes()
     assert not list((tmp_path / "shards").glob(".*.part"))
+
+
+def test_pack_killed_at_twenty_random_points(corpus: Path, tmp_path: Path) -> None:
+    """The driver or one of its workers, by kill -9, again and again on the same folder until it is done."""
+    command = [
+        "pack", corpus / "images", "--labels", corpus / "annotations", "--shard-mb", "0.01", "--expand", "1",
+        "--workers", "2",
+    ]  # fmt: skip
+    (tmp_path / "straight").mkdir()
+    started = time.monotonic()
+    code, _, err = run(tmp_path / "straight", *command)
+    assert code == 0, err
+    took = time.monotonic() - started
+    rng = random.Random(5)
+    turn, killed, finished = 0, 0, 0
+    while killed < 20 or not finished:
+        folder = tmp_path / f"turn{turn}"
+        folder.mkdir(exist_ok=True)
+        process = start(folder, *command)
+        if killed < 20:
+            time.sleep(rng.uniform(0.3, took))
+            below = children(process.pid)
+            writers = [pid for pid in below if is_task(pid)]
+            victim = rng.choice(writers) if writers and rng.random() < 0.5 else process.pid
+            killed += 1
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        _, err = process.communicate(timeout=120)
+        if process.returncode == 0:
+            finished += 1
+            turn += 1
+            same_shards(folder / "shards", tmp_path / "straight" / "shards")
+        else:
+            # 4: the process that was killed was one that Ray cannot do without while it starts
+            assert process.returncode in (-signal.SIGKILL, 4), err
+    assert len(list((tmp_path / "straight" / "shards").glob("*.tar"))) > 40
+
+
+def is_task(pid: int) -> bool:
+    try:
+        return b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def same_shards(one: Path, two: Path) -> None:
+    names = sorted(path.name for path in two.iterdir() if path.name not in ("run.json", "config.json", "report.json"))
+    found = sorted(path.name for path in one.iterdir() if path.name not in ("run.json", "config.json", "report.json"))
+    assert found == names
+    for name in names:
+        if name != ".lock":
+            assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

@@ -232,10 +232,15 @@ def _init(address: str | None) -> None:
         options |= {"address": address}
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        text = " ".join(str(error).split())[:300]
-        where = f"the Ray cluster at {address}" if address else "a Ray inside this process"
-        raise ClusterError(f"cannot connect to {where}: {text}.", "check --address and RAY_ADDRESS.") from None
+    except Exception as error:  # Ray raises bare ones, too, when one of its processes does not come up
+        text = " ".join(str(error).split())[:300].rstrip(".")
+        if address is not None:
+            raise ClusterError(
+                f"cannot connect to the Ray cluster at {address}: {text}.", "check --address and RAY_ADDRESS."
+            ) from None
+        raise ClusterError(
+            f"cannot start a Ray inside this process: {text}.", "see that memory and disk are free, and try again."
+        ) from None
 
 
 def _usable_cpus() -> int:

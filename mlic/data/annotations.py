@@ -360,10 +360,7 @@ def _read_webdataset(path: Path) -> Annotations:
     archives = [path] if path.is_file() else sorted(path.glob("*.tar"))
     if not archives:
         raise DataError(f"the folder {path} holds no .tar shards.", "check --labels.")
-    listing = sources.list_images(path)
-    prefixed = len(archives) > 1 and not any(
-        listing.path(0).startswith(name) for name, *_ in sources.members(archives[0])
-    )
+    by_archive = sources.list_images(path).by_archive
     found = Builder()
     for archive in archives:
         with storage.File(archive) as file:
@@ -372,7 +369,7 @@ def _read_webdataset(path: Path) -> Annotations:
                 if how or extension not in ("json", "cls"):
                     continue
                 data, where = file.read_at(offset, size), f"{archive}:{name}"
-                found.image(f"{archive.stem}/{base}" if prefixed else base, where, 0)
+                found.image(f"{archive.stem}/{base}" if by_archive else base, where, 0)
                 if extension == "json":
                     _mark_json(found, _json_object(data, where), where)
                 else:

@@ -99,8 +99,10 @@ def _bands(hashes: Array) -> Iterator[Array]:
 
 
 def _same_rows(rows: Array) -> Array:
-    """Pairs (P, 2) that link equal rows, uint8 (N, B)."""
-    return _same_values(np.ascontiguousarray(rows).view(f"V{rows.shape[1]}").ravel())
+    """Pairs (P, 2) that link equal digests, uint8 (N, 32): those whose first 8 bytes are equal and then all."""
+    pairs = _same_values(np.ascontiguousarray(rows[:, :8]).view(np.uint64).ravel())
+    found: Array = pairs[(rows[pairs[:, 0]] == rows[pairs[:, 1]]).all(axis=1)]
+    return found
 
 
 def _same_values(values: Array) -> Array:

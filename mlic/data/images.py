@@ -33,6 +33,9 @@ _TURNS = {
 }
 
 
+MAX_PIXELS = 100_000_000  # of an image that is decoded at all, where no setting says otherwise
+
+
 class BadImage(Exception):
     """An image that cannot be used; the message is the reason, fit to stand behind the file's name."""
 
@@ -93,6 +96,17 @@ def header(data: Any, max_pixels: int) -> ImageInfo:
         return ImageInfo("JPEG", width, height)
     with _pillow(data, max_pixels) as image:
         return ImageInfo(image.format or "", image.width, image.height)
+
+
+def is_gray_file(data: bytes) -> bool:
+    """Whether an image is stored with a single channel. Raises BadImage."""
+    if data[:2] == b"\xff\xd8":
+        try:
+            return bool(simplejpeg.decode_jpeg_header(data)[2] == "Gray")
+        except ValueError as error:
+            raise BadImage(f"broken JPEG header ({error})") from None
+    with _pillow(data, MAX_PIXELS) as image:
+        return image.mode in ("1", "L", "LA", "I", "I;16", "F")
 
 
 def decode(data: bytes, color: Color, max_pixels: int, side: int = 0, out: Array | None = None) -> Array:
@@ -196,4 +210,4 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

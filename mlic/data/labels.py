@@ -216,7 +216,10 @@ def case_differs(annotations: Annotations, missing: Array, paths: pa.Array) -> i
 
 def _resolve(annotations: Annotations, paths: pa.Array) -> Array:
     """The image (M,) that each name means, -1 for none."""
-    names = pc.replace_substring_regex(annotations.names, r"^\./", "").cast(pa.large_binary())
+    names = annotations.names
+    if pc.any(pc.starts_with(names, "./")).as_py():
+        names = pc.replace_substring_regex(names, r"^\./", "")
+    names = names.cast(pa.large_binary())
     found = np.full(len(names), -1, dtype=np.int64)
     column = paths
     for level in range(4):  # what a name is compared with, the most definite first
@@ -240,22 +243,22 @@ def _resolve(annotations: Annotations, paths: pa.Array) -> Array:
 
 def _look_up(annotations: Annotations, asked: Array, names: pa.Array, column: pa.Array, paths: pa.Array) -> Array:
     """The row of `column` (N,) that equals each of `names`; `asked` are the names' numbers. Null equals nothing."""
+    hit: Array = pc.index_in(names, value_set=column, skip_nulls=True).fill_null(-1).to_numpy().astype(np.int64)
+    found = np.flatnonzero(hit >= 0)
+    if not len(found) or pc.count_distinct(column).as_py() == len(column) - column.null_count:
+        return hit
     encoded = column.dictionary_encode()
     code = encoded.indices.fill_null(-1).to_numpy()
-    known = np.flatnonzero(code >= 0)
-    first = np.full(len(encoded.dictionary), -1, dtype=np.int64)
-    first[code[known][::-1]] = known[::-1]
-    count = np.bincount(code[known], minlength=len(first))
-    hit = pc.index_in(names, value_set=encoded.dictionary, skip_nulls=True).fill_null(-1).to_numpy().astype(np.int64)
-    twice = np.flatnonzero((hit >= 0) & (count[hit] > 1)) if len(first) else np.zeros(0, int)
+    count = np.bincount(code[code >= 0])
+    twice = found[count[code[hit[found]]] > 1]
     if len(twice):
         number = int(asked[twice[0]])
-        a, b = (_show(paths[int(row)]) for row in np.flatnonzero(code == hit[twice[0]])[:2])
+        a, b = (_show(paths[int(row)]) for row in np.flatnonzero(code == code[hit[twice[0]]])[:2])
         raise DataError(
             f"{annotations.where(number)}: {annotations.names[number].as_py()!r} could mean {a} or {b}.",
             "name the image by its path within the folder.",
         )
-    return np.where(hit >= 0, first[hit], -1) if len(first) else np.full(len(hit), -1)
+    return hit
 
 
 def _file_names(paths: pa.Array) -> pa.Array:

@@ -23,7 +23,6 @@ from mlic.data import cache, images, storage
 from mlic.data.shards import Split
 from mlic.errors import DataError
 
-MAX_PIXELS = 100_000_000
 _CACHE_BATCH = 256
 _AHEAD = 3  # batches decoded ahead of the one in use, for each thread
 
@@ -125,6 +124,10 @@ class ShardReader:
         if self._decoded is None:
             for i in {int(s) for batch in batches for s in self._split.shard[batch]} - self._files.keys():
                 self._files[i] = storage.File(self._split.shards[i])
+        elif crops is None:
+            # Copying decoded images takes less than handing them from one core to another.
+            yield from (self._load(index, None, size) for index in batches)
+            return
         yield from ahead(lambda index: self._load(index, crops, size), batches, threads)
 
     def _load(
@@ -135,7 +138,7 @@ class ShardReader:
             pixels = torch.from_numpy(self._decoded.images[index])
             bad = {row: self._decoded.bad[int(i)] for row, i in enumerate(index) if int(i) in self._decoded.bad}
         else:
-            pixels, bad = decode_batch([self._reader(int(i)) for i in index], self._preprocessing, MAX_PIXELS)
+            pixels, bad = decode_batch([self._reader(int(i)) for i in index], self._preprocessing, images.MAX_PIXELS)
         if crops is not None:
             pixels = _cropped(pixels, crops[index], size)
         targets = split.targets[index]

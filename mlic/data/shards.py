@@ -7,11 +7,12 @@ index.json             labels in order, splits, counts, account, settings; writt
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +65,20 @@ class Split:
         """The key of sample `i`."""
         return str(self.keys[int(i)].as_py())
 
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Callable[[int], bytes]]:
+        """A function that reads the image of sample `i`, with the shards held open. It raises BadImage."""
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(storage.File(shard)) for shard in self.shards]
+
+            def read(i: int) -> bytes:
+                try:
+                    return files[int(self.shard[i])].read_at(int(self.offsets[i]), int(self.sizes[i]))
+                except OSError as error:
+                    raise images.BadImage(error.strerror or "cannot be read") from None
+
+            yield read
+
 
 def read_index(folder: Location) -> dict[str, Any]:
     """Read a shard folder's index. Raises DataError when there is none, or one of another kind."""
@@ -111,7 +126,8 @@ def check_fold(folder: Location, index: Mapping[str, Any], fold: int) -> None:
 def read_split(folder: Location, split: str | None, fold: int | None = None) -> Split:
     """Read the table of one split, or of all.
 
-    With a `fold`, the split train is all samples of the other folds, and val those of the fold. Raises DataError when a
+    With a `fold`, the split train is all samples of the other folds, and val those of the fold, without augmented
+    versions. Raises DataError when a
     split or a shard is missing or cut off.
     """
     import pyarrow.compute as pc
@@ -124,7 +140,8 @@ def read_split(folder: Location, split: str | None, fold: int | None = None) -> 
     by_fold = fold is not None and split in ("train", "val")
     check_sizes(folder, index, None if by_fold else split)
     if by_fold:
-        test = pc.field("fold") == fold if split == "val" else (pc.field("fold") != fold) & (pc.field("fold") >= 0)
+        of_fold = pc.field("fold") == fold
+        test = of_fold & (pc.field("version") == 0) if split == "val" else ~of_fold & (pc.field("fold") >= 0)
     else:
         test = None if split is None else pc.field("split") == split
     table = read_table(folder, ["key", "file", "shard", "offset", "size", "target"], test)

@@ -5,13 +5,14 @@ A listing holds columns and no objects, so that one of ten million images fits i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -46,7 +47,8 @@ class Listing:
     `paths` and `keys` are binary columns (N,): the name of each image within `root`, and that name without its
     extension, which is the sample's id. `sizes` (bytes) and `stamps` (time of the last change, ns; 0 in archives) are
     int64 (N,). `members` says for images in `archives` where their bytes lie; it is None for loose files.
-    `others` counts the files that are no images by their name.
+    `others` counts the files that are no images by their name; `by_archive` says that paths begin with their archive's
+    name, since their names alone do not tell them apart.
     """
 
     root: Location
@@ -57,6 +59,7 @@ class Listing:
     archives: tuple[Location, ...] = ()
     members: Array | None = None
     others: int = 0
+    by_archive: bool = False
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -66,6 +69,12 @@ class Listing:
 
     def key(self, i: int) -> str:
         return _text(self.keys[i].as_py())
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Callable[[int], bytes]]:
+        """A function that reads image `i`, with archives held open. It raises BadImage."""
+        with Reader(self) as reader:
+            yield reader.read
 
     def take(self, rows: Array) -> Listing:
         """The images with these numbers, in this order."""
@@ -275,7 +284,7 @@ def _archives(root: Location, archives: Sequence[Location]) -> Listing:
             for name, size, *member in members(archive):
                 if is_image(name):
                     found.add(f"{stem(archive)}/{name}", size, 0, number, *member)
-        listing = found.listing(root, archives)
+        listing = replace(found.listing(root, archives), by_archive=True)
     return listing
 
 

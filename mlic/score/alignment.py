@@ -108,7 +108,7 @@ def stretches(features: Array, targets: Array, seed: int) -> list[Stretch]:
         if given[window].var(axis=0).sum() < spread / 2:
             continue
         if _window_z(scores[window], given[window], rng) < _LOST_Z:
-            if lost and lost[-1].end >= start:
+            if lost and lost[-1].end + width >= start:
                 lost[-1] = Stretch(lost[-1].start, start + width)
             else:
                 lost.append(Stretch(start, start + width))

@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlic.cluster.runs import fingerprint, write_atomic, write_json
-from mlic.config import Location, Model, PackConfig, result_settings
+from mlic.config import AnyPath, Location, Model, PackConfig, result_settings
 from mlic.data import packing, shards, storage
-from mlic.data.labels import Annotations
 from mlic.data.sources import Listing
 from mlic.data.splits import leakage
 
@@ -54,7 +53,7 @@ class PackReport(Model):
     one split.
     """
 
-    out: Location
+    out: AnyPath
     source: str
     images: int
     samples: int
@@ -160,25 +159,25 @@ def left_out(trouble: Mapping[str, Sequence[tuple[str, str]]]) -> bytes:
 
 
 def index(
-    config: PackConfig, annotations: Annotations, seen: Seen, account: Account,
+    config: PackConfig, labels: tuple[str, ...], source: str, seen: Seen, account: Account,
     trouble: Mapping[str, Sequence[tuple[str, str]]], names: Sequence[str], written: Sequence[packing.Written],
 ) -> dict[str, Any]:  # fmt: skip
     """index.json: everything about the shards but their samples."""
     total = sum(config.split.values())
-    counts = _counts(annotations.labels, written)
+    counts = _counts(labels, written)
     splits: dict[str, Any] = {}
     for name in names:
         own = [shard for shard in written if shard.split == name]
-        labels = _counts(annotations.labels, own)
+        own_counts = _counts(labels, own)
         splits[name] = {
             "samples": sum(shard.samples for shard in own), "target_share": config.split.get(name, 0.0) / total,
-            "images": int((seen.split == names.index(name)).sum()), "label_counts": labels,
-            "label_shares": {label: count / max(1, counts[label]) for label, count in labels.items()},
+            "images": int((seen.split == names.index(name)).sum()), "label_counts": own_counts,
+            "label_shares": {label: count / max(1, counts[label]) for label, count in own_counts.items()},
         }  # fmt: skip
     return {
         "format": 1,
         "kind": "shards",
-        "labels": list(annotations.labels),
+        "labels": list(labels),
         "samples": sum(shard.samples for shard in written),
         "label_counts": counts,
         "splits": splits,
@@ -187,9 +186,9 @@ def index(
         "near_duplicates": _groups(seen),
         "leakage": None if seen.group is None else leakage(seen.split, seen.group),
         "trouble": {kind: [f"{name}: {reason}" for name, reason in items[:_LISTED]] for kind, items in trouble.items()},
-        "source": annotations.source,
+        "source": source,
         "settings": result_settings(config),
-        "fingerprint": fingerprint(annotations.labels, [(shard.name, shard.sha256) for shard in written]),
+        "fingerprint": fingerprint(labels, [(shard.name, shard.sha256) for shard in written]),
         "shards": {
             shard.name: {"split": shard.split, "samples": shard.samples, "size": shard.size, "sha256": shard.sha256}
             for shard in written

@@ -17,7 +17,7 @@ import numpy as np
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import fingerprint, write_json
-from mlic.config import DoctorConfig, Location, Model
+from mlic.config import AnyPath, DoctorConfig, Location, Model
 from mlic.data import features as features_of
 from mlic.data import images, storage
 from mlic.data.shards import Split, read_index, read_sample, read_split, read_table
@@ -28,7 +28,6 @@ from mlic.stages.measure import aligned
 logger = logging.getLogger(__name__)
 
 _CHUNK = 500
-_MAX_PIXELS = 100_000_000
 _FEW_FILES = 4096
 _LITTLE_DISK, _LITTLE_SHM = 2 * 2**30, 64 * 2**20
 _CONSTANT_SHARE = 0.01
@@ -49,7 +48,7 @@ class Check(Model):
 class DoctorReport(Model):
     """What the examination found; no check is an error, or the stage would have raised it."""
 
-    shards: Location
+    shards: AnyPath
     checks: tuple[Check, ...]
 
     def text(self) -> str:
@@ -109,11 +108,11 @@ def _look(config: DoctorConfig, index: dict[str, Any], cluster: cluster_ray.Clus
     found, differ = _features(split, cluster, config)
     bad = np.isnan(found[:, 0])
     features, targets = found[~bad], split.targets[~bad]
-    keys = np.array([split.key(i) for i in np.flatnonzero(~bad).tolist()])
+    keys = [split.key(i) for i in np.flatnonzero(~bad).tolist()]
     checks = [_alignment(probe(features, targets, config.seed))]
     if checks[0].status == "ok":
         checks.append(_stretches(stretches(features, targets, config.seed), keys))
-        worst = keys[doubtful(features, targets, config.seed, _LISTED)]
+        worst = [keys[i] for i in doubtful(features, targets, config.seed, _LISTED).tolist()]
         text = f"labels that agree least with their images: {', '.join(worst)}"
         checks.append(Check(name="doubtful", status="note", text=text))
     return [*checks, _records(differ, split), _pixels(features, bad)]
@@ -156,7 +155,7 @@ def _extract(split: Split) -> tuple[np.ndarray[Any, Any], list[int]]:
             if record is not None and not _says_the_same(record, split, row):
                 differ.append(row)
             with contextlib.suppress(images.BadImage):
-                found[row] = features_of.extract(data, _MAX_PIXELS)
+                found[row] = features_of.extract(data, images.MAX_PIXELS)
     return found, differ
 
 
@@ -179,7 +178,7 @@ def _records(differ: Sequence[int], split: Split) -> Check:
     return Check(name="label order", status="error", text=text)
 
 
-def _stretches(lost: Sequence[Stretch], keys: np.ndarray[Any, Any]) -> Check:
+def _stretches(lost: Sequence[Stretch], keys: Sequence[str]) -> Check:
     if not lost:
         return Check(name="stretches", status="ok", text="the labels belong to the images from the first to the last")
     first = lost[0]

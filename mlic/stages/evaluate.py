@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlic.cluster.runs import disk_errors, write_atomic, write_json
-from mlic.config import EvaluateConfig, LabelFormat, Location, Model, PredictConfig
+from mlic.config import AnyPath, EvaluateConfig, LabelFormat, Location, Model, PredictConfig
 from mlic.data import labels, predictions, storage
 from mlic.data.annotations import read_annotations
 from mlic.data.shards import INDEX, read_split
@@ -26,7 +26,7 @@ class EvaluateReport(Model):
     """The measurement, and where it was written. `unmatched` counts annotated images without a prediction."""
 
     predictions: Path
-    labels: Location
+    labels: AnyPath
     metrics: Path
     report: Path
     unmatched: int

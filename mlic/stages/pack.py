@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,21 +34,23 @@ _VERSION_NAME = r"~[0-9]+$"
 
 @dataclass(frozen=True)
 class Found:
-    """What is to be packed before a single image was opened: N images with distinct keys, their labels, and which split
-    some of them have already (`fixed` (N,), a number into `splits`, -1 for none)."""
+    """What is to be packed before a single image was opened: N images with distinct keys and `targets` int8 (N, L).
+
+    `column` (N,) are the values of the group column as numbers, -1 for none; `fixed` (N,) the splits that some images
+    have already, as numbers into `splits`, -1 for none. `duplicate` and `missing` are what went elsewhere, as (name,
+    reason). `inputs` are fingerprints of all that decides the shards but the settings.
+    """
 
     listing: Listing
-    annotations: Annotations
-    joined: Joined
-    duplicate: tuple[tuple[str, str], ...]
-    missing: tuple[tuple[str, str], ...]
+    labels: tuple[str, ...]
+    source: str
+    targets: Array
+    column: Array | None
     splits: tuple[str, ...]
     fixed: Array
-
-    def inputs(self) -> dict[str, str]:
-        """Fingerprints of all that decides the shards but the settings."""
-        given = fingerprint(self.splits, self.fixed.tobytes())
-        return {"images": self.listing.fingerprint(), "labels": self.annotations.fingerprint(), "splits": given}
+    duplicate: tuple[tuple[str, str], ...]
+    missing: tuple[tuple[str, str], ...]
+    inputs: dict[str, str]
 
 
 def pack(config: PackConfig) -> PackReport:
@@ -59,8 +61,7 @@ def pack(config: PackConfig) -> PackReport:
     unreadable images than `max_bad` allows, and PartialError when it is interrupted.
     """
     found = find(config)
-    inputs = found.inputs()
-    with Run.open(config.out, "pack", config, inputs, config.fresh) as run:
+    with Run.open(config.out, "pack", config, found.inputs, config.fresh) as run:
         finished = run.finished and _whole(config.out)
         if finished and not config.verify:
             return PackReport(**run.report)
@@ -71,7 +72,7 @@ def pack(config: PackConfig) -> PackReport:
         with cluster_ray.connect(config.address) as cluster:
             cluster_ray.check_shared(cluster, config.out, config.images)
             share = cluster_ray.task_share(cluster, config.workers, use_gpus=False)
-            report = PackReport(**run.report) if finished else _pack(config, found, share, inputs)
+            report = PackReport(**run.report) if finished else _pack(config, found, share)
             if not finished:
                 run.finish(report)
             if config.verify:
@@ -105,28 +106,34 @@ def find(config: PackConfig) -> Found:
     if missing and (differ := labels.case_differs(annotations, joined.missing, unique.paths)):
         logger.warning("%d missing names are those of images but for upper and lower case", differ)
     splits, fixed = _given_splits(config, annotations, joined, unique)
-    annotations, joined = _label_the_unlabelled(config, annotations, joined)
-    labels.check_names(annotations.labels)
-    unknown = [name for name in config.thin_labels if name not in annotations.labels]
+    names, targets = _label_the_unlabelled(config, annotations.labels, joined.targets)
+    labels.check_names(names)
+    unknown = [name for name in config.thin_labels if name not in names]
     if unknown:
-        raise DataError(f"thin_labels names {unknown[0]!r}.", f"the labels are {', '.join(annotations.labels)}.")
+        raise DataError(f"thin_labels names {unknown[0]!r}.", f"the labels are {', '.join(names)}.")
     if config.expand and pc.any(pc.match_substring_regex(unique.keys, _VERSION_NAME)).as_py():
         raise DataError("some images end in ~ and a number, as versions do.", "rename them, or leave --expand out.")
-    return Found(unique, annotations, joined, duplicate, missing, splits, fixed)
+    inputs = {
+        "images": unique.fingerprint(), "labels": annotations.fingerprint(),
+        "splits": fingerprint(splits, fixed.tobytes()),
+    }  # fmt: skip
+    return Found(
+        unique, names, annotations.source, targets, _group_column(annotations, joined), splits, fixed, duplicate,
+        missing, inputs,
+    )  # fmt: skip
 
 
-def _label_the_unlabelled(config: PackConfig, annotations: Annotations, joined: Joined) -> tuple[Annotations, Joined]:
+def _label_the_unlabelled(config: PackConfig, names: tuple[str, ...], targets: Array) -> tuple[tuple[str, ...], Array]:
     """With `as-label`, one more label for the images that have none; unknown where one of their labels is."""
     if config.unlabelled != "as-label":
-        return annotations, joined
-    if config.unlabelled_label in annotations.labels:
+        return names, targets
+    if config.unlabelled_label in names:
         raise DataError(
             f"{config.unlabelled_label!r} is a label already.", "give --set unlabelled_label=NAME another name."
         )
-    none = np.where((joined.targets == -1).any(axis=1), -1, 1).astype(np.int8)
-    none[(joined.targets == 1).any(axis=1)] = 0
-    targets = np.concatenate([joined.targets, none[:, None]], axis=1)
-    return replace(annotations, labels=(*annotations.labels, config.unlabelled_label)), replace(joined, targets=targets)
+    none = np.where((targets == -1).any(axis=1), -1, 1).astype(np.int8)
+    none[(targets == 1).any(axis=1)] = 0
+    return (*names, config.unlabelled_label), np.concatenate([targets, none[:, None]], axis=1)
 
 
 def _given_splits(
@@ -180,36 +187,34 @@ def _earlier_test(folder: Location, listing: Listing, number: int) -> Array:
     return np.where(again, number, -1)
 
 
-def _pack(config: PackConfig, found: Found, share: cluster_ray.Share, inputs: Mapping[str, str]) -> PackReport:
-    samples, seen = _arrange(config, found, share, inputs)
+def _pack(config: PackConfig, found: Found, share: cluster_ray.Share) -> PackReport:
+    samples, seen = _arrange(config, found, share)
     expansion = packing.Expansion(
         config.expand, config.expand_by, config.thin,
-        tuple(found.annotations.labels.index(name) for name in config.thin_labels), config.seed,
+        tuple(found.labels.index(name) for name in config.thin_labels), config.seed,
     )  # fmt: skip
     plan = packing.plan(samples, found.splits, config.shard_mb, config.min_shards, config.seed, expansion)
-    written = write_all(config, plan, samples, found.annotations.labels, expansion, share, seen.bad)
+    written = write_all(config, plan, samples, found.labels, expansion, share, seen.bad)
     account, trouble = accounts.settle(seen, written)
     if not any(shard.samples for shard in written):
         raise DataError(
             f"none of the {account.unreadable:,} images in {config.images} can be read.", "check the folder."
         )
-    index = accounts.index(config, found.annotations, seen, account, trouble, found.splits, written)
+    index = accounts.index(config, found.labels, found.source, seen, account, trouble, found.splits, written)
     table = packing.table_bytes(tables(config.out, [shard.name for shard in written]))
     accounts.warn(trouble, index["label_counts"], index["leakage"])
     accounts.write_files(config.out, trouble, table, index)
     return accounts.report(config, index, account.packed_labelled + account.packed_unlabelled)
 
 
-def _arrange(
-    config: PackConfig, found: Found, share: cluster_ray.Share, inputs: Mapping[str, str]
-) -> tuple[packing.Samples, Seen]:
+def _arrange(config: PackConfig, found: Found, share: cluster_ray.Share) -> tuple[packing.Samples, Seen]:
     """Look at the images where that is asked for, leave out what is not to be packed, and deal out the splits."""
-    listing, targets, column = found.listing, found.joined.targets, _group_column(found)
+    listing, targets = found.listing, found.targets
     group, digest, bad = None, None, dict[int, str]()
-    if config.group_by != "none" or column is not None:
-        known = fingerprint(sorted(inputs.items()), config.max_pixels)
+    if config.group_by != "none" or found.column is not None:
+        known = fingerprint(sorted(found.inputs.items()), config.max_pixels)
         seen = scan(listing, config.out, config.max_pixels, share, known)
-        group, digest, bad = seen.groups(config.group_by, column), seen.digests, seen.bad
+        group, digest, bad = seen.groups(config.group_by, found.column), seen.digests, seen.bad
     usable = np.ones(len(listing), bool)
     usable[list(bad)] = False
     dropped = usable & ~(targets == 1).any(axis=1) if config.unlabelled == "drop" else np.zeros(len(listing), bool)
@@ -227,15 +232,15 @@ def _arrange(
     )
 
 
-def _group_column(found: Found) -> Array | None:
+def _group_column(annotations: Annotations, joined: Joined) -> Array | None:
     """The value (N,) of the group column of each image, as a number; -1 where it is empty or the image has no line."""
-    values = found.annotations.columns.get("group")
+    values = annotations.columns.get("group")
     if values is None:
         return None
     encoded = values.dictionary_encode()
     empty = np.array([not value for value in encoded.dictionary.to_pylist()], bool)
     number = np.where(empty[encoded.indices.to_numpy()], -1, encoded.indices.to_numpy())
-    return np.where(found.joined.names >= 0, number[found.joined.names], -1)
+    return np.where(joined.names >= 0, number[joined.names], -1)
 
 
 def deal(config: PackConfig, samples: packing.Samples, names: Sequence[str], fixed: Array) -> Array:

@@ -7,13 +7,12 @@ every bad image come for free, at half of the CPU time.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import functools
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,7 +227,7 @@ class _Predictor:
 
         batches = [range(i, min(i + self._batch_size, len(items))) for i in range(0, len(items), self._batch_size)]
         scores, errors = [], []
-        with _opened(items.source) as read:
+        with items.source.opened() as read:
 
             def decode(batch: range) -> Any:
                 readers = [functools.partial(read, i) for i in batch]
@@ -240,18 +239,6 @@ class _Predictor:
                 errors += [bad.get(position) for position in range(len(batch))]
         _write_part(out, items, np.concatenate(scores), errors)
         return len(items), sum(error is not None for error in errors)
-
-
-@contextlib.contextmanager
-def _opened(source: Listing | Split) -> Iterator[Callable[[int], bytes]]:
-    """A function that reads the bytes of the i-th image, from wherever it lies."""
-    if isinstance(source, Listing):
-        with sources.Reader(source) as reader:
-            yield reader.read
-        return
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(storage.File(shard)) for shard in source.shards]
-        yield lambda i: files[source.shard[i]].read_at(int(source.offsets[i]), int(source.sizes[i]))
 
 
 def _part(parts: Path, number: int) -> Path:

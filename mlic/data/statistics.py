@@ -1,0 +1,64 @@
+"""What a set of labels looks like: how often, how many at a time, which together, and which always with another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Implication:
+    """Nearly every sample with the label `first` has the label `second` too; `exceptions` number those that do not."""
+
+    first: int
+    second: int
+    support: int
+    exceptions: Array
+
+    @property
+    def confidence(self) -> float:
+        return 1 - len(self.exceptions) / self.support
+
+
+def together(targets: Array) -> Array:
+    """How many samples have both labels, int64 (L, L), of targets (N, L) with 1 where a label is given."""
+    given = (targets == 1).astype(np.float32)
+    return np.asarray(np.rint(given.T @ given), np.int64)
+
+
+def cardinality(targets: Array) -> Array:
+    """How many samples have 0, 1, 2 ... labels."""
+    return np.bincount((targets == 1).sum(axis=1))
+
+
+def implications(targets: Array, least_support: int, least_confidence: float) -> list[Implication]:
+    """Pairs of labels of which the first nearly implies the second, the clearest first.
+
+    Samples for which either label is unknown say nothing. A second label that most samples have anyway is no news: the
+    pair has to leave clearly less than half of the exceptions that chance would.
+    """
+    found = []
+    both, known = together(targets), targets >= 0
+    for first in range(targets.shape[1]):
+        for second in range(targets.shape[1]):
+            if first == second or both[first, second] < least_confidence * least_support:
+                continue
+            having = (targets[:, first] == 1) & known[:, second]
+            support = int(having.sum())
+            exceptions = np.flatnonzero(having & (targets[:, second] == 0))
+            if support < least_support or len(exceptions) > (1 - least_confidence) * support:
+                continue
+            by_chance = support * (targets[known[:, second], second] == 0).mean()
+            if 2 * len(exceptions) + 3 <= by_chance:
+                found.append(Implication(first, second, support, exceptions))
+    return sorted(found, key=lambda item: (-item.confidence, -item.support))
+
+
+def label_sets(targets: Array) -> tuple[int, int]:
+    """How many different sets of labels there are, and how many of them only once."""
+    counts = np.unique(np.packbits(targets == 1, axis=1), axis=0, return_counts=True)[1]
+    return len(counts), int((counts == 1).sum())

@@ -1,0 +1,224 @@
+"""Look at a data set before anything is trained on it: its labels, images, splits and duplicates."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mlic.cluster import ray as cluster_ray
+from mlic.cluster.runs import disk_errors, write_atomic, write_json
+from mlic.config import ExploreConfig
+from mlic.data import duplicates, images, labels, shards, sources, statistics, storage
+from mlic.data.annotations import read_annotations
+from mlic.data.shards import INDEX, Split
+from mlic.data.sources import Listing
+from mlic.errors import ConfigError
+from mlic.stages import explore_page, figures
+from mlic.stages.explore_report import ExploreReport, ImplicationRow
+from mlic.stages.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, Any]
+
+_CHUNK = 500
+_GRAY_WITHIN = 4  # levels between channels: what JPEG makes of three equal ones
+_THUMBNAIL = 128
+_PER_LABEL = 12
+_SUPPORT, _CONFIDENCE = 20, 0.95
+_LISTED = 20
+_FILE = "explore.json"
+
+
+@dataclass(frozen=True)
+class Data:
+    """N samples to explore, from shards or from images and label files; `split` names each one's split, if any."""
+
+    source: Split | Listing
+    targets: Array
+    labels: tuple[str, ...]
+    split: list[str] | None
+
+    def key(self, i: int) -> str:
+        return self.source.key(int(i))
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of n images: `rows` numbers them in the data, `seen` is one record each, None for a bad one, and
+    `hashes` uint8 (n, 48) their digests and perceptual hashes; `thumbnails` are JPEG files by row."""
+
+    rows: Array
+    seen: list[dict[str, Any] | None]
+    hashes: Array
+    thumbnails: dict[int, bytes]
+
+
+def explore(config: ExploreConfig) -> ExploreReport:
+    """Explore shards, or a folder of images with its labels, and write a page, PNGs and JSON.
+
+    Raises DataError for bad input and ConfigError where the output would overwrite what mlic did not write.
+    """
+    data = _read(config)
+    _refuse_foreign(config.out)
+    rng = np.random.default_rng([config.seed, 12])
+    shown = _samples_of_labels(data, rng)
+    chosen = np.sort(rng.permutation(len(data.targets))[: config.max_images])
+    rows = np.unique(np.concatenate([chosen, *shown.values()]).astype(np.int64))
+    with cluster_ray.connect(config.address) as cluster:
+        look = _look(data, rows, {i for some in shown.values() for i in some.tolist()}, cluster, config)
+    report = _summary(config, data, look)
+    with disk_errors(config.out):
+        config.out.mkdir(parents=True, exist_ok=True)
+    pictures = figures.of_data(report)
+    grids = {label: figures.grid([look.thumbnails[i] for i in found.tolist() if i in look.thumbnails]) for label, found
+             in shown.items()}  # fmt: skip
+    for name, picture in pictures.items():
+        write_atomic(config.out / f"{name}.png", picture)
+    for number, grid in enumerate(grids.values()):
+        if grid is not None:
+            write_atomic(config.out / f"samples-{number:03d}.png", figures.png(grid))
+    write_atomic(report.page, explore_page.render(report, pictures, grids).encode())
+    write_json(config.out / _FILE, {"format": 1, "kind": "explore", **report.model_dump(mode="json")})
+    return report
+
+
+def _read(config: ExploreConfig) -> Data:
+    if storage.size(storage.join(config.data, INDEX)) is not None:
+        split = shards.read_split(config.data, None)
+        names = shards.read_table(config.data, ["split"]).column("split").to_pylist()
+        return Data(split, split.targets, split.labels, names)
+    if config.labels is None:
+        raise ConfigError("--labels is not given.", "name the label files of the images, or give a folder of shards.")
+    listing = sources.list_images(config.data).unique()[0]
+    annotations = read_annotations(config.labels, config.format)
+    return Data(listing, labels.join(annotations, listing.paths).targets, annotations.labels, None)
+
+
+def _refuse_foreign(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is not a folder.", "name a folder by --out.")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if json.loads((out / _FILE).read_text(encoding="utf-8")).get("kind") == "explore":
+            return
+    raise ConfigError(f"{out} holds files that mlic did not write.", "name another folder by --out.")
+
+
+def _samples_of_labels(data: Data, rng: np.random.Generator) -> dict[str, Array]:
+    """A few samples of each label, at random, and of those without any."""
+    given = {label: np.flatnonzero(data.targets[:, i] == 1) for i, label in enumerate(data.labels)}
+    given["(no label)"] = np.flatnonzero(~(data.targets == 1).any(axis=1))
+    return {label: rng.permutation(found)[:_PER_LABEL] for label, found in given.items() if len(found)}
+
+
+def _look(data: Data, rows: Array, shown: set[int], cluster: cluster_ray.Cluster, config: ExploreConfig) -> Look:
+    """Open the images with these numbers by Ray tasks."""
+    import ray
+
+    share = cluster_ray.task_share(cluster, config.workers, use_gpus=False)
+    task = ray.remote(num_cpus=1)(_open)
+    parts = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
+    progress = Progress(logger, "explore", len(parts), "chunks", "images")
+    running: list[Any] = []
+    found = []
+    for number, part in enumerate(parts):
+        running.append(task.remote(data.source.take(part), [int(i) in shown for i in part]))
+        while len(running) >= (share.workers if number < len(parts) - 1 else 1):
+            found.append(ray.get(running.pop(0)))
+            progress.add(len(found[-1][0]), sum(record is None for record in found[-1][0]))
+    thumbnails = {
+        int(part[row]): data for part, (_, _, some) in zip(parts, found, strict=True) for row, data in some.items()
+    }
+    seen = [record for records, _, _ in found for record in records]
+    return Look(rows, seen, np.concatenate([hashes for _, hashes, _ in found]), thumbnails)
+
+
+def _open(source: Split | Listing, shown: list[bool]) -> tuple[list[dict[str, Any] | None], Array, dict[int, bytes]]:
+    """A Ray task: what is to be seen of each image, its hashes, and thumbnails of those that are shown."""
+    seen: list[dict[str, Any] | None] = []
+    hashes = np.zeros((len(source), 48), np.uint8)
+    thumbnails = {}
+    with source.opened() as read:
+        for i in range(len(source)):
+            try:
+                data = read(i)
+                record, pixels = _describe(data)
+                hashes[i, :32] = np.frombuffer(duplicates.digest(data), np.uint8)
+                hashes[i, 32:] = np.frombuffer(duplicates.perceptual_hash(data, images.MAX_PIXELS), np.uint8)
+            except images.BadImage:
+                seen.append(None)
+                hashes[i, :32] = np.frombuffer(duplicates.digest(source.key(i).encode("utf-8", "replace")), np.uint8)
+                continue
+            seen.append(record)
+            if shown[i]:
+                small = Image.fromarray(pixels)
+                small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+                out = io.BytesIO()
+                small.save(out, "JPEG", quality=88)
+                thumbnails[i] = out.getvalue()
+    return seen, hashes, thumbnails
+
+
+def _describe(data: bytes) -> tuple[dict[str, Any], Array]:
+    """Size, format, kind of colour and brightness of an image, and its pixels."""
+    info = images.header(data, images.MAX_PIXELS)
+    pixels = images.decode(data, "rgb", images.MAX_PIXELS, side=2 * _THUMBNAIL)
+    spread = int((pixels.max(axis=2).astype(int) - pixels.min(axis=2)).max())
+    color = "colour" if spread > _GRAY_WITHIN else "grey" if images.is_gray_file(data) else "grey as RGB"
+    record = {"size": f"{info.width} x {info.height}", "format": info.format, "color": color,
+              "brightness": float(pixels.mean())}  # fmt: skip
+    return record, pixels
+
+
+def _summary(config: ExploreConfig, data: Data, look: Look) -> ExploreReport:
+    targets = data.targets
+    good = [record for record in look.seen if record is not None]
+    group = duplicates.clusters(look.hashes[:, :32], look.hashes[:, 32:])
+    names, sizes = np.unique(group, return_counts=True)
+    many = names[sizes > 1]
+    found = statistics.implications(targets, _SUPPORT, _CONFIDENCE)
+    different, once = statistics.label_sets(targets)
+    splits: dict[str, dict[str, int]] = {}
+    if data.split is not None:
+        of = np.array(data.split)
+        splits = {name: _counts(data, targets[of == name]) for name in dict.fromkeys(data.split)}
+    brightness = np.histogram([record["brightness"] for record in good], bins=32, range=(0, 256))[0]
+    return ExploreReport(
+        data=config.data, out=config.out, samples=len(targets), labels=_counts(data, targets),
+        unknown=dict(zip(data.labels, (targets == -1).sum(axis=0).tolist(), strict=True)),
+        cardinality=statistics.cardinality(targets).tolist(), label_sets=different, label_sets_seen_once=once,
+        together=statistics.together(targets).tolist(),
+        implications=tuple(
+            ImplicationRow(
+                first=data.labels[item.first], second=data.labels[item.second], support=item.support,
+                exceptions=len(item.exceptions), keys=tuple(data.key(i) for i in item.exceptions[:_LISTED]),
+            )
+            for item in found
+        ),
+        splits=splits, looked_at=len(look.seen), bad=len(look.seen) - len(good), color=_tally(good, "color"),
+        formats=_tally(good, "format"), sizes=_tally(good, "size"), brightness=brightness.tolist(),
+        duplicate_groups=len(many),
+        duplicates=tuple(
+            tuple(data.key(i) for i in look.rows[np.flatnonzero(group == name)[:_LISTED]]) for name in many[:100]
+        ),
+        page=config.out / "explore.html",
+    )  # fmt: skip
+
+
+def _counts(data: Data, targets: Array) -> dict[str, int]:
+    return dict(zip(data.labels, (targets == 1).sum(axis=0).tolist(), strict=True))
+
+
+def _tally(records: list[dict[str, Any]], name: str) -> dict[str, int]:
+    return dict(Counter(record[name] for record in records).most_common())

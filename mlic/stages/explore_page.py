@@ -1,0 +1,104 @@
+"""The page of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+
+from PIL import Image
+
+from mlic.stages import figures, page
+from mlic.stages.explore_report import ExploreReport
+
+_SIZES = 12
+
+
+def render(report: ExploreReport, pictures: Mapping[str, bytes], grids: Mapping[str, Image.Image | None]) -> str:
+    """The page as text; `pictures` are PNG files by name, `grids` samples of each label."""
+
+    def figure(name: str, description: str) -> str:
+        return page.picture(pictures[name], "png", description) if name in pictures else ""
+
+    total = sum(count * number for number, count in enumerate(report.cardinality))
+    head = (
+        f"<p>{report.samples:,} images, {len(report.labels)} labels, {total / report.samples:.2f} labels an image; "
+        f"{report.label_sets:,} different sets of labels, {report.label_sets_seen_once:,} of them seen once.</p>"
+    )
+    empty = [label for label, count in report.labels.items() if not count]
+    if empty:
+        head += page.warning(f"No image has the label {', '.join(empty[:10])}.")
+    parts = [
+        head,
+        page.section("Labels", "Images with each label.", figure("labels", "images by label") + _labels(report)),
+        page.section(
+            "Labels at a time", f"{report.cardinality[0]:,} images have none.", figure("cardinality", "by number")
+        ),
+        page.section(
+            "Labels together", "Of 100 images with the label of the row, so many have that of the column.",
+            figure("together", "matrix of labels that occur together"),
+        ),
+        _implications(report),
+        page.section("Splits", "Where each label's samples are.", figure("splits", "shares of labels by split"))
+        if report.splits else "",
+        _images(report, figure("brightness", "images by mean brightness")),
+        _duplicates(report),
+        page.section("Samples", "At random.", _samples(grids)),
+    ]  # fmt: skip
+    return page.page(f"{report.data}", "".join(parts))
+
+
+def _labels(report: ExploreReport) -> str:
+    splits = list(report.splits)
+    most = max(1, *report.labels.values())
+    unknown = any(report.unknown.values())
+    rows = []
+    for label, count in sorted(report.labels.items(), key=lambda item: -item[1]):
+        cells = [escape(label), f"{count:,}", f"{count / report.samples:.2%}", page.bar(count / most)]
+        cells += [f"{report.unknown[label]:,}"] if unknown else []
+        rows.append([*cells, *(f"{report.splits[split][label]:,}" for split in splits)])
+    return page.table(["Label", "Images", "Share", "", *(["Unknown"] if unknown else []), *splits], rows)
+
+
+def _implications(report: ExploreReport) -> str:
+    if not report.implications:
+        return ""
+    rows = [
+        [
+            f"{escape(row.first)} ⇒ {escape(row.second)}", f"{1 - row.exceptions / row.support:.2%}",
+            f"{row.support:,}", f"{row.exceptions:,}",
+            f'<td class="text">{escape(", ".join(row.keys[:8]))}{" …" if row.exceptions > 8 else ""}</td>',
+        ]
+        for row in report.implications
+    ]  # fmt: skip
+    text = "Labels that nearly always bring another one. The exceptions are the first suspects of wrong labels."
+    return page.section("Implications", text, page.table(["Rule", "Holds", "Images", "Exceptions", "Which"], rows))
+
+
+def _images(report: ExploreReport, brightness: str) -> str:
+    groups = {"Channels": report.color, "Format": report.formats, "Size in pixels": report.sizes}
+    rows = [
+        [escape(f"{kind}: {name}"), f"{count:,}", f"{count / max(1, report.looked_at):.2%}"]
+        for kind, found in groups.items()
+        for name, count in list(found.items())[:_SIZES]
+    ]
+    more = len(report.sizes) - _SIZES
+    text = f"{report.looked_at:,} images were opened, {report.bad:,} of them do not read."
+    if more > 0:
+        text += f" {more:,} more sizes are not listed."
+    return page.section("Images", text, page.table(["", "Images", "Share"], rows) + brightness)
+
+
+def _duplicates(report: ExploreReport) -> str:
+    if not report.duplicate_groups:
+        return page.section("Duplicates", "No two of the images looked at are the same or nearly the same.", "")
+    rows = [[str(i), f'<td class="text">{escape(", ".join(keys))}</td>'] for i, keys in enumerate(report.duplicates, 1)]
+    text = f"{report.duplicate_groups:,} groups of images that are the same or nearly the same."
+    return page.section("Duplicates", text, page.table(["Group", "Images"], rows))
+
+
+def _samples(grids: Mapping[str, Image.Image | None]) -> str:
+    return "".join(
+        f"<h3>{escape(label)}</h3>{page.picture(figures.jpeg(grid), 'jpeg', f'samples of {label}')}"
+        for label, grid in grids.items()
+        if grid is not None
+    )
