@@ -37,9 +37,8 @@ def listing(count: int) -> Listing:
     numbers = pc.utf8_lpad(pa.array(np.arange(count)).cast(pa.string()), 9, padding="0")
     names = pc.binary_join_element_wise("photos/", pc.utf8_slice_codeunits(numbers, 0, 5), "/im", numbers, "")
     paths = pc.binary_join_element_wise(names, ".jpg", "").cast(pa.large_string()).cast(pa.large_binary())
-    keys = names.cast(pa.large_string()).cast(pa.large_binary())
     sizes = np.random.default_rng(0).integers(5_000, 150_000, count)
-    return Listing(Path("/nowhere"), paths, keys, sizes, np.zeros(count, np.int64))
+    return Listing(Path("/nowhere"), paths, sizes, np.zeros(count, np.int64))
 
 
 def write_labels(path: Path, found: Listing) -> None:

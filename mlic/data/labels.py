@@ -110,20 +110,19 @@ class Builder:
 
     def build(self, labels: tuple[str, ...], source: str, bare_numbers: bool = False, once: bool = True) -> Annotations:
         """The annotations. Raises DataError, with `once`, when an image has two lines."""
-        self._chunks.append(pa.array(self._names, pa.large_string()))
-        encoded = pa.concat_arrays(self._chunks).dictionary_encode()
+        names = pa.concat_arrays([*self._chunks, pa.array(self._names, pa.large_string())])
         self._chunks, self._names = [], []
-        code = encoded.indices.to_numpy()
-        first = np.full(len(encoded.dictionary), -1, dtype=np.int64)
-        first[code[::-1]] = np.arange(len(code))[::-1]
         file, line = np.frombuffer(self._file, np.int32), np.frombuffer(self._line, np.int64)
-        if once and len(first) < len(code):
-            again = int(np.flatnonzero(first[code] != np.arange(len(code)))[0])
-            where, name = list(self._files)[file[again]], encoded[again].as_py()
-            where = f"{where}:{line[again]}" if line[again] else where
-            before = int(first[code[again]])
-            at = f" ({list(self._files)[file[before]]})" if not line[again] else ""
-            raise DataError(f"{where}: the image {name!r} has a line already{at}.", "keep one of the two lines.")
+        image = np.frombuffer(self._image, np.int64)
+        if once:
+            self._refuse_repeated(names, file, line)
+            first = np.arange(len(names))
+        else:
+            encoded = names.dictionary_encode()
+            code, names = encoded.indices.to_numpy(), encoded.dictionary
+            first = np.full(len(names), -1, dtype=np.int64)
+            first[code[::-1]] = np.arange(len(code))[::-1]
+            image = code[image].astype(np.int64)
         label = np.frombuffer(self._label, np.int32)
         if self.numbers:
             order = {name: number for number, name in enumerate(labels)}
@@ -132,10 +131,26 @@ class Builder:
             name: pa.array(values, pa.large_string()).take(pa.array(first)) for name, values in self._columns.items()
         }
         return Annotations(
-            labels, encoded.dictionary, tuple(self._files), file[first], line[first],
-            code[np.frombuffer(self._image, np.int64)].astype(np.int64), label, np.frombuffer(self._value, np.int8),
-            source, bare_numbers, columns,
+            labels, names, tuple(self._files), file[first], line[first], image, label,
+            np.frombuffer(self._value, np.int8), source, bare_numbers, columns,
         )  # fmt: skip
+
+    def _refuse_repeated(self, names: pa.Array, file: Array, line: Array) -> None:
+        """Raise DataError where an image has two lines; looks at a piece of the sorted names at a time."""
+        order = pc.sort_indices(names).to_numpy().astype(np.int64)
+        for start in range(0, len(order), 10 * _CHUNK):
+            rows = order[start : start + 10 * _CHUNK + 1]
+            piece = names.take(pa.array(rows))
+            same = pc.equal(piece[1:], piece[:-1]).to_numpy(zero_copy_only=False)
+            if same.any():
+                at = int(np.flatnonzero(same)[0])
+                before, again = sorted(rows[at : at + 2].tolist())
+                where, other = (list(self._files)[file[row]] for row in (again, before))
+                where, other = (f"{where}:{line[again]}", "") if line[again] else (where, f" ({other})")
+                raise DataError(
+                    f"{where}: the image {names[again].as_py()!r} has a line already{other}.",
+                    "keep one of the two lines.",
+                )
 
 
 @dataclass(frozen=True)
@@ -245,7 +260,7 @@ def _look_up(annotations: Annotations, asked: Array, names: pa.Array, column: pa
     """The row of `column` (N,) that equals each of `names`; `asked` are the names' numbers. Null equals nothing."""
     hit: Array = pc.index_in(names, value_set=column, skip_nulls=True).fill_null(-1).to_numpy().astype(np.int64)
     found = np.flatnonzero(hit >= 0)
-    if not len(found) or pc.count_distinct(column).as_py() == len(column) - column.null_count:
+    if not len(found) or column is paths or pc.count_distinct(column).as_py() == len(column) - column.null_count:
         return hit
     encoded = column.dictionary_encode()
     code = encoded.indices.fill_null(-1).to_numpy()

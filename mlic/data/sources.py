@@ -44,16 +44,14 @@ _LEAD = r"^([A-Za-z0-9]+://|(\.{0,2}/)+)"
 class Listing:
     """N images in the order of their keys.
 
-    `paths` and `keys` are binary columns (N,): the name of each image within `root`, and that name without its
-    extension, which is the sample's id. `sizes` (bytes) and `stamps` (time of the last change, ns; 0 in archives) are
-    int64 (N,). `members` says for images in `archives` where their bytes lie; it is None for loose files.
-    `others` counts the files that are no images by their name; `by_archive` says that paths begin with their archive's
-    name, since their names alone do not tell them apart.
+    `paths` is a binary column (N,): the name of each image within `root`. `sizes` (bytes) and `stamps` (time of the
+    last change, ns; 0 in archives) are int64 (N,). `members` says for images in `archives` where their bytes lie; it is
+    None for loose files. `others` counts the files that are no images by their name; `by_archive` says that paths begin
+    with their archive's name, since their names alone do not tell them apart.
     """
 
     root: Location
     paths: pa.Array
-    keys: pa.Array
     sizes: Array
     stamps: Array
     archives: tuple[Location, ...] = ()
@@ -68,7 +66,12 @@ class Listing:
         return _text(self.paths[i].as_py())
 
     def key(self, i: int) -> str:
-        return _text(self.keys[i].as_py())
+        return _text(_keys(self.paths[i : i + 1])[0].as_py())
+
+    @property
+    def keys(self) -> pa.Array:
+        """The samples' ids (N,), made anew at each call: the paths without their extensions, as bytes."""
+        return _keys(self.paths)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Callable[[int], bytes]]:
@@ -80,8 +83,8 @@ class Listing:
         """The images with these numbers, in this order."""
         chosen = pa.array(rows, pa.int64())
         return replace(
-            self, paths=self.paths.take(chosen), keys=self.keys.take(chosen), sizes=self.sizes[rows],
-            stamps=self.stamps[rows], members=None if self.members is None else self.members[rows],
+            self, paths=self.paths.take(chosen), sizes=self.sizes[rows], stamps=self.stamps[rows],
+            members=None if self.members is None else self.members[rows],
         )  # fmt: skip
 
     def fingerprint(self) -> str:
@@ -98,7 +101,8 @@ class Listing:
         ones whose keys they have."""
         if len(self) < 2:
             return self, np.zeros(0, np.int64), np.zeros(0, np.int64)
-        same = np.concatenate([[False], pc.equal(self.keys[1:], self.keys[:-1]).to_numpy(zero_copy_only=False)])
+        keys = self.keys
+        same = np.concatenate([[False], pc.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)])
         first = np.flatnonzero(~same)[np.cumsum(~same) - 1]
         others = np.flatnonzero(same)
         return (self.take(np.flatnonzero(~same)) if len(others) else self), others, first[others]
@@ -176,9 +180,9 @@ class _Columns:
             )
         paths = pa.concat_arrays(self.chunks)
         numbers = np.concatenate(self.numbers)
-        keys = pc.replace_substring_regex(paths, _EXTENSION, "")
-        keys = pc.replace_substring_regex(keys, _LEAD, "")
-        order = pc.sort_indices(pa.table({"k": keys, "p": paths}), [("k", "ascending"), ("p", "ascending")])
+        self.chunks = []
+        by_key = pa.table({"k": _keys(paths), "p": paths})
+        order = pc.sort_indices(by_key, [("k", "ascending"), ("p", "ascending")])
         rows = order.to_numpy().astype(np.int64)
         members = None
         if archives:
@@ -186,9 +190,17 @@ class _Columns:
             for column, name in enumerate(("container", "offset", "stored", "how")):
                 members[name] = numbers[rows, 2 + column]
         return Listing(
-            root, paths.take(order), keys.take(order), numbers[rows, 0].copy(), numbers[rows, 1].copy(),
-            tuple(archives), members, self.others,
+            root, paths.take(order), numbers[rows, 0].copy(), numbers[rows, 1].copy(), tuple(archives), members,
+            self.others,
         )  # fmt: skip
+
+
+def _keys(paths: pa.Array) -> pa.Array:
+    """Paths without their extensions, and without what leads to them from elsewhere: a scheme, `/` and `../`."""
+    keys = pc.replace_substring_regex(paths, _EXTENSION, "")
+    if pc.any(pc.match_substring_regex(paths, _LEAD)).as_py():
+        keys = pc.replace_substring_regex(keys, _LEAD, "")
+    return keys
 
 
 def is_image(name: str) -> bool:
