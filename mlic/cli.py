@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -21,7 +22,7 @@ import click
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from mlic import __version__, config
+from mlic import __version__, config, settings
 from mlic.errors import MlicError, PartialError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -66,7 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = 2
     except (click.Abort, KeyboardInterrupt):
         code = _fail(_stopped(), as_json=False)
+    if code == PartialError.exit_code:
+        _leave(code)
     sys.exit(code)
+
+
+def _leave(code: int) -> None:
+    """End the process at once: threads that were stopped in native code may crash one that ends at leisure."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @click.group(context_settings=_CONTEXT)
@@ -113,10 +123,10 @@ def _settings(model: type[BaseModel], given: dict[str, Any]) -> Any:
     if path is not None:
         if "name" in model.model_fields:
             layers.append({"name": Path(path).stem})
-        layers.append(config.read_file(Path(path)))
-    layers.append(config.read_sets(sets))
+        layers.append(settings.read_file(Path(path)))
+    layers.append(settings.read_sets(sets))
     layers.append({key: value for key, value in given.items() if value is not None})
-    return config.build(model, *layers)
+    return settings.build(model, *layers)
 
 
 def _parameters(model: type[BaseModel]) -> list[click.Parameter]:
@@ -194,7 +204,7 @@ def slurm(context: click.Context, /, launcher: bool, as_json: bool, **given: Any
         given = {key: value for key, value in given.items() if value is not None}
         if not given:
             raise click.UsageError("name a stage", context)
-        script = cluster_slurm.render(config.build(config.SlurmConfig, given))
+        script = cluster_slurm.render(settings.build(config.SlurmConfig, given))
     except MlicError as error:
         return _fail(error, as_json)
     click.echo(json.dumps({"script": script}) if as_json else script, nl=as_json)

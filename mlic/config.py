@@ -6,15 +6,11 @@ stands in a second place. Values come from `defaults < --config FILE < --set key
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Mapping, Sequence
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-
-from mlic.errors import ConfigError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Color = Literal["rgb", "gray"]
 Policy = Literal["fixed", "global", "per-label"]
@@ -22,6 +18,10 @@ LabelFormat = Literal["auto", "lists", "wide", "delimited", "long", "jsonl", "co
 Stage = Literal["pack", "train", "tune", "batch-predict", "evaluate"]
 
 STAGES: tuple[Stage, ...] = ("pack", "train", "tune", "batch-predict", "evaluate")
+
+
+_SLURM_TIME = re.compile(r"(\d+-)?\d+(:\d{1,2}){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
+_SLURM_MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
 
 
 def setting(default: Any, help: str, *, cli: str = "", place: bool = False, **limits: Any) -> Any:
@@ -388,110 +388,16 @@ class SlurmConfig(Model):
     job_name: str | None = setting(None, "Name of the job; default: mlic-STAGE", cli="flag")
 
     @model_validator(mode="after")
-    def _one_line_each(self) -> Self:
+    def _values_are_slurms(self) -> Self:
         for field in ("mem", "time", "partition", "account", "job_name"):
             value = getattr(self, field)
             if value is not None and (not value.strip() or any(ord(c) < 32 for c in value)):
                 raise ValueError(f"{field} should be one line of text, not {value!r}")
+        if not _SLURM_TIME.fullmatch(self.time):
+            raise ValueError(f"time should be minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS, not {self.time!r}")
+        if self.mem is not None and not _SLURM_MEMORY.fullmatch(self.mem):
+            raise ValueError(f"mem should be a number with K, M, G or T, such as 64G, not {self.mem!r}")
         return self
-
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def build(model: type[M], *layers: Mapping[str, Any]) -> M:
-    """Make a configuration from layers of values, later ones over earlier ones.
-
-    Raises ConfigError for an unknown key (with the nearest known one) or a value that a setting does not take.
-    """
-    values: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            old = values.get(key)
-            values[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
-    known = list(model.model_fields)
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(sorted(known))}."
-            raise ConfigError(f"unknown setting {str(key)!r}.", hint)
-    try:
-        return model(**values)
-    except ValidationError as error:
-        raise _as_config_error(model, error) from None
-
-
-def _as_config_error(model: type[BaseModel], error: ValidationError) -> ConfigError:
-    first = error.errors()[0]
-    where = str(first["loc"][0]) if first["loc"] else ""
-    if first["type"] == "missing":
-        flag = f"--{where.replace('_', '-')}" if cli_kind(model.model_fields[where]) == "flag" else where.upper()
-        return ConfigError(f"{where} is not given.", f"give {flag} on the command line or in the --config file.")
-    what = first["msg"].removeprefix("Value error, ")
-    if where:
-        given = first["input"]
-        text = f"{where}: {what[0].lower()}{what[1:]}" + ("" if repr(given) in what else f", not {given!r}")
-    else:
-        text = what
-    return ConfigError(text.rstrip(".") + ".", "the README lists every setting, mlic COMMAND --help the everyday ones.")
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """Read a YAML or JSON configuration file. Raises ConfigError when it is missing or not a mapping."""
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration file {path}: {error}.", "check its path.") from None
-    try:
-        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_yaml_loader())  # noqa: S506
-    except (ValueError, yaml.YAMLError) as error:
-        line = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not valid {path.suffix[1:] or 'YAML'}: {line}.", "mend that line.") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no settings.", "write one `key: value` a line.")
-    return values
-
-
-def read_sets(sets: Sequence[str]) -> dict[str, Any]:
-    """Parse `key=value` texts; values are YAML, dots reach into mappings. Raises ConfigError on a malformed one."""
-    import yaml
-
-    values: dict[str, Any] = {}
-    for text in sets:
-        key, sep, raw = text.partition("=")
-        if not sep or not key.strip():
-            raise ConfigError(f"--set takes key=value, not {text!r}.", "for example --set weight_decay=1e-4.")
-        try:
-            value = yaml.load(raw, Loader=_yaml_loader())  # noqa: S506
-        except yaml.YAMLError:
-            value = raw
-        *parents, leaf = key.strip().split(".")
-        into = values
-        for parent in parents:
-            into = into.setdefault(parent, {})
-        into[leaf] = value
-    return values
-
-
-def _yaml_loader() -> Any:
-    """YAML's safe loader, made to read 1e-4 as a number too, which YAML 1.1 takes for text."""
-    import re
-
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-        list("-+0123456789."),
-    )
-    return Loader
 
 
 def result_settings(config: BaseModel) -> dict[str, Any]:

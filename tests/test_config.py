@@ -10,14 +10,13 @@ from mlic.config import (
     EvaluateConfig,
     PackConfig,
     PredictConfig,
+    SlurmConfig,
     TrainConfig,
     TuneConfig,
-    build,
-    read_file,
-    read_sets,
     result_settings,
 )
 from mlic.errors import ConfigError
+from mlic.settings import build, read_file, read_sets
 
 
 def test_later_layers_win() -> None:
@@ -44,8 +43,8 @@ def test_missing_argument_says_which() -> None:
 @pytest.mark.parametrize(
     ("model", "values", "text"),
     [
-        (TrainConfig, {"shards": "s", "epochs": 0}, "epochs: .*greater than or equal to 1, not 0"),
-        (TrainConfig, {"shards": "s", "lr": "fast"}, "lr: .*number.*, not 'fast'"),
+        (TrainConfig, {"shards": "s", "epochs": 0}, "epochs should be at least 1, not 0"),
+        (TrainConfig, {"shards": "s", "lr": "fast"}, "lr should be a number, not 'fast'"),
         (TrainConfig, {"shards": "s", "name": "../x"}, "name: .*not '../x'"),
         (TrainConfig, {"shards": "s", "lr": float("nan")}, "lr: .*finite"),
         (TuneConfig, {"shards": "s", "grace_epochs": 9, "epochs": 3}, "grace_epochs is 9, more than epochs"),
@@ -55,8 +54,8 @@ def test_missing_argument_says_which() -> None:
         (PackConfig, {"images": "i", "labels": "l", "split": "train"}, "split: .*should look like train=0.8"),
         (PackConfig, {"images": "i", "labels": "l", "workers": 0}, "workers should be auto or at least 1"),
         (PredictConfig, {"model": "m", "images": "i", "out": "p.txt"}, "out should end in .tsv"),
-        (EvaluateConfig, {"predictions": "p", "resamples": 3}, "resamples: .*100"),
-        (DemoConfig, {"samples": 3}, "samples: .*60"),
+        (EvaluateConfig, {"predictions": "p", "resamples": 3}, "resamples should be at least 100"),
+        (DemoConfig, {"samples": 3}, "samples should be at least 60"),
     ],
 )
 def test_bad_values_are_named(model: type, values: dict[str, object], text: str) -> None:
@@ -97,3 +96,26 @@ def test_where_it_runs_does_not_decide_the_result() -> None:
     there = build(TrainConfig, {"shards": "a", "workers": 8, "address": "10.0.0.1:6379", "fresh": True})
     assert result_settings(here) == result_settings(there)
     assert result_settings(here) != result_settings(build(TrainConfig, {"shards": "a", "lr": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"workers": "x"}, "workers should be a whole number or 'auto', not 'x'"),
+        ({"color": "blue"}, "color should be 'rgb' or 'gray' or 'auto', not 'blue'"),
+        ({"arch_options": {"hidden:7": None}}, "arch_options.hidden:7 should be a number, not None"),
+        ({"arch_options": 7}, "arch_options should be a mapping of names to values, not 7"),
+        ({"crop": 2}, "crop should be at most 1, not 2"),
+    ],
+)
+def test_what_a_value_should_have_been(values: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        build(TrainConfig, {"shards": "s"} | values)
+
+
+@pytest.mark.parametrize("values", [{"time": "banana"}, {"mem": "lots"}, {"time": "1:2:3:4"}])
+def test_what_slurm_would_refuse(values: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="should be"):
+        build(SlurmConfig, {"stage": "train"} | values)
+    for time in ("30", "04:00:00", "2-12", "1-00:00:00"):
+        assert build(SlurmConfig, {"stage": "train", "time": time, "mem": "64G"}).time == time

@@ -11,7 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from mlic.cli import _STAGES
-from mlic.config import STAGES, build, read_file
+from mlic.config import STAGES
+from mlic.settings import build, read_file
 from tests.golden import ROOT
 
 JOBS = ROOT / "jobs"

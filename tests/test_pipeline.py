@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
-from mlic.config import EvaluateConfig, PackConfig, PredictConfig, TrainConfig, TuneConfig, build, read_file
+from mlic.config import EvaluateConfig, PackConfig, PredictConfig, TrainConfig, TuneConfig
 from mlic.data import predictions, toy
 from mlic.errors import ClusterError, ConfigError, DataError
 from mlic.model import bundle
 from mlic.score import thresholds
+from mlic.settings import build, read_file
 from mlic.stages.evaluate import evaluate
 from mlic.stages.pack import PackReport, pack
 from mlic.stages.predict import predict
@@ -270,6 +273,19 @@ def test_predict_gives_every_image_once_in_order(trained: TrainReport, corpus: P
     assert (thresholds.decide(q.scores, given) == q.decisions).all()
 
 
+def test_images_of_one_name_are_predicted_each(trained: TrainReport, corpus: Path, tmp_path: Path) -> None:
+    """a.jpg beside a.png: both are in the output, by keys that tell them apart, and from an archive as well."""
+    (tmp_path / "photos").mkdir()
+    shutil.copy(corpus / "images" / "im1.jpg", tmp_path / "photos" / "a.jpg")
+    Image.open(corpus / "images" / "im2.jpg").save(tmp_path / "photos" / "a.png")
+    subprocess.run(["tar", "cf", tmp_path / "p.tar", "-C", tmp_path / "photos", "a.jpg", "a.png"], check=True)
+    for number, images in enumerate((tmp_path / "photos", tmp_path / "p.tar")):
+        predict(PredictConfig(model=trained.run, images=images, out=tmp_path / f"{number}.csv"))
+    found = predictions.read(tmp_path / "0.csv")
+    assert (found.keys, found.files) == (("a.jpg", "a.png"), ("a.jpg", "a.png"))
+    assert (tmp_path / "0.csv").read_bytes() == (tmp_path / "1.csv").read_bytes()
+
+
 def test_predict_goes_on_and_refuses_a_mixture(trained: TrainReport, corpus: Path, tmp_path: Path) -> None:
     config = PredictConfig(model=trained.run, images=corpus / "unlabelled", out=tmp_path / "p.csv", chunk=10)
     predict(config)
@@ -281,6 +297,9 @@ def test_predict_goes_on_and_refuses_a_mixture(trained: TrainReport, corpus: Pat
     predict(config)
     assert (tmp_path / "p.csv").read_bytes() == whole
     assert (parts / "part-000000.parquet").stat().st_mtime_ns == kept
+    (tmp_path / "p.csv").write_text("something else")
+    predict(config)
+    assert (tmp_path / "p.csv").read_bytes() == whole
     spec = json.loads((trained.run / "model" / "model.json").read_text())
     other = tmp_path / "other"
     shutil.copytree(trained.run / "model", other)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mlic.cluster.slurm import launcher, render
-from mlic.config import STAGES, SlurmConfig, build
+from mlic.config import STAGES, SlurmConfig
 from mlic.errors import ConfigError
+from mlic.settings import build
 
 
 @pytest.mark.parametrize("stage", STAGES)

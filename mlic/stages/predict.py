@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 import io
 import logging
 import os
@@ -63,6 +64,7 @@ class PredictReport(Model):
     out: Path
     model: Path
     fingerprint: str
+    sha256: str
     values: str
     found: int
     predicted: int
@@ -102,7 +104,10 @@ def predict(config: PredictConfig) -> PredictReport:
     }
     with Run.open(parts, "batch-predict", config, inputs, config.fresh) as run:
         if run.finished and config.out.is_file():
-            return PredictReport(**run.report)
+            report = PredictReport(**run.report)
+            if _sha256(config.out) == report.sha256:
+                return report
+            logger.warning("%s was changed since it was written; it is written again", config.out)
         if run.finished:
             run.reopen()
         count = -(-len(items) // config.chunk)
@@ -296,7 +301,7 @@ def _merge(
     else:
         named.unlink(missing_ok=True)
     report = PredictReport(
-        out=config.out, model=config.model, fingerprint=model.fingerprint, values=values,
+        out=config.out, model=config.model, fingerprint=model.fingerprint, sha256=_sha256(config.out), values=values,
         found=predicted + len(errors), predicted=predicted, bad=len(errors), errors=named if errors else None,
     )  # fmt: skip
     index = {
@@ -306,6 +311,11 @@ def _merge(
     }  # fmt: skip
     write_json(parts / INDEX, index)
     return report
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_part(path: Path, model: bundle.Bundle) -> tuple[predictions.Predictions, list[tuple[str, str]]]:
