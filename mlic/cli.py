@@ -19,7 +19,7 @@ from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import click
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic_core import PydanticUndefined
 
 from mlic import __version__, config, settings
@@ -136,9 +136,7 @@ def _parameters(model: type[BaseModel]) -> list[click.Parameter]:
     for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] in inherited):
         kind = config.cli_kind(field)
         if kind == "argument":
-            parameters.append(
-                click.Argument([name], required=False, metavar=name.upper(), type=_type(field.annotation))
-            )
+            parameters.append(click.Argument([name], required=False, metavar=name.upper(), type=_type(field)))
         elif kind == "flag":
             flag = "--" + name.replace("_", "-")
             help_text = f"{field.description}{_default(field)}"
@@ -146,7 +144,7 @@ def _parameters(model: type[BaseModel]) -> list[click.Parameter]:
                 names = [f"{flag}/--no-{flag[2:]}" if field.default else flag, name]
                 parameters.append(click.Option(names, is_flag=True, default=None, help=help_text))
             else:
-                parameters.append(click.Option([flag, name], type=_type(field.annotation), help=help_text))
+                parameters.append(click.Option([flag, name], type=_type(field), help=help_text))
     return parameters
 
 
@@ -160,14 +158,19 @@ def _common() -> list[click.Parameter]:
     ]
 
 
-def _type(annotation: Any) -> Any:
+def _type(field: Any) -> Any:
     """The click type of a setting; what click cannot express is left to the configuration model to check."""
+    annotation = field.annotation
     options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     plain = [option for option in options if option is not type(None)]
+    if Path in plain:  # or the URL of an object store
+        return click.Path()
     if len(plain) == 1:
         if get_origin(plain[0]) is Literal:
             return click.Choice(get_args(plain[0]))
-        found = {int: click.INT, float: click.FLOAT, Path: click.Path()}.get(plain[0])
+        if any(isinstance(item, BeforeValidator) for item in field.metadata):
+            return click.STRING
+        found = {int: click.INT, float: click.FLOAT}.get(plain[0])
         if found is not None:
             return found
     return click.STRING

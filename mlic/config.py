@@ -48,6 +48,16 @@ def _auto_or_number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
+def _share(value: Any) -> Any:
+    """`1%` is 0.01."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            return value
+    return value
+
+
 def _pairs(value: Any) -> Any:
     """`train=0.8,val=0.2` -> {"train": 0.8, "val": 0.2}; the same name twice is an error."""
     if not isinstance(value, str):
@@ -73,6 +83,7 @@ Location = Path | str  # a path of this machine, or the URL of an object store
 LocalPath = Annotated[Path, BeforeValidator(_absolute)]
 AnyPath = Annotated[Location, BeforeValidator(_location)]
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)]
+Share = Annotated[float, BeforeValidator(_share)]
 Shares = Annotated[dict[str, float], BeforeValidator(_pairs)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Interval = Annotated[tuple[float, float], BeforeValidator(_interval)]
@@ -159,7 +170,7 @@ class PackConfig(Settings):
     expand_by: Names = setting(
         ("rotate", "shift", "flip"), "What changes a version: rotate, shift, flip, erase, brightness, contrast"
     )
-    thin: float = setting(
+    thin: Share = setting(
         0.0, "Leave out versions of training images without rare labels with this probability", cli="flag", ge=0, le=1
     )
     thin_labels: Names = setting((), "Labels that are not rare: images with no others are thinned")
@@ -173,9 +184,9 @@ class PackConfig(Settings):
     on_bad: Literal["quarantine", "fail"] = setting(
         "quarantine", "Unreadable images: leave them out and list them, or stop", cli="flag"
     )
-    max_bad: float = setting(
+    max_bad: Share = setting(
         0.01,
-        "Largest share of unreadable images before pack stops; ten are always allowed",
+        "Largest share of unreadable images before pack stops, such as 1%; ten are always allowed",
         cli="flag",
         ge=0,
         le=1,
@@ -260,13 +271,13 @@ class FitSettings(Settings):
     image_size: int = setting(128, "Side of the square input in pixels", cli="flag", ge=8, le=4096)
     color: Color | Literal["auto"] = setting("auto", "rgb, gray, or what the architecture was made for")
     hflip: bool = setting(True, "Mirror training images at random")
-    crop: float = setting(1.0, "Smallest share of a training image that a random crop shows; 1: no crops", gt=0, le=1)
+    crop: Share = setting(1.0, "Smallest share of a training image that a random crop shows; 1: no crops", gt=0, le=1)
     head_prior: bool = setting(True, "Start the output biases at the labels' log-odds in the training split")
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto: bf16 on GPUs that have it, fp32 elsewhere")
     checkpoint_steps: int = setting(
         500, "Steps after which an epoch's position is kept, so that a stopped run goes on from there", ge=1, place=True
     )
-    max_bad: float = setting(0.01, "Largest share of undecodable samples before the run stops", ge=0, le=1)
+    max_bad: Share = setting(0.01, "Largest share of undecodable samples before the run stops", ge=0, le=1)
     doctor: bool = setting(True, "Examine the shards first, as mlic doctor does", cli="flag", place=True)
     cache_gb: float = setting(
         8.0, "Largest cache of decoded images that a node keeps, in GB; 0: none", cli="flag", place=True, ge=0

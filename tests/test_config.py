@@ -113,6 +113,13 @@ def test_what_a_value_should_have_been(values: dict[str, object], text: str) -> 
         build(TrainConfig, {"shards": "s"} | values)
 
 
+def test_shares_in_percent() -> None:
+    base = {"images": "i", "labels": "l"}
+    assert build(PackConfig, base | {"max_bad": "1%", "thin": "0.5"}).max_bad == 0.01
+    with pytest.raises(ConfigError, match="max_bad should be a number, not 'x%'"):
+        build(PackConfig, base | {"max_bad": "x%"})
+
+
 @pytest.mark.parametrize("values", [{"time": "banana"}, {"mem": "lots"}, {"time": "1:2:3:4"}])
 def test_what_slurm_would_refuse(values: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="should be"):
