@@ -39,7 +39,7 @@ def _absolute(value: Any) -> Any:
     return Path(value).expanduser().absolute() if isinstance(value, str | Path) and str(value) else value
 
 
-def _location(value: Any) -> Any:
+def location(value: Any) -> Any:
     """A URL stays text; everything else is a path on this machine."""
     return value if isinstance(value, str) and "://" in value else _absolute(value)
 
@@ -81,7 +81,7 @@ def _interval(value: Any) -> Any:
 
 Location = Path | str  # a path of this machine, or the URL of an object store
 LocalPath = Annotated[Path, BeforeValidator(_absolute)]
-AnyPath = Annotated[Location, BeforeValidator(_location)]
+AnyPath = Annotated[Location, BeforeValidator(location)]
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)]
 Share = Annotated[float, BeforeValidator(_share)]
 Shares = Annotated[dict[str, float], BeforeValidator(_pairs)]

@@ -81,6 +81,27 @@ def test_files_in_an_object_store(bucket: str, tmp_path: Path) -> None:
     assert "a.txt" not in storage.names(folder)
 
 
+def test_copies_on_the_node(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLIC_CACHE_DIR", str(tmp_path / "node"))
+    url = f"{bucket}/copied.bin"
+    storage.put(url, b"one")
+    first = storage.here(url, "a")
+    assert isinstance(first, Path)
+    assert first.read_bytes() == b"one"
+    storage.put(url, b"two")
+    assert storage.here(url, "a") == first
+    assert first.read_bytes() == b"one"
+    second = storage.here(url, "b")
+    assert storage.read(second) == b"two"
+    assert storage.here(tmp_path, "a") == tmp_path
+    monkeypatch.setattr(storage, "KEEP_FREE", 2**60)
+    assert storage.here(url, "c") == url
+    assert not first.exists()
+    monkeypatch.setattr(storage, "KEEP_FREE", 0)
+    with pytest.raises(FileNotFoundError):
+        storage.here(f"{bucket}/nothing", "a")
+
+
 def test_a_store_that_is_not_there(bucket: str) -> None:
     with pytest.raises(DataError, match="does not exist"):
         sources.list_images(f"{bucket}/nowhere")
@@ -113,6 +134,9 @@ def test_pack_from_and_to_an_object_store(
     remote, local = read_split(out, "val"), read_split(shards, "val")
     assert remote.keys == local.keys
     assert (remote.targets == local.targets).all()
-    examined = mlic("doctor", out)
-    assert examined.returncode == 0, examined.stderr
-    assert "alignment" in examined.stdout
+    trained = mlic("train", out, "--epochs", "1", "--image-size", "32", "--arch", "a-cnn1", "--workers", "1")
+    assert trained.returncode == 0, trained.stderr
+    assert storage.size(storage.join(out, "doctor.json"))
+    measured = mlic("evaluate", "runs/a-cnn1")
+    assert measured.returncode == 0, measured.stderr
+    assert f"against {out}" in measured.stdout

@@ -7,15 +7,12 @@ it is written under a lock and another name, so it is whole or not there.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from mlic.config import Preprocessing
+from mlic.data import storage
 from mlic.data.shards import Split
 
 logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
-_KEEP_FREE = 2**30  # bytes of the disk that are left to others
 
 
 @dataclass(frozen=True)
@@ -37,12 +34,6 @@ class Decoded:
 
     images: Array
     bad: dict[int, str]
-
-
-def default_folder() -> Path:
-    """MLIC_CACHE_DIR, else a folder of the user's own among the node's temporary files."""
-    given = os.environ.get("MLIC_CACHE_DIR")
-    return Path(given) if given else Path(tempfile.gettempdir()) / f"mlic-cache-{os.getuid()}"
 
 
 def decoded(
@@ -65,11 +56,11 @@ def decoded(
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.u8"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock")):
+        with storage.locked(path.with_suffix(".lock")):
             bad = _read_bad(path, size)
             if bad is None:
                 _make_room(folder, path, int(limit_gb * 1e9) - size)
-                if shutil.disk_usage(folder).free < size + _KEEP_FREE:
+                if shutil.disk_usage(folder).free < size + storage.KEEP_FREE:
                     return None
                 bad = _build(path, shape, decode())
             os.utime(path)
@@ -119,10 +110,3 @@ def _make_room(folder: Path, own: Path, allowed: int) -> None:
         total -= path.stat().st_size
         path.with_suffix(".json").unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -105,7 +105,7 @@ class ShardReader:
                 )
                 yield batch.index, batch.images.numpy(), reasons
 
-        where = folder or cache.default_folder()
+        where = folder or storage.node_folder()
         self._decoded = cache.decoded(self._split, self._preprocessing, limit_gb, where, decode)
         return self._decoded is not None
 
@@ -123,7 +123,7 @@ class ShardReader:
         """
         if self._decoded is None:
             for i in {int(s) for batch in batches for s in self._split.shard[batch]} - self._files.keys():
-                self._files[i] = storage.File(self._split.shards[i])
+                self._files[i] = self._split.open_shard(i)
         elif crops is None:
             # Copying decoded images takes less than handing them from one core to another.
             yield from (self._load(index, None, size) for index in batches)

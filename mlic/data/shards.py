@@ -65,11 +65,15 @@ class Split:
         """The key of sample `i`."""
         return str(self.keys[int(i)].as_py())
 
+    def open_shard(self, number: int) -> storage.File:
+        """Shard `number`, by a copy on this node where it lies in an object store. Raises OSError."""
+        return storage.File(storage.here(self.shards[number], self.fingerprint))
+
     @contextlib.contextmanager
     def opened(self) -> Iterator[Callable[[int], bytes]]:
         """A function that reads the image of sample `i`, with the shards held open. It raises BadImage."""
         with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(storage.File(shard)) for shard in self.shards]
+            files = [stack.enter_context(self.open_shard(number)) for number in range(len(self.shards))]
 
             def read(i: int) -> bytes:
                 try:

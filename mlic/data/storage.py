@@ -7,9 +7,13 @@ in the URL itself: `s3://bucket/folder?endpoint_override=localhost:9000&scheme=h
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
+import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +22,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from mlic.config import Location
 
+KEEP_FREE = 2**30  # bytes of a node's disk that are left to others
 _CHUNK = 8 * 2**20
 
 
@@ -94,6 +99,52 @@ class File:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.close()
+
+
+def node_folder() -> Path:
+    """Where a node keeps what it can make or fetch again: MLIC_CACHE_DIR, else a folder of the user's own among the
+    temporary files."""
+    given = os.environ.get("MLIC_CACHE_DIR")
+    return Path(given) if given else Path(tempfile.gettempdir()) / f"mlic-cache-{os.getuid()}"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock among the processes of this node; `path` is made for it."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def here(location: Location, version: str) -> Location:
+    """A file of an object store as a copy on this node, fetched once for all its processes; a local file is itself.
+
+    Samples are read one by one, and an object store answers each time anew. `version` tells apart what was at the same
+    place at other times. Where the node has no room for the copy, the file is read where it lies. Raises OSError.
+    """
+    if isinstance(location, Path):
+        return location
+    folder = node_folder() / "fetched"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    copy = folder / hashlib.sha256(f"{location} {version}".encode()).hexdigest()[:24]
+    with locked(copy.with_suffix(".lock")):
+        if not copy.is_file():
+            needed = (size(location) or 0) + KEEP_FREE
+            for old in sorted(folder.glob("[0-9a-f]" * 24), key=lambda path: path.stat().st_atime):
+                if shutil.disk_usage(folder).free >= needed:
+                    break
+                old.unlink(missing_ok=True)
+            if shutil.disk_usage(folder).free < needed:
+                return location
+            part = copy.with_suffix(f".{os.getpid()}.part")
+            try:
+                with stream(location) as source, part.open("wb") as sink:
+                    shutil.copyfileobj(source, sink, _CHUNK)
+                part.replace(copy)
+            finally:
+                part.unlink(missing_ok=True)
+        os.utime(copy)
+    return copy
 
 
 def stream(location: Location) -> Any:

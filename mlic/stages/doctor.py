@@ -149,7 +149,7 @@ def _extract(split: Split) -> tuple[np.ndarray[Any, Any], list[int]]:
     found = np.full((len(split), features_of.NUM_FEATURES), np.nan, dtype=np.float32)
     differ = []
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(storage.File(shard)) for shard in split.shards]
+        files = [stack.enter_context(split.open_shard(number)) for number in range(len(split.shards))]
         for row in range(len(split)):
             data, record = read_sample(files[split.shard[row]], int(split.offsets[row]), int(split.sizes[row]))
             if record is not None and not _says_the_same(record, split, row):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlic.cluster.runs import disk_errors, write_atomic, write_json
-from mlic.config import AnyPath, EvaluateConfig, LabelFormat, Location, Model, PredictConfig
+from mlic.config import AnyPath, EvaluateConfig, LabelFormat, Location, Model, PredictConfig, location
 from mlic.data import labels, predictions, storage
 from mlic.data.annotations import read_annotations
 from mlic.data.shards import INDEX, read_split
@@ -73,13 +73,13 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     return report
 
 
-def _shards_of(run: Path) -> Path:
+def _shards_of(run: Path) -> Location:
     """The shards that a run was trained on."""
     try:
-        shards = Path(json.loads((run / "config.json").read_text(encoding="utf-8"))["shards"])
+        shards: Location = location(json.loads((run / "config.json").read_text(encoding="utf-8"))["shards"])
     except (OSError, ValueError, KeyError):
         raise DataError(f"{run} is no run of mlic train or mlic tune.", "name a run, or give --labels.") from None
-    if not shards.is_dir():
+    if not storage.is_folder(shards):
         raise DataError(f"the shards of {run}, {shards}, are not there.", "give --labels SHARDS.")
     return shards
 
