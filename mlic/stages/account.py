@@ -165,14 +165,17 @@ def index(
     """index.json: everything about the shards but their samples."""
     total = sum(config.split.values())
     counts = _counts(labels, written)
+    given = any((config.split_column, config.split_files, config.keep_test))  # then a split's size is its target
+    images = (seen.targets == 1).sum(axis=0)  # of each label; versions of an image are not counted in shares
     splits: dict[str, Any] = {}
     for name in names:
         own = [shard for shard in written if shard.split == name]
-        own_counts = _counts(labels, own)
+        inside = seen.split == names.index(name)
+        share = (seen.targets[inside] == 1).sum(axis=0) / np.maximum(1, images)
         splits[name] = {
-            "samples": sum(shard.samples for shard in own), "target_share": config.split.get(name, 0.0) / total,
-            "images": int((seen.split == names.index(name)).sum()), "label_counts": own_counts,
-            "label_shares": {label: count / max(1, counts[label]) for label, count in own_counts.items()},
+            "samples": sum(shard.samples for shard in own), "images": int(inside.sum()),
+            "target_share": float(inside.mean()) if given else config.split[name] / total,
+            "label_counts": _counts(labels, own), "label_shares": dict(zip(labels, share.tolist(), strict=True)),
         }  # fmt: skip
     return {
         "format": 1,
