@@ -64,6 +64,7 @@ def pack(config: PackConfig) -> PackReport:
     with Run.open(config.out, "pack", config, found.inputs, config.fresh) as run:
         finished = run.finished and _whole(config.out)
         if finished and not config.verify:
+            _clean_up(config.out)
             return PackReport(**run.report)
         if run.finished and not finished:
             logger.warning("%s has lost shards since it was packed; they are written again", config.out)
@@ -77,9 +78,7 @@ def pack(config: PackConfig) -> PackReport:
                 run.finish(report)
             if config.verify:
                 verify_all(config.out, shards.read_index(config.out), config.max_pixels, share)
-        if not finished:
-            remove_accounts(config.out)
-            forget(config.out)
+        _clean_up(config.out)
     return report
 
 
@@ -114,7 +113,7 @@ def find(config: PackConfig) -> Found:
     if config.expand and pc.any(pc.match_substring_regex(unique.keys, _VERSION_NAME)).as_py():
         raise DataError("some images end in ~ and a number, as versions do.", "rename them, or leave --expand out.")
     inputs = {
-        "images": unique.fingerprint(), "labels": annotations.fingerprint(),
+        "images": listing.fingerprint(), "labels": annotations.fingerprint(),
         "splits": fingerprint(splits, fixed.tobytes()),
     }  # fmt: skip
     return Found(
@@ -268,6 +267,12 @@ def _folds(config: PackConfig, samples: packing.Samples, split: Array, names: Se
     group = None if samples.group is None else samples.group[rows]
     fold[rows] = folds(samples.targets[rows], group, config.folds, config.seed)
     return fold
+
+
+def _clean_up(out: Location) -> None:
+    """Remove what was kept for a run that stops; also what one left behind that was killed after its last word."""
+    remove_accounts(out)
+    forget(out)
 
 
 def _whole(out: Location) -> bool:
