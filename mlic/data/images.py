@@ -160,7 +160,7 @@ def _decode_jpeg(data: bytes, color: Color, max_pixels: int, side: int, out: Arr
         return None
     if into is not None and pixels.shape == shape:
         pixels = into
-    if b"Exif\0\0" in data[:4096]:
+    if data.find(b"Exif\0\0", 0, 4096) >= 0:
         with _pillow(data, max_pixels) as image:
             return _upright(pixels, image.getexif().get(_EXIF_ORIENTATION, 1))
     return pixels  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -138,7 +139,7 @@ class ShardReader:
             pixels = torch.from_numpy(self._decoded.images[index])
             bad = {row: self._decoded.bad[int(i)] for row, i in enumerate(index) if int(i) in self._decoded.bad}
         else:
-            pixels, bad = decode_batch([self._reader(int(i)) for i in index], self._preprocessing, images.MAX_PIXELS)
+            pixels, bad = decode_batch(self._readers(index), self._preprocessing, images.MAX_PIXELS)
         if crops is not None:
             pixels = _cropped(pixels, crops[index], size)
         targets = split.targets[index]
@@ -147,10 +148,10 @@ class ShardReader:
         named = tuple((split.key(index[row]), reason) for row, reason in bad.items())
         return Batch(pixels, index, torch.from_numpy(targets), named)
 
-    def _reader(self, sample: int) -> Callable[[], bytes]:
+    def _readers(self, index: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[Callable[[], bytes]]:
         split = self._split
-        file, size, offset = self._files[int(split.shard[sample])], int(split.sizes[sample]), int(split.offsets[sample])
-        return lambda: file.read_at(offset, size)
+        places = (column[index].tolist() for column in (split.shard, split.offsets, split.sizes))
+        return [partial(self._files[shard].read_at, offset, size) for shard, offset, size in zip(*places, strict=True)]
 
 
 def _cropped(pixels: torch.Tensor, boxes: np.ndarray[Any, Any], size: int) -> torch.Tensor:
@@ -168,18 +169,18 @@ def decode_batch(
 ) -> tuple[torch.Tensor, dict[int, str]]:
     """Decode what `readers` read into uint8 (B, H, W, C); positions that fail stay zero and get a reason."""
     size, channels = preprocessing.image_size, preprocessing.channels
-    pixels = torch.zeros(len(readers), size, size, channels, dtype=torch.uint8)
+    pixels = torch.empty(len(readers), size, size, channels, dtype=torch.uint8)
     array = pixels.numpy()
     bad: dict[int, str] = {}
-    for position, read in enumerate(readers):
+    for position, (read, target) in enumerate(zip(readers, array, strict=True)):
         try:
-            found = images.decode(read(), preprocessing.color, max_pixels, side=size, out=array[position])
+            found = images.decode(read(), preprocessing.color, max_pixels, side=size, out=target)
             if found.shape[:2] != (size, size):
                 pixels[position] = _resize(found, size)
-            elif not np.shares_memory(found, array):
-                array[position] = found
+            elif found is not target:
+                target[:] = found
         except images.BadImage as error:
-            array[position] = 0
+            target[:] = 0
             bad[position] = str(error)
     return pixels, bad
 
