@@ -33,6 +33,7 @@ ARCHIVES = frozenset({".tar", ".zip"})
 LISTS = frozenset({".txt", ".parquet"})
 MAX_BYTES = 512 * 2**20  # a larger file is no photograph and would fill a worker's memory
 _CHUNK = 100_000
+_RECORDS = (".json", ".cls", ".txt")  # what WebDataset shards have beside their images
 _MEMBER = np.dtype([("container", "i4"), ("offset", "i8"), ("stored", "i8"), ("how", "u1")])
 _PLAIN, _DEFLATED, _REFUSED = 0, 1, 2  # what `how` says of an archive's member
 _ZIP_HEADER = 30  # bytes of a member's header in a zip before its name
@@ -286,7 +287,7 @@ def _archives(root: Location, archives: Sequence[Location]) -> Listing:
         for name, size, *member in members(archive):
             if is_image(name):
                 found.add(name, size, 0, number, *member)
-            else:
+            elif not name.endswith(_RECORDS):
                 found.others += 1
     listing = found.listing(root, archives)
     if len(archives) > 1 and len(listing.unique()[1]):
