@@ -233,6 +233,7 @@ def test_verification(corpus: Path, tmp_path: Path) -> None:
         packed(tmp_path / "s", corpus / "images", corpus / "annotations", **settings)
     shard.unlink()
     assert packed(tmp_path / "s", corpus / "images", corpus / "annotations", **settings) == report
+    assert packed(tmp_path / "s", corpus / "images", corpus / "annotations", fresh=True) == report
 
 
 def test_two_files_of_one_name(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
