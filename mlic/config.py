@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 Color = Literal["rgb", "gray"]
 Policy = Literal["fixed", "global", "per-label"]
 LabelFormat = Literal["auto", "lists", "wide", "delimited", "long", "jsonl", "coco", "voc", "folders", "webdataset"]
+Operation = Literal["rotate", "shift", "flip", "erase", "brightness", "contrast"]
 Stage = Literal["pack", "train", "tune", "batch-predict", "evaluate"]
 
 STAGES: tuple[Stage, ...] = ("pack", "train", "tune", "batch-predict", "evaluate")
@@ -86,6 +87,7 @@ Workers = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)]
 Share = Annotated[float, BeforeValidator(_share)]
 Shares = Annotated[dict[str, float], BeforeValidator(_pairs)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Operations = Annotated[tuple[Operation, ...], BeforeValidator(_names)]
 Interval = Annotated[tuple[float, float], BeforeValidator(_interval)]
 
 
@@ -167,7 +169,7 @@ class PackConfig(Settings):
         None, "Column of the label table whose values are not parted either, such as a patient", cli="flag"
     )
     expand: int = setting(0, "Augmented versions to write beside each training image", cli="flag", ge=0, le=1000)
-    expand_by: Names = setting(
+    expand_by: Operations = setting(
         ("rotate", "shift", "flip"), "What changes a version: rotate, shift, flip, erase, brightness, contrast"
     )
     thin: Share = setting(
@@ -207,16 +209,16 @@ class PackConfig(Settings):
         given = [name for name in ("split_column", "split_files", "keep_test") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{given[0]} and {given[1]} both say what the splits are; give one of them")
-        if self.keep_test is not None and "test" not in self.split:
-            raise ValueError("keep_test needs a split named test")
+        if self.keep_test is not None and not 0 < self.split.get("test", 0) < 1:
+            raise ValueError("keep_test needs a split named test, and others beside it")
         return self
 
     @model_validator(mode="after")
-    def _operations_are_known(self) -> Self:
-        known = ("rotate", "shift", "flip", "erase", "brightness", "contrast")
-        for name in self.expand_by:
-            if name not in known:
-                raise ValueError(f"expand_by knows no {name!r}; known: {', '.join(known)}")
+    def _nothing_is_ignored(self) -> Self:
+        if self.group_column is not None and self.split_by == "random":
+            raise ValueError("random splits part groups; give split_by stratified with a group_column")
+        if self.thin_labels and not self.thin:
+            raise ValueError("thin_labels says what is thinned, and thin is 0; give thin a probability")
         return self
 
 

@@ -113,6 +113,22 @@ def test_what_a_value_should_have_been(values: dict[str, object], text: str) -> 
         build(TrainConfig, {"shards": "s"} | values)
 
 
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"expand_by": "warp"}, "expand_by.* should be 'rotate', .* or 'contrast', not 'warp'"),
+        ({"group_column": "p", "split_by": "random"}, "random splits part groups"),
+        ({"thin_labels": "people"}, "thin_labels says what is thinned, and thin is 0"),
+        ({"keep_test": "old", "split": "test=1"}, "keep_test needs a split named test, and others"),
+        ({"split_column": "a", "keep_test": "old"}, "split_column and keep_test both say"),
+        ({"folds": 1}, "folds should be 0 or at least 2"),
+    ],
+)
+def test_settings_of_pack_that_do_not_go_together(values: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        build(PackConfig, {"images": "i", "labels": "l"} | values)
+
+
 def test_shares_in_percent() -> None:
     base = {"images": "i", "labels": "l"}
     assert build(PackConfig, base | {"max_bad": "1%", "thin": "0.5"}).max_bad == 0.01

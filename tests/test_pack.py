@@ -192,7 +192,7 @@ def test_versions_are_in_training_alone_and_grouped_with_their_source(corpus: Pa
     assert not [key for key in val.keys.to_pylist() if "~" in key]
     assert doctor(DoctorConfig(shards=tmp_path / "s")).checks
     with pytest.raises(DataError, match="thin_labels names 'unicorn'"):
-        packed(tmp_path / "t", corpus / "images", corpus / "annotations", thin_labels=("unicorn",))
+        packed(tmp_path / "t", corpus / "images", corpus / "annotations", thin=0.5, thin_labels=("unicorn",))
 
 
 def report_labels(folder: Path) -> list[str]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from mlic.config import Operation
 from mlic.data import images
-
-Operation = Literal["rotate", "shift", "flip", "erase", "brightness", "contrast"]
 
 _DEGREES, _SHIFT = 15.0, 0.1  # at most so far either way; the shift in shares of a side
 _ERASED = (0.02, 0.2)  # share of the area that is painted over
@@ -19,7 +18,7 @@ _FACTOR = 0.3
 _QUALITY = 92
 
 
-def render(data: bytes, operations: Sequence[str], seed: Sequence[int], max_pixels: int) -> bytes:
+def render(data: bytes, operations: Sequence[Operation], seed: Sequence[int], max_pixels: int) -> bytes:
     """An image file, changed by each of the operations in turn by an amount drawn from the seed, as a JPEG.
 
     Upright and in its own size; a grey image stays grey. Raises BadImage. The operations are those that the reference
@@ -74,7 +73,7 @@ def _mean(image: Image.Image) -> Any:
     return mean[0] if len(mean) == 1 else tuple(mean)
 
 
-_OPERATIONS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
+_OPERATIONS: dict[Operation, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
     "rotate": _rotate, "shift": _shift, "flip": _flip, "erase": _erase, "brightness": _brightness,
     "contrast": _contrast,
 }  # fmt: skip

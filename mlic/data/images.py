@@ -33,6 +33,7 @@ _TURNS = {
 }
 
 
+MAX_BYTES = 512 * 2**20  # a larger file is no photograph and would fill a worker's memory
 MAX_PIXELS = 100_000_000  # of an image that is decoded at all, where no setting says otherwise
 
 
@@ -49,19 +50,24 @@ class ImageInfo:
     height: int
 
 
-def read_file(path: Path | bytes, max_bytes: int = 512 * 2**20) -> bytes:
-    """Read a whole image file. Raises BadImage when it is larger than `max_bytes` and OSError when it is not read."""
+def read_file(path: Path | bytes) -> bytes:
+    """Read a whole image file. Raises BadImage when it is larger than MAX_BYTES and OSError when it is not read."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would wait for ever
     try:
         size = os.fstat(file).st_size
-        if size > max_bytes:
-            raise BadImage(f"larger than {max_bytes // 2**20} MB")
+        check_bytes(size)
         data = os.read(file, size)
         while len(data) < size and (more := os.read(file, size - len(data))):
             data += more
     finally:
         os.close(file)
     return data
+
+
+def check_bytes(size: int) -> None:
+    """Raise BadImage for a file of more than MAX_BYTES."""
+    if size > MAX_BYTES:
+        raise BadImage(f"larger than {MAX_BYTES // 2**20} MB")
 
 
 def probe(data: Any, max_pixels: int) -> ImageInfo:

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from mlic.config import Operation
 from mlic.data import images
 from mlic.data.expansion import render
 from mlic.data.sources import Listing, Reader
@@ -67,7 +68,7 @@ class Expansion:
     version of an image whose labels are all among `thin_labels` is left out with the probability `thin`, but one."""
 
     versions: int = 0
-    operations: tuple[str, ...] = ()
+    operations: tuple[Operation, ...] = ()
     thin: float = 0.0
     thin_labels: tuple[int, ...] = ()
     seed: int = 0

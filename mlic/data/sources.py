@@ -31,7 +31,6 @@ Array = np.ndarray[Any, Any]
 
 ARCHIVES = frozenset({".tar", ".zip"})
 LISTS = frozenset({".txt", ".parquet"})
-MAX_BYTES = 512 * 2**20  # a larger file is no photograph and would fill a worker's memory
 _CHUNK = 100_000
 _RECORDS = (".json", ".cls", ".txt")  # what WebDataset shards have beside their images
 _MEMBER = np.dtype([("container", "i4"), ("offset", "i8"), ("stored", "i8"), ("how", "u1")])
@@ -368,7 +367,7 @@ class Reader:
             path = listing.paths[i].as_py()
             if self._prefix is None or b"://" in path:
                 return self._remote(_place(listing.root, os.fsdecode(path)))
-            return images.read_file(path if path.startswith(b"/") else self._prefix + path, MAX_BYTES)
+            return images.read_file(path if path.startswith(b"/") else self._prefix + path)
         except OSError as error:
             raise BadImage(error.strerror or " ".join(str(error).split()) or "cannot be read") from None
 
@@ -390,16 +389,14 @@ class Reader:
 
     def _remote(self, place: Location) -> bytes:
         with storage.File(place) as file:
-            if file.size > MAX_BYTES:
-                raise BadImage(f"larger than {MAX_BYTES // 2**20} MB")
+            images.check_bytes(file.size)
             return file.read_at(0, file.size)
 
     def _member(self, member: Any, size: int) -> bytes:
         number, offset, stored, how = (int(value) for value in member)
         if how == _REFUSED:
             raise BadImage("no plain file of the archive (a link, a name outside of it, or packed in a way not read)")
-        if max(size, stored) > MAX_BYTES:
-            raise BadImage(f"larger than {MAX_BYTES // 2**20} MB")
+        images.check_bytes(max(size, stored))
         archive = self.listing.archives[number]
         if number not in self._files:
             self._files[number] = storage.File(archive)

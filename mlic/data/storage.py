@@ -158,8 +158,15 @@ def stream(location: Location) -> Any:
 def upload(source: Path, target: str) -> None:
     """Copy a local file to an object store, where it appears when it is whole. Raises OSError."""
     files, path = _store(target)
-    with source.open("rb") as data, files.open_output_stream(path) as sink:
-        shutil.copyfileobj(data, sink, _CHUNK)
+    sink = files.open_output_stream(path)
+    try:
+        with source.open("rb") as data:
+            shutil.copyfileobj(data, sink, _CHUNK)
+    except BaseException:
+        sink.close()  # which makes a file of what has come so far
+        files.delete_file(path)
+        raise
+    sink.close()
 
 
 def put(target: str, data: bytes) -> None:
