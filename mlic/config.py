@@ -246,6 +246,7 @@ class DoctorConfig(Settings):
 
     shards: AnyPath = setting(..., "Folder of shards that mlic pack wrote, or s3://...", cli="argument", place=True)
     max_samples: int = setting(10_000, "Training samples to look at, at most", cli="flag", ge=100)
+    ranks: int = setting(1, "Training workers that are to read the shards", cli="flag", ge=1, place=True)
     seed: int = setting(42, "Seed of the choice of samples and of the shuffles", ge=0, le=2**31 - 1)
 
 

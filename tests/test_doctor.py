@@ -132,3 +132,22 @@ def test_what_cannot_be_learnt_or_measured_is_named(corpus: Path, ray_cluster: N
     assert checks(report)["leakage"] == "warning"
     assert "unicorn in " in next(check.text for check in report.checks if check.name == "labels")
     assert json.loads(report.model_dump_json())["checks"]
+
+
+def test_shards_against_ranks(shards: Path) -> None:
+    found = {}
+    for ranks in (1, 4, 9, 200):
+        (found[ranks],) = [c for c in doctor(DoctorConfig(shards=shards, ranks=ranks)).checks if c.name == "shards"]
+    assert [check.status for check in found.values()] == ["ok", "ok", "note", "warning"]
+    assert "--min-shards 9" in found[9].text
+    assert "a rank needs two samples" in found[200].text
+
+
+def test_records_that_do_not_read_are_no_match(shards: Path, tmp_path: Path) -> None:
+    """A byte of each record is overwritten; the images, which come before, still read."""
+    copy = tmp_path / "s"
+    shutil.copytree(shards, copy)
+    for path in copy.glob("train-*.tar"):
+        path.write_bytes(path.read_bytes().replace(b'{"file"', b'["file"'))
+    with pytest.raises(DataError, match="records in the shards .* name other labels than the table"):
+        doctor(DoctorConfig(shards=copy, fresh=True))

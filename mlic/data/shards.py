@@ -178,20 +178,20 @@ def read_table(folder: Location, columns: list[str] | None = None, test: Any = N
 
 
 def read_sample(shard: storage.File, offset: int, size: int) -> tuple[bytes, dict[str, Any] | None]:
-    """An image's bytes and the record behind it in its shard; None for a record with a long name, or none of ours."""
+    """An image's bytes and the record behind it in its shard; an empty record where none reads, and None where its name
+    is too long for a plain header, which is not followed here."""
     padded = size + -size % _BLOCK
     data = shard.read_at(offset, padded + _BLOCK + _RECORD)
     header = data[padded : padded + _BLOCK]
+    if header[156:157] == b"L":
+        return data[:size], None
     try:
         length = int(header[124:135], 8)
-        if header[:100].rstrip(b"\0").endswith(b".json"):
-            start = offset + padded + _BLOCK
-            text = data[padded + _BLOCK :] if length <= _RECORD else shard.read_at(start, length)
-            record = json.loads(text[:length])
-            return data[:size], record if isinstance(record, dict) else None
+        text = data[padded + _BLOCK :] if length <= _RECORD else shard.read_at(offset + padded + _BLOCK, length)
+        record = json.loads(text[:length])
     except ValueError:
-        pass
-    return data[:size], None
+        return data[:size], {}
+    return data[:size], record if isinstance(record, dict) else {}
 
 
 def check_sizes(folder: Location, index: Mapping[str, Any], split: str | None) -> None:

@@ -20,7 +20,7 @@ from mlic.cluster.runs import fingerprint, write_json
 from mlic.config import AnyPath, DoctorConfig, Location, Model
 from mlic.data import features as features_of
 from mlic.data import images, storage
-from mlic.data.shards import Split, read_index, read_sample, read_split, read_table
+from mlic.data.shards import Split, check_sizes, read_index, read_sample, read_split, read_table
 from mlic.errors import DataError, MlicError
 from mlic.score.alignment import Alignment, Stretch, doubtful, probe, stretches
 from mlic.stages.measure import aligned
@@ -62,7 +62,7 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     """
     index = read_index(config.shards)
     known = fingerprint(index["fingerprint"], config.max_samples, config.seed)
-    read_split(config.shards, None)  # the kept answer is for whole shards
+    check_sizes(config.shards, index, None)  # the kept answer is for whole shards
     kept = None if config.fresh else _read_kept(config.shards, known)
     if kept is None:
         with cluster_ray.connect(config.address) as cluster:
@@ -76,7 +76,7 @@ def doctor(config: DoctorConfig) -> DoctorReport:
         _labels(index),
         _account(index),
         _leakage(config.shards),
-        _readers(index),
+        _readers(index, config.ranks),
         *_machine(config.shards),
     ]
     for check in checks:
@@ -255,15 +255,18 @@ def _leakage(shards: Location) -> Check:
     return Check(name="leakage", status="ok", text=known)
 
 
-def _readers(index: dict[str, Any]) -> Check:
-    """mlic reads samples by offset and needs no shard for each rank; readers that stream whole shards do."""
-    counts = dict.fromkeys(index["splits"], 0)
-    for shard in index["shards"].values():
-        counts[shard["split"]] += 1
-    name = "train" if "train" in counts else next(iter(counts))
-    text = (
-        f"{counts[name]} shards of {name}: enough for {counts[name]} streaming readers at once, and for any of mlic's"
-    )
+def _readers(index: dict[str, Any], ranks: int) -> Check:
+    """Are there samples and shards enough for the ranks? mlic reads samples by offset and gives each rank its own,
+    however few the shards; programs that stream whole shards need one for each."""
+    name = "train" if "train" in index["splits"] else next(iter(index["splits"]))
+    samples = index["splits"][name]["samples"]
+    count = sum(shard["split"] == name for shard in index["shards"].values())
+    text = f"{samples:,} samples of {name} in {count:,} shards for {ranks:,} rank{'s' * (ranks > 1)}"
+    if samples < 2 * ranks:
+        return Check(name="shards", status="warning", text=f"{text}: a rank needs two samples")
+    if count < ranks:
+        text += f"; other programs that stream shards need --min-shards {ranks}"
+        return Check(name="shards", status="note", text=text)
     return Check(name="shards", status="ok", text=text)
 
 

@@ -69,7 +69,8 @@ def train(config: TrainConfig) -> TrainReport:
         if len(loop.read_history(folder)) < config.epochs:
             with cluster_ray.connect(config.address) as cluster:
                 if config.doctor:
-                    examine(DoctorConfig(shards=config.shards, address=config.address))
+                    ranks = cluster_ray.train_share(cluster, config.workers).workers
+                    examine(DoctorConfig(shards=config.shards, address=config.address, ranks=ranks))
                 _fit_on(cluster, config, run)
         report = finish(config, run.folder, run.folder)
         run.finish(report)
