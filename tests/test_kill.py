@@ -181,12 +181,13 @@ def test_pack_killed_at_twenty_random_points(corpus: Path, tmp_path: Path) -> No
 
 
 def is_worker(pid: int) -> bool:
-    """Whether a process runs a task of ours. Ray's agents take their node down with them, and Ray waits for ever when a
-    worker dies while the driver is connecting."""
+    """Whether a process is a worker: new, idle or at a task. Ray's own agents take their node down with them."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::_")
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
+    is_new = len(words) > 1 and words[1].endswith(b"default_worker.py")
+    return is_new or (words[0].startswith(b"ray::") and b"Agent" not in words[0])
 
 
 def same_shards(one: Path, two: Path) -> None:

@@ -227,6 +227,8 @@ def _init(address: str | None) -> None:
             "num_cpus": _usable_cpus(),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
+            # Ray would start workers ahead and keep the driver waiting for them: for ever, when one of them is killed.
+            "_system_config": {"prestart_worker_first_driver": False},
         }
     else:
         options |= {"address": address}
