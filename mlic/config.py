@@ -285,7 +285,10 @@ class FitSettings(Settings):
     cache_gb: float = setting(
         8.0, "Largest cache of decoded images that a node keeps, in GB; 0: none", cli="flag", place=True, ge=0
     )
-    loader_threads: int = setting(2, "Threads that decode ahead of each worker", ge=1, le=64)
+    loader_threads: int = setting(
+        2, "Threads that decode ahead of each worker; 0: none, which is least work where there is no GPU to keep busy",
+        ge=0, le=64,
+    )  # fmt: skip
     seed: int = setting(42, "Seed of weights, order of samples and augmentation", cli="flag", ge=0, le=2**31 - 1)
 
 

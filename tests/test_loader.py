@@ -71,7 +71,7 @@ def split(tmp_path: Path) -> shards.Split:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [0, 1, 3])
 def test_batches_hold_the_images_that_were_asked_for(split: shards.Split, threads: int) -> None:
     wanted = [np.array([3, 9]), np.array([0]), np.array([5, 1, 2])]
     with ShardReader(split, PREP) as reader:
@@ -144,7 +144,8 @@ def test_a_half_written_cache_is_built_again(split: shards.Split, tmp_path: Path
 
 
 def test_ahead_keeps_the_order_and_raises() -> None:
-    assert list(ahead(lambda x: x * x, range(50), 4)) == [x * x for x in range(50)]
+    for threads in (0, 4):
+        assert list(ahead(lambda x: x * x, range(50), threads)) == [x * x for x in range(50)]
     results = ahead(lambda x: 1 // x, [1, 0, 1], 2)
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):

@@ -117,7 +117,7 @@ class ShardReader:
         crops: np.ndarray[Any, Any] | None = None,
         size: int = 0,
     ) -> Iterator[Batch]:
-        """Load batches of sample numbers in their order, decoding ahead in `threads` threads.
+        """Load batches of sample numbers in their order, decoding ahead in `threads` threads, or in this one with 0.
 
         With `crops` (N, 4), top, left, bottom and right of each sample of the split in shares of its sides, that part
         of each image is resized to `size` pixels.
@@ -193,7 +193,10 @@ def _resize(pixels: np.ndarray[Any, Any], size: int) -> torch.Tensor:
 
 
 def ahead(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
-    """`map(work, items)` in order, computed ahead of the consumer in threads."""
+    """`map(work, items)` in order, computed ahead of the consumer in threads; with none, when it is asked for."""
+    if threads == 0:
+        yield from map(work, items)
+        return
     waiting: deque[Future[R]] = deque()
     todo = iter(items)
     with ThreadPoolExecutor(threads, thread_name_prefix="loader") as pool:

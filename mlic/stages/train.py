@@ -63,6 +63,7 @@ def train(config: TrainConfig) -> TrainReport:
     folder = config.runs / str(config.name)
     with Run.open(folder, "train", config, {"shards": index["fingerprint"]}, config.fresh) as run:
         if run.finished and (folder / "model" / bundle.SPEC).is_file():
+            logger.info("%s is finished; --fresh trains it again", folder)
             return TrainReport(**run.report)
         if run.finished:
             run.reopen()
