@@ -6,9 +6,9 @@ Setting 128 reads the training images of SHARDS, which have to be JPEG of 128 pi
 224 reads 1,000 JPEG of 500 x 375 pixels, mosaics of those, and resizes them to 224 x 224.
 
 Every engine gives the same thing, shuffled batches of 64 float32 images normalised in channels-last memory by the same
-code, and runs in a process of its own; the engines take turns. Each decodes in that process where it can (mlic, PyTorch,
-webdataset, litdata, MosaicML), and else in one thread or worker more. The figure is images per second of CPU time of the
-process and all below it, over two epochs after a first one that is not counted.
+code, and runs in a process of its own; the engines take turns. Each decodes in that process where it can (mlic,
+PyTorch, webdataset, litdata, MosaicML), and else in one thread or worker more. The figure is images per second of CPU
+time of the process and all below it, over two epochs after a first one that is not counted.
 The first batch is timed from the call of the engine, so with its imports and with the start of what it needs, but
 without the writing of its format. The bare decode is simplejpeg on bytes in memory: no reading, no resizing, no batch.
 Resizing is bilinear with antialiasing everywhere but in FFCV, which averages areas.
