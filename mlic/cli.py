@@ -48,6 +48,10 @@ _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
         config.EvaluateConfig, "mlic.stages.evaluate", "evaluate",
         ["mlic evaluate runs/b-final", "mlic evaluate preds.tsv --labels annotations/"],
     ),
+    "threshold": (
+        config.ThresholdConfig, "mlic.stages.threshold", "threshold",
+        ["mlic threshold runs/b-final --policy per-label", "mlic threshold runs/b-final --policy recall=0.9"],
+    ),
     "demo": (config.DemoConfig, "mlic.stages.demo", "demo", ["mlic demo"]),
 }  # fmt: skip
 
@@ -108,7 +112,7 @@ def _stage_command(name: str) -> click.Command:
             return 1
         _end_transient()
         click.echo(report.model_dump_json() if as_json else report.text())
-        return 0
+        return int(getattr(report, "exit_code", 0))
 
     text = f"{model.__doc__}\n\n\b\nExample{'s' if len(examples) > 1 else ''}:\n" + "\n".join(
         f"  {e}" for e in examples

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Color = Literal["rgb", "gray"]
-Policy = Literal["fixed", "global", "per-label"]
 LabelFormat = Literal["auto", "lists", "wide", "delimited", "long", "jsonl", "coco", "voc", "folders", "webdataset"]
 Operation = Literal["rotate", "shift", "flip", "erase", "brightness", "contrast"]
 Stage = Literal["pack", "train", "tune", "batch-predict", "evaluate"]
@@ -89,6 +88,73 @@ Shares = Annotated[dict[str, float], BeforeValidator(_pairs)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Operations = Annotated[tuple[Operation, ...], BeforeValidator(_names)]
 Interval = Annotated[tuple[float, float], BeforeValidator(_interval)]
+
+
+# Threshold policies: whether their value has a default, and the values that it may have.
+_POLICIES: dict[str, tuple[float | None, float, float]] = {
+    "fixed": (0.5, 0, 1), "global": (0, 0, 0), "per-label": (-1, 0, 1e9), "one-at-a-time": (0.2, 0, 1),
+    "joint": (0, 0, 0), "f-beta": (None, 0.01, 100), "precision": (None, 0.01, 1), "recall": (None, 0.01, 1),
+    "cost": (None, 1e-6, 1e6), "cardinality": (0, 0, 0), "top-k": (None, 1, 1e6),
+}  # fmt: skip
+
+
+def parse_policy(text: str) -> tuple[str, float]:
+    """Name and value of a threshold policy such as `per-label` or `recall=0.9`; -1 is a value to be found.
+
+    Raises ValueError for a policy that there is not or a value that it does not take.
+    """
+    name, sep, raw = text.partition("=")
+    if name not in _POLICIES:
+        raise ValueError(f"unknown threshold policy {text!r}; known: {', '.join(_POLICIES)}")
+    default, low, high = _POLICIES[name]
+    if not sep:
+        if default is None:
+            raise ValueError(f"the threshold policy {name} needs a value, such as {name}={_EXAMPLES[name]}")
+        return name, default
+    try:
+        value = float(raw)
+    except ValueError:
+        value = float("nan")
+    if low == high:
+        raise ValueError(f"the threshold policy {name} takes no value, not {text!r}")
+    if not low <= value <= high or (name == "top-k" and value != int(value)):
+        raise ValueError(f"the threshold policy {name} takes a value from {low:g} to {high:g}, not {raw!r}")
+    return name, value
+
+
+_EXAMPLES = {"f-beta": "2", "precision": "0.9", "recall": "0.9", "cost": "5", "top-k": "3"}
+
+
+def _policy(value: Any) -> Any:
+    if isinstance(value, str):
+        parse_policy(value)
+    return value
+
+
+Policy = Annotated[str, BeforeValidator(_policy)]
+Calibrator = Literal["auto", "none", "prior", "temperature", "platt", "isotonic"]
+
+
+_GATE = re.compile(r"\s*([a-z_0-9.]+?)(\.low|\.high)?\s*(>=|<=|>|<)\s*(\d*\.?\d+(?:e-?\d+)?)\s*")
+
+
+def parse_gate(text: str) -> tuple[str, str, float]:
+    """Metric (with `.low` or `.high` for an end of its interval), operator and limit. Raises ValueError."""
+    match = _GATE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"a gate looks like f1_micro>=0.8, not {text!r}")
+    metric, end, sign, limit = match.groups()
+    return metric + (end or ""), sign, float(limit)
+
+
+def _gates(value: Any) -> Any:
+    gates = _names(value)
+    for gate in gates if isinstance(gates, list | tuple) else ():
+        parse_gate(str(gate))
+    return gates
+
+
+Gates = Annotated[tuple[str, ...], BeforeValidator(_gates)]
 
 
 class Model(BaseModel):
@@ -304,7 +370,8 @@ class TrainConfig(FitSettings):
         ge=0,
         le=1,
     )
-    threshold_policy: Policy = setting("global", "How decision thresholds are fitted", cli="flag")
+    threshold_policy: Policy = setting("global", "How decision thresholds are fitted; see mlic threshold", cli="flag")
+    calibration: Calibrator = setting("auto", "How scores are calibrated; auto: where it surely helps", cli="flag")
     max_failures: int = setting(3, "How often a group of workers that lost a member is started anew", ge=0, place=True)
 
 
@@ -334,10 +401,8 @@ class TuneConfig(FitSettings):
             raise ValueError(f"pos_weight_powers should be low,high within 0 and 1, not {low:g},{high:g}")
         if not 0 < self.lrs[0] <= self.lrs[1]:
             raise ValueError(f"lrs should be low,high and above 0, not {self.lrs[0]:g},{self.lrs[1]:g}")
-        known = Policy.__args__  # type: ignore[attr-defined]
         for policy in self.threshold_policies:
-            if policy not in known:
-                raise ValueError(f"unknown threshold policy {policy!r}; known: {', '.join(known)}")
+            parse_policy(policy)
         return self
 
 
@@ -376,8 +441,33 @@ class EvaluateConfig(Settings):
     out: LocalPath | None = setting(
         None, "Folder for metrics.json and report.html; default: beside the predictions", cli="flag"
     )
+    threshold: float | None = setting(
+        None, "Threshold to decide by, where the predictions are scores alone", cli="flag", ge=0, le=1
+    )
+    gate: Gates = setting(
+        (), "Conditions, by commas, such as f1_micro>=0.8 or f1_micro.low>=0.8; not met: exit code 5", cli="flag"
+    )
     resamples: int = setting(1000, "Bootstrap resamples of the images for the intervals", cli="flag", ge=100)
     seed: int = setting(42, "Seed of the bootstrap", ge=0, le=2**31 - 1)
+
+
+class ThresholdConfig(Settings):
+    """Fit the decision thresholds of a trained model again, and its calibration, without training."""
+
+    model: LocalPath = setting(..., "Run folder, or the bundle inside one", cli="argument", place=True)
+    policy: Policy = setting(
+        "per-label",
+        "fixed=T, global, per-label, one-at-a-time=T, joint, f-beta=B, precision=P, recall=R, cost=C, cardinality or "
+        "top-k=K",
+        cli="flag",
+    )
+    calibration: Calibrator = setting("auto", "How scores are calibrated; auto: where it surely helps", cli="flag")
+    labels: AnyPath | None = setting(
+        None, "Shards to predict and fit to; default: the validation scores of the run", cli="flag", place=True
+    )
+    split: str = setting("val", "Split to fit to, with --labels", cli="flag")
+    resamples: int = setting(1000, "Bootstrap resamples of the images for the intervals", cli="flag", ge=100)
+    seed: int = setting(42, "Seed of the folds and of the bootstrap", ge=0, le=2**31 - 1)
 
 
 class DemoConfig(Settings):

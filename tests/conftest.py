@@ -9,10 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from mlic.cluster.ray import connect
 from mlic.config import PackConfig
 from mlic.data import toy
+
+# How long an example takes says what else the machine does, and nothing about the code.
+settings.register_profile("mlic", deadline=None)
+settings.load_profile("mlic")
 
 # Some machines set a thread count or a Ray of their own; tests run on neither.
 for name in ("RAY_ADDRESS", "SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS"):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
@@ -30,15 +30,22 @@ def cases(draw: st.DrawFn) -> tuple[Array, Array, Array]:
 def test_decision_metrics_are_scikit_learns(case: tuple[Array, Array, Array]) -> None:
     targets, decisions, _ = case
     got = metrics.decision_metrics(decisions, targets)
+    functions = {"f1": sk.f1_score, "precision": sk.precision_score, "recall": sk.recall_score}
     expected = {
         f"{name}_{average}": function(targets, decisions, average=average, zero_division=0)
-        for name, function in {"f1": sk.f1_score, "precision": sk.precision_score, "recall": sk.recall_score}.items()
+        for name, function in functions.items()
+        for average in ("micro", "macro", "weighted", "samples")
+    } | {
+        f"f{beta:g}_{average}": sk.fbeta_score(targets, decisions, beta=beta, average=average, zero_division=0)
+        for beta in metrics.BETAS
         for average in ("micro", "macro")
+    } | {
+        f"jaccard_{average}": sk.jaccard_score(targets, decisions, average=average, zero_division=0)
+        for average in ("samples", "micro", "macro")
     } | {
         "subset_accuracy": sk.accuracy_score(targets, decisions),
         "hamming_accuracy": 1 - sk.hamming_loss(targets, decisions),
-        "jaccard_samples": sk.jaccard_score(targets, decisions, average="samples", zero_division=0),
-    }
+    }  # fmt: skip
     assert set(got) == set(expected) == set(metrics.DECISION_METRICS)
     for name, value in expected.items():
         assert got[name] == pytest.approx(value, abs=1e-12), name
@@ -51,6 +58,45 @@ def test_average_precision_is_scikit_learns(case: tuple[Array, Array, Array]) ->
         warnings.simplefilter("ignore")
         expected = sk.average_precision_score(targets, scores, average=None)
     assert metrics.average_precision(scores, targets) == pytest.approx(np.nan_to_num(expected), abs=1e-12)
+
+
+@given(cases())
+def test_score_metrics_are_scikit_learns(case: tuple[Array, Array, Array]) -> None:
+    targets, _, scores = case
+    got = metrics.score_metrics(scores, targets)
+    expected = {
+        "lrap": sk.label_ranking_average_precision_score(targets, scores),
+        "coverage": sk.coverage_error(targets, scores),
+        "ranking_loss": sk.label_ranking_loss(targets, scores),
+    }
+    both = [i for i in range(targets.shape[1]) if 0 < targets[:, i].sum() < len(targets)]
+    if both:
+        expected["roc_auc"] = np.mean([sk.roc_auc_score(targets[:, i], scores[:, i]) for i in both])
+    if 0 < targets.sum() < targets.size:
+        expected["roc_auc_micro"] = sk.roc_auc_score(targets, scores, average="micro")
+        expected["map_micro"] = sk.average_precision_score(targets, scores, average="micro")
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(value, abs=1e-9), name
+    assert set(got) <= set(metrics.SCORE_METRICS)
+
+
+@given(cases())
+def test_matrices_are_scikit_learns(case: tuple[Array, Array, Array]) -> None:
+    targets, decisions, _ = case
+    counts = metrics.Counts(targets.shape[1]).add(decisions, targets)
+    assert (counts.matrices() == sk.multilabel_confusion_matrix(targets, decisions)).all()
+
+
+@given(cases(), st.integers(0, 2**31))
+def test_counts_of_parts_merge_to_those_of_the_whole(case: tuple[Array, Array, Array], seed: int) -> None:
+    targets, decisions, _ = case
+    part = np.random.default_rng(seed).integers(0, 3, len(targets))
+    merged = metrics.Counts(targets.shape[1])
+    for k in (2, 0, 1):
+        merged.merge(metrics.Counts(targets.shape[1]).add(decisions[part == k], targets[part == k]))
+    whole = metrics.Counts(targets.shape[1]).add(decisions, targets)
+    assert (merged.matrices() == whole.matrices()).all()
+    assert merged.values() == pytest.approx(whole.values(), abs=1e-12)
 
 
 @given(cases())
@@ -78,89 +124,3 @@ def test_unknown_labels_count_nowhere(case: tuple[Array, Array, Array], seed: in
         if targets[known[:, i], i].any():
             expected = sk.average_precision_score(targets[known[:, i], i], scores[known[:, i], i])
             assert metrics.average_precision(scores, masked)[i] == pytest.approx(expected)
-
-
-COUNTS = {
-    "baby": 95, "bird": 360, "car": 319, "clouds": 1095, "dog": 448, "female": 3227, "flower": 761,
-    "male": 2979, "night": 598, "people": 6403, "portrait": 3121, "river": 120, "sea": 173, "tree": 525,
-}  # fmt: skip
-
-
-def reference_targets() -> Array:
-    """20,000 rows with the label counts of the reference data set and its 9,824 rows without a label.
-
-    Which labels stand together does not matter to the numbers tested with it.
-    """
-    targets = np.zeros((20_000, len(COUNTS)), dtype=np.int8)
-    start = 0
-    for label, count in enumerate(COUNTS.values()):
-        rows = (start + np.arange(count)) % (20_000 - 9_824)
-        targets[rows, label] = 1
-        start += count
-    return targets
-
-
-def test_trivial_baselines_of_the_reference_data() -> None:
-    targets = reference_targets()
-    found = metrics.baselines(targets)
-    assert found["all_negative"]["hamming_accuracy"] == pytest.approx(0.92777, abs=5e-6)
-    assert found["all_negative"]["subset_accuracy"] == pytest.approx(0.4912)
-    assert found["all_negative"]["f1_micro"] == 0
-    assert found["always_top_1"]["precision_micro"] == pytest.approx(0.320, abs=5e-4)
-    assert found["always_top_1"]["recall_micro"] == pytest.approx(0.317, abs=5e-4)
-    assert found["always_top_1"]["f1_micro"] == pytest.approx(0.318, abs=5e-4)
-    assert found["always_top_2"]["f1_micro"] == pytest.approx(0.320, abs=5e-4)
-    assert found["prevalence"]["map"] == pytest.approx(0.07223, abs=5e-6)
-
-
-def test_prevalence_baseline_is_the_mean_of_random_guesses() -> None:
-    rng = np.random.default_rng(0)
-    targets = (rng.random((3000, 4)) < [0.05, 0.2, 0.5, 0.7]).astype(np.int8)
-    share = targets.mean(axis=0)
-    drawn = [metrics.decision_metrics(rng.random(targets.shape) < share, targets) for _ in range(60)]
-    expected = metrics.baselines(targets)["prevalence"]
-    for name in ("f1_micro", "f1_macro", "precision_micro", "recall_macro", "subset_accuracy", "hamming_accuracy"):
-        assert np.mean([values[name] for values in drawn]) == pytest.approx(expected[name], abs=4e-3), name
-
-
-def test_intervals_cover_the_truth() -> None:
-    """Of 60 samples from one distribution, about 57 intervals hold the value of a very large one."""
-    rng = np.random.default_rng(1)
-
-    def sample(n: int) -> tuple[Array, Array, Array]:
-        targets = (rng.random((n, 3)) < [0.1, 0.3, 0.5]).astype(np.int8)
-        scores = (targets * 0.3 + rng.random((n, 3))).astype(np.float32)
-        return targets, scores > 0.7, scores
-
-    targets, decisions, _ = sample(200_000)
-    truth = metrics.decision_metrics(decisions, targets)
-    inside = dict.fromkeys(("f1_micro", "f1_macro", "subset_accuracy"), 0)
-    for seed in range(60):
-        targets, decisions, _ = sample(150)
-        limits = metrics.intervals(decisions, targets, None, 200, seed)
-        for name in inside:
-            inside[name] += limits[name][0] <= truth[name] <= limits[name][1]
-    assert all(52 <= count <= 60 for count in inside.values()), inside
-
-
-@settings(max_examples=20)
-@given(cases(), st.integers(0, 5))
-def test_intervals_are_seeded_and_hold_map(case: tuple[Array, Array, Array], seed: int) -> None:
-    targets, decisions, scores = case
-    first = metrics.intervals(decisions, targets, scores, 100, seed)
-    assert first == metrics.intervals(decisions, targets, scores, 100, seed)
-    assert set(first) == {*metrics.DECISION_METRICS, "map"}
-    assert all(low <= high for low, high in first.values())
-
-
-def test_headlines_at_or_below_a_baseline_are_warned_of() -> None:
-    """The final numbers of two of the reference systems, beside what predicting nothing gives."""
-    trivial = {"all_negative": {"subset_accuracy": 0.4912, "hamming_accuracy": 0.92777}}
-    values = {"subset_accuracy": 0.25, "hamming_accuracy": 0.90}
-    limits = {"subset_accuracy": (0.24, 0.26), "hamming_accuracy": (0.89, 0.91)}
-    first, second = metrics.warnings(values, limits, trivial)
-    assert first == "subset_accuracy 0.2500 is not above all negative, which gives 0.4912."
-    assert "0.9278" in second
-    (near,) = metrics.warnings({"subset_accuracy": 0.5}, {"subset_accuracy": (0.48, 0.52)}, trivial)
-    assert "not clearly above" in near
-    assert metrics.warnings({"subset_accuracy": 0.59}, {"subset_accuracy": (0.57, 0.61)}, trivial) == []

@@ -11,6 +11,7 @@ Scores have six significant digits in text and are float32 in Parquet.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,13 +29,22 @@ _SCORE = "_score"
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions in columns of equal length N: `scores` float32 (N, L) or None, `decisions` bool (N, L) or None."""
+    """Predictions in columns of equal length N: `scores` float32 (N, L) or None, `decisions` bool (N, L) or None.
+
+    `labels` is empty where the file does not name its columns.
+    """
 
     labels: tuple[str, ...]
     keys: tuple[str, ...]
     files: tuple[str, ...]
     scores: Array | None
     decisions: Array | None
+
+    @property
+    def columns(self) -> int:
+        """The number of labels, named or not."""
+        values = self.decisions if self.decisions is not None else self.scores
+        return 0 if values is None else int(values.shape[1])
 
 
 def resolve_values(suffix: str, values: Values | Literal["auto"]) -> Values:
@@ -66,7 +76,11 @@ def write(path: Path, suffix: str, labels: Sequence[str], values: Values, parts:
 
 
 def read(path: Path) -> Predictions:
-    """Read a prediction file of any of the formats. Raises DataError when it is missing or not one."""
+    """Read a prediction file of any of the formats, or `NAME 0 1 ...` lines (.txt), whose columns have no names.
+
+    Columns of a table that hold other numbers than 0 and 1 are scores. Raises DataError when the file is missing or
+    not one.
+    """
     if not path.is_file():
         raise DataError(f"the predictions {path} do not exist.", "mlic batch-predict writes them.")
     try:
@@ -74,13 +88,13 @@ def read(path: Path) -> Predictions:
             return _read_parquet(path)
         if path.suffix == ".jsonl":
             return _read_jsonl(path)
-        if path.suffix in (".tsv", ".csv"):
+        if path.suffix in (".tsv", ".csv", ".txt"):
             return _read_table(path)
     except (ValueError, KeyError, TypeError, OSError, csv.Error) as error:
         raise DataError(
             f"{path} does not read as predictions: {error}.", "write it again by mlic batch-predict."
         ) from None
-    raise DataError(f"{path} is no .tsv, .csv, .jsonl or .parquet file.", "name a predictions file or a run.")
+    raise DataError(f"{path} is no .tsv, .csv, .txt, .jsonl or .parquet file.", "name a predictions file or a run.")
 
 
 def _columns(labels: Sequence[str], values: Values) -> list[str]:
@@ -141,17 +155,35 @@ def _read_parquet(path: Path) -> Predictions:
 
 
 def _read_table(path: Path) -> Predictions:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        header = next(reader, [])
-        rows = [row for row in reader if row]
-    if len(header) < 2 or any(len(row) != len(header) for row in rows):
-        raise ValueError("a header and rows of the same length are needed")
-    first = 2 if header[:2] == ["key", "file"] else 1
-    numbers = np.array([row[first:] for row in rows], dtype=np.float32).reshape(len(rows), -1)
-    names = tuple(row[first - 1] for row in rows)
-    keys = tuple(row[0] for row in rows) if first == 2 else tuple(_without_extension(name) for name in names)
-    return _from_columns(keys, names, dict(zip(header[first:], numbers.T, strict=True)))
+    import pyarrow as pa
+    import pyarrow.csv as pa_csv
+
+    spaces = path.suffix == ".txt"
+    parse = pa_csv.ParseOptions(
+        delimiter={".tsv": "\t", ".csv": ","}.get(path.suffix, " "), newlines_in_values=not spaces,
+        quote_char=False if spaces else '"',
+    )  # fmt: skip
+    with path.open("rb") as file:
+        first = file.readline().decode("utf-8", "replace")
+    names = [] if spaces else next(csv.reader([first.rstrip("\r\n")], delimiter=parse.delimiter))
+    count = len(first.split()) if spaces else len(names)
+    names = names or [str(i) for i in range(count)]
+    if count < 2 or len(set(names)) < count:
+        raise ValueError("a name and at least one label a line are needed, each label once")
+    texts = 2 if names[:2] == ["key", "file"] else 1
+    table = pa_csv.read_csv(
+        path, read_options=pa_csv.ReadOptions(column_names=names, skip_rows=0 if spaces else 1), parse_options=parse,
+        convert_options=pa_csv.ConvertOptions(
+            column_types={name: pa.string() if i < texts else pa.float32() for i, name in enumerate(names)},
+            null_values=[], strings_can_be_null=False,
+        ),
+    )  # fmt: skip
+    texts_read = [tuple(table.column(i).to_pylist()) for i in range(texts)]
+    files = texts_read[-1]
+    keys = texts_read[0] if texts == 2 else tuple(_without_extension(name) for name in files)
+    columns = {name: table.column(i).to_numpy() for i, name in enumerate(names) if i >= texts}
+    found = _from_columns(keys, files, columns)
+    return dataclasses.replace(found, labels=()) if spaces else found
 
 
 def _read_jsonl(path: Path) -> Predictions:
@@ -179,9 +211,12 @@ def _from_columns(keys: tuple[str, ...], files: tuple[str, ...], columns: dict[s
     decisions = None
     if decided:
         raw = np.stack([columns[name] for name in decided], axis=1)
-        if not np.isin(raw, (0, 1)).all():
-            raise ValueError("a decision is neither 0 nor 1")
-        decisions = raw.astype(bool)
+        if np.isin(raw, (0, 1)).all():
+            decisions = raw.astype(bool)
+        elif scores is None and ((raw >= 0) & (raw <= 1)).all():
+            scores = raw.astype(np.float32)
+        else:
+            raise ValueError("a decision is neither 0 nor 1, and there are no scores outside of 0 to 1")
     return Predictions(labels, keys, files, scores, decisions)
 
 

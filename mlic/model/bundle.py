@@ -6,6 +6,7 @@ weights.safetensors   the state dict
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import nn
 
-from mlic.config import Preprocessing
+from mlic.config import Preprocessing, parse_policy
 from mlic.errors import DataError
 from mlic.model import zoo
 
@@ -32,8 +33,9 @@ SPEC, WEIGHTS = "model.json", "weights.safetensors"
 class Bundle:
     """What is needed to turn image files into decisions.
 
-    `thresholds` holds one number a label: the label is given where score >= threshold. `threshold_fit` says how they
-    were fitted and what they are expected to give; `provenance` where the model comes from.
+    `thresholds` holds one number a label: the label is given where the calibrated score >= threshold.
+    `threshold_fit` says how they were fitted and what they are expected to give, `calibration` how scores are
+    calibrated before (empty: not at all), `provenance` where the model comes from.
     """
 
     arch: str
@@ -42,15 +44,22 @@ class Bundle:
     preprocessing: Preprocessing
     thresholds: tuple[float, ...]
     threshold_fit: dict[str, Any]
+    calibration: dict[str, Any]
     provenance: dict[str, Any]
     weights_sha256: str = ""
+
+    @property
+    def top_k(self) -> int:
+        """How many labels every image is given whatever the thresholds are; 0: those that reach their thresholds."""
+        name, value = parse_policy(self.threshold_fit["policy"])
+        return int(value) if name == "top-k" else 0
 
     @property
     def fingerprint(self) -> str:
         """Changes with anything that could change a prediction."""
         parts = [
             self.arch, sorted(self.arch_options.items()), self.labels, self.preprocessing.model_dump_json(),
-            self.thresholds, self.weights_sha256,
+            self.thresholds, self.top_k, sorted(self.calibration.items()), self.weights_sha256,
         ]  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
@@ -61,24 +70,34 @@ def save(bundle: Bundle, state: Mapping[str, torch.Tensor], folder: Path) -> Non
     part.mkdir(parents=True)
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, part / WEIGHTS)
-        spec = {
-            "format": 1,
-            "kind": "bundle",
-            "arch": bundle.arch,
-            "arch_options": bundle.arch_options,
-            "labels": list(bundle.labels),
-            "preprocessing": bundle.preprocessing.model_dump(mode="json"),
-            "thresholds": dict(zip(bundle.labels, bundle.thresholds, strict=True)),
-            "threshold_fit": bundle.threshold_fit,
-            "provenance": bundle.provenance,
-            "weights_sha256": hashlib.sha256((part / WEIGHTS).read_bytes()).hexdigest(),
-        }
-        (part / SPEC).write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
+        sha256 = hashlib.sha256((part / WEIGHTS).read_bytes()).hexdigest()
+        (part / SPEC).write_text(_spec(dataclasses.replace(bundle, weights_sha256=sha256)), encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(part, folder)  # noqa: PTH105 - Path.replace refuses nothing more, this reads as what it is
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def rewrite(bundle: Bundle, folder: Path) -> None:
+    """Write everything but the weights of a bundle anew, in one step."""
+    part = folder / f".{SPEC}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        part.write_text(_spec(bundle), encoding="utf-8")
+        part.replace(folder / SPEC)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _spec(bundle: Bundle) -> str:
+    spec = {
+        "format": 1, "kind": "bundle", "arch": bundle.arch, "arch_options": bundle.arch_options,
+        "labels": list(bundle.labels), "preprocessing": bundle.preprocessing.model_dump(mode="json"),
+        "calibration": bundle.calibration, "thresholds": dict(zip(bundle.labels, bundle.thresholds, strict=True)),
+        "threshold_fit": bundle.threshold_fit, "provenance": bundle.provenance,
+        "weights_sha256": bundle.weights_sha256,
+    }  # fmt: skip
+    return json.dumps(spec, indent=2) + "\n"
 
 
 def find(path: Path) -> Path:
@@ -100,8 +119,8 @@ def read(path: Path) -> Bundle:
         labels = tuple(spec["labels"])
         return Bundle(
             spec["arch"], dict(spec["arch_options"]), labels, Preprocessing(**spec["preprocessing"]),
-            tuple(float(spec["thresholds"][label]) for label in labels), spec["threshold_fit"], spec["provenance"],
-            spec["weights_sha256"],
+            tuple(float(spec["thresholds"][label]) for label in labels), spec["threshold_fit"], spec["calibration"],
+            spec["provenance"], spec["weights_sha256"],
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(

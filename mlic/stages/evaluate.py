@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
+import operator
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlic.cluster.runs import disk_errors, write_atomic, write_json
-from mlic.config import AnyPath, EvaluateConfig, LabelFormat, Location, Model, PredictConfig, location
+from mlic.cluster.runs import disk_errors, read_state, write_atomic, write_json
+from mlic.config import (
+    AnyPath,
+    EvaluateConfig,
+    LabelFormat,
+    Location,
+    Model,
+    PredictConfig,
+    Settings,
+    location,
+    parse_gate,
+)  # fmt: skip
 from mlic.data import labels, predictions, storage
 from mlic.data.annotations import read_annotations
 from mlic.data.shards import INDEX, read_split
-from mlic.errors import ConfigError, DataError
+from mlic.errors import ConfigError, DataError, RunError
+from mlic.model import bundle
+from mlic.score import thresholds
 from mlic.stages import report as page
 from mlic.stages.measure import Measurement, measure
 from mlic.stages.predict import predict
 
 logger = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, Any]
+_LAST_NUMBER = re.compile(r"\d+$")
+
+
+_OPERATORS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
+
+
+class Gate(Model):
+    """A condition that was asked for, and the value that it was held against."""
+
+    gate: str
+    value: float
+    passed: bool
 
 
 class EvaluateReport(Model):
@@ -30,7 +59,13 @@ class EvaluateReport(Model):
     metrics: Path
     report: Path
     unmatched: int
+    gates: tuple[Gate, ...] = ()
     measurement: Measurement
+
+    @property
+    def exit_code(self) -> int:
+        """That of a run that failed by itself where a gate is not passed."""
+        return 0 if all(gate.passed for gate in self.gates) else RunError.exit_code
 
     def text(self) -> str:
         lines = [
@@ -39,6 +74,7 @@ class EvaluateReport(Model):
         ]  # fmt: skip
         if self.unmatched:
             lines.append(f"{self.unmatched:,} annotated images have no prediction and are not measured")
+        lines += [f"gate  {g.gate}: {g.value:.4f}, {'passed' if g.passed else 'NOT passed'}" for g in self.gates]
         return "\n".join([*lines, f"report  {self.report}"])
 
 
@@ -53,24 +89,54 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         raise DataError(f"the predictions {file} do not exist.", "mlic batch-predict writes them; a run works too.")
     if file.is_dir():
         truth = truth or _shards_of(file)
-        file = _predict_split(config, file, truth)
+        if storage.size(storage.join(truth, INDEX)) is None:
+            raise ConfigError(f"{truth} is no folder of shards.", "predict the images first, then evaluate the file.")
+        file = predict_split(config, file, truth, config.split)
     if truth is None:
         raise ConfigError("--labels is not given.", "name shards, a folder of per-label lists, or a CSV file.")
     found = predictions.read(file)
-    if found.decisions is None:
-        raise ConfigError(f"{file} holds scores and no decisions.", "predict with --values both.")
-    rows, targets, names, unmatched = _join(found, truth, config.split, config.format)
-    columns = [found.labels.index(name) for name in names]
+    rows, targets, names, unmatched = join(found, truth, config.split, config.format)
+    columns = [found.labels.index(name) for name in names] if found.labels else list(range(len(names)))
     scores = None if found.scores is None else found.scores[rows][:, columns]
-    decisions = found.decisions[rows][:, columns]
+    decisions = _decisions(config, file, found, rows, columns)
     measurement = measure(names, decisions, targets, scores, config.resamples, config.seed)
     out = config.out or file.with_name(file.name + ".eval")
     report = EvaluateReport(
         predictions=file, labels=truth, metrics=out / "metrics.json", report=out / "report.html", unmatched=unmatched,
-        measurement=measurement,
+        gates=tuple(_check(gate, measurement) for gate in config.gate), measurement=measurement,
     )  # fmt: skip
     _write(out, report)
     return report
+
+
+def _decisions(
+    config: EvaluateConfig, file: Path, found: predictions.Predictions, rows: Array, columns: list[int]
+) -> Array:
+    if found.decisions is not None:
+        if config.threshold is not None:
+            raise ConfigError(f"{file} holds decisions already.", "leave --threshold out.")
+        return found.decisions[rows][:, columns]
+    if config.threshold is None or found.scores is None:
+        raise ConfigError(
+            f"{file} holds scores and no decisions.", "predict with --values both, or give --threshold 0.5."
+        )
+    cut = np.full(len(columns), config.threshold, dtype=np.float32)
+    return thresholds.decide(found.scores[rows][:, columns], cut)
+
+
+def _check(gate: str, measurement: Measurement) -> Gate:
+    """Hold a measurement against a gate such as `f1_micro>=0.8`, or `f1_micro.low>=0.8` for its interval's end."""
+    name, sign, limit = parse_gate(gate)
+    end = next((end for end in (".low", ".high") if name.endswith(end)), "")
+    metric = name.removesuffix(end)
+    if metric not in measurement.values:
+        near = difflib.get_close_matches(metric, measurement.values, n=1, cutoff=0.5)
+        known = f"did you mean {near[0]}?" if near else f"there are {', '.join(measurement.values)}."
+        raise ConfigError(f"the gate {gate!r} names no metric that was measured.", known)
+    value = measurement.values[metric]
+    if end:
+        value = measurement.intervals[metric][0 if end == ".low" else 1]
+    return Gate(gate=gate, value=value, passed=_OPERATORS[sign](value, limit))
 
 
 def _shards_of(run: Path) -> Location:
@@ -84,31 +150,40 @@ def _shards_of(run: Path) -> Location:
     return shards
 
 
-def _predict_split(config: EvaluateConfig, run: Path, shards: Location) -> Path:
-    if storage.size(storage.join(shards, INDEX)) is None:
-        raise ConfigError(f"{shards} is no folder of shards.", "predict the images first, then evaluate the file.")
-    out = run / "predictions" / f"{config.split}.parquet"
+def predict_split(config: Settings, run: Path, shards: Location, split: str) -> Path:
+    """Predict a split of shards with a run's model, once for as long as neither changes; returns the file."""
+    out = run / "predictions" / f"{split}.parquet"
+    before = read_state(out.with_name(out.name + ".parts")) or {}
+    # The folder is this command's own, so a model with new thresholds or other shards are no reason to refuse.
+    stale = before.get("inputs", {}).get("model") not in (None, bundle.read(run).fingerprint)
     predict(
         PredictConfig(
-            model=run, images=shards, out=out, split=config.split, address=config.address, workers=config.workers,
-            fresh=config.fresh,
+            model=run, images=shards, out=out, split=split, address=config.address, workers=config.workers,
+            fresh=config.fresh or stale,
         )
     )  # fmt: skip
     return out
 
 
-def _join(
+def join(
     found: predictions.Predictions, truth: Location, split: str, format: LabelFormat
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[str, ...], int]:
-    """Rows of the predictions, their targets, the labels in order, and the annotated images without a prediction."""
+) -> tuple[Array, Array, tuple[str, ...], int]:
+    """Rows of the predictions, their targets, the labels in order, and the annotated images without a prediction.
+
+    Images are joined by key; bare numbers find the key that ends in them. Raises DataError for keys of the split
+    without a prediction, keys that stand twice and other labels.
+    """
     position = {key: i for i, key in enumerate(found.keys)}
     if len(position) < len(found.keys):
         twice = next(key for i, key in enumerate(found.keys) if position[key] != i)
         raise DataError(f"the key {twice!r} is predicted twice.", "name each image once.")
     if storage.size(storage.join(truth, INDEX)) is not None:
         samples = read_split(truth, split)
-        _same_labels(found.labels, samples.labels)
+        _same_labels(found.labels, found.columns, samples.labels)
         keys = samples.keys.to_pylist()
+        if all(key.isdecimal() for key in position):
+            keys = [str(int(number[0])) if (number := _LAST_NUMBER.findall(key)) else key for key in keys]
+            position = {str(int(key)): i for key, i in position.items()}
         lost = [key for key in keys if key not in position]
         if lost:
             raise DataError(
@@ -122,12 +197,19 @@ def _join(
             0,
         )
     annotations = read_annotations(truth, format)
-    _same_labels(found.labels, annotations.labels)
+    _same_labels(found.labels, found.columns, annotations.labels)
     joined = labels.join(annotations, labels.as_paths(found.files))
     return np.arange(len(found.keys)), joined.targets, annotations.labels, len(joined.missing)
 
 
-def _same_labels(predicted: tuple[str, ...], annotated: tuple[str, ...]) -> None:
+def _same_labels(predicted: tuple[str, ...], columns: int, annotated: tuple[str, ...]) -> None:
+    if not predicted:  # the columns have no names, and stand in the order of the labels
+        if columns != len(annotated):
+            raise DataError(
+                f"the predictions have {columns} columns without names, and there are {len(annotated)} labels.",
+                "predict all labels, in their order.",
+            )
+        return
     sides = {"predicted": set(predicted) - set(annotated), "annotated": set(annotated) - set(predicted)}
     if any(sides.values()):
         only = [f"only {side}: {', '.join(sorted(found)[:5])}" for side, found in sides.items() if found]

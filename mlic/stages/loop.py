@@ -81,6 +81,17 @@ def preprocessing(config: TrainConfig) -> Preprocessing:
     return Preprocessing(image_size=config.image_size, color=color, mean=mean, std=std)
 
 
+def positive_weights(train: Split, power: float) -> torch.Tensor:
+    """The weights (L,) of positives in the loss, by the counts of the training split."""
+    return losses.pos_weight(*_label_counts(train), power)
+
+
+def _label_counts(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    """How often each label (L,) is given and is not."""
+    positives, negatives = (torch.from_numpy((split.targets == value).sum(axis=0)) for value in (1, 0))
+    return positives, negatives
+
+
 def fit(config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]], None]) -> None:
     """Train to the last epoch, from the last checkpoint in the folder where there is one.
 
@@ -126,8 +137,8 @@ class _Fitting:
         self.config, self.place, self.train, self.val = config, place, train, val
         prep = preprocessing(config)
         torch.manual_seed(config.seed)
-        counts = [torch.from_numpy((train.targets == value).sum(axis=0)) for value in (1, 0)]
-        weight = losses.pos_weight(counts[0], counts[1], config.pos_weight_power)
+        counts = _label_counts(train)
+        weight = positive_weights(train, config.pos_weight_power)
         net = zoo.build(config.arch, len(train.labels), prep.channels, prep.image_size, config.arch_options)
         if config.head_prior:
             zoo.set_head_bias(net, losses.head_bias(counts[0], counts[1], weight))
@@ -173,20 +184,21 @@ class _Fitting:
         row |= self._train_epoch(epoch)
         scores, targets, loss = self._evaluate()
         policy, seed = self.config.threshold_policy, self.config.seed
-        decisions = thresholds.cross_fit(policy, scores, targets, seed)
-        measured = metrics.decision_metrics(decisions, targets)
-        measured["map"] = float(metrics.average_precision(scores, targets).mean())
+        fitted = thresholds.fit(policy, scores, targets, seed)
+        measured = metrics.decision_metrics(fitted.decisions, targets) | metrics.score_metrics(scores, targets)
         row |= {"step": self.step, "val/loss": loss} | {f"val/{name}": value for name, value in measured.items()}
         self.history.append(row)
         better = row[OBJECTIVE] > self.best_value
         self.best_value = max(self.best_value, row[OBJECTIVE])
         if self.place.rank == 0:
-            fitted = thresholds.fit(policy, scores, targets)
             self._save(
                 row,
                 better,
-                {"thresholds": fitted, "scores": scores, "targets": targets, "decisions": decisions},
-            )
+                {
+                    "thresholds": fitted.thresholds, "scores": scores, "targets": targets,
+                    "decisions": fitted.decisions,
+                },
+            )  # fmt: skip
         self._say(
             f"val  epoch {epoch + 1}/{self.config.epochs} | loss {loss:.4f} | f1_micro {row[OBJECTIVE]:.4f} | "
             f"f1_macro {row['val/f1_macro']:.4f} | map {row['val/map']:.4f}" + (" | best" if better else "")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlic.config import Model
-from mlic.score import metrics
+from mlic.score import baselines, bootstrap, calibration, metrics
 
 _SHOWN = (
     "f1_micro",
@@ -19,11 +19,11 @@ _SHOWN = (
     "subset_accuracy",
     "hamming_accuracy",
 )
-BASELINES = ("all_negative", "always_top_1", "always_top_2", "always_top_3", "prevalence")
+BASELINES = ("all_negative", "always_top_1", "always_top_2", "always_top_3", "prevalence", "shuffled")
 
 
 class LabelRow(Model):
-    """One label's numbers; `ap` is None when there are no scores."""
+    """One label's numbers; the last four are None when there are no scores, `roc_auc` also without both classes."""
 
     label: str
     support: int
@@ -32,6 +32,9 @@ class LabelRow(Model):
     recall: float
     f1: float
     ap: float | None
+    roc_auc: float | None
+    brier: float | None
+    calibration_error: float | None
 
 
 class Measurement(Model):
@@ -72,14 +75,19 @@ def measure(
 ) -> Measurement:  # fmt: skip
     """Measure decisions (N, L) and, where there are any, scores (N, L) against targets (N, L)."""
     values = metrics.decision_metrics(decisions, targets)
+    rows = metrics.label_table(labels, decisions, targets, scores)
+    errors: dict[str, Any] = {"brier": [None] * len(rows), "calibration_error": [None] * len(rows)}
     if scores is not None:
-        values["map"] = float(metrics.average_precision(scores, targets).mean())
-    limits = metrics.intervals(decisions, targets, scores, resamples, seed)
-    trivial = metrics.baselines(targets)
+        values |= metrics.score_metrics(scores, targets)
+        errors["brier"], errors["calibration_error"] = calibration.label_errors(scores, targets)
+    limits = bootstrap.intervals(decisions, targets, scores, resamples, seed)
+    trivial = baselines.baselines(decisions, targets, scores, seed)
     return Measurement(
         samples=len(targets), values=values, intervals=limits, baselines=trivial,
-        warnings=tuple(metrics.warnings(values, limits, trivial)),
-        labels=tuple(LabelRow(**row) for row in metrics.label_table(labels, decisions, targets, scores)),
+        warnings=tuple(baselines.warnings(values, limits, trivial)),
+        labels=tuple(
+            LabelRow(**row, **{name: column[i] for name, column in errors.items()}) for i, row in enumerate(rows)
+        ),
     )  # fmt: skip
 
 

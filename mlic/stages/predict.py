@@ -29,6 +29,7 @@ from mlic.data.sources import Listing
 from mlic.errors import ConfigError, DataError, PartialError
 from mlic.model import bundle
 from mlic.score import thresholds
+from mlic.score.calibration import Calibration
 from mlic.stages.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -306,7 +307,8 @@ def _merge(
     )  # fmt: skip
     index = {
         "format": 1, "kind": "predictions", "model": model.fingerprint, "labels": list(model.labels),
-        "thresholds": dict(zip(model.labels, model.thresholds, strict=True)), "threshold_fit": model.threshold_fit,
+        "thresholds": dict(zip(model.labels, model.thresholds, strict=True)),
+        "threshold_fit": model.threshold_fit, "calibration": model.calibration,
         "values": values, "found": report.found, "predicted": predicted, "bad": len(errors), "parts": count,
     }  # fmt: skip
     write_json(parts / INDEX, index)
@@ -326,8 +328,9 @@ def _read_part(path: Path, model: bundle.Bundle) -> tuple[predictions.Prediction
     flat = table.column("scores").combine_chunks().flatten().to_numpy(zero_copy_only=False)
     scores = flat.reshape(len(keys), len(model.labels))
     good = [i for i, error in enumerate(errors) if error is None]
+    calibrated = Calibration.read(model.calibration).apply(scores[good])
     part = predictions.Predictions(
-        model.labels, tuple(keys[i] for i in good), tuple(files[i] for i in good), scores[good],
-        thresholds.decide(scores[good], np.array(model.thresholds)),
+        model.labels, tuple(keys[i] for i in good), tuple(files[i] for i in good), calibrated,
+        thresholds.decide(calibrated, np.array(model.thresholds), model.top_k),
     )  # fmt: skip
     return part, [(file, error) for file, error in zip(files, errors, strict=True) if error is not None]

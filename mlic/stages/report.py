@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from mlic.score.metrics import best_baseline
+from mlic.score.baselines import best_baseline
 from mlic.stages import page
 from mlic.stages.measure import BASELINES, Measurement
 

@@ -7,16 +7,19 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, read_state, write_json
 from mlic.config import DoctorConfig, Model, TrainConfig
-from mlic.data.shards import check_trainable, read_index
+from mlic.data.shards import check_trainable, read_index, read_split
 from mlic.errors import MlicError, PartialError, RunError
 from mlic.model import bundle, zoo
+from mlic.score import decision, thresholds
 from mlic.stages import loop
 from mlic.stages.doctor import doctor as examine
 from mlic.stages.measure import Measurement, measure
@@ -37,13 +40,15 @@ class TrainReport(Model):
     epochs: int
     best_epoch: int
     threshold_policy: str
+    calibration: str
     measurement: Measurement
 
     def text(self) -> str:
         return (
             f"{self.run}: {self.arch}, best epoch {self.best_epoch} of {self.epochs}, "
-            f"{self.threshold_policy} thresholds\n"
-            f"validation split, {self.measurement.samples:,} samples, cross-fitted thresholds\n"
+            f"{self.threshold_policy} thresholds"
+            + ("\n" if self.calibration == "none" else f", {self.calibration} calibration\n")
+            + f"validation split, {self.measurement.samples:,} samples, cross-fitted thresholds\n"
             f"{self.measurement.table()}\nmodel  {self.model}"
         )
 
@@ -83,26 +88,44 @@ def finish(config: TrainConfig, folder: Path, fitted: Path) -> TrainReport:
     best = loop.read_best(fitted)
     index = read_index(config.shards)
     labels = tuple(index["labels"])
-    measurement = measure(labels, best.decisions, best.targets, best.scores, _RESAMPLES, config.seed)
+    weights = loop.positive_weights(read_split(config.shards, "train", config.fold), config.pos_weight_power).tolist()
+    settled, fit = decide(config.threshold_policy, config.calibration, best, weights, config.seed)
+    fit |= {"fitted_on": "val", "data": index["fingerprint"], "samples": len(best.targets)}
+    measurement = measure(labels, settled.decisions, best.targets, settled.scores, _RESAMPLES, config.seed)
     state = read_state(folder) or {}
-    expected = {name: measurement.values[name] for name in ("f1_micro", "f1_macro")}
     model = bundle.Bundle(
         config.arch, config.arch_options, labels, loop.preprocessing(config),
-        tuple(float(value) for value in best.thresholds),
-        {
-            "policy": config.threshold_policy, "fitted_on": "val", "data": index["fingerprint"],
-            "samples": len(best.targets), "cross_fitted": expected,
-        },
+        tuple(float(value) for value in settled.thresholds), fit | expected(measurement), settled.calibration.plain(),
         {
             "run": folder.name, "epoch": best.epoch, "shards": index["fingerprint"], "seed": config.seed,
+            "checkpoint": os.path.relpath(fitted, folder), "pos_weight": weights,
             "versions": state.get("versions"), "git_commit": state.get("git_commit"),
         },
     )  # fmt: skip
     bundle.save(model, best.state, folder / "model")
+    for text in thresholds.warnings(labels, best.targets, config.threshold_policy):
+        logger.warning("%s", text)
     return TrainReport(
         run=folder, model=folder / "model", arch=config.arch, epochs=config.epochs, best_epoch=best.epoch,
-        threshold_policy=config.threshold_policy, measurement=measurement,
+        threshold_policy=config.threshold_policy, calibration=settled.calibration.method, measurement=measurement,
     )  # fmt: skip
+
+
+def decide(
+    policy: str, method: str, best: loop.Best, weights: Sequence[float], seed: int
+) -> tuple[decision.Settled, dict[str, Any]]:
+    """Settle calibration and thresholds on a run's validation scores, and say how, as a bundle notes it."""
+    settled = decision.settle(policy, method, best.scores, best.targets, np.array(weights), seed)
+    return settled, {"policy": policy, "strength": settled.strength, "log_losses": settled.losses, "seed": seed}
+
+
+def expected(measurement: Measurement) -> dict[str, Any]:
+    """What thresholds are expected to give on new images, with its intervals, as a bundle notes it."""
+    names = ("f1_micro", "f1_macro", "precision_micro", "recall_micro")
+    return {
+        "cross_fitted": {name: measurement.values[name] for name in names},
+        "intervals": {name: list(measurement.intervals[name]) for name in names},
+    }
 
 
 def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run[Path]) -> None:

@@ -1,0 +1,99 @@
+"""What needs no image: the trivial baselines beside every headline, and a warning where one is not beaten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mlic.score import metrics
+
+Array = np.ndarray[Any, Any]
+
+_TOP_K = (1, 2, 3)
+_SHUFFLED_ROWS = 100_000  # shuffles are averaged until they have about so many rows together, and no more are needed
+_MOST_SHUFFLES = 20
+
+
+def baselines(decisions: Array, targets: Array, scores: Array | None, seed: int) -> dict[str, dict[str, float]]:
+    """Baseline -> metric -> value, with the label shares of these very targets (N, L).
+
+    `all_negative` gives no label. `always_top_K` gives everybody the K most frequent labels. `prevalence` gives each
+    label at random with its share; its values are expectations (of a ratio: the ratio of expected counts), and where
+    there are scores its own are the shares. `shuffled` are the decisions and scores at hand, dealt out to the images
+    at random: what knowing how often to give a label is worth without looking.
+    """
+    num_labels = targets.shape[1]
+    share = metrics.ratio((targets == 1).sum(axis=0), (targets >= 0).sum(axis=0))
+    found: dict[str, dict[str, float]] = {}
+    ranked = np.argsort(-share, kind="stable")
+    for k in (0, *(k for k in _TOP_K if k < num_labels)):
+        given = np.zeros(num_labels, dtype=bool)
+        given[ranked[:k]] = True
+        everywhere = np.broadcast_to(given, targets.shape)
+        found["all_negative" if k == 0 else f"always_top_{k}"] = metrics.decision_metrics(everywhere, targets)
+    found["prevalence"] = _prevalence(targets, share)
+    if scores is not None:
+        constant = np.broadcast_to(share.astype(np.float32), targets.shape)
+        found["prevalence"] |= metrics.score_metrics(constant, targets) | {"map": float(share.mean())}
+    found["shuffled"] = _shuffled(decisions, targets, scores, seed)
+    return found
+
+
+def _prevalence(targets: Array, share: Array) -> dict[str, float]:
+    known, positive = targets >= 0, targets == 1
+    num_positive, num_known = positive.sum(axis=0), known.sum(axis=0)
+    tp, fp, fn = num_positive * share, (num_known - num_positive) * share, num_positive * (1 - share)
+    right = np.where(known, np.where(positive, share, 1 - share), 1.0)
+    values = metrics.rates(tp[None], fp[None], fn[None])
+    return {name: float(value[0]) for name, value in values.items()} | {
+        "subset_accuracy": float(right.prod(axis=1).mean()),
+        "hamming_accuracy": float(right[known].mean()) if known.any() else 0.0,
+    }
+
+
+def _shuffled(decisions: Array, targets: Array, scores: Array | None, seed: int) -> dict[str, float]:
+    """The mean over some shuffles, as many as it takes for a steady one."""
+    rng = np.random.default_rng([seed, 8])
+    shuffles = int(np.clip(_SHUFFLED_ROWS // max(1, len(targets)), 1, _MOST_SHUFFLES))
+    drawn: dict[str, list[float]] = {}
+    for _ in range(shuffles):
+        order, rows = rng.permutation(len(targets))[:_SHUFFLED_ROWS], rng.permutation(len(targets))[:_SHUFFLED_ROWS]
+        values = metrics.decision_metrics(decisions[order], targets[rows])
+        if scores is not None:
+            values |= metrics.score_metrics(scores[order], targets[rows])
+        for name, value in values.items():
+            drawn.setdefault(name, []).append(value)
+    return {name: float(np.mean(values)) for name, values in drawn.items()}
+
+
+def warnings(
+    values: Mapping[str, float],
+    limits: Mapping[str, tuple[float, float]],
+    trivial: Mapping[str, Mapping[str, float]],
+) -> list[str]:
+    """One sentence for each headline that does not clear its best baseline."""
+    found = []
+    for name in metrics.HEADLINES:
+        if name not in values or not any(name in baseline for baseline in trivial.values()):
+            continue
+        baseline, best = best_baseline(name, trivial)
+        if values[name] <= best:
+            found.append(
+                f"{name} {values[name]:.4f} is not above {baseline.replace('_', ' ')}, which gives {best:.4f}."
+            )
+        elif limits[name][0] <= best:
+            found.append(
+                f"{name} {values[name]:.4f} is not clearly above {baseline.replace('_', ' ')}, which gives {best:.4f}: "
+                f"its interval begins at {limits[name][0]:.4f}."
+            )
+    return found
+
+
+def best_baseline(metric: str, trivial: Mapping[str, Mapping[str, float]]) -> tuple[str, float]:
+    """Name and value of the best baseline of a metric."""
+    have = {name: values[metric] for name, values in trivial.items() if metric in values}
+    sign = -1 if metric in metrics.LOWER_IS_BETTER else 1
+    name = max(have, key=lambda key: sign * have[key])
+    return name, have[name]

@@ -1,0 +1,175 @@
+"""Bootstrap intervals over images, of one measurement or of the difference between two.
+
+Up to BLOCKS images are resampled one by one. Of more, random blocks of equal size are: the variance of a sum of
+images is that of a sum of such blocks, and the width of an interval is then right to about 1 / sqrt(2 BLOCKS), 0.5%.
+Average precision and ROC AUC of that many images are resampled in 2,000 blocks from scores in 512 bins of equal
+counts, and those over all labels at once always from 2,048 bins; they are moved to where the exact value is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mlic.score import metrics, ranking
+
+Array = np.ndarray[Any, Any]
+Limits = dict[str, tuple[float, float]]
+
+BLOCKS = 20_000
+_SCORE_BLOCKS = 2_000
+_BINS, _MICRO_BINS = 512, 2_048
+_AT_ONCE = 50  # resamples
+_LEVEL = 0.95
+
+
+def intervals(decisions: Array, targets: Array, scores: Array | None, resamples: int, seed: int) -> Limits:
+    """The 95% percentile interval of every metric of decisions and, where there are any, of scores (N, L)."""
+    return _limits(draws(decisions, targets, scores, resamples, seed))
+
+
+def differences(
+    one: tuple[Array, Array | None], two: tuple[Array, Array | None], targets: Array, resamples: int, seed: int
+) -> Limits:
+    """The 95% interval of the metrics of `one` minus those of `two`, each (decisions, scores) of the same images.
+
+    Both are resampled alike, so that what an image does to both cancels out: the interval holds 0 where the two cannot
+    be told apart, and is narrower than two separate ones make believe.
+    """
+    first, second = (draws(decisions, targets, scores, resamples, seed) for decisions, scores in (one, two))
+    return _limits({name: first[name] - second[name] for name in first if name in second})
+
+
+def draws(decisions: Array, targets: Array, scores: Array | None, resamples: int, seed: int) -> dict[str, Array]:
+    """Every metric of each resample, arrays (R,); the same images are drawn whatever was decided for them."""
+    num_labels = targets.shape[1]
+    order, starts = _blocks(len(targets), BLOCKS, seed)
+    sums = _block_sums(decisions, targets, scores, order, starts)
+    total = np.concatenate([w.astype(np.float64) @ sums for w in _weights(len(starts), resamples, seed)])
+    width = 4 * num_labels + metrics.PER_SAMPLE
+    drawn = metrics.from_sums(total[:, :width], num_labels)
+    if scores is None:
+        return drawn
+    for i, name in enumerate(ranking.SAMPLE_METRICS):
+        drawn[name] = total[:, width + i] / total[:, width - 1]
+    return drawn | _area_draws(scores, targets, resamples, seed)
+
+
+def _limits(drawn: dict[str, Array]) -> Limits:
+    edges = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
+    found = {name: np.nanquantile(values, edges) for name, values in drawn.items() if not np.isnan(values).all()}
+    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+
+
+def _blocks(count: int, most: int, seed: int) -> tuple[Array, Array]:
+    """Samples in an order, and where in it each of at most so many blocks begins."""
+    if count <= most:
+        return np.arange(count), np.arange(count)
+    return np.random.default_rng([seed, 9]).permutation(count), np.linspace(0, count, most, endpoint=False, dtype=int)
+
+
+def _block_sums(decisions: Array, targets: Array, scores: Array | None, order: Array, starts: Array) -> Array:
+    """The blocks' sums (B, ...) of `metrics.per_sample` and, with scores, of `ranking.per_sample`."""
+    ends = np.append(starts[1:], len(order))
+    step = max(1, 65_536 * len(starts) // max(1, len(order)))
+    parts = []
+    for i in range(0, len(starts), step):
+        rows = order[starts[i] : ends[min(i + step, len(starts)) - 1]]
+        columns = [metrics.per_sample(decisions[rows], targets[rows])]
+        if scores is not None:
+            columns.append(ranking.per_sample(scores[rows], targets[rows]))
+        parts.append(np.add.reduceat(np.concatenate(columns, axis=1), starts[i : i + step] - starts[i], axis=0))
+    return np.concatenate(parts)
+
+
+def _weights(count: int, resamples: int, seed: int) -> Iterator[Array]:
+    """How often each of `count` images or blocks is drawn, float32 (R, count), for some resamples at a time."""
+    rng = np.random.default_rng([seed, 4])
+    for start in range(0, resamples, _AT_ONCE):
+        picks = rng.integers(0, count, (min(_AT_ONCE, resamples - start), count))
+        yield np.stack([np.bincount(row, minlength=count) for row in picks]).astype(np.float32)
+
+
+def _area_draws(scores: Array, targets: Array, resamples: int, seed: int) -> dict[str, Array]:
+    """`map`, `roc_auc` and both over all labels at once, arrays (R,)."""
+    num_samples = len(targets)
+    order, starts = _blocks(num_samples, _SCORE_BLOCKS, seed)
+    block = np.empty(num_samples, dtype=np.int64)
+    block[order] = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, num_samples)))
+    known = targets >= 0
+    row, _ = np.nonzero(known)
+    micro = _binned(scores[known], targets[known] == 1, block[row], len(starts), resamples, seed, _MICRO_BINS)
+    if num_samples > _SCORE_BLOCKS:
+        each = [
+            _binned(scores[k, i], targets[k, i] == 1, block[k], len(starts), resamples, seed, _BINS)
+            for i, k in enumerate(known.T)
+        ]
+    else:
+        each = _exact(scores, targets, resamples, seed)
+    precision = np.mean([own[0] for own in each], axis=0)
+    area = np.array([own[1] for own in each])
+    defined = ~np.isnan(area)
+    return {
+        "map": precision,
+        "map_micro": micro[0],
+        "roc_auc": metrics.ratio(np.where(defined, area, 0).sum(axis=0), defined.sum(axis=0))
+        + np.where(defined.any(axis=0), 0, np.nan),
+        "roc_auc_micro": micro[1],
+    }
+
+
+def _exact(scores: Array, targets: Array, resamples: int, seed: int) -> list[tuple[Array, Array]]:
+    """Average precision and ROC AUC (R,) of each label, every image drawn by itself."""
+    parts: list[list[tuple[Array, Array]]] = [[] for _ in targets.T]
+    ranked = []
+    for i in range(targets.shape[1]):
+        samples = np.flatnonzero(targets[:, i] >= 0)
+        order = samples[np.argsort(scores[samples, i])[::-1]]
+        value = scores[order, i]
+        last = np.flatnonzero(np.append(value[1:] != value[:-1], True)[: len(value)])
+        ranked.append((order, (targets[order, i] == 1).astype(np.float32), last))
+    for weights in _weights(len(targets), resamples, seed):
+        for part, (order, positive, last) in zip(parts, ranked, strict=True):
+            drawn = weights[:, order]
+            count = np.cumsum(drawn, axis=1)[:, last]
+            part.append(_areas(np.cumsum(drawn * positive, axis=1)[:, last], count))
+    return [tuple(np.concatenate(found) for found in zip(*part, strict=True)) for part in parts]  # type: ignore[misc]
+
+
+def _binned(
+    scores: Array, positive: Array, block: Array, blocks: int, resamples: int, seed: int, bins: int
+) -> tuple[Array, Array]:
+    """Average precision and ROC AUC (R,) of scores (N,) in bins, blocks of images drawn together."""
+    if not len(scores):
+        return np.zeros(resamples), np.full(resamples, np.nan)
+    edges = np.unique(np.sort(scores)[np.linspace(0, len(scores) - 1, bins + 1).astype(int)])
+    place = len(edges) - np.searchsorted(edges, scores, side="right")  # the highest scores first
+    width = len(edges) + 1
+    flat = np.bincount((block * width + place) * 2 + positive, minlength=blocks * width * 2)
+    histogram = flat.reshape(blocks, width * 2).astype(np.float32)
+    drawn = np.concatenate([weights @ histogram for weights in _weights(blocks, resamples, seed)])
+    whole = histogram.sum(axis=0, dtype=np.float64)[None]
+    exact = ranking.cuts(scores, positive)
+    found = []
+    for now, (value, about) in zip(
+        (exact.average_precision(), exact.roc_auc()), zip(_of_bins(drawn), _of_bins(whole), strict=True), strict=True
+    ):
+        found.append(value + (now - about))
+    return found[0], found[1]
+
+
+def _of_bins(drawn: Array) -> tuple[Array, Array]:
+    pairs = drawn.reshape(len(drawn), -1, 2).astype(np.float64)
+    return _areas(np.cumsum(pairs[:, :, 1], axis=1), np.cumsum(pairs.sum(axis=2), axis=1))
+
+
+def _areas(tp: Array, count: Array) -> tuple[Array, Array]:
+    """Average precision and ROC AUC (R,) from positives and samples (R, C) that reach each cut-off."""
+    gained = np.diff(tp, axis=1, prepend=0)
+    precision = metrics.ratio((gained * metrics.ratio(tp, count)).sum(axis=1), tp[:, -1])
+    fp = (count - tp).astype(np.float64)
+    area = (np.diff(fp, axis=1, prepend=0) * (2 * tp - gained)).sum(axis=1) / 2
+    pairs = tp[:, -1] * fp[:, -1]
+    return precision, np.where(pairs > 0, metrics.ratio(area, pairs), np.nan)

@@ -1,0 +1,209 @@
+"""Scores that mean what they say: of the images with a score of 0.3, three in ten have the label.
+
+none         the model's own scores
+prior        logit - log(w): takes back what training with positives weighted by w did to the scores
+temperature  logit / T for all labels (Guo et al., On Calibration of Modern Neural Networks, 2017)
+platt        a logit + b for each label (Platt, 1999), with his targets that keep rare labels from the edge
+isotonic     for each label the best rising steps (Zadrozny and Elkan, 2002), interpolated between their middles
+
+Scores become calibrated ones before thresholds are applied. All maps rise, so that no order within a label is turned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+METHODS = ("none", "prior", "temperature", "platt", "isotonic")
+FOLDS = 5
+_EDGE = 1e-6
+_STEPS = 50  # of Newton's method
+_MIN_POSITIVES = 5  # a label with fewer keeps its scores
+_SURE = 1.645  # standard errors of the gain: better by chance in 5% of cases
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A map of scores: by `scale` and `shift` (L,) of the logits, or for each label by `knots`, scores and values."""
+
+    method: str = "none"
+    scale: tuple[float, ...] = ()
+    shift: tuple[float, ...] = ()
+    knots: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = ()
+
+    def apply(self, scores: Array) -> Array:
+        """Calibrated scores float32 (N, L) of scores (N, L)."""
+        if self.method == "none":
+            return np.asarray(scores, dtype=np.float32)
+        if self.knots:
+            columns = [
+                np.interp(scores[:, i].astype(np.float64), x, y) if len(x) else scores[:, i]
+                for i, (x, y) in enumerate(self.knots)
+            ]
+            return np.stack(columns, axis=1).astype(np.float32)
+        return sigmoid(np.array(self.scale) * logit(scores) + np.array(self.shift)).astype(np.float32)
+
+    def plain(self) -> dict[str, Any]:
+        """As values for JSON; `Calibration.read` takes them back."""
+        return {
+            "method": self.method, "scale": list(self.scale), "shift": list(self.shift),
+            "knots": [[list(x), list(y)] for x, y in self.knots],
+        }  # fmt: skip
+
+    @staticmethod
+    def read(plain: dict[str, Any]) -> Calibration:
+        """Raises KeyError, TypeError or ValueError for values that are none of `plain`'s."""
+        knots = tuple((tuple(map(float, x)), tuple(map(float, y))) for x, y in plain["knots"])
+        scale, shift = (tuple(map(float, plain[name])) for name in ("scale", "shift"))
+        return Calibration(str(plain["method"]), scale, shift, knots)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The method that was chosen, and the cross-fitted mean log loss of each that was tried."""
+
+    method: str
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+def fit(method: str, scores: Array, targets: Array, weights: Array) -> Calibration:
+    """Fit a method to scores (N, L) and targets (N, L); `weights` (L,) are those of the positives in the loss."""
+    num_labels = scores.shape[1]
+    if method == "none":
+        return Calibration()
+    if method == "prior":
+        return Calibration(method, (1.0,) * num_labels, tuple(-np.log(np.asarray(weights, dtype=np.float64))))
+    if method == "isotonic":
+        return Calibration(method, knots=tuple(_isotonic(scores[:, i], targets[:, i]) for i in range(num_labels)))
+    known = targets >= 0
+    logits = logit(scores)
+    if method == "temperature":
+        scale = _newton(logits[known], (targets[known] == 1).astype(np.float64), with_shift=False)[0]
+        return Calibration(method, (scale,) * num_labels, (0.0,) * num_labels)
+    if method == "platt":
+        found = [_platt(logits[k, i], targets[k, i] == 1) for i, k in enumerate(known.T)]
+        return Calibration(method, tuple(scale for scale, _ in found), tuple(shift for _, shift in found))
+    raise ValueError(f"unknown calibration {method!r}")
+
+
+def choose(scores: Array, targets: Array, weights: Array, seed: int) -> Choice:
+    """The method with the lowest cross-fitted log loss, where that is surely lower than the scores' own; else none."""
+    fold = folds(len(scores), seed)
+    own = _log_losses(scores, targets)
+    losses, best, method = {"none": float(own.mean())}, own, "none"
+    for name in METHODS[1:]:
+        if name == "prior" and np.all(np.asarray(weights) == 1):
+            continue
+        each = np.empty(len(scores))
+        for k in range(FOLDS):
+            held = fold == k
+            fitted = fit(name, scores[~held], targets[~held], weights)
+            each[held] = _log_losses(fitted.apply(scores[held]), targets[held])
+        losses[name] = float(each.mean())
+        if _surely_lower(each, own) and each.mean() < best.mean():
+            best, method = each, name
+    return Choice(method, losses)
+
+
+def folds(count: int, seed: int) -> Array:
+    """The fold of each sample."""
+    return np.random.default_rng([seed, 3]).permutation(count) % FOLDS
+
+
+def label_errors(scores: Array, targets: Array, bins: int = 15) -> tuple[Array, Array]:
+    """Brier score (L,) and expected calibration error (L,), the latter over bins of equal counts; 0 without samples."""
+    brier, error = np.zeros(scores.shape[1]), np.zeros(scores.shape[1])
+    for i in range(scores.shape[1]):
+        known = targets[:, i] >= 0
+        score, positive = scores[known, i].astype(np.float64), (targets[known, i] == 1).astype(np.float64)
+        if not len(score):
+            continue
+        brier[i] = np.mean((score - positive) ** 2)
+        order = np.argsort(score, kind="stable")
+        starts = np.unique(np.linspace(0, len(score), bins, endpoint=False, dtype=int))
+        gaps = np.add.reduceat((score - positive)[order], starts)
+        error[i] = np.abs(gaps).sum() / len(score)
+    return brier, error
+
+
+def logit(scores: Array) -> Array:
+    """Log-odds float64 of scores, which are kept off 0 and 1."""
+    inside = np.clip(scores.astype(np.float64), _EDGE, 1 - _EDGE)
+    return np.asarray(np.log(inside) - np.log1p(-inside))
+
+
+def sigmoid(values: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-values)))
+
+
+def _platt(logits: Array, positive: Array) -> tuple[float, float]:
+    count, other = int(positive.sum()), int((~positive).sum())
+    if min(count, other) < _MIN_POSITIVES:
+        return 1.0, 0.0
+    goals = np.where(positive, (count + 1) / (count + 2), 1 / (other + 2))
+    scale, shift = _newton(logits, goals, with_shift=True)
+    return (scale, shift) if scale > 0 else (1.0, 0.0)
+
+
+def _newton(logits: Array, goals: Array, with_shift: bool) -> tuple[float, float]:
+    """Scale and shift of logits (N,) with the lowest log loss against goals (N,) in [0, 1]; a convex problem."""
+    columns = np.stack([logits, np.ones_like(logits)], axis=1) if with_shift else logits[:, None]
+    found = np.zeros(columns.shape[1])
+    found[0] = 1.0
+    if not len(logits):
+        return 1.0, 0.0
+
+    def loss(at: Array) -> float:
+        values = columns @ at
+        return float((np.logaddexp(0, values) - goals * values).sum())
+
+    now = loss(found)
+    for _ in range(_STEPS):
+        share = sigmoid(columns @ found)
+        gradient = columns.T @ (share - goals)
+        hessian = (columns * (share * (1 - share))[:, None]).T @ columns + 1e-9 * np.eye(len(found))
+        step = np.linalg.solve(hessian, gradient)
+        size = 1.0
+        while size > 1e-6 and loss(found - size * step) > now:
+            size /= 2
+        new = loss(found - size * step)
+        if not new < now - 1e-10 * abs(now):
+            break
+        found, now = found - size * step, new
+    return max(float(found[0]), 1e-3), float(found[1]) if with_shift else 0.0
+
+
+def _isotonic(scores: Array, targets: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    from sklearn.isotonic import isotonic_regression
+
+    known = targets >= 0
+    positive = targets[known] == 1
+    if min(positive.sum(), (~positive).sum()) < _MIN_POSITIVES:
+        return (), ()
+    value, place = np.unique(scores[known].astype(np.float64), return_inverse=True)
+    weight = np.bincount(place).astype(np.float64)
+    share = np.bincount(place, weights=positive) / weight
+    rising = isotonic_regression(share, sample_weight=weight)
+    starts = np.flatnonzero(np.append(True, rising[1:] != rising[:-1]))
+    ends = np.append(starts[1:], len(value))
+    middles = [float(np.average(value[a:b], weights=weight[a:b])) for a, b in zip(starts, ends, strict=True)]
+    sums = np.add.reduceat(weight, starts)
+    # A step of n samples of which none or all are positive says no more than 1 / (n + 2) (Laplace).
+    steps = (rising[starts] * sums + 1) / (sums + 2)
+    return tuple(middles), tuple(np.maximum.accumulate(steps).tolist())
+
+
+def _log_losses(scores: Array, targets: Array) -> Array:
+    """Log loss (N,) of each sample, summed over its known labels."""
+    inside = np.clip(scores.astype(np.float64), _EDGE, 1 - _EDGE)
+    each = np.where(targets == 1, -np.log(inside), -np.log1p(-inside))
+    return np.asarray(np.where(targets >= 0, each, 0).sum(axis=1))
+
+
+def _surely_lower(new: Array, old: Array) -> bool:
+    gain = old - new
+    return bool(gain.mean() > _SURE * gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else False

@@ -1,0 +1,94 @@
+"""Metrics of scores: how well they rank samples within a label, and labels within a sample.
+
+Definitions are scikit-learn's. An unknown target counts nowhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+SAMPLE_METRICS = ("lrap", "coverage", "ranking_loss")
+_CHUNK = 65_536  # samples at a time
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Every cut-off of N scores: `score` (C,) falling, and how many positives `tp` and samples `count` reach it."""
+
+    score: Array
+    tp: Array
+    count: Array
+
+    def average_precision(self) -> float:
+        """The area under the steps of precision over recall; 0 where nothing is positive."""
+        if not len(self.tp) or not self.tp[-1]:
+            return 0.0
+        return float((np.diff(self.tp, prepend=0) * (self.tp / self.count)).sum() / self.tp[-1])
+
+    def roc_auc(self) -> float:
+        """The area under the ROC curve; nan where one class is missing."""
+        if not len(self.tp):
+            return float("nan")
+        tp, fp = self.tp.astype(np.float64), (self.count - self.tp).astype(np.float64)
+        if not tp[-1] or not fp[-1]:
+            return float("nan")
+        before = np.concatenate([[0.0], tp[:-1]])
+        return float((np.diff(fp, prepend=0) * (before + tp)).sum() / 2 / tp[-1] / fp[-1])
+
+
+def cuts(scores: Array, positive: Array) -> Cuts:
+    """All cut-offs of scores (N,) with positive (N,) bool, in O(N log N)."""
+    scores = np.asarray(scores)
+    order = np.argsort(scores)[::-1]
+    ranked = scores[order]
+    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)])
+    return Cuts(ranked[last], np.cumsum(positive[order])[last], last + 1)
+
+
+def areas(scores: Array, targets: Array) -> tuple[Array, Array]:
+    """Average precision (L,) and area under the ROC curve (L,) of scores (N, L); see `Cuts`."""
+    found = np.empty((2, targets.shape[1]))
+    for i in range(targets.shape[1]):
+        known = targets[:, i] >= 0
+        own = cuts(scores[known, i], targets[known, i] == 1)
+        found[:, i] = own.average_precision(), own.roc_auc()
+    return found[0], found[1]
+
+
+def per_sample(scores: Array, targets: Array) -> Array:
+    """SAMPLE_METRICS of each sample, float64 (N, 3).
+
+    `lrap`: of the labels that rank at least as high as a right one, the share that is right, mean over the right ones;
+    1 where no or every known label is right. `coverage`: how many labels must be given until all right ones are.
+    `ranking_loss`: the share of pairs of a right and a wrong label whose order is wrong or open.
+    """
+    parts = [_per_sample(scores[i : i + _CHUNK], targets[i : i + _CHUNK]) for i in range(0, len(targets), _CHUNK)]
+    return np.concatenate(parts) if parts else np.zeros((0, 3))
+
+
+def _per_sample(scores: Array, targets: Array) -> Array:
+    num_labels = targets.shape[1]
+    known, positive = targets >= 0, targets == 1
+    # Unknown labels rank below all others, so that no count of those above a right label holds them.
+    order = np.argsort(np.where(known, -scores.astype(np.float64), np.inf), axis=1)
+    ranked = np.take_along_axis(scores, order, axis=1)
+    right = np.take_along_axis(positive, order, axis=1)
+    ends = np.append(ranked[:, 1:] != ranked[:, :-1], np.ones((len(ranked), 1), bool), axis=1)
+    num_known = known.sum(axis=1)
+    ends[np.arange(len(ranked)), np.maximum(num_known - 1, 0)] = True  # a known label ties with no unknown one
+    place = np.where(ends, np.arange(num_labels), num_labels)
+    last = np.minimum.accumulate(place[:, ::-1], axis=1)[:, ::-1]
+    rank = last + 1.0
+    above = np.take_along_axis(np.cumsum(right, axis=1), last, axis=1)
+    num_right = right.sum(axis=1)
+    num_wrong = num_known - num_right
+    one_sided = (num_right == 0) | (num_wrong == 0)
+    lrap = (right * above / rank).sum(axis=1) / np.maximum(num_right, 1)
+    coverage = np.where(right, rank, 0).max(axis=1, initial=0)
+    loss = (right * (rank - above)).sum(axis=1) / np.maximum(num_right * num_wrong, 1)
+    return np.stack([np.where(one_sided, 1.0, lrap), coverage, np.where(one_sided, 0.0, loss)], axis=1)
