@@ -71,7 +71,10 @@ def test_others_can_read_them(tmp_path: Path) -> None:
     [
         ("p.tsv", "Filename\tcat\nim1.jpg\t1\t0\n"),
         ("p.tsv", "Filename\tcat\nim1.jpg\tmaybe\n"),
-        ("p.tsv", "Filename\tcat\nim1.jpg\t0.5\n"),
+        ("p.tsv", "Filename\tcat\nim1.jpg\t1.5\n"),
+        ("p.tsv", "Filename\tcat\tcat\nim1.jpg\t1\t0\n"),
+        ("p.tsv", "Filename\tcat\nim1.jpg\t\n"),
+        ("p.txt", "im1.jpg 1 0\nim2.jpg 1\n"),
         ("p.csv", ""),
         ("p.jsonl", ""),
         ("p.jsonl", '{"key": 1}\n'),
@@ -85,3 +88,20 @@ def test_what_does_not_read(tmp_path: Path, name: str, text: str) -> None:
         predictions.read(tmp_path / name)
     with pytest.raises(DataError, match="do not exist"):
         predictions.read(tmp_path / "nowhere.tsv")
+
+
+def test_files_of_other_programs(tmp_path: Path) -> None:
+    """Lines without a header, a table whose first column has another name, and scores under the labels' own names."""
+    (tmp_path / "a.txt").write_text("im7.jpg 1 0\nim8.jpg 0 0\n")
+    found = predictions.read(tmp_path / "a.txt")
+    assert (found.labels, found.columns, found.keys) == ((), 2, ("im7", "im8"))
+    assert found.decisions is not None
+    assert found.decisions.tolist() == [[True, False], [False, False]]
+    (tmp_path / "b.csv").write_text("ids,baby,bird\nim20001.jpg,1.0,0.0\n")
+    found = predictions.read(tmp_path / "b.csv")
+    assert (found.labels, found.keys, found.files) == (("baby", "bird"), ("im20001",), ("im20001.jpg",))
+    (tmp_path / "c.tsv").write_text("Filename\tbaby\tbird\n20001\t0.25\t1\n")
+    found = predictions.read(tmp_path / "c.tsv")
+    assert found.decisions is None
+    assert found.scores is not None
+    assert found.scores.tolist() == [[0.25, 1.0]]
