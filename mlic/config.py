@@ -92,14 +92,14 @@ Interval = Annotated[tuple[float, float], BeforeValidator(_interval)]
 
 # Threshold policies: whether their value has a default, and the values that it may have.
 _POLICIES: dict[str, tuple[float | None, float, float]] = {
-    "fixed": (0.5, 0, 1), "global": (0, 0, 0), "per-label": (-1, 0, 1e9), "one-at-a-time": (0.2, 0, 1),
+    "fixed": (0.5, 0, 1), "global": (0, 0, 0), "per-label": (0, 0, 0), "one-at-a-time": (0.2, 0, 1),
     "joint": (0, 0, 0), "f-beta": (None, 0.01, 100), "precision": (None, 0.01, 1), "recall": (None, 0.01, 1),
     "cost": (None, 1e-6, 1e6), "cardinality": (0, 0, 0), "top-k": (None, 1, 1e6),
 }  # fmt: skip
 
 
 def parse_policy(text: str) -> tuple[str, float]:
-    """Name and value of a threshold policy such as `per-label` or `recall=0.9`; -1 is a value to be found.
+    """Name and value of a threshold policy such as `per-label` or `recall=0.9`.
 
     Raises ValueError for a policy that there is not or a value that it does not take.
     """

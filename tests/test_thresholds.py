@@ -56,7 +56,7 @@ def test_global_is_the_best_micro_f1_of_all_cuts(case: tuple[Array, Array]) -> N
 @given(cases())
 def test_per_label_is_the_best_f1_of_each_label(case: tuple[Array, Array]) -> None:
     scores, targets = case
-    values = fit("per-label=0", scores, targets)
+    values = fit("f-beta=1", scores, targets)
     together = fit("global", scores, targets)
     decisions = thresholds.decide(scores, values)
     for i in range(targets.shape[1]):
@@ -85,7 +85,7 @@ def test_the_cut_lies_between_neighbouring_scores() -> None:
     assert fit("global", scores, targets)[0] == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize(("policy", "flattery"), [("per-label=0", 0.04), ("per-label", 0.02)])
+@pytest.mark.parametrize(("policy", "flattery"), [("f-beta=1", 0.04), ("per-label", 0.02)])
 def test_cross_fitting_does_not_flatter(policy: str, flattery: float) -> None:
     """On scores that know nothing, fitted thresholds look good on their own samples and cross-fitted ones do not."""
     rng = np.random.default_rng(0)
@@ -195,16 +195,41 @@ def test_top_k_gives_everybody_k_labels() -> None:
     assert found.decisions.tolist() == [[False, True, True, False], [True, True, False, False]]
 
 
-def test_rare_labels_are_drawn_to_the_global_threshold() -> None:
+def test_rare_labels_are_drawn_to_the_global_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(2)
     targets = (rng.random((800, 8)) < 0.02).astype(np.int8)
     scores = (0.3 * targets + 0.7 * rng.random(targets.shape)).astype(np.float32)
-    alone, together = fit("per-label=0", scores, targets), fit("global", scores, targets)
-    drawn = fit("per-label=50", scores, targets)
-    assert ((drawn - together) * (alone - together) >= 0).all()
-    assert (np.abs(drawn - together) <= np.abs(alone - together) + 1e-6).all()
-    assert np.abs(drawn - together).max() < np.abs(alone - together).max() / 2
-    assert fit("per-label=1e9", scores, targets) == pytest.approx(together, abs=1e-5)
+    alone, together = fit("f-beta=1", scores, targets), fit("global", scores, targets)
+
+    def drawn(strength: float) -> Array:
+        monkeypatch.setattr(thresholds, "FAMILY", (thresholds.Choice(1, strength),))
+        return fit("per-label", scores, targets)
+
+    assert drawn(0) == pytest.approx(alone)
+    assert ((drawn(50) - together) * (alone - together) >= 0).all()
+    assert np.abs(drawn(50) - together).max() < np.abs(alone - together).max() / 2
+    assert drawn(1e9) == pytest.approx(together, abs=1e-5)
+
+
+def test_per_label_is_better_for_rare_labels_and_not_worse_for_all() -> None:
+    """Labels that are easy and hard, frequent and rare: fitted to one half, measured on the other."""
+    share, ease = np.array([0.4, 0.3, 0.2, 0.05, 0.03, 0.01]), np.array([1, 2, 1.5, 3, 2, 2.5])
+    gains: list[tuple[float, float]] = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        targets = (rng.random((3000, 6)) < share).astype(np.int8)
+        raw = ease * targets + rng.normal(size=targets.shape) + np.log(share / (1 - share))
+        scores = (1 / (1 + np.exp(-raw))).astype(np.float32)
+        values = []
+        for policy in ("global", "per-label"):
+            found = thresholds.thresholds(policy, scores[:1500], targets[:1500], seed)[0]
+            measured = decision_metrics(thresholds.decide(scores[1500:], found), targets[1500:])
+            values.append(np.array([measured["f1_micro"], measured["f1_macro"]]))
+        gains.append(tuple(values[1] - values[0]))
+    micro, macro = np.array(gains).T
+    assert micro.mean() > -2 * micro.std() / np.sqrt(len(gains))
+    assert macro.min() > 0
+    assert macro.mean() > 0.05
 
 
 def test_few_positives_are_warned_of() -> None:

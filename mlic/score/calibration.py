@@ -11,7 +11,7 @@ Scores become calibrated ones before thresholds are applied. All maps rise, so t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -62,14 +62,6 @@ class Calibration:
         return Calibration(str(plain["method"]), scale, shift, knots)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The method that was chosen, and the cross-fitted mean log loss of each that was tried."""
-
-    method: str
-    losses: dict[str, float] = field(default_factory=dict)
-
-
 def fit(method: str, scores: Array, targets: Array, weights: Array) -> Calibration:
     """Fit a method to scores (N, L) and targets (N, L); `weights` (L,) are those of the positives in the loss."""
     num_labels = scores.shape[1]
@@ -90,8 +82,11 @@ def fit(method: str, scores: Array, targets: Array, weights: Array) -> Calibrati
     raise ValueError(f"unknown calibration {method!r}")
 
 
-def choose(scores: Array, targets: Array, weights: Array, seed: int) -> Choice:
-    """The method with the lowest cross-fitted log loss, where that is surely lower than the scores' own; else none."""
+def choose(scores: Array, targets: Array, weights: Array, seed: int) -> tuple[str, dict[str, float]]:
+    """The method with the lowest cross-fitted log loss, where that is surely lower than the scores' own; else none.
+
+    Also the mean log loss of each method that was tried.
+    """
     fold = folds(len(scores), seed)
     own = _log_losses(scores, targets)
     losses, best, method = {"none": float(own.mean())}, own, "none"
@@ -106,7 +101,7 @@ def choose(scores: Array, targets: Array, weights: Array, seed: int) -> Choice:
         losses[name] = float(each.mean())
         if _surely_lower(each, own) and each.mean() < best.mean():
             best, method = each, name
-    return Choice(method, losses)
+    return method, losses
 
 
 def folds(count: int, seed: int) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mlic.score import calibration, thresholds
 from mlic.score.calibration import Calibration
+from mlic.score.thresholds import Choice
 
 Array = np.ndarray[Any, Any]
 
@@ -23,7 +24,7 @@ class Settled:
 
     calibration: Calibration
     thresholds: Array
-    strength: float | None
+    choice: Choice | None
     scores: Array
     decisions: Array
     losses: dict[str, float]
@@ -36,13 +37,12 @@ def settle(policy: str, method: str, scores: Array, targets: Array, weights: Arr
     """
     losses: dict[str, float] = {}
     if method == "auto":
-        choice = calibration.choose(scores, targets, weights, seed)
-        method, losses = choice.method, choice.losses
+        method, losses = calibration.choose(scores, targets, weights, seed)
     if method == "none":
         plain = thresholds.fit(policy, scores, targets, seed)
-        return Settled(Calibration(), plain.thresholds, plain.strength, scores, plain.decisions, losses)
+        return Settled(Calibration(), plain.thresholds, plain.choice, scores, plain.decisions, losses)
     whole = calibration.fit(method, scores, targets, weights)
-    final, strength = thresholds.thresholds(policy, whole.apply(scores), targets, seed)
+    final, choice = thresholds.thresholds(policy, whole.apply(scores), targets, seed)
     fold = calibration.folds(len(scores), seed)
     crossed, decisions = np.empty(scores.shape, dtype=np.float32), np.empty(scores.shape, dtype=bool)
     top_k = thresholds.top_k(policy)
@@ -54,4 +54,4 @@ def settle(policy: str, method: str, scores: Array, targets: Array, weights: Arr
         fitted, _ = thresholds.thresholds(policy, part.apply(scores[~held]), targets[~held], seed)
         crossed[held] = part.apply(scores[held])
         decisions[held] = thresholds.decide(crossed[held], fitted, top_k)
-    return Settled(whole, final, strength, crossed, decisions, losses)
+    return Settled(whole, final, choice, crossed, decisions, losses)

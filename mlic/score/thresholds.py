@@ -4,11 +4,10 @@ A label is given where score >= threshold, in float32, everywhere. A policy says
 
 fixed=T          T for every label
 global           the one threshold with the best micro-F1
-per-label        for each label the one with the best F1 of that label, drawn towards the global one for rare labels
-per-label=K      the same, as much as K positives weigh (0: not at all)
+per-label        for each label its own: the best macro-F1 that does not cost micro-F1 against `global`; see below
 one-at-a-time=T  for each label the one with the best micro-F1 while all others stay at T (reference system B)
 joint            those that together have the best micro-F1
-f-beta=B         for each label the one with the best F-beta; B above 1 asks for recall, below 1 for precision
+f-beta=B         for each label the one with the best F-beta; above 1 it asks for recall, below for precision
 precision=P      for each label the most recall at a precision of P or more; nothing where no cut-off reaches it
 recall=R         for each label the best precision at a recall of R or more
 cost=C           for each label the fewest errors, a missed label counted as C wrong ones
@@ -33,22 +32,34 @@ from mlic.score.calibration import logit, sigmoid
 FOLDS = 5
 NEVER = float(np.nextafter(np.float32(1), np.float32(2)))  # above every score
 MIN_POSITIVES = 10  # of a label whose own threshold can be taken seriously
-_STRENGTHS = (0.0, 4.0, 16.0, 64.0, 256.0, 1e9)  # positives that the global threshold weighs
+_JUDGED = 20_000  # samples of a fold that a choice from the family is judged by, at most
 Array = np.ndarray[Any, Any]
 Goal = Callable[[Array, Array, int], Array]  # of tp (C,), count (C,) and the number of positives
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A member of the family of `per-label`."""
+
+    own: float
+    strength: float
+
+
+GLOBAL = Choice(0.0, 1e9)
+FAMILY = (GLOBAL, *(Choice(own, strength) for strength in (64.0, 16.0, 4.0, 0.0) for own in (0, 0.25, 0.5, 0.75, 1)))
 
 
 @dataclass(frozen=True)
 class Fit:
     """Thresholds (L,) float32, and the decisions (N, L) of samples whose own fold had no part in theirs.
 
-    Metrics of `decisions` estimate what the policy gives on new samples. `strength` is how many positives the global
-    threshold weighs where rare labels are drawn to it, None for the other policies.
+    Metrics of `decisions` estimate what the policy gives on new samples. `choice` is what `per-label` chose, None for
+    the other policies.
     """
 
     thresholds: Array
     decisions: Array
-    strength: float | None = None
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)
@@ -83,20 +94,19 @@ def fit(policy: str, scores: Array, targets: Array, seed: int) -> Fit:
     for k in range(FOLDS):
         rest = [j for j in range(FOLDS) if j != k]
         held = search.fold == k
-        decisions[held] = decide(scores[held], search.fit(rest, search.strength(rest)))
-    every = range(FOLDS)
-    strength = search.strength(every)
-    return Fit(search.fit(every, strength), decisions, strength if name == "per-label" else None)
+        decisions[held] = decide(scores[held], search.fit(rest, search.choose(rest)))
+    choice = search.choose(range(FOLDS))
+    return Fit(search.fit(range(FOLDS), choice), decisions, choice)
 
 
-def thresholds(policy: str, scores: Array, targets: Array, seed: int) -> tuple[Array, float | None]:
-    """The thresholds (L,) float32 and the strength of `fit`, without its decisions."""
+def thresholds(policy: str, scores: Array, targets: Array, seed: int) -> tuple[Array, Choice | None]:
+    """The thresholds (L,) float32 and the choice of `fit`, without its decisions."""
     name, value = parse_policy(policy)
     if name in ("top-k", "fixed"):
         return np.full(scores.shape[1], NEVER if name == "top-k" else value, dtype=np.float32), None
     search = _Search(name, value, scores, targets, seed)
-    strength = search.strength(range(FOLDS))
-    return search.fit(range(FOLDS), strength), strength if name == "per-label" else None
+    choice = search.choose(range(FOLDS))
+    return search.fit(range(FOLDS), choice), choice
 
 
 def top_k(policy: str) -> int:
@@ -138,7 +148,6 @@ class _Search:
         self.name, self.value = name, value
         self.scores, self.targets = np.ascontiguousarray(scores, dtype=np.float32), targets
         self.fold = fold = np.random.default_rng([seed, 3]).permutation(len(scores)) % FOLDS
-        self.strengths = _STRENGTHS if name == "per-label" and value < 0 else (max(value, 0.0),)
         scores, known = self.scores, targets >= 0
         self.labels = [
             _rank(scores[k, i], targets[k, i] == 1, fold[k])
@@ -146,41 +155,54 @@ class _Search:
         ] if name not in ("global", "cardinality") else []  # fmt: skip
         row, _ = np.nonzero(known)
         self.all = _rank(scores[known], targets[known] == 1, fold[row])
-        self._fitted: dict[tuple[int, ...], tuple[np.float32, Array]] = {}
+        self._families: dict[tuple[int, ...], tuple[np.float32, dict[float, Array]]] = {}
 
-    def fit(self, folds: Sequence[int], strength: float) -> Array:
+    def fit(self, folds: Sequence[int], choice: Choice | None) -> Array:
         """Thresholds (L,) from the samples of some folds."""
-        together, own = self._own(tuple(folds))
-        if self.name != "per-label" or not strength:
-            return own
+        if choice is None:
+            chosen = list(folds)
+            return self._by_policy(chosen, _best(self.all, chosen, _f_beta(1)))
+        together, own = self._family(tuple(folds))
         positives = np.array([ranking.positives[list(folds)].sum() for ranking in self.labels], dtype=np.float64)
-        share = positives / (positives + strength)
-        drawn = share * logit(own) + (1 - share) * logit(np.full(len(own), together))
-        return np.asarray(sigmoid(drawn), dtype=np.float32)
+        share = np.where(positives > 0, positives / np.maximum(positives + choice.strength, 1), 0)
+        drawn = share * logit(own[choice.own]) + (1 - share) * logit(np.full(len(positives), together))
+        return np.where(share == 1, own[choice.own], sigmoid(drawn)).astype(np.float32)
 
-    def strength(self, folds: Sequence[int]) -> float:
-        """The strength whose thresholds do best on those of the folds that they were not fitted to."""
-        strengths = self.strengths
-        if len(strengths) == 1:
-            return strengths[0]
-        counts = np.zeros((len(strengths), 3, self.scores.shape[1]))
+    def choose(self, folds: Sequence[int]) -> Choice | None:
+        """The member of the family with the best macro-F1, on folds that its thresholds were not fitted to.
+
+        Of those whose micro-F1 there is at least that of the global threshold.
+        """
+        if self.name != "per-label":
+            return None
+        counts = np.zeros((len(FAMILY), 3, self.scores.shape[1]))
         for k in folds:
-            held = self.fold == k
+            held = np.flatnonzero(self.fold == k)[:_JUDGED]
             scores, targets = self.scores[held], self.targets[held]
             positive, known = targets == 1, targets >= 0
-            for i, strength in enumerate(strengths):
-                given = decide(scores, self.fit([j for j in folds if j != k], strength)) & known
-                tp = (given & positive).sum(axis=0)
-                counts[i] += tp, given.sum(axis=0), positive.sum(axis=0)
-        return strengths[int(np.argmax([_goodness(*own) for own in counts]))]
+            for i, choice in enumerate(FAMILY):
+                given = decide(scores, self.fit([j for j in folds if j != k], choice)) & known
+                counts[i] += (given & positive).sum(axis=0), given.sum(axis=0), positive.sum(axis=0)
+        tp, count, positives = counts.transpose(1, 0, 2)
+        macro = (2 * tp / np.maximum(1, count + positives)).mean(axis=1)
+        micro = 2 * tp.sum(axis=1) / np.maximum(1, (count + positives).sum(axis=1))
+        return FAMILY[int(np.argmax(np.where(micro >= micro[0], macro, -1)))]
 
-    def _own(self, folds: tuple[int, ...]) -> tuple[np.float32, Array]:
-        """The global threshold of some folds, and those (L,) of the policy."""
-        if folds not in self._fitted:
+    def _family(self, folds: tuple[int, ...]) -> tuple[np.float32, dict[float, Array]]:
+        """The global threshold of some folds, and those (L,) of each label by `own`."""
+        if folds not in self._families:
             chosen = list(folds)
-            together = _best(self.all, chosen, lambda tp, count, p: 2 * tp / (count + p))
-            self._fitted[folds] = together, self._by_policy(chosen, together)
-        return self._fitted[folds]
+            together = _best(self.all, chosen, _f_beta(1))
+            _, common = self._joint(chosen, together)
+            found: dict[float, list[np.float32]] = {choice.own: [] for choice in FAMILY}
+            for ranking in self.labels:
+                cuts = _of_folds(ranking, chosen)
+                best = float(np.max(2 * cuts[1] / (cuts[2] + ranking.positives[chosen].sum()), initial=0))
+                for own, values in found.items():
+                    price = (1 - own) * common + own * best
+                    values.append(_cut(cuts, 2 * cuts[1] - price * cuts[2], 0.0) if len(cuts[0]) else together)
+            self._families[folds] = together, {own: np.array(v, dtype=np.float32) for own, v in found.items()}
+        return self._families[folds]
 
     def _by_policy(self, folds: list[int], together: np.float32) -> Array:
         num_labels = self.scores.shape[1]
@@ -189,7 +211,7 @@ class _Search:
         if self.name == "cardinality":
             return np.full(num_labels, self._matching(folds), dtype=np.float32)
         if self.name == "joint":
-            return self._joint(folds, together)
+            return self._joint(folds, together)[0]
         if self.name == "one-at-a-time":
             return self._one_at_a_time(folds)
         goal = _GOALS[self.name](self.value)
@@ -222,8 +244,10 @@ class _Search:
                 found[i] = _best(ranking, folds, others)
         return np.array(found, dtype=np.float32)
 
-    def _joint(self, folds: list[int], together: np.float32) -> Array:
-        """The best micro-F1 of all labels together, by Dinkelbach, On Nonlinear Fractional Programming (1967).
+    def _joint(self, folds: list[int], together: np.float32) -> tuple[Array, float]:
+        """The thresholds with the best micro-F1 of all labels together, and that F1.
+
+        By Dinkelbach, On Nonlinear Fractional Programming (1967).
 
         F1 = 2 TP / (COUNT + P) reaches x where the sum over labels of 2 TP - x COUNT reaches x P. For a given x each
         label has its best cut-off by itself; the F1 of those cut-offs is the next x. The values rise until they stay,
@@ -232,7 +256,7 @@ class _Search:
         labels = [_of_folds(ranking, folds) for ranking in self.labels]
         positives = sum(int(ranking.positives[folds].sum()) for ranking in self.labels)
         if not positives:
-            return np.full(len(labels), together, dtype=np.float32)
+            return np.full(len(labels), together, dtype=np.float32), 0.0
         best, before = 0.0, -1.0
         picks = [-1] * len(labels)
         while best > before:
@@ -243,13 +267,11 @@ class _Search:
                 if picks[i] >= 0:
                     tp, count = tp + int(own[picks[i]]), count + int(own_count[picks[i]])
             best = 2 * tp / (count + positives)
-        return np.array(
-            [
-                _between(score[pick], lower[pick]) if pick >= 0 else NEVER
-                for (score, _, _, lower), pick in zip(labels, picks, strict=True)
-            ],
-            dtype=np.float32,
-        )
+        found = [
+            _between(score[pick], lower[pick]) if pick >= 0 else NEVER
+            for (score, _, _, lower), pick in zip(labels, picks, strict=True)
+        ]
+        return np.array(found, dtype=np.float32), best
 
 
 def _f_beta(beta: float) -> Goal:
@@ -264,7 +286,6 @@ def _micro_f1_with(others_tp: int, others_count: int, all_positives: int) -> Goa
 
 # What a policy makes as large as it can, of (tp, count, positives); -inf where a cut-off will not do.
 _GOALS: dict[str, Callable[[float], Goal]] = {
-    "per-label": lambda _: _f_beta(1.0),
     "f-beta": _f_beta,
     "precision": lambda least: lambda tp, count, _: np.where(tp >= least * count, tp, -np.inf),
     "recall": lambda least: (
@@ -276,16 +297,19 @@ _GOALS: dict[str, Callable[[float], Goal]] = {
 
 def _best(ranking: _Ranking, folds: list[int], goal: Goal) -> np.float32:
     """The threshold with the highest goal, the highest of equals; NEVER where giving nothing is better still."""
-    score, tp, count, lower = _of_folds(ranking, folds)
+    cuts = _of_folds(ranking, folds)
     positives = int(ranking.positives[folds].sum())
-    if not len(score):
-        return np.float32(0.5 if not positives else NEVER)
-    values = goal(tp, count, positives)
+    if not len(cuts[0]):
+        return np.float32(0.5)
+    return _cut(cuts, goal(cuts[1], cuts[2], positives), float(goal(np.array([0]), np.array([0]), positives)[0]))
+
+
+def _cut(cuts: tuple[Array, Array, Array, Array], values: Array, nothing: float) -> np.float32:
+    """The threshold of the highest value, the first of equals; NEVER where `nothing` is higher or no value will do."""
     best = int(np.argmax(values))
-    nothing = goal(np.array([0]), np.array([0]), positives)[0]
     if values[best] == -np.inf or nothing > values[best]:
         return np.float32(NEVER)
-    return _between(score[best], lower[best])
+    return _between(cuts[0][best], cuts[3][best])
 
 
 def _of_folds(ranking: _Ranking, folds: list[int]) -> tuple[Array, Array, Array, Array]:
@@ -325,9 +349,3 @@ def _between(upper: np.float32, lower: np.float32) -> np.float32:
     """Halfway to the next lower score, so that a score that differs in its last bits is decided alike."""
     middle = np.float32((np.float64(upper) + np.float64(lower)) / 2)
     return np.float32(middle if lower < middle <= upper else upper)
-
-
-def _goodness(tp: Array, count: Array, positives: Array) -> float:
-    """Micro-F1 plus macro-F1: rare labels are to gain without the frequent ones losing."""
-    micro = 2 * tp.sum() / max(1, count.sum() + positives.sum())
-    return float(micro + (2 * tp / np.maximum(1, count + positives)).mean())

@@ -20,7 +20,7 @@ from mlic.score import bootstrap, decision, metrics, thresholds
 from mlic.stages import loop
 from mlic.stages.evaluate import join, predict_split
 from mlic.stages.measure import Measurement, aligned, measure
-from mlic.stages.train import decide, expected
+from mlic.stages.train import decide, expected, noted
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,6 @@ class ThresholdReport(Model):
     policy: str
     calibration: str
     fitted_on: str
-    strength: float | None
     labels: tuple[ThresholdRow, ...]
     policies: tuple[PolicyRow, ...]
     warnings: tuple[str, ...]
@@ -76,14 +75,13 @@ class ThresholdReport(Model):
                     f"{row.labels_per_image:.2f}",
                 ]
             )  # fmt: skip
-        drawn = "" if self.strength is None else f", the global threshold weighs {self.strength:g} positives"
         return "\n".join(
             [
                 *aligned(rows), "",
                 f"what each policy gives on images that it was not fitted to ({self.measurement.samples:,} of "
                 f"{self.fitted_on}; * is the one in the bundle)",
                 *aligned(compared), "", self.measurement.table(), *(f"Warning: {text}" for text in self.warnings),
-                f"{self.policy} thresholds{drawn}, calibration {self.calibration}", f"model  {self.model}",
+                f"{self.policy} thresholds, calibration {self.calibration}", f"model  {self.model}",
             ]
         )  # fmt: skip
 
@@ -110,7 +108,7 @@ def threshold(config: ThresholdConfig) -> ThresholdReport:
     rows = zip(model.labels, (targets == 1).sum(axis=0).tolist(), model.thresholds, changed.thresholds, strict=True)
     report = ThresholdReport(
         model=folder, policy=config.policy, calibration=map_["method"], fitted_on=fit["fitted_on"],
-        strength=settled.strength,
+        
         labels=tuple(ThresholdRow(label=a, positives=b, before=c, after=d) for a, b, c, d in rows),
         policies=_compare(config, settled, targets),
         warnings=tuple(thresholds.warnings(model.labels, targets, config.policy)), measurement=measurement,
@@ -149,7 +147,7 @@ def _on_shards(config: ThresholdConfig, model: bundle.Bundle) -> tuple[decision.
     scores = found.scores[rows]
     settled = decision.settle(config.policy, "none", scores, targets, np.ones(len(names)), config.seed)
     fit = {
-        "policy": config.policy, "strength": settled.strength, "log_losses": {}, "seed": config.seed,
+        **noted(config.policy, settled, config.seed),
         "fitted_on": f"{config.split} of {config.labels}", "data": read_index(config.labels)["fingerprint"],
     }  # fmt: skip
     return settled, targets, fit

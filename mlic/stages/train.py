@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -116,7 +117,13 @@ def decide(
 ) -> tuple[decision.Settled, dict[str, Any]]:
     """Settle calibration and thresholds on a run's validation scores, and say how, as a bundle notes it."""
     settled = decision.settle(policy, method, best.scores, best.targets, np.array(weights), seed)
-    return settled, {"policy": policy, "strength": settled.strength, "log_losses": settled.losses, "seed": seed}
+    return settled, noted(policy, settled, seed)
+
+
+def noted(policy: str, settled: decision.Settled, seed: int) -> dict[str, Any]:
+    """How thresholds were fitted, as a bundle notes it."""
+    choice = None if settled.choice is None else dataclasses.asdict(settled.choice)
+    return {"policy": policy, "choice": choice, "log_losses": settled.losses, "seed": seed}
 
 
 def expected(measurement: Measurement) -> dict[str, Any]:
