@@ -370,7 +370,9 @@ class TrainConfig(FitSettings):
         ge=0,
         le=1,
     )
-    threshold_policy: Policy = setting("global", "How decision thresholds are fitted; see mlic threshold", cli="flag")
+    threshold_policy: Policy = setting(
+        "per-label", "How decision thresholds are fitted; see mlic threshold", cli="flag"
+    )
     calibration: Calibrator = setting("auto", "How scores are calibrated; auto: where it surely helps", cli="flag")
     max_failures: int = setting(3, "How often a group of workers that lost a member is started anew", ge=0, place=True)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -17,7 +18,14 @@ PREP = Preprocessing(image_size=64, color="rgb", mean=(0.5, 0.5, 0.5), std=(0.25
 def saved(tmp_path: Path) -> tuple[Path, torch.nn.Module]:
     model = zoo.build("b-final", 3, 3, 64, {"hidden": 16})
     spec = bundle.Bundle(
-        "b-final", {"hidden": 16}, ("c", "a", "b"), PREP, (0.1, 0.25, 0.7), {"policy": "global"}, {"run": "x"}
+        "b-final",
+        {"hidden": 16},
+        ("c", "a", "b"),
+        PREP,
+        (0.1, 0.25, 0.7),
+        {"policy": "global"},
+        {"method": "none", "scale": [], "shift": [], "knots": []},
+        {"run": "x"},
     )
     bundle.save(spec, model.state_dict(), tmp_path / "run" / "model")
     return tmp_path / "run", model
@@ -38,7 +46,9 @@ def test_round_trip(saved: tuple[Path, torch.nn.Module]) -> None:
 def test_saving_again_replaces(saved: tuple[Path, torch.nn.Module]) -> None:
     run, model = saved
     before = bundle.read(run)
-    spec = bundle.Bundle("b-final", {"hidden": 16}, ("c", "a", "b"), PREP, (0.2, 0.25, 0.7), {}, {})
+    spec = bundle.Bundle(
+        "b-final", {"hidden": 16}, ("c", "a", "b"), PREP, (0.2, 0.25, 0.7), {"policy": "fixed"}, {}, {}
+    )
     bundle.save(spec, model.state_dict(), run / "model")
     assert bundle.read(run).thresholds[0] == 0.2
     assert bundle.read(run).fingerprint != before.fingerprint
@@ -66,3 +76,18 @@ def test_a_broken_spec_is_refused(saved: tuple[Path, torch.nn.Module], change: d
 def test_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no model"):
         bundle.read(tmp_path)
+
+
+def test_rewriting_changes_the_fingerprint_and_not_the_weights(saved: tuple[Path, torch.nn.Module]) -> None:
+    run, _ = saved
+    before = bundle.read(run)
+    changed = dataclasses.replace(before, thresholds=(0.2, 0.25, 0.7))
+    bundle.rewrite(changed, run / "model")
+    after = bundle.load_model(run)[0]
+    assert after == changed
+    assert after.fingerprint != before.fingerprint
+    assert bundle.read(run).top_k == 0
+    bundle.rewrite(dataclasses.replace(before, threshold_fit={"policy": "top-k=2"}), run / "model")
+    assert bundle.read(run).top_k == 2
+    assert bundle.read(run).fingerprint not in (before.fingerprint, after.fingerprint)
+    assert sorted(p.name for p in (run / "model").iterdir()) == ["model.json", "weights.safetensors"]

@@ -15,15 +15,17 @@ import pytest
 import yaml
 from PIL import Image
 
-from mlic.config import EvaluateConfig, PackConfig, PredictConfig, TrainConfig, TuneConfig
+from mlic.config import EvaluateConfig, PackConfig, PredictConfig, ThresholdConfig, TrainConfig, TuneConfig
 from mlic.data import predictions, toy
 from mlic.errors import ClusterError, ConfigError, DataError
 from mlic.model import bundle
 from mlic.score import thresholds
+from mlic.score.calibration import Calibration
 from mlic.settings import build, read_file
 from mlic.stages.evaluate import evaluate
 from mlic.stages.pack import PackReport, pack
 from mlic.stages.predict import predict
+from mlic.stages.threshold import threshold
 from mlic.stages.train import TrainReport, train
 from mlic.stages.tune import draw, tune
 
@@ -136,7 +138,7 @@ def test_train_leaves_a_bundle_that_explains_itself(trained: TrainReport) -> Non
     spec = json.loads((run / "model" / "model.json").read_text())
     assert (spec["format"], tuple(spec["labels"]), spec["arch"]) == (1, toy.LABELS, "b-final")
     assert set(spec["thresholds"]) == set(toy.LABELS)
-    assert spec["threshold_fit"]["policy"] == "global"
+    assert spec["threshold_fit"]["policy"] == "per-label"
     assert spec["provenance"]["run"] == "toy"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -359,6 +361,117 @@ def test_evaluate_refuses_what_does_not_belong_together(
     predict(PredictConfig(model=trained.run, images=corpus / "unlabelled", out=tmp_path / "s.csv", values="scores"))
     with pytest.raises(ConfigError, match="holds scores and no decisions"):
         evaluate(EvaluateConfig(predictions=tmp_path / "s.csv", labels=corpus / "annotations"))
+
+
+def test_gates_set_the_exit_code(trained: TrainReport, tmp_path: Path) -> None:
+    config = EvaluateConfig(predictions=trained.run, out=tmp_path / "eval")
+    passed = evaluate(config.model_copy(update={"gate": ("f1_micro>=0.01", "ranking_loss<1", "f1_micro.high > 0.01")}))
+    assert (passed.exit_code, [gate.passed for gate in passed.gates]) == (0, [True, True, True])
+    failed = evaluate(config.model_copy(update={"gate": ("f1_micro>=0.01", "f1_micro.low>=1")}))
+    assert (failed.exit_code, [gate.passed for gate in failed.gates]) == (5, [True, False])
+    assert "gate  f1_micro.low>=1: " in failed.text()
+    assert "NOT passed" in failed.text()
+    with pytest.raises(ConfigError, match="'f1_mico>=0.5' names no metric"):
+        evaluate(config.model_copy(update={"gate": ("f1_mico>=0.5",)}))
+
+
+def test_evaluate_reads_the_files_of_the_reference_systems(
+    trained: TrainReport, corpus: Path, shards: Path, tmp_path: Path
+) -> None:
+    """Lines without names of labels, a table keyed by bare numbers, and one of scores alone."""
+    predict(PredictConfig(model=trained.run, images=shards, split="test", out=tmp_path / "p.csv"))
+    table = pd.read_csv(tmp_path / "p.csv")
+    decided = table[list(toy.LABELS)]
+    expected = evaluate(EvaluateConfig(predictions=tmp_path / "p.csv", labels=shards)).measurement
+    lines = [" ".join([file, *map(str, row)]) for file, row in zip(table["file"], decided.to_numpy(), strict=True)]
+    (tmp_path / "a.txt").write_text("\n".join(lines) + "\n")
+    numbered = decided.astype(float)
+    numbered.insert(0, "Filename", table["key"].str.removeprefix("im"))
+    numbered.to_csv(tmp_path / "d.tsv", sep="\t", index=False)
+    for name in ("a.txt", "d.tsv"):
+        for labels in (shards, corpus / "annotations"):
+            got = evaluate(EvaluateConfig(predictions=tmp_path / name, labels=labels)).measurement
+            assert got.values["f1_micro"] == expected.values["f1_micro"], (name, labels)
+    scores = table[["file", *(f"{label}_score" for label in toy.LABELS)]]
+    scores.columns = ["Filename", *toy.LABELS]
+    scores.to_csv(tmp_path / "s.csv", index=False)
+    config = EvaluateConfig(predictions=tmp_path / "s.csv", labels=shards)
+    with pytest.raises(ConfigError, match=r"holds scores and no decisions"):
+        evaluate(config)
+    got = evaluate(config.model_copy(update={"threshold": 0.5})).measurement
+    assert got.values["map"] == pytest.approx(expected.values["map"], abs=1e-6)
+    (tmp_path / "short.txt").write_text("\n".join(line.rsplit(" ", 1)[0] for line in lines) + "\n")
+    with pytest.raises(DataError, match=r"columns without names"):
+        evaluate(EvaluateConfig(predictions=tmp_path / "short.txt", labels=shards))
+
+
+def test_thresholds_are_fitted_again_without_training(trained: TrainReport, shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "copy"
+    shutil.copytree(trained.run, run)
+    before = bundle.read(run)
+    report = threshold(ThresholdConfig(model=run, policy="recall=0.9"))
+    after = bundle.read(run)
+    assert after.weights_sha256 == before.weights_sha256
+    assert after.fingerprint != before.fingerprint
+    assert after.threshold_fit["policy"] == "recall=0.9"
+    assert after.threshold_fit["cross_fitted"]["f1_micro"] == report.measurement.values["f1_micro"]
+    assert after.threshold_fit["data"] == json.loads((shards / "index.json").read_text())["fingerprint"]
+    assert json.loads((run / "report.json").read_text())["threshold_policy"] == "recall=0.9"
+    assert {row.policy for row in report.policies} == {
+        "fixed", "global", "per-label", "joint", "cardinality", "recall=0.9"
+    }  # fmt: skip
+    assert "recall=0.9 *" in report.text()
+    one = predict(PredictConfig(model=run, images=shards, split="test", out=tmp_path / "p.parquet"))
+    table = pd.read_parquet(one.out)
+    for i, label in enumerate(after.labels):
+        assert (table[label] == (table[f"{label}_score"] >= np.float32(after.thresholds[i]))).all()
+    again = threshold(ThresholdConfig(model=run, policy=before.threshold_fit["policy"]))
+    assert bundle.read(run).thresholds == before.thresholds
+    assert again.measurement == trained.measurement
+    top = threshold(ThresholdConfig(model=run, policy="top-k=2"))
+    assert top.measurement.values["recall_micro"] > 0
+    predict(PredictConfig(model=run, images=shards, split="test", out=tmp_path / "k.csv"))
+    assert (pd.read_csv(tmp_path / "k.csv")[list(toy.LABELS)].sum(axis=1) == 2).all()
+
+
+def test_thresholds_are_fitted_to_shards_where_there_is_no_run(
+    trained: TrainReport, shards: Path, tmp_path: Path
+) -> None:
+    alone = tmp_path / "alone"
+    shutil.copytree(trained.model, alone)
+    with pytest.raises(ConfigError, match="there are no validation scores beside"):
+        threshold(ThresholdConfig(model=alone))
+    report = threshold(ThresholdConfig(model=alone, labels=shards, policy="global"))
+    assert bundle.read(alone).threshold_fit["fitted_on"] == f"val of {shards}"
+    assert len(set(bundle.read(alone).thresholds)) == 1
+    own = threshold(ThresholdConfig(model=_copy(trained.run, tmp_path), policy="global", calibration="none"))
+    assert report.measurement.values["f1_micro"] == pytest.approx(own.measurement.values["f1_micro"], abs=0.05)
+    with pytest.raises(ConfigError, match="no folder of shards"):
+        threshold(ThresholdConfig(model=alone, labels=tmp_path))
+    with pytest.raises(ConfigError, match="stay calibrated as the bundle says"):
+        threshold(ThresholdConfig(model=alone, labels=shards, calibration="platt"))
+
+
+def test_a_calibrated_bundle_predicts_calibrated_scores(trained: TrainReport, shards: Path, tmp_path: Path) -> None:
+    run = _copy(trained.run, tmp_path)
+    threshold(ThresholdConfig(model=run, calibration="none"))
+    plain = predict(PredictConfig(model=run, images=shards, split="test", out=tmp_path / "a.parquet")).out
+    threshold(ThresholdConfig(model=run, policy="global", calibration="platt"))
+    model = bundle.read(run)
+    assert model.calibration["method"] == "platt"
+    mapped = predict(PredictConfig(model=run, images=shards, split="test", out=tmp_path / "b.parquet")).out
+    columns = [f"{label}_score" for label in model.labels]
+    raw, new = (pd.read_parquet(path)[columns].to_numpy() for path in (plain, mapped))
+    expected = Calibration.read(model.calibration).apply(raw)
+    assert np.abs(new - expected).max() < 1e-6
+    assert np.abs(new - raw).max() > 0.01
+    own = evaluate(EvaluateConfig(predictions=run, out=tmp_path / "eval")).measurement
+    assert own.values["f1_micro"] > own.baselines["always_top_1"]["f1_micro"]
+
+
+def _copy(run: Path, folder: Path) -> Path:
+    shutil.copytree(run, folder / "copied")
+    return folder / "copied"
 
 
 def test_a_tar_is_a_tar(shards: Path) -> None:

@@ -95,10 +95,11 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     if truth is None:
         raise ConfigError("--labels is not given.", "name shards, a folder of per-label lists, or a CSV file.")
     found = predictions.read(file)
+    decided = _decisions(config, file, found)
     rows, targets, names, unmatched = join(found, truth, config.split, config.format)
     columns = [found.labels.index(name) for name in names] if found.labels else list(range(len(names)))
     scores = None if found.scores is None else found.scores[rows][:, columns]
-    decisions = _decisions(config, file, found, rows, columns)
+    decisions = decided[rows][:, columns]
     measurement = measure(names, decisions, targets, scores, config.resamples, config.seed)
     out = config.out or file.with_name(file.name + ".eval")
     report = EvaluateReport(
@@ -109,19 +110,17 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     return report
 
 
-def _decisions(
-    config: EvaluateConfig, file: Path, found: predictions.Predictions, rows: Array, columns: list[int]
-) -> Array:
+def _decisions(config: EvaluateConfig, file: Path, found: predictions.Predictions) -> Array:
+    """The decisions (N, L) of a file, or those that a threshold makes of its scores."""
     if found.decisions is not None:
         if config.threshold is not None:
             raise ConfigError(f"{file} holds decisions already.", "leave --threshold out.")
-        return found.decisions[rows][:, columns]
+        return found.decisions
     if config.threshold is None or found.scores is None:
         raise ConfigError(
             f"{file} holds scores and no decisions.", "predict with --values both, or give --threshold 0.5."
         )
-    cut = np.full(len(columns), config.threshold, dtype=np.float32)
-    return thresholds.decide(found.scores[rows][:, columns], cut)
+    return thresholds.decide(found.scores, np.full(found.columns, config.threshold, dtype=np.float32))
 
 
 def _check(gate: str, measurement: Measurement) -> Gate:
@@ -181,7 +180,7 @@ def join(
         samples = read_split(truth, split)
         _same_labels(found.labels, found.columns, samples.labels)
         keys = samples.keys.to_pylist()
-        if all(key.isdecimal() for key in position):
+        if position and all(key.isdecimal() for key in position):
             keys = [str(int(number[0])) if (number := _LAST_NUMBER.findall(key)) else key for key in keys]
             position = {str(int(key)): i for key, i in position.items()}
         lost = [key for key in keys if key not in position]
