@@ -7,6 +7,7 @@ few labels are given wrongly, a low score for a label that is given means little
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,8 +24,8 @@ _EPSILON = 1e-4  # probabilities are held this far from 0 and 1
 _CONTEXT = 30  # other labels that are looked at for a label, those that go with it or without it most clearly
 _BESIDE = 1.0  # log-odds that a label beside it has to add in order to be named
 _RIDGE = 3.0
-_STEPS, _WARM_UP = 40, 6
-_EXTRA = 0.5  # share of what is given that may be wrong, where the search for it begins
+_STEPS, _WARM_UP = 60, 6
+_EXTRA = 0.3  # share of what is given that is wrong, where the search begins; it stays where the scores say nothing
 _MISSING = 0.05  # share of true labels that are missing, until the data say otherwise: as much as the positives do
 _RATE_LIMITS = 1e-5, 0.4
 
@@ -113,7 +114,8 @@ def confident(scores: Array, targets: Array) -> Array:
         given = targets[rows, label].astype(np.int64)
         if 0 < given.sum() < len(given):
             own = scores[rows, label].astype(np.float64)
-            found[rows, label] = find_label_issues(given, np.column_stack([1 - own, own]), n_jobs=1)
+            with warnings.catch_warnings(action="ignore"):  # rare labels, of which it says that it may miss some
+                found[rows, label] = find_label_issues(given, np.column_stack([1 - own, own]), n_jobs=1)
     return found
 
 
