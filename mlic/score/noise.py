@@ -23,7 +23,8 @@ Rule = tuple[int, int]  # the label with the first number implies the one with t
 _EPSILON = 1e-4  # probabilities are held this far from 0 and 1
 _CONTEXT = 30  # other labels that are looked at for a label, those that go with it or without it most clearly
 _BESIDE = 1.0  # log-odds that a label beside it has to add in order to be named
-_RIDGE = 3.0
+_SCORE_RIDGE = 1.0
+_RIDGE = 10.0  # of the labels beside it: those that contradict it add up to less than they would each by themselves
 _STEPS, _WARM_UP = 60, 6
 _EXTRA = 0.3  # share of what is given that is wrong, where the search begins; it stays where the scores say nothing
 _MISSING = 0.05  # share of true labels that are missing, until the data say otherwise: as much as the positives do
@@ -92,7 +93,8 @@ def suspects(scores: Array, targets: Array, fold: Array, rules: Sequence[Rule], 
     evidence[~known] = -np.inf
     rule = _blame(evidence, targets, rules)
     rows, columns = np.nonzero(known)
-    order = np.lexsort((columns, rows, -evidence[known]))
+    agreement = 1 - np.abs(targets - scores)[known]  # parts what is beyond doubt either way
+    order = np.lexsort((columns, rows, agreement, -evidence[known]))
     return Suspects(
         rows[order], columns[order], evidence[known][order], beside[known][order], rule[known][order], rates
     )
@@ -147,7 +149,7 @@ def _robust_regression(features: Array, given: Array) -> _Fit:
     """
     columns = np.column_stack([np.ones(len(features)), features])
     ridge = np.full(columns.shape[1], _RIDGE)
-    ridge[0] = 1e-3  # holds the intercept of a label that all samples have, or none
+    ridge[:2] = 1e-3, _SCORE_RIDGE  # the first holds the intercept of a label that all samples have, or none
     share = (given.sum() + 0.5) / (len(given) + 1)
     weights = np.zeros(columns.shape[1])
     weights[0] = np.log(share / (1 - share))
