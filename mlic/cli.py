@@ -40,6 +40,10 @@ _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
         ["mlic train shards/ --arch b-final --epochs 20", "mlic train --config jobs/train.yaml shards/ --set lr=1e-4"],
     ),
     "tune": (config.TuneConfig, "mlic.stages.tune", "tune", ["mlic tune shards/ --num-samples 50"]),
+    "noise": (
+        config.NoiseConfig, "mlic.stages.noise", "noise",
+        ["mlic noise shards/ --epochs 10", "mlic pack photos/ --labels annotations/ --corrections noise/suspects.tsv"],
+    ),
     "batch-predict": (
         config.PredictConfig, "mlic.stages.predict", "predict",
         ["mlic batch-predict runs/b-final test-photos/ --out preds.tsv"],

@@ -15,9 +15,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 Color = Literal["rgb", "gray"]
 LabelFormat = Literal["auto", "lists", "wide", "delimited", "long", "jsonl", "coco", "voc", "folders", "webdataset"]
 Operation = Literal["rotate", "shift", "flip", "erase", "brightness", "contrast"]
-Stage = Literal["pack", "train", "tune", "batch-predict", "evaluate"]
+Stage = Literal["pack", "train", "tune", "noise", "batch-predict", "evaluate"]
 
-STAGES: tuple[Stage, ...] = ("pack", "train", "tune", "batch-predict", "evaluate")
+STAGES: tuple[Stage, ...] = ("pack", "train", "tune", "noise", "batch-predict", "evaluate")
 
 
 _SLURM_TIME = re.compile(r"(\d+-)?\d+(:\d{1,2}){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
@@ -209,6 +209,9 @@ class PackConfig(Settings):
         place=True,
     )
     format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised", cli="flag")
+    corrections: AnyPath | None = setting(
+        None, "Table of suspected label errors of mlic noise, whose verdicts are applied first", cli="flag", place=True
+    )
     out: AnyPath = setting(
         Path("shards"), "Folder to write the shards to, or s3://...", cli="flag", place=True, validate_default=True
     )
@@ -316,10 +319,15 @@ class DoctorConfig(Settings):
     seed: int = setting(42, "Seed of the choice of samples and of the shuffles", ge=0, le=2**31 - 1)
 
 
-class FitSettings(Settings):
-    """What `train` and `tune` share: how one model is fitted."""
+class ShardSettings(Settings):
+    """What every command that fits models to shards has."""
 
     shards: AnyPath = setting(..., "Folder of shards that mlic pack wrote, or s3://...", cli="argument", place=True)
+
+
+class RunSettings(ShardSettings):
+    """What `train` and `tune` share: the run's folder, and what is held out."""
+
     runs: LocalPath = setting(
         Path("runs"), "Folder that holds the run folders", cli="flag", place=True, validate_default=True
     )
@@ -330,6 +338,11 @@ class FitSettings(Settings):
     fold: int | None = setting(
         None, "Validate on this fold of the shards and train on the others; default: the splits", cli="flag", ge=0
     )
+
+
+class FitSettings(Settings):
+    """What `train`, `tune` and `noise` share: how one model is fitted."""
+
     epochs: int = setting(10, "Passes over the training split", cli="flag", ge=1)
     batch_size: int = setting(64, "Samples in a step, over all workers together", cli="flag", ge=2)
     optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", "Optimiser")
@@ -358,8 +371,8 @@ class FitSettings(Settings):
     seed: int = setting(42, "Seed of weights, order of samples and augmentation", cli="flag", ge=0, le=2**31 - 1)
 
 
-class TrainConfig(FitSettings):
-    """Train one model, data-parallel over the workers of a Ray cluster."""
+class ModelSettings(Settings):
+    """What `train` and `noise` share: which model is fitted, by which loss."""
 
     arch: str = setting("b-final", "Architecture: a-cnn1, b-final, or any torchvision classifier", cli="flag")
     arch_options: dict[str, float] = setting({}, "Options of the architecture, such as hidden or dropout")
@@ -377,7 +390,11 @@ class TrainConfig(FitSettings):
     max_failures: int = setting(3, "How often a group of workers that lost a member is started anew", ge=0, place=True)
 
 
-class TuneConfig(FitSettings):
+class TrainConfig(ModelSettings, FitSettings, RunSettings):
+    """Train one model, data-parallel over the workers of a Ray cluster."""
+
+
+class TuneConfig(FitSettings, RunSettings):
     """Search architecture, loss weighting and threshold policy; ASHA stops weak trials early."""
 
     num_samples: int = setting(10, "Number of trials", cli="flag", ge=1)
@@ -406,6 +423,23 @@ class TuneConfig(FitSettings):
         for policy in self.threshold_policies:
             parse_policy(policy)
         return self
+
+
+class NoiseConfig(ModelSettings, FitSettings, ShardSettings):
+    """Find suspected label errors: train on every fold, and list what disagrees with the models that did not see it."""
+
+    out: LocalPath = setting(
+        Path("noise"), "Folder for the table of suspects, noise.json and the runs of the folds", cli="flag",
+        place=True, validate_default=True,
+    )  # fmt: skip
+    max_suspects: int | None = setting(
+        None, "Rows of the table, at most; default: as many as errors are estimated, and all exceptions to rules",
+        cli="flag", ge=1, place=True,
+    )  # fmt: skip
+    rule_support: int = setting(30, "Samples with a label, at least, for it to imply another", ge=1)
+    rule_confidence: Share = setting(
+        0.9, "Share of the samples with a label that have another, at least, for a rule", gt=0.5, le=1
+    )
 
 
 class PredictConfig(Settings):

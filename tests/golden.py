@@ -18,6 +18,7 @@ SBATCH = {
     "pack": SlurmConfig(stage="pack", cpus_per_task=16, time="02:00:00"),
     "train": SlurmConfig(stage="train", nodes=2, cpus_per_task=16, gpus_per_node=4, time="12:00:00"),
     "tune": SlurmConfig(stage="tune", nodes=4, cpus_per_task=16, gpus_per_node=4, time="12:00:00"),
+    "noise": SlurmConfig(stage="noise", nodes=2, cpus_per_task=16, gpus_per_node=4, time="12:00:00"),
     "batch-predict": SlurmConfig(stage="batch-predict", nodes=2, cpus_per_task=16, gpus_per_node=4),
     "evaluate": SlurmConfig(stage="evaluate", time="01:00:00"),
 }

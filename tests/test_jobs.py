@@ -21,6 +21,7 @@ CALLERS = {
     "pack": {"images": "i", "labels": "l"},
     "train": {"shards": "s"},
     "tune": {"shards": "s"},
+    "noise": {"shards": "s"},
     "batch-predict": {"model": "m", "images": "i", "out": "p.tsv"},
     "evaluate": {"predictions": "p"},
 }

@@ -190,7 +190,7 @@ def join(annotations: Annotations, paths: pa.Array) -> Joined:
     Raises DataError when a name could mean two images, when a line is not of the kind that its file holds, or when no
     line names an image.
     """
-    image_of = _resolve(annotations, paths)
+    image_of = resolve(annotations, paths)
     if annotations.bare_numbers:
         odd = np.flatnonzero((image_of < 0) & ~_are_numbers(annotations.names))
         if len(odd):
@@ -229,7 +229,7 @@ def case_differs(annotations: Annotations, missing: Array, paths: pa.Array) -> i
     return max(int(pc.sum(pc.is_in(lower, value_set=column)).as_py() or 0) for column in known)
 
 
-def _resolve(annotations: Annotations, paths: pa.Array) -> Array:
+def resolve(annotations: Annotations, paths: pa.Array) -> Array:
     """The image (M,) that each name means, -1 for none."""
     names = annotations.names
     if pc.any(pc.starts_with(names, "./")).as_py():

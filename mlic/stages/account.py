@@ -50,7 +50,7 @@ class PackReport(Model):
     `images` are packed, as `samples` where each has versions. `label_counts` are the samples with the label, by label
     in order; `near_duplicates` the images that are kept in one split with others that are the same or nearly;
     `largest_deviation` says where a label is furthest from its share; `leakage` counts the groups that lie in more than
-    one split.
+    one split. `corrected` labels are other than in the label files, by --corrections.
     """
 
     out: AnyPath
@@ -66,6 +66,7 @@ class PackReport(Model):
     leakage: int | None
     largest_deviation: str
     trouble: dict[str, list[str]]
+    corrected: int = 0
 
     def text(self) -> str:
         a = self.account
@@ -80,6 +81,7 @@ class PackReport(Model):
             + ", ".join(f"{name} {count:,}" for name, count in self.splits.items()),
             f"found {a.found:,} = {a.packed_labelled:,} labelled + {a.packed_unlabelled:,} unlabelled{dropped}"
             f" + {a.missing:,} missing + {a.unreadable:,} unreadable + {a.duplicate:,} duplicate",
+            *([f"corrected {self.corrected:,} labels that the label files have otherwise"] if self.corrected else []),
             f"splits  {self.largest_deviation}; {groups}",
             "labels  " + "  ".join(f"{label} {count:,}" for label, count in self.label_counts.items()),
         ]
@@ -91,7 +93,7 @@ class Seen:
     """What was found before anything was written.
 
     `files` are the images that were to be packed, with `group` and `targets` as in packing.Samples; the rest went
-    elsewhere, as (name, reason): `duplicate`, `missing`, `bad`; `dropped` is a number.
+    elsewhere, as (name, reason): `duplicate`, `missing`, `bad`; `dropped` and `corrected` are numbers.
     """
 
     files: Listing
@@ -102,6 +104,7 @@ class Seen:
     duplicate: Sequence[tuple[str, str]] = ()
     missing: Sequence[tuple[str, str]] = ()
     bad: Mapping[str, str] = field(default_factory=dict)
+    corrected: int = 0
 
     @property
     def grouped(self) -> int | None:
@@ -186,6 +189,7 @@ def index(
         "splits": splits,
         "folds": config.folds,
         "account": account.model_dump(),
+        "corrected": seen.corrected,
         "near_duplicates": _groups(seen),
         "leakage": None if seen.group is None else leakage(seen.split, seen.group),
         "trouble": {kind: [f"{name}: {reason}" for name, reason in items[:_LISTED]] for kind, items in trouble.items()},
@@ -239,6 +243,7 @@ def report(config: PackConfig, found: Mapping[str, Any], images: int) -> PackRep
         label_counts=found["label_counts"], account=Account(**found["account"]),
         near_duplicates=None if groups is None else groups["images"], leakage=found["leakage"],
         largest_deviation=largest_deviation(found), trouble={k: v[:3] for k, v in found["trouble"].items() if v},
+        corrected=found["corrected"],
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, fingerprint
 from mlic.config import Location, PackConfig, is_split_name
-from mlic.data import labels, packing, shards, sources, storage
+from mlic.data import corrections, labels, packing, shards, sources, storage
 from mlic.data.annotations import Columns, read_annotations
 from mlic.data.labels import Annotations, Joined
 from mlic.data.sources import Listing
@@ -38,7 +38,8 @@ class Found:
 
     `column` (N,) are the values of the group column as numbers, -1 for none; `fixed` (N,) the splits that some images
     have already, as numbers into `splits`, -1 for none. `duplicate` and `missing` are what went elsewhere, as (name,
-    reason). `inputs` are fingerprints of all that decides the shards but the settings.
+    reason). `corrected` of the targets are not what the label files say. `inputs` are fingerprints of all that decides
+    the shards but the settings.
     """
 
     listing: Listing
@@ -50,6 +51,7 @@ class Found:
     fixed: Array
     duplicate: tuple[tuple[str, str], ...]
     missing: tuple[tuple[str, str], ...]
+    corrected: int
     inputs: dict[str, str]
 
 
@@ -94,6 +96,11 @@ def find(config: PackConfig) -> Found:
         (listing.path(int(i)), f"has the key of {listing.path(int(j))}") for i, j in zip(doubled, kept, strict=True)
     )
     joined = labels.join(annotations, unique.paths)
+    verdicts = None if config.corrections is None else corrections.read(config.corrections)
+    corrected = 0
+    if verdicts is not None:
+        targets, corrected = corrections.apply(verdicts, annotations.labels, unique.paths, joined.targets)
+        joined = replace(joined, targets=targets)
     gone = {name for name, _ in duplicate}
     missing = tuple(
         sorted(
@@ -115,10 +122,11 @@ def find(config: PackConfig) -> Found:
     inputs = {
         "images": listing.fingerprint(), "labels": annotations.fingerprint(),
         "splits": fingerprint(splits, fixed.tobytes()),
+        "corrections": fingerprint(None if verdicts is None else verdicts.decisions()),
     }  # fmt: skip
     return Found(
         unique, names, annotations.source, targets, _group_column(annotations, joined), splits, fixed, duplicate,
-        missing, inputs,
+        missing, corrected, inputs,
     )  # fmt: skip
 
 
@@ -227,8 +235,9 @@ def _arrange(config: PackConfig, found: Found, share: cluster_ray.Share) -> tupl
     kept = replace(kept, split=split, fold=_folds(config, kept, split, found.splits))
     reasons = {listing.path(i): reason for i, reason in bad.items()}
     return kept, Seen(
-        kept.listing, kept.targets, split, kept.group, int(dropped.sum()), found.duplicate, found.missing, reasons
-    )
+        kept.listing, kept.targets, split, kept.group, int(dropped.sum()), found.duplicate, found.missing, reasons,
+        found.corrected,
+    )  # fmt: skip
 
 
 def _group_column(annotations: Annotations, joined: Joined) -> Array | None:

@@ -22,7 +22,7 @@ import yaml
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, is_current, write_atomic, write_json
-from mlic.config import DoctorConfig, FitSettings, Model, TrainConfig, TuneConfig
+from mlic.config import DoctorConfig, FitSettings, Model, RunSettings, TrainConfig, TuneConfig
 from mlic.data.shards import check_trainable, read_index
 from mlic.errors import ClusterError, MlicError, PartialError, RunError
 from mlic.model import bundle, zoo
@@ -120,7 +120,7 @@ def draw(config: TuneConfig) -> list[TrainConfig]:
     """The configurations of all trials, a pure function of the settings; each trial has its own stream of numbers."""
     shared = {
         name: getattr(config, name)
-        for name in FitSettings.model_fields
+        for name in (RunSettings.model_fields | FitSettings.model_fields)
         if name not in ("address", "workers", "fresh", "name")
     }
     plans = []

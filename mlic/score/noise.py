@@ -1,0 +1,198 @@
+"""Which labels are probably wrong: out-of-fold scores against what is given, helped by the labels beside it.
+
+One ranking over all labels needs a common unit: the log-odds that what is given is wrong. A low score is no such thing.
+A model that has learnt little of a rare label gives low scores to all samples that have it, rightly or not; and where
+few labels are given wrongly, a low score for a label that is given means little.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from mlic.errors import ConfigError
+
+Array = np.ndarray[Any, Any]
+Rule = tuple[int, int]  # the label with the first number implies the one with the second
+
+_EPSILON = 1e-4  # probabilities are held this far from 0 and 1
+_CONTEXT = 30  # other labels that are looked at for a label, those that go with it or without it most clearly
+_BESIDE = 1.0  # log-odds that a label beside it has to add in order to be named
+_SCORE_RIDGE = 1.0
+_RIDGE = 10.0  # of the labels beside it: those that contradict it add up to less than they would each by themselves
+_STEPS, _WARM_UP = 60, 6
+_EXTRA = 0.3  # share of what is given that is wrong, where the search begins; it stays where the scores say nothing
+_MISSING = 0.05  # share of true labels that are missing, until the data say otherwise: as much as the positives do
+_RATE_LIMITS = 1e-5, 0.4
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """Every known (sample, label), the most suspicious first: `sample`, `label` and `evidence` (K,).
+
+    `evidence` is the log-odds that what is given is wrong. `beside` (K,) is the other label that says so most clearly
+    by being given or not, and `rule` (K,) the number of a rule that the sample is an exception to by this label; -1 is
+    none. `rates` (L, 2) are the shares of a label's negatives that are given and of its positives that are not.
+    """
+
+    sample: Array
+    label: Array
+    evidence: Array
+    beside: Array
+    rule: Array
+    rates: Array
+
+    @property
+    def errors(self) -> float:
+        """How many labels are wrong, by the evidence."""
+        return float(_sigmoid(self.evidence).sum())
+
+
+def check_installed() -> None:
+    """Raise ConfigError when cleanlab is not there."""
+    if find_spec("cleanlab") is None:
+        raise ConfigError("suspected label errors need cleanlab, which is not installed.", "pip install 'mlic[noise]'.")
+
+
+def suspects(scores: Array, targets: Array, fold: Array, rules: Sequence[Rule], context: bool = True) -> Suspects:
+    """Rank all known labels (N, L) by how probably they are wrong.
+
+    `scores` (N, L) are of models that were fitted without the sample's `fold` (N,). Without `context` they speak alone;
+    with it the labels beside a label speak too, those of rules and all others, each by what it was worth in the other
+    folds where the score has not said the same already. At an exception to a rule one of its two labels is wrong, or
+    neither: the rule is laid on the one that has more against it.
+    """
+    logits = _logit(scores.astype(np.float64))
+    known = targets >= 0
+    shares = (targets == 1).sum(axis=0) / np.maximum(1, known.sum(axis=0))
+    given = np.where(known, targets, shares)  # an unknown label says nothing about those beside it
+    others = _associated(given) if context else [np.zeros(0, np.int64)] * targets.shape[1]
+    evidence, beside = np.full(scores.shape, -np.inf), np.full(scores.shape, -1)
+    rates = np.zeros((targets.shape[1], 2))
+    for label, near in enumerate(others):
+        features = np.column_stack([logits[:, label], given[:, near]])
+        features = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-9)
+        positive = targets[:, label] == 1
+        for held in (fold == number for number in np.unique(fold)):
+            fitted = known[:, label] & ~held
+            fitted = fitted if fitted.any() else known[:, label]
+            fit = _robust_regression(features[fitted], positive[fitted])
+            terms = features[held] * fit.weights[1:]
+            truly = _sigmoid(fit.weights[0] + terms.sum(axis=1))
+            evidence[held, label] = _against(positive[held], truly, fit.extra, fit.missing)
+            rates[label] += np.array([fit.extra, fit.missing]) * held.mean()
+            if len(near):
+                against = terms[:, 1:] * np.where(positive[held], -1, 1)[:, None]
+                clear = against.max(axis=1) >= _BESIDE
+                beside[held, label] = np.where(clear, near[against.argmax(axis=1)], -1)
+    evidence[~known] = -np.inf
+    rule = _blame(evidence, targets, rules)
+    rows, columns = np.nonzero(known)
+    agreement = 1 - np.abs(targets - scores)[known]  # parts what is beyond doubt either way
+    order = np.lexsort((columns, rows, agreement, -evidence[known]))
+    return Suspects(
+        rows[order], columns[order], evidence[known][order], beside[known][order], rule[known][order], rates
+    )
+
+
+def exceptions(targets: Array, rule: Rule) -> Array:
+    """The samples that have the first label of a rule and, for certain, not the second."""
+    first, second = rule
+    return np.flatnonzero((targets[:, first] == 1) & (targets[:, second] == 0))
+
+
+def confident(scores: Array, targets: Array) -> Array:
+    """Where confident learning takes a label to be wrong, bool (N, L): cleanlab's filter, each label by itself."""
+    from cleanlab.filter import find_label_issues
+
+    found = np.zeros(targets.shape, bool)
+    for label in range(targets.shape[1]):
+        rows = np.flatnonzero(targets[:, label] >= 0)
+        given = targets[rows, label].astype(np.int64)
+        if 0 < given.sum() < len(given):
+            own = scores[rows, label].astype(np.float64)
+            with warnings.catch_warnings(action="ignore"):  # rare labels, of which it says that it may miss some
+                found[rows, label] = find_label_issues(given, np.column_stack([1 - own, own]), n_jobs=1)
+    return found
+
+
+def _associated(given: Array) -> list[Array]:
+    """The labels that go with each label, or without it, most clearly, by the correlation of what is given."""
+    centred = given - given.mean(axis=0)
+    scaled = centred / (np.sqrt((centred**2).sum(axis=0)) + 1e-9)
+    strength = np.abs(scaled.T @ scaled)
+    np.fill_diagonal(strength, -1)
+    return [np.argsort(-row, kind="stable")[: min(_CONTEXT, len(row) - 1)] for row in strength]
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A regression of what is true: `weights` (1 + F,), the intercept first, and the shares of errors either way."""
+
+    weights: Array
+    extra: float
+    missing: float
+
+
+def _robust_regression(features: Array, given: Array) -> _Fit:
+    """Logistic regression of the true label on features (N, F), where `given` (N,) is wrong at two unknown rates.
+
+    By expectation and maximisation: how probably each label is true, given the weights and rates; then a Newton step of
+    the weights towards that, and the rates that it amounts to. A label that contradicts everything pulls the weights no
+    longer, which is what makes it stand out. A rate of missing labels is hard to tell from a model that is unsure, so a
+    prior holds it; that of extra labels shows where the features leave no doubt.
+    """
+    columns = np.column_stack([np.ones(len(features)), features])
+    ridge = np.full(columns.shape[1], _RIDGE)
+    ridge[:2] = 1e-3, _SCORE_RIDGE  # the first holds the intercept of a label that all samples have, or none
+    share = (given.sum() + 0.5) / (len(given) + 1)
+    weights = np.zeros(columns.shape[1])
+    weights[0] = np.log(share / (1 - share))
+    extra, missing = np.clip(_EXTRA * share, *_RATE_LIMITS), _MISSING
+    for step in range(_STEPS):
+        probability = _sigmoid(columns @ weights)
+        yes = np.where(given, 1 - missing, missing) * probability
+        no = np.where(given, extra, 1 - extra) * (1 - probability)
+        truly = yes / (yes + no)
+        gradient = columns.T @ (truly - probability) - ridge * weights
+        curvature = (columns * (probability * (1 - probability))[:, None]).T @ columns + np.diag(ridge)
+        move = np.linalg.solve(curvature, gradient)
+        weights = weights + move * min(1.0, 3 / (np.abs(move).max() + 1e-12))
+        if step >= _WARM_UP:
+            total = truly.sum()
+            extra = np.clip((1 - truly)[given].sum() / (len(given) - total + 1e-9), *_RATE_LIMITS)
+            missing = np.clip((truly[~given].sum() / (total + 1e-9) + _MISSING) / 2, *_RATE_LIMITS)
+    return _Fit(weights, float(extra), float(missing))
+
+
+def _against(positive: Array, truly: Array, extra: float, missing: float) -> Array:
+    """The log-odds (N,) that a label is wrong which is given where `positive`, by Bayes' rule."""
+    odds = _logit(truly)
+    against: Array = np.where(positive, np.log(extra / (1 - missing)) - odds, np.log(missing / (1 - extra)) + odds)
+    return against
+
+
+def _blame(evidence: Array, targets: Array, rules: Sequence[Rule]) -> Array:
+    """The rule (N, L) that a label breaks, -1 for none; the first of several."""
+    blamed = np.full(targets.shape, -1)
+    for number, (first, second) in reversed(list(enumerate(rules))):
+        rows = exceptions(targets, (first, second))
+        worse = np.where(evidence[rows, first] > evidence[rows, second], first, second)
+        blamed[rows, worse] = number
+    return blamed
+
+
+def _logit(value: Array) -> Array:
+    held = np.clip(value, _EPSILON, 1 - _EPSILON)
+    logit: Array = np.log(held / (1 - held))
+    return logit
+
+
+def _sigmoid(value: Array) -> Array:
+    result: Array = 1 / (1 + np.exp(-np.clip(value, -30, 30)))
+    return result

@@ -1,0 +1,263 @@
+"""Shards to a table of suspected label errors: what disagrees with models that were trained on the other folds."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlic.cluster import ray as cluster_ray
+from mlic.cluster.runs import Run, write_atomic, write_json
+from mlic.config import DoctorConfig, FitSettings, Model, ModelSettings, NoiseConfig, TrainConfig
+from mlic.data import corrections
+from mlic.data.shards import check_trainable, read_index, read_split
+from mlic.data.statistics import Implication, implications
+from mlic.errors import ConfigError, DataError
+from mlic.model import zoo
+from mlic.score import noise as score
+from mlic.stages import loop
+from mlic.stages.doctor import doctor as examine
+from mlic.stages.measure import aligned
+from mlic.stages.train import train
+
+logger = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, Any]
+
+TABLE, SCORES, _SUMMARY, _FOLDS = "suspects.tsv", "scores.parquet", "noise.json", "folds"
+_OWN = ("address", "workers", "fresh", "doctor")  # settings that are not handed on to the folds as they are
+
+
+class LabelSuspects(Model):
+    """A label's row: how many samples have it, and how many labels of the table may be given wrongly or be missing.
+
+    `extra_rate` is the estimated share of the samples without the label that it is given to, `missing_rate` of those
+    with it that it is not given to; `confident` is how many errors cleanlab's filter lists for it.
+    """
+
+    label: str
+    given: int
+    extra: int
+    missing: int
+    extra_rate: float
+    missing_rate: float
+    confident: int
+
+
+class Rule(Model):
+    """`first` implies `second`, but for `exceptions` of the `support` samples that have the first label."""
+
+    first: str
+    second: str
+    support: int
+    exceptions: int
+
+
+class NoiseReport(Model):
+    """What the folds came to. `edited` says that the table holds a person's work and was left as it is."""
+
+    out: Path
+    table: Path
+    scores: Path
+    samples: int
+    folds: int
+    suspects: int
+    errors: float
+    labels: tuple[LabelSuspects, ...]
+    rules: tuple[Rule, ...]
+    edited: bool
+    decided: int
+
+    def text(self) -> str:
+        rows = [["label", "given", "suspected extra", "suspected missing", "cleanlab lists"]]
+        rows += [[r.label, f"{r.given:,}", f"{r.extra:,}", f"{r.missing:,}", f"{r.confident:,}"] for r in self.labels]
+        rules = [
+            f"{r.first} => {r.second}: {r.exceptions:,} exceptions among {r.support:,} samples" for r in self.rules
+        ]
+        state = f"{self.suspects:,} suspects, the most suspicious first"
+        if self.edited:
+            state = f"edited, {self.decided:,} verdicts, and left as it is"
+        return "\n".join(
+            [
+                f"{self.samples:,} samples, {self.folds} folds; about {self.errors:,.0f} labels are wrong, by estimate",
+                *aligned(rows),
+                *rules,
+                f"table   {self.table}  ({state})",
+                "next    write 1, 0 or -1 for ? in its column verdict, then run mlic pack as before with another "
+                f"--out and --corrections {self.table}",
+            ]
+        )
+
+
+def noise(config: NoiseConfig) -> NoiseReport:
+    """Train on every fold but one in turn, and list the labels that are probably wrong; the test split is left alone.
+
+    Each fold is a run of `mlic train` in `OUT/folds/` and goes on by its means. A table that a person has edited is
+    never written over. Raises ConfigError without cleanlab, DataError for shards without folds, and what `train` does.
+    """
+    score.check_installed()
+    index = read_index(config.shards)
+    zoo.check(config.arch)
+    folds = int(index.get("folds") or 0)
+    if folds < 2:
+        raise DataError(f"{config.shards} has no folds.", "pack with --folds 5 into another folder.")
+    check_trainable(config.shards, index, folds - 1)
+    if config.fresh and _is_edited(config.out):
+        raise ConfigError(
+            f"{config.out / TABLE} holds verdicts, which --fresh would throw away.", "move it, or give another --out."
+        )
+    with Run.open(config.out, "noise", config, {"shards": index["fingerprint"]}, config.fresh) as run:
+        if run.finished and not (config.out / SCORES).is_file():
+            run.reopen()
+        if not (config.out / SCORES).is_file():
+            _fit_folds(config, folds)
+        report = _report(config, folds, _labels_of_files(index))
+        run.finish(report)
+    return report
+
+
+def _labels_of_files(index: dict[str, Any]) -> list[str]:
+    """The labels but for the one that follows from the others, which no label file says anything of."""
+    settings = index["settings"]
+    derived = settings.get("unlabelled_label") if settings.get("unlabelled") == "as-label" else None
+    return [label for label in index["labels"] if label != derived]
+
+
+def _fit_folds(config: NoiseConfig, folds: int) -> None:
+    """Train on all folds but one in turn, on one Ray, and write the out-of-fold scores."""
+    names = [name for name in FitSettings.model_fields | ModelSettings.model_fields if name not in _OWN]
+    shared = {name: getattr(config, name) for name in names} | {"shards": config.shards, "doctor": False}
+    with cluster_ray.connect(config.address) as cluster:
+        if config.doctor:
+            ranks = cluster_ray.train_share(cluster, config.workers).workers
+            examine(DoctorConfig(shards=config.shards, address=config.address, ranks=ranks))
+        for fold in range(folds):
+            logger.info("fold %d of %d", fold + 1, folds)
+            train(
+                TrainConfig(
+                    **shared, runs=config.out / _FOLDS, name=f"fold{fold}", fold=fold, address=config.address,
+                    workers=config.workers,
+                )
+            )  # fmt: skip
+    _write_scores(config, folds)
+
+
+def _write_scores(config: NoiseConfig, folds: int) -> None:
+    """scores.parquet: what each sample scored with the model that did not see it, in the order of the folds."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parts = []
+    for fold in range(folds):
+        best = loop.read_best(config.out / _FOLDS / f"fold{fold}")
+        split = read_split(config.shards, "val", fold)
+        columns = {"key": split.keys, "file": split.files, "fold": pa.array(np.full(len(split), fold, np.int32))}
+        for values, kind in ((best.targets.astype(np.int8), "given"), (best.scores, "score")):
+            columns |= {f"{name}_{kind}": pa.array(values[:, i]) for i, name in enumerate(split.labels)}
+        parts.append(pa.table(columns))
+    sink = io.BytesIO()
+    pq.write_table(pa.concat_tables(parts), sink, compression="zstd")
+    write_atomic(config.out / SCORES, sink.getvalue())
+
+
+def read_scores(path: Path, labels: Sequence[str]) -> tuple[list[str], Array, Array, Array]:
+    """Files (N,), scores (N, L), targets (N, L) and folds (N,) of the out-of-fold scores of some labels."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    scores, targets = (
+        np.stack([table.column(f"{name}_{kind}").to_numpy() for name in labels], axis=1) for kind in ("score", "given")
+    )
+    return table.column("file").to_pylist(), scores, targets, table.column("fold").to_numpy()
+
+
+def _report(config: NoiseConfig, folds: int, labels: list[str]) -> NoiseReport:
+    """Rank, and write the table, unless a person has edited it, and the summary."""
+    files, scores, targets, fold = read_scores(config.out / SCORES, labels)
+    rules = implications(targets, config.rule_support, config.rule_confidence)
+    found = score.suspects(scores, targets, fold, [(rule.first, rule.second) for rule in rules])
+    confident = score.confident(scores, targets)
+    rows = _chosen(found, config.max_suspects)
+    table = corrections.table(
+        _suspect(int(row), found, scores, targets, files, labels, rules, confident) for row in rows
+    )
+    edited = _is_edited(config.out, table)
+    if not edited:
+        write_atomic(config.out / TABLE, table)
+    listed = np.zeros(targets.shape, bool)
+    listed[found.sample[rows], found.label[rows]] = True
+    report = NoiseReport(
+        out=config.out, table=config.out / TABLE, scores=config.out / SCORES, samples=len(targets), folds=folds,
+        suspects=len(rows), errors=found.errors, edited=edited,
+        decided=int(corrections.read(config.out / TABLE).decided.sum()) if edited else 0,
+        labels=tuple(
+            LabelSuspects(
+                label=name, given=int((targets[:, i] == 1).sum()), confident=int(confident[:, i].sum()),
+                extra=int((listed[:, i] & (targets[:, i] == 1)).sum()),
+                missing=int((listed[:, i] & (targets[:, i] == 0)).sum()),
+                extra_rate=float(found.rates[i, 0]), missing_rate=float(found.rates[i, 1]),
+            )
+            for i, name in enumerate(labels)
+        ),
+        rules=tuple(
+            Rule(first=labels[r.first], second=labels[r.second], support=r.support, exceptions=len(r.exceptions))
+            for r in rules
+        ),
+    )  # fmt: skip
+    summary = report.model_dump(mode="json", include={"samples", "folds", "suspects", "errors", "labels", "rules"})
+    written = hashlib.sha256(table).hexdigest() if not edited else _written(config.out)
+    write_json(config.out / _SUMMARY, {"format": 1, "kind": "noise", **summary, "table_sha256": written})
+    return report
+
+
+def _chosen(found: score.Suspects, most: int | None) -> Array:
+    """The rows of the table: as many of the first as errors are expected, and all exceptions to rules behind them."""
+    if most is None:
+        return np.flatnonzero((np.arange(len(found.sample)) < round(found.errors)) | (found.rule >= 0))
+    return np.arange(min(most, len(found.sample)))
+
+
+def _suspect(
+    row: int, found: score.Suspects, scores: Array, targets: Array, files: Sequence[str], labels: Sequence[str],
+    rules: Sequence[Implication], confident: Array,
+) -> corrections.Suspect:  # fmt: skip
+    sample, label = int(found.sample[row]), int(found.label[row])
+    given = int(targets[sample, label])
+    reasons = [f"score {scores[sample, label]:.2f} for a label that is {'given' if given else 'not given'}"]
+    if found.rule[row] >= 0:
+        rule = rules[found.rule[row]]
+        first, second = labels[rule.first], labels[rule.second]
+        reasons.append(f"{first} is given and {second} is not: {rule.confidence:.1%} of {first} are {second}")
+    elif found.beside[row] >= 0:
+        other = int(found.beside[row])
+        beside = f"{labels[other]} is {'given' if targets[sample, other] == 1 else 'not given'}"
+        reasons.append(f"{beside}, and {labels[label]} is then {'rare' if given else 'usual'}")
+    if confident[sample, label]:
+        reasons.append("confident learning lists it")
+    return corrections.Suspect(
+        files[sample], labels[label], given, 1 - given, float(scores[sample, label]), float(found.evidence[row]),
+        "; ".join(reasons),
+    )  # fmt: skip
+
+
+def _written(out: Path) -> str | None:
+    """The sha256 of the table as it was written last, None before that."""
+    try:
+        return str(json.loads((out / _SUMMARY).read_text(encoding="utf-8"))["table_sha256"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _is_edited(out: Path, again: bytes | None = None) -> bool:
+    """Whether the table is there and neither what was written last nor what would be written again."""
+    try:
+        found = (out / TABLE).read_bytes()
+    except OSError:
+        return False
+    return found != again and hashlib.sha256(found).hexdigest() != _written(out)
