@@ -21,19 +21,17 @@ class Layer:
 
 
 def layers(net: nn.Module, channels: int, image_size: int) -> list[Layer]:
-    """The layers that one image of zeros passes, each at its first use. Modules that hold others are not listed, except
-    with parameters of their own."""
-    names = {module: name for name, module in net.named_modules()}
-    found: dict[str, Layer] = {}
+    """The layers that one image of zeros passes, each at its first use.
+
+    Modules that hold others are listed only with parameters that none of these accounts for: attention uses those of
+    layers in it without calling them.
+    """
+    seen: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
 
     def note(name: str, module: nn.Module, _: Any, output: Any) -> None:
-        shape = tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else ()
-        own = any(True for _ in module.children())
-        parameters = sum(p.numel() for p in module.parameters(recurse=not own))
-        if not own or parameters:
-            found.setdefault(name, Layer(name or type(module).__name__, type(module).__name__, shape, parameters))
+        seen.setdefault(name, (module, tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else ()))
 
-    hooks = [module.register_forward_hook(partial(note, name)) for module, name in names.items()]
+    hooks = [module.register_forward_hook(partial(note, name)) for name, module in net.named_modules()]
     training = net.training
     try:
         with torch.no_grad():
@@ -42,7 +40,17 @@ def layers(net: nn.Module, channels: int, image_size: int) -> list[Layer]:
         net.train(training)
         for hook in hooks:
             hook.remove()
-    return list(found.values())
+    own = dict.fromkeys(seen, 0)
+    for name, values in net.named_parameters():
+        holder = name.rpartition(".")[0]
+        while holder not in own:
+            holder = holder.rpartition(".")[0]
+        own[holder] += values.numel()
+    return [
+        Layer(name or type(module).__name__, type(module).__name__, shape, own[name])
+        for name, (module, shape) in seen.items()
+        if own[name] or not any(True for _ in module.children())
+    ]
 
 
 def parameters(net: nn.Module) -> int:
