@@ -379,7 +379,7 @@ class EvaluateConfig(Settings):
     format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised")
     split: str = setting("test", "Split to measure, when labels are shards", cli="flag")
     out: LocalPath | None = setting(
-        None, "Folder for metrics.json and report.html; default: beside the predictions", cli="flag"
+        None, "Folder for metrics.json, report.html and its figures; default: beside the predictions", cli="flag"
     )
     resamples: int = setting(1000, "Bootstrap resamples of the images for the intervals", cli="flag", ge=100)
     seed: int = setting(42, "Seed of the bootstrap", ge=0, le=2**31 - 1)

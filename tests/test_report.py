@@ -135,6 +135,23 @@ def test_without_the_shards(runs: list[Path], shards: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.ray
+def test_the_winner_of_a_search(runs: list[Path], tmp_path: Path) -> None:
+    """A search is its winning trial: the files that mlic tune leaves, around a run that is known."""
+    search = tmp_path / "search"
+    shutil.copytree(runs[1], search / "trials" / "00004")
+    shutil.copytree(runs[1] / "model", search / "model")
+    (search / "best.yaml").write_text((runs[1] / "config.json").read_text().replace('"name": "second"', '"name": null'))
+    state, report_of = (json.loads((runs[1] / name).read_text()) for name in ("run.json", "report.json"))
+    (search / "run.json").write_text(json.dumps(state | {"kind": "tune"}))
+    with pytest.raises(DataError, match="the search .* is not finished"):
+        report(ReportConfig(runs=(search,), out=tmp_path / "out"))
+    (search / "report.json").write_text(json.dumps(report_of | {"trials": [{"number": 4}]}))
+    found = report(ReportConfig(runs=(runs[1], search), out=tmp_path / "out"))
+    assert set(found.comparison[1].differences.values()) == {(0, 0, 0)}
+    assert found.comparison[1].values == found.comparison[0].values
+
+
+@pytest.mark.ray
 def test_the_shards_of_runs_that_start_again(runs: list[Path], shards: Path, tmp_path: Path) -> None:
     """A page inside a run is the run's own: --fresh throws it away."""
     run = copied(runs[1], tmp_path / "run")

@@ -31,6 +31,7 @@ from mlic.stages.report_images import Look
 Array = np.ndarray[Any, Any]
 
 _SUPPORT, _CONFIDENCE = 20, 0.95  # of a rule between labels
+_LEARN_FROM = 200_000  # samples that rules are learnt from, at most
 _SWAPS = 12
 _PER_KIND, _PER_LABEL = 8, 3  # images shown of a kind, and of these with the same label worst
 _RESAMPLES = 1000
@@ -75,6 +76,7 @@ def analyse(evidence: Sequence[Evidence], look: Look | None, seed: int) -> Conte
 
 def _causes(evidence: Evidence) -> tuple[causes.Causes, list[tuple[int, int]]]:
     basis = evidence.targets if evidence.train_targets is None else evidence.train_targets
+    basis = basis[:: -(-len(basis) // _LEARN_FROM)] if len(basis) else basis
     rules = [(item.first, item.second) for item in statistics.implications(basis, _SUPPORT, _CONFIDENCE)]
     found = causes.assign(evidence.decisions, evidence.targets, evidence.scores, _train_positives(evidence), rules)
     return found, rules
