@@ -36,7 +36,7 @@ th { font-weight: 600; color: var(--soft); font-size: .84rem; vertical-align: bo
 th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 7rem;
   max-width: 18rem; position: sticky; left: 0; background: var(--back); padding-left: 0; }
 th.text, td.text { text-align: left; }
-td.text { white-space: normal; overflow-wrap: anywhere; } td.long { min-width: 15rem; }
+td.text { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; } td.long { min-width: 15rem; }
 td.value { font-weight: 650; } td.bar { min-width: 7rem; width: 16%; }
 td.good, .good { color: var(--good); } td.bad, .bad { color: var(--bad); } .soft { color: var(--soft); }
 .track { position: relative; height: .6rem; background: var(--line); border-radius: .3rem; }

@@ -199,7 +199,8 @@ def _why(evidence: Evidence, found: causes.Causes, row: int, i: int) -> str:
     if found.by_rule[row, i]:
         return "the labels given break a rule"
     if found.misled[row, i] >= 0:
-        return f"goes with {evidence.labels[found.misled[row, i]]}"
+        other = evidence.labels[found.misled[row, i]]
+        return f"{other} in its place" if evidence.targets[row, i] == 1 else f"comes with {other}"
     positives = _train_positives(evidence)
     if found.kind[row, i] == 2 and positives is not None:
         return f"{int(positives[i]):,} training positives"

@@ -5,6 +5,18 @@ from __future__ import annotations
 from mlic.config import Model
 from mlic.stages.measure import Measurement
 
+METRICS = {
+    "f1_micro": "Micro F1", "precision_micro": "Micro precision", "recall_micro": "Micro recall",
+    "f1_macro": "Macro F1", "precision_macro": "Macro precision", "recall_macro": "Macro recall",
+    "map": "Mean average precision", "subset_accuracy": "Subset accuracy",
+    "hamming_accuracy": "Hamming accuracy", "jaccard_samples": "Jaccard index, per image",
+}  # fmt: skip
+
+
+def metric_name(metric: str) -> str:
+    """A metric's name for people."""
+    return METRICS.get(metric) or metric.replace("_", " ").capitalize()
+
 
 class LabelErrors(Model):
     """One label's decisions against its truth, its threshold, and its errors by kind."""

@@ -65,7 +65,7 @@ def _sets(content: Content, figure: str) -> str:
                 page.table(["", *(str(i) for i in range(len(counts)))], grid),
             ),
             "<h3>One label for another</h3>",
-            page.table(["Missed", "Wrongly given in the same image", "Images"], swaps) if swaps else "<p>None.</p>",
+            page.table(["Missed", "Wrongly given", "Images"], swaps) if swaps else "<p>None.</p>",
             figure,
         ]
     )

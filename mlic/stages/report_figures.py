@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mlic.stages.figures import BAR, INK, LINE, PARTS, SOFT, canvas, drawn, sheet, short, styled
-from mlic.stages.report_content import Content
+from mlic.stages.report_content import Content, metric_name
 
 MOST = 24  # labels in a figure with a panel each
 _MATRIX = 30
@@ -271,7 +271,7 @@ def _comparison(content: Content) -> bytes:
         axes.plot(found[:, 0], places, "o", color=color, markersize=5.5, label=short(run.name))
     axes.axvline(0, color=INK, linewidth=1)
     middle = np.arange(len(metrics)) * len(others) + 0.4 * (len(others) - 1)
-    axes.set_yticks(middle, [name.replace("_", " ") for name in metrics])
+    axes.set_yticks(middle, [metric_name(name) for name in metrics])
     axes.invert_yaxis()
     axes.set_xlabel(f"difference from {short(content.runs[0].name)}, with its 95% interval", color=SOFT)
     axes.grid(axis="x", color=LINE)

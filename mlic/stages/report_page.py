@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
+from typing import Any
 
 from mlic.stages import page, report_errors
-from mlic.stages.measure import BASELINES, Measurement
-from mlic.stages.report_content import Content, SettingRow
+from mlic.stages.measure import BASELINES, LabelRow, Measurement
+from mlic.stages.report_content import METRICS, Content, SettingRow, metric_name
 from mlic.stages.report_figures import MOST, by_frequency
 from mlic.stages.report_images import Picture
 
-_NAMES = {
-    "f1_micro": "Micro F1", "precision_micro": "Micro precision", "recall_micro": "Micro recall",
-    "f1_macro": "Macro F1", "precision_macro": "Macro precision", "recall_macro": "Macro recall",
-    "map": "Mean average precision", "subset_accuracy": "Subset accuracy",
-    "hamming_accuracy": "Hamming accuracy", "jaccard_samples": "Jaccard index, per image",
-}  # fmt: skip
 _LESS_IS_BETTER = {
     "hamming_loss", "ranking_loss", "one_error", "coverage_error", "coverage", "brier", "ece", "log_loss",
 }  # fmt: skip
+_SHOWN = ("label", "support", "share", "precision", "recall", "f1", "ap")  # of a LabelRow, in places of their own
 _TILES = ("f1_micro", "f1_macro", "map", "subset_accuracy")
 Sections = dict[str, tuple[str, str]]  # heading -> a line of text, and HTML
 _ROWS = 30  # of a table before the rest is folded away
@@ -90,6 +86,8 @@ def _how(content: Content, figures: Mapping[str, str], cut: str) -> Sections:
 
 
 def _decisions(content: Content, figures: Mapping[str, str], cut: str) -> Sections:
+    decided = any(label.threshold is not None for label in content.labels)
+    stored = " The dashed line is the threshold that is stored with the model." if decided else ""
     error = 0.0 if content.reliability is None else content.reliability.error
     found = {
         "Distributions": (
@@ -102,8 +100,7 @@ def _decisions(content: Content, figures: Mapping[str, str], cut: str) -> Sectio
             figures["confusion"],
         ),
         "Thresholds": (
-            "What a label's precision, recall and F1 would be at every threshold, on these very images. The dashed "
-            f"line is the threshold that is stored with the model.{cut}",
+            f"What a label's precision, recall and F1 would be at every threshold, on these very images.{stored}{cut}",
             figures.get("thresholds", ""),
         ),
         "Precision and recall": (
@@ -122,12 +119,7 @@ def _decisions(content: Content, figures: Mapping[str, str], cut: str) -> Sectio
 def _in_words(text: str) -> str:
     """A warning with its metric's name for people."""
     key, _, rest = text.partition(" ")
-    return f"{metric_name(key)} {rest}" if key in _NAMES else text
-
-
-def metric_name(metric: str) -> str:
-    """A metric's name for people."""
-    return _NAMES.get(metric) or metric.replace("_", " ").capitalize()
+    return f"{metric_name(key)} {rest}" if key in METRICS else text
 
 
 def _best(measurement: Measurement, metric: str) -> tuple[str, float] | None:
@@ -142,8 +134,8 @@ def _best(measurement: Measurement, metric: str) -> tuple[str, float] | None:
 
 def _order(measurement: Measurement) -> list[str]:
     """Metrics in the order of the names above, then all others."""
-    return [*(name for name in _NAMES if name in measurement.values),
-            *(name for name in measurement.values if name not in _NAMES)]  # fmt: skip
+    return [*(name for name in METRICS if name in measurement.values),
+            *(name for name in measurement.values if name not in METRICS)]  # fmt: skip
 
 
 def _interval(limits: Mapping[str, tuple[float, float]], metric: str) -> str:
@@ -190,22 +182,35 @@ def _labels(content: Content) -> str:
     by_label = {row.label: row for row in content.measurement.labels}
     trained = any(label.train_positives is not None for label in content.labels)
     decided = any(label.threshold is not None for label in content.labels)
+    others = [name for name in LabelRow.model_fields if name not in _SHOWN]
     rows = []
     for errors in (content.labels[i] for i in by_frequency(content)):
         row = by_label[errors.label]
         rows.append(
             [
                 escape(row.label), f"{row.support:,}", f"{row.share:.1%}",
-                *([f"{errors.train_positives:,}"] if errors.train_positives is not None else []),
-                f"{row.precision:.3f}", f"{row.recall:.3f}", f'<td class="value">{row.f1:.3f}</td>',
-                page.bar(row.f1, 2 * row.share / (1 + row.share)), "–" if row.ap is None else f"{row.ap:.3f}",
-                f"{errors.missed:,}", f"{errors.wrong:,}",
-                *([f"{errors.threshold:.3f}"] if errors.threshold is not None else []),
+                *([_cell(errors.train_positives)] if trained else []), _cell(row.precision), _cell(row.recall),
+                f'<td class="value">{_cell(row.f1)}</td>', page.bar(row.f1 or 0, 2 * row.share / (1 + row.share)),
+                _cell(row.ap), *(_cell(getattr(row, name)) for name in others), f"{errors.missed:,}",
+                f"{errors.wrong:,}", *([_cell(errors.threshold)] if decided else []),
             ]
         )  # fmt: skip
-    head = ["Label", "Images", "Share", *(["In training"] if trained else []), "Precision", "Recall", "F1", "", "AP",
-            "Missed", "Wrong", *(["Threshold"] if decided else [])]  # fmt: skip
+    head = [
+        "Label", "Images", "Share", *(["In training"] if trained else []), "Precision", "Recall", "F1", "", "AP",
+        *(metric_name(name) for name in others), "Missed", "Wrong", *(["Threshold"] if decided else []),
+    ]  # fmt: skip
     return page.folded_table(head, rows, _ROWS, "labels, less frequent ones")
+
+
+def _cell(value: Any) -> str:
+    """A number, an interval of two, or nothing, as text."""
+    if value is None:
+        return "–"
+    if isinstance(value, tuple):
+        return "–".join(_cell(part) for part in value)
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:.3f}" if isinstance(value, float) else escape(str(value))
+    )
 
 
 def _comparison(content: Content, figure: str) -> str:
