@@ -25,7 +25,7 @@ from mlic.score import thresholds
 from mlic.stages import loop, report_figures, train
 from mlic.stages.measure import measure
 from mlic.stages.report import report, write
-from mlic.stages.report_evidence import Evidence
+from mlic.stages.report_evidence import Evidence, of_predictions
 from tests import chromium
 
 SECTIONS = [
@@ -231,6 +231,21 @@ def test_names_from_data_are_escaped(tmp_path: Path) -> None:
     assert "<b>bold" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "&lt;img src=x onerror=" in page
+
+
+@pytest.mark.ray
+def test_images_of_predictions_are_found_by_key(shards: Path) -> None:
+    split = read_split(shards, "test")
+    rows = np.random.default_rng(1).permutation(len(split))[:10]
+    keys = [split.key(i) for i in rows]
+    targets = split.targets[rows]
+    measured = measure(split.labels, targets == 1, targets, None, 100, 1)
+    found = of_predictions("p", split.labels, keys, targets, targets == 1, None, measured, shards, "test")
+    assert found.images is not None
+    assert found.images.keys.to_pylist() == keys
+    assert (found.images.targets == targets).all()
+    assert found.train_targets is not None
+    assert len(found.train_targets) == len(read_split(shards, "train"))
 
 
 def test_without_scores(tmp_path: Path) -> None:

@@ -102,6 +102,9 @@ def of_predictions(
     notes: tuple[str, ...] = ("The page of mlic report also has the training, the settings and the layers.",)
     if storage.size(storage.join(truth, INDEX)) is not None:
         images, sizes = shards.read_split(truth, split), _sizes(truth, split, None)
+        place = {key: i for i, key in enumerate(images.keys.to_pylist())}
+        rows = np.array([place[key] for key in keys], np.int64)
+        images, sizes = images.take(rows), sizes[rows]
         if "train" in shards.read_index(truth)["splits"]:
             train = shards.read_split(truth, "train").targets
     else:
