@@ -51,6 +51,15 @@ def test_few_points_of_many_samples() -> None:
     assert np.diff(found.recall).max() < 0.1  # no step of a rare label is left out
 
 
+def test_the_best_of_many_thresholds_is_among_few() -> None:
+    rng = np.random.default_rng(2)
+    targets = (rng.random(3000) < 0.3).astype(np.int8)
+    scores = (0.4 * targets + 0.6 * rng.random(3000)).astype(np.float32)
+    found = curves.curve(scores, targets, most=12)
+    assert len(found.thresholds) <= 12
+    assert found.f1.max() == pytest.approx(max(f1(scores >= cut, targets == 1) for cut in scores))
+
+
 @given(cases())
 def test_reliability_by_hand(case: tuple[Array, Array]) -> None:
     scores, targets = case
