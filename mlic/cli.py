@@ -56,6 +56,10 @@ _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
         config.ThresholdConfig, "mlic.stages.threshold", "threshold",
         ["mlic threshold runs/b-final --policy per-label", "mlic threshold runs/b-final --policy recall=0.9"],
     ),
+    "report": (
+        config.ReportConfig, "mlic.stages.report", "report",
+        ["mlic report runs/b-final", "mlic report runs/b-final runs/a-cnn1 --out comparison/"],
+    ),
     "demo": (config.DemoConfig, "mlic.stages.demo", "demo", ["mlic demo"]),
 }  # fmt: skip
 
@@ -133,7 +137,7 @@ def _settings(model: type[BaseModel], given: dict[str, Any]) -> Any:
             layers.append({"name": Path(path).stem})
         layers.append(settings.read_file(Path(path)))
     layers.append(settings.read_sets(sets))
-    layers.append({key: value for key, value in given.items() if value is not None})
+    layers.append({key: value for key, value in given.items() if value not in (None, ())})
     return settings.build(model, *layers)
 
 
@@ -144,7 +148,10 @@ def _parameters(model: type[BaseModel]) -> list[click.Parameter]:
     for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] in inherited):
         kind = config.cli_kind(field)
         if kind == "argument":
-            parameters.append(click.Argument([name], required=False, metavar=name.upper(), type=_type(field)))
+            several = get_origin(field.annotation) is tuple
+            metavar = f"{name.upper().removesuffix('S')}..." if several else name.upper()
+            count = -1 if several else 1
+            parameters.append(click.Argument([name], nargs=count, required=False, metavar=metavar, type=_type(field)))
         elif kind == "flag":
             flag = "--" + name.replace("_", "-")
             help_text = f"{field.description}{_default(field)}"

@@ -75,6 +75,10 @@ def _names(value: Any) -> Any:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
 
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str | Path) else value
+
+
 def _interval(value: Any) -> Any:
     return value.replace(":", ",").split(",") if isinstance(value, str) else value
 
@@ -82,6 +86,7 @@ def _interval(value: Any) -> Any:
 Location = Path | str  # a path of this machine, or the URL of an object store
 LocalPath = Annotated[Path, BeforeValidator(_absolute)]
 AnyPath = Annotated[Location, BeforeValidator(location)]
+Paths = Annotated[tuple[LocalPath, ...], BeforeValidator(_several)]
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)]
 Share = Annotated[float, BeforeValidator(_share)]
 Shares = Annotated[dict[str, float], BeforeValidator(_pairs)]
@@ -475,7 +480,7 @@ class EvaluateConfig(Settings):
     format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised")
     split: str = setting("test", "Split to measure, when labels are shards", cli="flag")
     out: LocalPath | None = setting(
-        None, "Folder for metrics.json and report.html; default: beside the predictions", cli="flag"
+        None, "Folder for metrics.json, report.html and its figures; default: beside the predictions", cli="flag"
     )
     threshold: float | None = setting(
         None, "Threshold to decide by, where the predictions are scores alone", cli="flag", ge=0, le=1
@@ -504,6 +509,17 @@ class ThresholdConfig(Settings):
     split: str = setting("val", "Split to fit to, with --labels", cli="flag")
     resamples: int = setting(1000, "Bootstrap resamples of the images for the intervals", cli="flag", ge=100)
     seed: int = setting(42, "Seed of the folds and of the bootstrap", ge=0, le=2**31 - 1)
+
+
+class ReportConfig(Model):
+    """Write the page of a run, or of several beside each other: training, thresholds, errors and their causes."""
+
+    runs: Paths = setting(..., "Runs of mlic train or mlic tune; the first one is shown whole", cli="argument",
+                          min_length=1)  # fmt: skip
+    out: LocalPath | None = setting(
+        None, "Folder for report.html, its figures and report.json; default: RUN/report", cli="flag"
+    )
+    seed: int = setting(42, "Seed of the bootstrap and of the choice of images", ge=0, le=2**31 - 1)
 
 
 class DemoConfig(Settings):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic.cluster.runs import disk_errors, read_state, write_atomic, write_json
+from mlic.cluster.runs import disk_errors, read_state, write_json
 from mlic.config import (
     AnyPath,
     EvaluateConfig,
@@ -33,6 +33,7 @@ from mlic.score import thresholds
 from mlic.stages import report as page
 from mlic.stages.measure import Measurement, measure
 from mlic.stages.predict import predict
+from mlic.stages.report_evidence import Evidence, of_predictions
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,10 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         predictions=file, labels=truth, metrics=out / "metrics.json", report=out / "report.html", unmatched=unmatched,
         gates=tuple(_check(gate, measurement) for gate in config.gate), measurement=measurement,
     )  # fmt: skip
-    _write(out, report)
+    title = f"{file.name} against {storage.name(truth)}"
+    keys = [found.keys[i] for i in rows]
+    evidence = of_predictions(title, names, keys, targets, decisions, scores, measurement, truth, config.split)
+    _write(out, report, evidence, config.seed)
     return report
 
 
@@ -225,12 +229,11 @@ def _is_ours(metrics: Path) -> bool:
         return False
 
 
-def _write(out: Path, report: EvaluateReport) -> None:
+def _write(out: Path, report: EvaluateReport, evidence: Evidence, seed: int) -> None:
     if out.is_dir() and any(out.iterdir()) and not _is_ours(report.metrics):
         raise ConfigError(f"{out} holds files that mlic did not write.", "name another folder by --out.")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     plain = report.model_dump(mode="json")
     write_json(report.metrics, {"format": 1, "kind": "metrics", **plain["measurement"]})
-    title = f"{report.predictions.name} against {storage.name(report.labels)}"
-    write_atomic(report.report, page.render(title, report.measurement).encode())
+    page.write(out, [evidence], seed)

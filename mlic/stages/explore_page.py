@@ -17,7 +17,7 @@ def render(report: ExploreReport, pictures: Mapping[str, bytes], grids: Mapping[
     """The page as text; `pictures` are PNG files by name, `grids` samples of each label."""
 
     def figure(name: str, description: str) -> str:
-        return page.picture(pictures[name], "png", description) if name in pictures else ""
+        return page.figure(pictures[name], description) if name in pictures else ""
 
     total = sum(count * number for number, count in enumerate(report.cardinality))
     head = (
@@ -66,7 +66,7 @@ def _implications(report: ExploreReport) -> str:
         [
             f"{escape(row.first)} ⇒ {escape(row.second)}", f"{1 - row.exceptions / row.support:.2%}",
             f"{row.support:,}", f"{row.exceptions:,}",
-            f'<td class="text">{escape(", ".join(row.keys[:8]))}{" …" if row.exceptions > 8 else ""}</td>',
+            f'<td class="text long">{escape(", ".join(row.keys[:8]))}{" …" if row.exceptions > 8 else ""}</td>',
         ]
         for row in report.implications
     ]  # fmt: skip
@@ -91,7 +91,9 @@ def _images(report: ExploreReport, brightness: str) -> str:
 def _duplicates(report: ExploreReport) -> str:
     if not report.duplicate_groups:
         return page.section("Duplicates", "No two of the images looked at are the same or nearly the same.", "")
-    rows = [[str(i), f'<td class="text">{escape(", ".join(keys))}</td>'] for i, keys in enumerate(report.duplicates, 1)]
+    rows = [
+        [str(i), f'<td class="text long">{escape(", ".join(keys))}</td>'] for i, keys in enumerate(report.duplicates, 1)
+    ]
     text = f"{report.duplicate_groups:,} groups of images that are the same or nearly the same."
     return page.section("Duplicates", text, page.table(["Group", "Images"], rows))
 

@@ -1,60 +1,99 @@
-"""A measurement as one self-contained HTML page: no network, no script, every name from data escaped."""
+"""The page of a run, or of several beside each other: everything that there is to see before a model is used."""
 
 from __future__ import annotations
 
-from html import escape
+import contextlib
+import json
+from pathlib import Path
 
-from mlic.score.baselines import best_baseline
-from mlic.stages import page
-from mlic.stages.measure import BASELINES, Measurement
+from mlic.cluster.runs import disk_errors, write_atomic
+from mlic.config import Model, ReportConfig
+from mlic.errors import ConfigError
+from mlic.stages import report_analysis, report_figures, report_images, report_page
+from mlic.stages.measure import Measurement, aligned
+from mlic.stages.report_content import Content, RunRow
+from mlic.stages.report_evidence import Evidence, of_run
 
-_NAMES = {
-    "f1_micro": "Micro F1", "precision_micro": "Micro precision", "recall_micro": "Micro recall",
-    "f1_macro": "Macro F1", "precision_macro": "Macro precision", "recall_macro": "Macro recall",
-    "map": "Mean average precision", "subset_accuracy": "Subset accuracy",
-    "hamming_accuracy": "Hamming accuracy", "jaccard_samples": "Jaccard index, per image",
-}  # fmt: skip
-
-
-def render(title: str, measurement: Measurement) -> str:
-    """The page as text."""
-    warnings = "".join(page.warning(text) for text in measurement.warnings)
-    counts = f"<p>{measurement.samples:,} images, {len(measurement.labels)} labels.</p>"
-    return page.page(title, counts + warnings + _headlines(measurement) + _labels(measurement))
+PAGE, CONTENT = "report.html", "report.json"
+_LOOK_AT = 2000  # images that are decoded to see whether they are grey and how bright
+_PICTURES = 3_000_000  # bytes of the page for thumbnails
+_OVERLAYS = 2  # labels of an example whose overlay is shown
 
 
-def _headlines(measurement: Measurement) -> str:
-    baselines = [name for name in BASELINES if name in measurement.baselines]
-    rows = []
-    for metric, name in _NAMES.items():
-        if metric not in measurement.values:
-            continue
-        value, (low, high) = measurement.values[metric], measurement.intervals[metric]
-        best = best_baseline(metric, measurement.baselines)[1]
-        others = [measurement.baselines[b].get(metric) for b in baselines]
-        cells = ["–" if other is None else f"{other:.4f}" for other in others]
-        number = f'<td class="value">{value:.4f}</td>'
-        rows.append([name, number, f"{low:.4f}–{high:.4f}", page.bar(value, best), *cells])
-    text = (
-        "Each number stands beside its 95% bootstrap interval over images and beside what needs no image at all. The "
-        "mark on each bar is the best of these baselines. Subset accuracy: the whole set is right. Hamming accuracy: "
-        "single labels are right. Jaccard index: an empty set predicted right counts 0."
+class ReportReport(Model):
+    """The measurement of the first run, the others beside it, and where the page is."""
+
+    runs: tuple[Path, ...]
+    about: str
+    out: Path
+    page: Path
+    notes: tuple[str, ...]
+    measurement: Measurement
+    comparison: tuple[RunRow, ...]
+
+    def text(self) -> str:
+        lines = [f"{self.runs[0]}: {self.about}", self.measurement.table()]
+        if self.comparison:
+            metrics = list(self.comparison[1].differences)
+            rows = [["less " + self.comparison[0].name, *metrics]]
+            for run in self.comparison[1:]:
+                found = [run.differences[name] for name in metrics]
+                rows.append([run.name, *(f"{value:+.4f} ({low:+.4f} to {high:+.4f})" for value, low, high in found)])
+            lines += ["", *aligned(rows)]
+        return "\n".join([*lines, *self.notes, f"report  {self.page}"])
+
+
+def report(config: ReportConfig) -> ReportReport:
+    """Write the page of the first run, with the others compared to it, its figures as PNGs and its content as JSON.
+
+    Raises DataError when a run is none, or is of other samples or labels than the first, and ConfigError where the
+    output would overwrite what mlic did not write.
+    """
+    out = config.out or config.runs[0] / "report"
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is not a folder.", "name a folder by --out.")
+    if out.is_dir() and any(out.iterdir()) and not _is_ours(out):
+        raise ConfigError(f"{out} holds files that mlic did not write.", "name another folder by --out.")
+    evidence = [of_run(run) for run in config.runs]
+    content = write(out, evidence, config.seed)
+    return ReportReport(
+        runs=config.runs, about=content.about, out=out, page=out / PAGE, notes=content.notes,
+        measurement=content.measurement, comparison=content.runs,
+    )  # fmt: skip
+
+
+def write(out: Path, evidence: list[Evidence], seed: int) -> Content:
+    """Write the page about the first, with the others beside it, to a folder that may hold an older one."""
+    first = evidence[0]
+    look = None if first.images is None else report_images.look(first.images, _LOOK_AT, seed)
+    content = report_analysis.analyse(evidence, look, seed)
+    figures = report_figures.of_report(content)
+    pictures, method = _pictures(first, content)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name in report_figures.NAMES:
+            (out / f"{name}.png").unlink(missing_ok=True)
+    for name, data in figures.items():
+        write_atomic(out / f"{name}.png", data)
+    plain = {"format": 1, "kind": "report", **content.model_dump(mode="json")}
+    write_atomic(out / CONTENT, (json.dumps(plain, separators=(",", ":")) + "\n").encode())
+    write_atomic(out / PAGE, report_page.render(content, figures, pictures, method).encode())
+    return content
+
+
+def _pictures(evidence: Evidence, content: Content) -> tuple[dict[int, report_images.Picture], str]:
+    if evidence.images is None or not content.examples:
+        return {}, ""
+    about: dict[int, list[int]] = {}
+    for example in content.examples:
+        wrong = [evidence.labels.index(mistake.label) for mistake in example.mistakes[:_OVERLAYS]]
+        about.setdefault(example.row, wrong)
+    return report_images.pictures(
+        evidence.images, list(about), list(about.values()), evidence.labels, evidence.training, _PICTURES
     )
-    head = ["Metric", "Value", "95% interval", "", *(name.replace("_", " ") for name in baselines)]
-    return page.section("Headlines", text, page.table(head, rows))
 
 
-def _labels(measurement: Measurement) -> str:
-    rows = []
-    for row in sorted(measurement.labels, key=lambda row: -row.support):
-        ap = "–" if row.ap is None else f"{row.ap:.4f}"
-        always = 2 * row.share / (1 + row.share)
-        rows.append(
-            [
-                escape(row.label), f"{row.support:,}", f"{row.share:.1%}", f"{row.precision:.4f}", f"{row.recall:.4f}",
-                f'<td class="value">{row.f1:.4f}</td>', page.bar(row.f1, always), ap,
-            ]
-        )  # fmt: skip
-    text = "Most frequent first. The mark is the F1 of giving the label to every image."
-    head = ["Label", "Images", "Share", "Precision", "Recall", "F1", "", "AP"]
-    return page.section("Labels", text, page.table(head, rows))
+def _is_ours(out: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return bool(json.loads((out / CONTENT).read_text(encoding="utf-8")).get("kind") == "report")
+    return False

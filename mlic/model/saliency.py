@@ -1,0 +1,51 @@
+"""What in an image speaks for a label: Grad-CAM at the last feature map, or gradients where there is no map.
+
+Grad-CAM: Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization, ICCV 2017.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+_BLUR = 9  # the last resort's maps are as coarse as an image in so many parts
+
+
+def maps(net: nn.Module, images: torch.Tensor, labels: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], str]:
+    """Maps float32 (B, H, W) from 0 to 1 for normalised images (B, C, H, W) and one label number each (B,).
+
+    Also says by which method: "Grad-CAM", or "input gradients" for a network without a feature map near its end.
+    """
+    training = net.training
+    net.eval()
+    outputs: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(module, nn.MultiheadAttention):
+            outputs.clear()  # maps before attention over the whole image do not say where it looks
+        elif isinstance(output, torch.Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
+            outputs[:] = [output]
+
+    hooks = [module.register_forward_hook(keep) for module in net.modules()]
+    try:
+        with torch.enable_grad():
+            pixels = images.detach().clone().requires_grad_()
+            chosen = net(pixels)[torch.arange(len(pixels)), torch.as_tensor(labels)].sum()
+            source = outputs[0] if outputs and outputs[0].requires_grad else pixels
+            gradient = torch.autograd.grad(chosen, source)[0]
+    finally:
+        net.train(training)
+        for hook in hooks:
+            hook.remove()
+    if source is pixels:
+        found = (gradient * pixels).abs().sum(dim=1, keepdim=True).detach()
+        found = functional.adaptive_avg_pool2d(found, min(_BLUR, *found.shape[2:]))
+    else:
+        found = functional.relu((gradient.mean(dim=(2, 3), keepdim=True) * source).sum(dim=1, keepdim=True)).detach()
+    found = functional.interpolate(found, images.shape[2:], mode="bilinear", align_corners=False)
+    peak = found.amax(dim=(1, 2, 3), keepdim=True)
+    return (found / peak.clamp_min(1e-12))[:, 0].numpy(), "input gradients" if source is pixels else "Grad-CAM"

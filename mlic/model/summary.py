@@ -1,0 +1,58 @@
+"""A network layer by layer: what goes out of each, and how many numbers it learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer in the order of computation; `shape` is that of its output for one image, without the batch."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+
+
+def layers(net: nn.Module, channels: int, image_size: int) -> list[Layer]:
+    """The layers that one image of zeros passes, each at its first use.
+
+    Modules that hold others are listed only with parameters that none of these accounts for: attention uses those of
+    layers in it without calling them.
+    """
+    seen: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
+
+    def note(name: str, module: nn.Module, _: Any, output: Any) -> None:
+        seen.setdefault(name, (module, tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else ()))
+
+    hooks = [module.register_forward_hook(partial(note, name)) for name, module in net.named_modules()]
+    training = net.training
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, channels, image_size, image_size))
+    finally:
+        net.train(training)
+        for hook in hooks:
+            hook.remove()
+    own = dict.fromkeys(seen, 0)
+    for name, values in net.named_parameters():
+        holder = name.rpartition(".")[0]
+        while holder not in own:
+            holder = holder.rpartition(".")[0]
+        own[holder] += values.numel()
+    return [
+        Layer(name or type(module).__name__, type(module).__name__, shape, own[name])
+        for name, (module, shape) in seen.items()
+        if own[name] or not any(True for _ in module.children())
+    ]
+
+
+def parameters(net: nn.Module) -> int:
+    """How many numbers the network learns."""
+    return sum(p.numel() for p in net.parameters())

@@ -1,0 +1,86 @@
+"""Where decisions go wrong: which labels, one label for another, how many at a time, and in which kinds of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The images of one kind: how many, their micro F1 and its 95% bootstrap interval."""
+
+    name: str
+    samples: int
+    f1_micro: float
+    low: float
+    high: float
+
+
+def two_by_two(decisions: Array, targets: Array) -> Array:
+    """True positives, false positives, false negatives and true negatives of each label, int64 (L, 4)."""
+    given, positive, known = decisions.astype(bool), targets == 1, targets >= 0
+    parts = [given & positive, given & ~positive & known, ~given & positive, ~given & ~positive & known]
+    return np.stack([part.sum(axis=0) for part in parts], axis=1).astype(np.int64)
+
+
+def swapped(decisions: Array, targets: Array) -> Array:
+    """In how many samples the label of the row was missed and that of the column wrongly given, int64 (L, L)."""
+    given = decisions.astype(bool)
+    missed, wrong = (targets == 1) & ~given, (targets == 0) & given
+    return np.asarray(np.rint(missed.astype(np.float32).T @ wrong.astype(np.float32)), np.int64)
+
+
+def cardinality(decisions: Array, targets: Array, most: int = 10) -> Array:
+    """How many samples have `row` labels and were given `column`, int64 (K, K); the last stands for all above.
+
+    Labels of which the truth is unknown count on neither side.
+    """
+    true = (targets == 1).sum(axis=1)
+    given = (decisions.astype(bool) & (targets >= 0)).sum(axis=1)
+    side = int(min(most, max(true.max(initial=0), given.max(initial=0)))) + 1
+    flat = np.minimum(true, side - 1) * side + np.minimum(given, side - 1)
+    return np.bincount(flat, minlength=side * side).reshape(side, side)
+
+
+def slices(
+    names: Sequence[str], group: Array, decisions: Array, targets: Array, resamples: int, seed: int
+) -> list[Slice]:
+    """Micro F1 by group, of samples that `group` (N,) numbers into `names`; a negative number is in none of them."""
+    found = []
+    counts = _counts(decisions, targets)
+    for number, name in enumerate(names):
+        rows = counts[group == number]
+        if len(rows):
+            drawn = f1(resampled(rows, resamples, np.random.default_rng([seed, 14, number])))
+            low, high = np.quantile(drawn, [0.025, 0.975])
+            found.append(Slice(name, len(rows), float(f1(rows.sum(axis=0))), float(low), float(high)))
+    return found
+
+
+def resampled(rows: Array, resamples: int, rng: np.random.Generator) -> Array:
+    """Sums of small whole numbers (N, K) over bootstrap resamples of the rows, (R, K).
+
+    Few different rows occur, so that one draws how often each of them does: the same distribution as of N numbers.
+    """
+    kinds, counts = np.unique(rows, axis=0, return_counts=True)
+    sums: Array = rng.multinomial(len(rows), counts / counts.sum(), resamples) @ kinds
+    return sums
+
+
+def f1(sums: Array) -> Array:
+    """F1 (...) of true positives, false positives and false negatives (..., 3); 0 where there are none."""
+    true, rest = 2.0 * sums[..., 0], sums[..., 1] + sums[..., 2]
+    return np.asarray(np.divide(true, true + rest, out=np.zeros_like(true), where=(true + rest) > 0))
+
+
+def _counts(decisions: Array, targets: Array) -> Array:
+    """True positives, false positives and false negatives of each sample, int64 (N, 3)."""
+    given = decisions.astype(bool)
+    parts = [given & (targets == 1), given & (targets == 0), ~given & (targets == 1)]
+    return np.stack([part.sum(axis=1) for part in parts], axis=1)

@@ -1,0 +1,269 @@
+"""The page of a report: its content and figures as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from mlic.stages import page, report_errors
+from mlic.stages.measure import BASELINES, LabelRow, Measurement
+from mlic.stages.report_content import METRICS, Content, SettingRow, metric_name
+from mlic.stages.report_figures import MOST, by_frequency
+from mlic.stages.report_images import Picture
+
+_LESS_IS_BETTER = {
+    "hamming_loss", "ranking_loss", "one_error", "coverage_error", "coverage", "brier", "ece", "log_loss",
+}  # fmt: skip
+_SHOWN = ("label", "support", "share", "precision", "recall", "f1", "ap")  # of a LabelRow, in places of their own
+_TILES = ("f1_micro", "f1_macro", "map", "subset_accuracy")
+Sections = dict[str, tuple[str, str]]  # heading -> a line of text, and HTML
+_ROWS = 30  # of a table before the rest is folded away
+_LAYERS = 45
+
+
+def render(content: Content, figures: Mapping[str, bytes], images: Mapping[int, Picture], method: str) -> str:
+    """The page as text: `figures` are PNG files by name, `images` pictures by row of the data, `method` how their
+    overlays were made."""
+    drawn = {name: page.figure(data, name.replace("-", " ")) for name, data in figures.items()}
+    more = len(content.labels) - MOST
+    cut = f" The {MOST} most frequent labels; {more:,} more are in the tables and in report.json." if more > 0 else ""
+    sections: Sections = _numbers(content, drawn) | _how(content, drawn, cut) | _decisions(content, drawn, cut)
+    sections |= report_errors.sections(content, drawn.get("swapped", ""), images, method)
+    head = [
+        f'<p class="about">{escape(content.about)} {content.measurement.samples:,} images, '
+        f"{len(content.labels):,} labels.</p>",
+        *(f'<p class="about">{escape(note)}</p>' for note in content.notes),
+        *(page.warning(_in_words(text)) for text in content.measurement.warnings),
+        _tiles(content.measurement),
+        page.contents(list(sections)),
+    ]
+    body = [page.section(heading, text, html) for heading, (text, html) in sections.items()]
+    return page.page(content.title, "".join([*head, *body]))
+
+
+def _numbers(content: Content, figures: Mapping[str, str]) -> Sections:
+    found = {
+        "Headlines": (
+            "Each number stands beside its 95% bootstrap interval over images and beside the best of what needs no "
+            "image at all, which is the mark on its bar. Subset accuracy: the whole set of labels is right. Hamming "
+            "accuracy: single labels are right. Jaccard index: an empty set predicted right counts 0.",
+            _headlines(content.measurement),
+        ),
+        "Comparison": (
+            "Differences from the first run over the same images, resampled together. Where the interval does not hold "
+            "0, the difference is more than the luck of these images.",
+            _comparison(content, figures["comparison"]) if content.runs else "",
+        ),
+        "Labels": (
+            "Most frequent first. The mark is the F1 of giving the label to every image. AP is the average precision "
+            "over all thresholds.",
+            _labels(content),
+        ),
+    }
+    return {name: part for name, part in found.items() if part[1]}
+
+
+def _how(content: Content, figures: Mapping[str, str], cut: str) -> Sections:
+    """How the model came about."""
+    of_labels = figures.get("history-labels", "")
+    differ = " Those marked differ between the runs." if content.runs else ""
+    parameters = sum(row.parameters for row in content.layers)
+    found = {
+        "Training": (
+            "What each epoch gave on images that it did not learn from. The dotted line is the epoch that was kept."
+            + (cut if of_labels else ""),
+            figures.get("history", "") + of_labels,
+        ),
+        "Settings": (f"What was asked for.{differ}", _settings(content) if content.settings else ""),
+        "Architecture": (
+            f"{content.arch}: {parameters:,} parameters in {len(content.layers):,} layers, in the order in which an "
+            "image passes them.",
+            _layers(content) if content.layers else "",
+        ),
+    }
+    return {name: part for name, part in found.items() if part[1]}
+
+
+def _decisions(content: Content, figures: Mapping[str, str], cut: str) -> Sections:
+    decided = any(label.threshold is not None for label in content.labels)
+    stored = " The dashed line is the threshold that is stored with the model." if decided else ""
+    error = 0.0 if content.reliability is None else content.reliability.error
+    found = {
+        "Distributions": (
+            "How often labels are given, and how often they should be.",
+            figures["distribution"] + figures["cardinality"],
+        ),
+        "Confusion": (
+            "Each label by itself. The upper row are the images that have it, the lower row those that have not; "
+            f"shares are of the row.{cut}",
+            figures["confusion"],
+        ),
+        "Thresholds": (
+            f"What a label's precision, recall and F1 would be at every threshold, on these very images.{stored}{cut}",
+            figures.get("thresholds", ""),
+        ),
+        "Precision and recall": (
+            "The dot is where the decisions stand, the dotted line the precision of giving the label to every image.",
+            figures.get("precision-recall", ""),
+        ),
+        "Reliability": (
+            "Of the scores near 0.8, eight in ten should come true; points below the line are scores that promise too "
+            f"much. The distance from the line is {error:.3f} on average, over the scores of all labels together.",
+            figures.get("reliability", ""),
+        ),
+    }
+    return {name: part for name, part in found.items() if part[1]}
+
+
+def _in_words(text: str) -> str:
+    """A warning with its metric's name for people."""
+    key, _, rest = text.partition(" ")
+    return f"{metric_name(key)} {rest}" if key in METRICS else text
+
+
+def _best(measurement: Measurement, metric: str) -> tuple[str, float] | None:
+    """Name and value of the best baseline of a metric."""
+    have = {name: values[metric] for name, values in measurement.baselines.items() if values.get(metric) is not None}
+    if not have:
+        return None
+    pick = min if metric in _LESS_IS_BETTER else max
+    name = pick(have, key=lambda key: have[key])
+    return name.replace("_", " "), have[name]
+
+
+def _order(measurement: Measurement) -> list[str]:
+    """Metrics in the order of the names above, then all others."""
+    return [*(name for name in METRICS if name in measurement.values),
+            *(name for name in measurement.values if name not in METRICS)]  # fmt: skip
+
+
+def _interval(limits: Mapping[str, tuple[float, float]], metric: str) -> str:
+    found = limits.get(metric)
+    return "–" if found is None else f"{found[0]:.4f}–{found[1]:.4f}"
+
+
+def _tiles(measurement: Measurement) -> str:
+    tiles = []
+    for metric in _TILES:
+        value = measurement.values.get(metric)
+        if value is None:
+            continue
+        best = _best(measurement, metric)
+        beside = "" if best is None else f"<br>{escape(best[0])}: {best[1]:.3f}"
+        limits = measurement.intervals.get(metric)
+        within = "" if limits is None else f"{limits[0]:.3f} to {limits[1]:.3f}"
+        tiles.append(f'<div class="tile">{metric_name(metric)}<b>{value:.3f}</b>{within}{beside}</div>')
+    return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _headlines(measurement: Measurement) -> str:
+    rows, all_rows = [], []
+    baselines = [*(name for name in BASELINES if name in measurement.baselines),
+                 *(name for name in measurement.baselines if name not in BASELINES)]  # fmt: skip
+    for metric in _order(measurement):
+        value, best = measurement.values[metric], _best(measurement, metric)
+        if value is None:
+            continue
+        bar = page.bar(value, None if best is None else best[1]) if 0 <= value <= 1 else "<td></td>"
+        beside = ["–", "–"] if best is None else [f"{best[1]:.4f}", escape(best[0])]
+        number = f'<td class="value">{value:.4f}</td>'
+        rows.append([escape(metric_name(metric)), number, _interval(measurement.intervals, metric), bar, *beside])
+        others = [measurement.baselines[name].get(metric) for name in baselines]
+        cells = ["–" if other is None else f"{other:.4f}" for other in others]
+        all_rows.append([escape(metric_name(metric)), f"{value:.4f}", *cells])
+    names = [name.replace("_", " ") for name in baselines]
+    return page.table(["Metric", "Value", "95% interval", "", "Best baseline", "which is"], rows) + page.details(
+        "All baselines", page.table(["Metric", "Value", *names], all_rows)
+    )
+
+
+def _labels(content: Content) -> str:
+    by_label = {row.label: row for row in content.measurement.labels}
+    trained = any(label.train_positives is not None for label in content.labels)
+    decided = any(label.threshold is not None for label in content.labels)
+    others = [name for name in LabelRow.model_fields if name not in _SHOWN]
+    rows = []
+    for errors in (content.labels[i] for i in by_frequency(content)):
+        row = by_label[errors.label]
+        rows.append(
+            [
+                escape(row.label), f"{row.support:,}", f"{row.share:.1%}",
+                *([_cell(errors.train_positives)] if trained else []), _cell(row.precision), _cell(row.recall),
+                f'<td class="value">{_cell(row.f1)}</td>', page.bar(row.f1 or 0, 2 * row.share / (1 + row.share)),
+                _cell(row.ap), *(_cell(getattr(row, name)) for name in others), f"{errors.missed:,}",
+                f"{errors.wrong:,}", *([_cell(errors.threshold)] if decided else []),
+            ]
+        )  # fmt: skip
+    head = [
+        "Label", "Images", "Share", *(["In training"] if trained else []), "Precision", "Recall", "F1", "", "AP",
+        *(metric_name(name) for name in others), "Missed", "Wrong", *(["Threshold"] if decided else []),
+    ]  # fmt: skip
+    return page.folded_table(head, rows, _ROWS, "labels, less frequent ones")
+
+
+def _cell(value: Any) -> str:
+    """A number, an interval of two, or nothing, as text."""
+    if value is None:
+        return "–"
+    if isinstance(value, tuple):
+        return "–".join(_cell(part) for part in value)
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:.3f}" if isinstance(value, float) else escape(str(value))
+    )
+
+
+def _comparison(content: Content, figure: str) -> str:
+    rows = [
+        [
+            escape(run.name), escape(run.arch), f"{run.parameters:,}", f"{run.best_epoch} of {run.epochs}",
+            *("–" if run.values.get(m) is None else f"{run.values[m]:.4f}" for m in _TILES),
+        ]
+        for run in content.runs
+    ]  # fmt: skip
+    head = ["Run", "Architecture", "Parameters", "Epoch", *(metric_name(m) for m in _TILES)]
+    parts = [page.table(head, rows), figure]
+    if len(content.runs) > 1:
+        others = content.runs[1:]
+        lines = [
+            [escape(metric_name(metric)), *(_difference(run.differences[metric]) for run in others)]
+            for metric in others[0].differences
+        ]
+        parts.append(page.table([f"Difference from {content.runs[0].name}", *(run.name for run in others)], lines))
+    return "".join(parts)
+
+
+def _difference(found: tuple[float, float, float]) -> str:
+    value, low, high = found
+    kind = "good" if low > 0 else "bad" if high < 0 else "soft"
+    word = {"good": "better", "bad": "worse", "soft": "not clear"}[kind]
+    return f'<td class="{kind}">{value:+.4f} ({low:+.4f} to {high:+.4f}), {word}</td>'
+
+
+def _settings(content: Content) -> str:
+    several = len(content.runs) > 1
+    head = ["Setting", *([run.name for run in content.runs] if several else ["Value"]), "Meaning"]
+
+    def line(row: SettingRow) -> list[str]:
+        name = f"<code>{escape(row.name)}</code>"
+        values = [escape(value) for value in row.values]
+        return [
+            f"<b>● {name}</b>" if row.differs else name,
+            *values,
+            f'<td class="text long">{escape(row.meaning)}</td>',
+        ]
+
+    shown = [row for row in content.settings if row.differs or row.changed]
+    rest = [row for row in content.settings if not (row.differs or row.changed)]
+    return page.table(head, [line(row) for row in shown]) + page.details(
+        f"{len(rest)} settings at their defaults", page.table(head, [line(row) for row in rest])
+    )
+
+
+def _layers(content: Content) -> str:
+    rows = [
+        [escape(row.name), f'<td class="text">{escape(row.kind)}</td>', " × ".join(map(str, row.shape)),
+         f"{row.parameters:,}" if row.parameters else "–"]
+        for row in content.layers
+    ]  # fmt: skip
+    return page.folded_table(["Layer", "Kind", "Output", "Parameters"], rows, _LAYERS, "layers")
