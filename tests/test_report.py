@@ -50,8 +50,16 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two runs of other settings over the same shards."""
     folder = tmp_path_factory.mktemp("runs")
     return [
-        fitted(shards, folder / "first"),
-        fitted(shards, folder / "second", arch="a-cnn1", arch_options={}, epochs=3, threshold_policy="per-label"),
+        fitted(shards, folder / "first", calibration="none"),
+        fitted(
+            shards,
+            folder / "second",
+            arch="a-cnn1",
+            arch_options={},
+            epochs=3,
+            threshold_policy="global",
+            calibration="none",
+        ),
     ]
 
 
@@ -77,6 +85,7 @@ def test_the_page_of_two_runs(runs: list[Path], tmp_path: Path) -> None:
         with Image.open(path) as image:
             assert image.width > 400
     best = loop.read_best(runs[0])
+    assert bundle.read(runs[0]).calibration["method"] == "none", "the decisions below are the loop's own"
     labels = bundle.read(runs[0]).labels
     assert f"{best.metrics['val/f1_micro']:.4f}" in page
     for i, row in enumerate(content["labels"]):
@@ -109,7 +118,7 @@ def test_a_run_does_not_differ_from_itself(runs: list[Path], tmp_path: Path) -> 
     again = copied(runs[0], tmp_path / "again")
     found = report(ReportConfig(runs=(runs[0], again), out=tmp_path / "out")).comparison[1]
     assert set(found.differences.values()) == {(0, 0, 0)}
-    assert len(found.differences) == 6
+    assert len(found.differences) == 7
 
 
 @pytest.mark.ray
@@ -217,8 +226,12 @@ def test_runs_are_joined_by_key_and_label() -> None:
     other = evidence(
         ("c", "a", "b"), images=images, data="e", keys=tuple(first.keys[i] for i in order),
         targets=first.targets[order][:, columns], decisions=first.decisions[order][:, columns],
+        scores=None if first.scores is None else first.scores[order][:, columns],
     )  # fmt: skip
-    assert (_aligned(first, other) == first.decisions).all()
+    decisions, scores = _aligned(first, other)
+    assert (decisions == first.decisions).all()
+    assert scores is not None
+    assert (scores == first.scores).all()
 
 
 def test_names_from_data_are_escaped(tmp_path: Path) -> None:
@@ -234,16 +247,15 @@ def test_names_from_data_are_escaped(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_images_of_predictions_are_found_by_key(shards: Path) -> None:
+def test_predictions_of_shards_have_their_images_whatever_they_are_called(shards: Path) -> None:
     split = read_split(shards, "test")
-    rows = np.random.default_rng(1).permutation(len(split))[:10]
-    keys = [split.key(i) for i in rows]
-    targets = split.targets[rows]
-    measured = measure(split.labels, targets == 1, targets, None, 100, 1)
-    found = of_predictions("p", split.labels, keys, targets, targets == 1, None, measured, shards, "test")
+    numbers = [key.removeprefix("im") for key in split.keys.to_pylist()]
+    measured = measure(split.labels, split.targets == 1, split.targets, None, 100, 1)
+    found = of_predictions(
+        "p", split.labels, numbers, split.targets, split.targets == 1, None, measured, shards, "test"
+    )  # fmt: skip
     assert found.images is not None
-    assert found.images.keys.to_pylist() == keys
-    assert (found.images.targets == targets).all()
+    assert list(found.keys) == found.images.keys.to_pylist() == split.keys.to_pylist()
     assert found.train_targets is not None
     assert len(found.train_targets) == len(read_split(shards, "train"))
 

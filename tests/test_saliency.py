@@ -66,6 +66,9 @@ def test_a_map_shows_where_the_label_comes_from() -> None:
 
 @pytest.mark.parametrize("net", [nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), zoo.build("vit_b_32", 3, 3, 32, {})])
 def test_gradients_where_there_is_no_map(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.Linear) and module.out_features == 3:
+            nn.init.normal_(module.weight)  # that of an untrained vision transformer is 0
     shape = (2, 1, 8, 8) if isinstance(net, nn.Sequential) else (2, 3, 32, 32)
     maps, method = saliency.maps(net, torch.rand(*shape), np.array([0, 2]))
     assert (maps.shape, method) == ((2, *shape[2:]), "input gradients")

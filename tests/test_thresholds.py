@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import f1_score, fbeta_score
 
-from mlic.config import parse_policy
 from mlic.score import thresholds
 from mlic.score.metrics import decision_metrics
+from mlic.values import parse_policy
 
 Array = np.ndarray[Any, Any]
 unit = st.floats(0, 1, width=32)

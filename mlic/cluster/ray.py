@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mlic.config import Location
 from mlic.errors import ClusterError
+from mlic.values import Location
 
 logger = logging.getLogger(__name__)
 

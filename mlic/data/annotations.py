@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from mlic.config import LabelFormat, Location
+from mlic.config import LabelFormat
 from mlic.data import sources, storage
 from mlic.data.images import EXTENSIONS
 from mlic.data.labels import Annotations, Builder, is_number
 from mlic.errors import DataError
+from mlic.values import Location
 
 _CELLS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "": 0, "-1": -1, "-1.0": -1}
 _DELIMITERS = ";|, "

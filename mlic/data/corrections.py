@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mlic.config import Location
 from mlic.data import labels, storage
 from mlic.errors import DataError
+from mlic.values import Location
 
 Array = np.ndarray[Any, Any]
 

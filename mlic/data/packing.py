@@ -20,10 +20,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from mlic.config import Operation
 from mlic.data import images
 from mlic.data.expansion import render
 from mlic.data.sources import Listing, Reader
+from mlic.values import Operation
 
 Array = np.ndarray[Any, Any]
 

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mlic.config import Location
 from mlic.data import images, storage
 from mlic.errors import DataError
+from mlic.values import Location
 
 INDEX, TABLE = "index.json", "samples.parquet"
 _BLOCK, _RECORD = 512, 2048  # of a tar; and what is read at once for a sample's record

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from mlic.config import Location
+from mlic.values import Location
 
 KEEP_FREE = 2**30  # bytes of a node's disk that are left to others
 _CHUNK = 8 * 2**20

@@ -22,9 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import nn
 
-from mlic.config import Preprocessing, parse_policy
+from mlic.config import Preprocessing
 from mlic.errors import DataError
 from mlic.model import zoo
+from mlic.values import parse_policy
 
 SPEC, WEIGHTS = "model.json", "weights.safetensors"
 

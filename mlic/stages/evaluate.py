@@ -13,17 +13,7 @@ from typing import Any
 import numpy as np
 
 from mlic.cluster.runs import disk_errors, read_state, write_json
-from mlic.config import (
-    AnyPath,
-    EvaluateConfig,
-    LabelFormat,
-    Location,
-    Model,
-    PredictConfig,
-    Settings,
-    location,
-    parse_gate,
-)  # fmt: skip
+from mlic.config import EvaluateConfig, LabelFormat, Model, PredictConfig, Settings
 from mlic.data import labels, predictions, storage
 from mlic.data.annotations import read_annotations
 from mlic.data.shards import INDEX, read_split
@@ -34,6 +24,7 @@ from mlic.stages import report as page
 from mlic.stages.measure import Measurement, measure
 from mlic.stages.predict import predict
 from mlic.stages.report_evidence import Evidence, of_predictions
+from mlic.values import AnyPath, Location, location, parse_gate
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlic.config import AnyPath, Model
+from mlic.config import Model
+from mlic.values import AnyPath
 
 
 class ImplicationRow(Model):

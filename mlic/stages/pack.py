@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, fingerprint
-from mlic.config import Location, PackConfig, is_split_name
+from mlic.config import PackConfig, is_split_name
 from mlic.data import corrections, labels, packing, shards, sources, storage
 from mlic.data.annotations import Columns, read_annotations
 from mlic.data.labels import Annotations, Joined
@@ -24,6 +24,7 @@ from mlic.stages import account as accounts
 from mlic.stages.account import PackReport, Seen
 from mlic.stages.scan import forget, scan
 from mlic.stages.write import remove_accounts, tables, verify_all, write_all
+from mlic.values import Location
 
 logger = logging.getLogger(__name__)
 

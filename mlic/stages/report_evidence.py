@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from mlic.cluster.runs import read_state
-from mlic.config import Location, Settings, TrainConfig
+from mlic.config import Settings, TrainConfig
 from mlic.data import shards, storage
 from mlic.data.shards import INDEX, Split
 from mlic.errors import DataError
@@ -23,6 +23,7 @@ from mlic.score import decision, thresholds
 from mlic.score.calibration import Calibration
 from mlic.stages import loop
 from mlic.stages.measure import Measurement, measure
+from mlic.values import Location
 
 Array = np.ndarray[Any, Any]
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from mlic.cluster.ray import Share
 from mlic.cluster.runs import write_atomic
-from mlic.config import Location
 from mlic.data import duplicates, images, storage
 from mlic.data.sources import Listing, Reader
 from mlic.errors import PartialError
 from mlic.stages.progress import Progress
+from mlic.values import Location
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 from mlic.cluster.ray import Share
 from mlic.cluster.runs import disk_errors, temporary, write_atomic
-from mlic.config import Location, PackConfig
+from mlic.config import PackConfig
 from mlic.data import packing, shards, storage
 from mlic.errors import DataError, PartialError
 from mlic.stages.progress import Progress
+from mlic.values import Location
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,139 @@
+"""The kinds of values that settings have, and how text becomes them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+Operation = Literal["rotate", "shift", "flip", "erase", "brightness", "contrast"]
+Calibrator = Literal["auto", "none", "prior", "temperature", "platt", "isotonic"]
+
+
+def _absolute(value: Any) -> Any:
+    """Make a path absolute at once: Ray workers run in other directories than the person who typed it."""
+    return Path(value).expanduser().absolute() if isinstance(value, str | Path) and str(value) else value
+
+
+def location(value: Any) -> Any:
+    """A URL stays text; everything else is a path on this machine."""
+    return value if isinstance(value, str) and "://" in value else _absolute(value)
+
+
+def _auto_or_number(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+def _share(value: Any) -> Any:
+    """`1%` is 0.01."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            return value
+    return value
+
+
+def _pairs(value: Any) -> Any:
+    """`train=0.8,val=0.2` -> {"train": 0.8, "val": 0.2}; the same name twice is an error."""
+    if not isinstance(value, str):
+        return value
+    items = [item.partition("=") for item in value.split(",") if item.strip()]
+    if not items or any(sep != "=" for _, sep, _ in items):
+        raise ValueError("should look like train=0.8,val=0.1,test=0.1")
+    names = [name.strip() for name, _, _ in items]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"names {twice!r} twice")
+    return {name.strip(): share.strip() for name, _, share in items}
+
+
+def _names(value: Any) -> Any:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str | Path) else value
+
+
+def _interval(value: Any) -> Any:
+    return value.replace(":", ",").split(",") if isinstance(value, str) else value
+
+
+Location = Path | str  # a path of this machine, or the URL of an object store
+LocalPath = Annotated[Path, BeforeValidator(_absolute)]
+AnyPath = Annotated[Location, BeforeValidator(location)]
+Paths = Annotated[tuple[LocalPath, ...], BeforeValidator(_several)]
+Workers = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)]
+Share = Annotated[float, BeforeValidator(_share)]
+Shares = Annotated[dict[str, float], BeforeValidator(_pairs)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Operations = Annotated[tuple[Operation, ...], BeforeValidator(_names)]
+Interval = Annotated[tuple[float, float], BeforeValidator(_interval)]
+
+
+# Threshold policies: whether their value has a default, and the values that it may have.
+_POLICIES: dict[str, tuple[float | None, float, float]] = {
+    "fixed": (0.5, 0, 1), "global": (0, 0, 0), "per-label": (0, 0, 0), "one-at-a-time": (0.2, 0, 1),
+    "joint": (0, 0, 0), "f-beta": (None, 0.01, 100), "precision": (None, 0.01, 1), "recall": (None, 0.01, 1),
+    "cost": (None, 1e-6, 1e6), "cardinality": (0, 0, 0), "top-k": (None, 1, 1e6),
+}  # fmt: skip
+
+
+def parse_policy(text: str) -> tuple[str, float]:
+    """Name and value of a threshold policy such as `per-label` or `recall=0.9`.
+
+    Raises ValueError for a policy that there is not or a value that it does not take.
+    """
+    name, sep, raw = text.partition("=")
+    if name not in _POLICIES:
+        raise ValueError(f"unknown threshold policy {text!r}; known: {', '.join(_POLICIES)}")
+    default, low, high = _POLICIES[name]
+    if not sep:
+        if default is None:
+            raise ValueError(f"the threshold policy {name} needs a value, such as {name}={_EXAMPLES[name]}")
+        return name, default
+    try:
+        value = float(raw)
+    except ValueError:
+        value = float("nan")
+    if low == high:
+        raise ValueError(f"the threshold policy {name} takes no value, not {text!r}")
+    if not low <= value <= high or (name == "top-k" and value != int(value)):
+        raise ValueError(f"the threshold policy {name} takes a value from {low:g} to {high:g}, not {raw!r}")
+    return name, value
+
+
+_EXAMPLES = {"f-beta": "2", "precision": "0.9", "recall": "0.9", "cost": "5", "top-k": "3"}
+
+
+def _policy(value: Any) -> Any:
+    if isinstance(value, str):
+        parse_policy(value)
+    return value
+
+
+Policy = Annotated[str, BeforeValidator(_policy)]
+
+
+_GATE = re.compile(r"\s*([a-z_0-9.]+?)(\.low|\.high)?\s*(>=|<=|>|<)\s*(\d*\.?\d+(?:e-?\d+)?)\s*")
+
+
+def parse_gate(text: str) -> tuple[str, str, float]:
+    """Metric (with `.low` or `.high` for an end of its interval), operator and limit. Raises ValueError."""
+    match = _GATE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"a gate looks like f1_micro>=0.8, not {text!r}")
+    metric, end, sign, limit = match.groups()
+    return metric + (end or ""), sign, float(limit)
+
+
+def _gates(value: Any) -> Any:
+    gates = _names(value)
+    for gate in gates if isinstance(gates, list | tuple) else ():
+        parse_gate(str(gate))
+    return gates
+
+
+Gates = Annotated[tuple[str, ...], BeforeValidator(_gates)]
