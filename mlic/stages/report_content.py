@@ -10,6 +10,13 @@ METRICS = {
     "f1_macro": "Macro F1", "precision_macro": "Macro precision", "recall_macro": "Macro recall",
     "map": "Mean average precision", "subset_accuracy": "Subset accuracy",
     "hamming_accuracy": "Hamming accuracy", "jaccard_samples": "Jaccard index, per image",
+    "f1_weighted": "Weighted F1", "precision_weighted": "Weighted precision", "recall_weighted": "Weighted recall",
+    "f1_samples": "F1, per image", "precision_samples": "Precision, per image", "recall_samples": "Recall, per image",
+    "f0.5_micro": "Micro F0.5", "f2_micro": "Micro F2", "f0.5_macro": "Macro F0.5", "f2_macro": "Macro F2",
+    "jaccard_micro": "Micro Jaccard index", "jaccard_macro": "Macro Jaccard index", "roc_auc": "ROC AUC",
+    "map_micro": "Average precision, all labels at once", "roc_auc_micro": "ROC AUC, all labels at once",
+    "lrap": "Label ranking average precision", "coverage": "Coverage, labels", "ranking_loss": "Ranking loss",
+    "brier": "Brier", "calibration_error": "Cal. error",
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ _LESS_IS_BETTER = {
 _SHOWN = ("label", "support", "share", "precision", "recall", "f1", "ap")  # of a LabelRow, in places of their own
 _TILES = ("f1_micro", "f1_macro", "map", "subset_accuracy")
 Sections = dict[str, tuple[str, str]]  # heading -> a line of text, and HTML
+_METRIC_ROWS = 10  # the everyday ones
 _ROWS = 30  # of a table before the rest is folded away
 _LAYERS = 45
 
@@ -173,7 +174,8 @@ def _headlines(measurement: Measurement) -> str:
         cells = ["–" if other is None else f"{other:.4f}" for other in others]
         all_rows.append([escape(metric_name(metric)), f"{value:.4f}", *cells])
     names = [name.replace("_", " ") for name in baselines]
-    return page.table(["Metric", "Value", "95% interval", "", "Best baseline", "which is"], rows) + page.details(
+    head = ["Metric", "Value", "95% interval", "", "Best baseline", "which is"]
+    return page.folded_table(head, rows, _METRIC_ROWS, "metrics") + page.details(
         "All baselines", page.table(["Metric", "Value", *names], all_rows)
     )
 
