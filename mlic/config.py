@@ -18,8 +18,10 @@ from mlic.values import (
     Gates,
     Interval,
     LocalPath,
+    Loss,
     Names,
     Operations,
+    Optimizer,
     Paths,
     Policy,
     Share,
@@ -237,11 +239,26 @@ class FitSettings(Settings):
 
     epochs: int = setting(10, "Passes over the training split", cli="flag", ge=1)
     batch_size: int = setting(64, "Samples in a step, over all workers together", cli="flag", ge=2)
-    optimizer: Literal["adam", "adamw", "sgd"] = setting("adam", "Optimiser")
-    lr: float = setting(1e-3, "Learning rate at the start", cli="flag", gt=0)
-    schedule: Literal["constant", "cosine"] = setting("cosine", "How the learning rate changes over the run")
-    momentum: float = setting(0.9, "Momentum of sgd", ge=0, lt=1)
+    loss: Loss = setting("bce", "Loss function", cli="flag")
+    loss_options: dict[str, float] = setting({}, "Options of the loss, such as gamma of focal")
+    label_smoothing: float = setting(0.0, "How far targets are moved towards a half", ge=0, lt=1)
+    pos_weight_cap: float = setting(0.0, "Largest weight of positives; 0: none", ge=0)
+    pos_weight_by_min: bool = setting(False, "Divide the weights of positives by the smallest of them")
+    optimizer: Optimizer = setting("adam", "Optimiser", cli="flag")
+    lr: float = setting(1e-3, "Learning rate, the highest of the run", cli="flag", gt=0)
+    schedule: Literal["constant", "step", "cosine", "one-cycle"] = setting(
+        "cosine", "How the learning rate changes over the run"
+    )
+    warmup_epochs: float = setting(0.0, "Epochs over which the learning rate rises; one-cycle has its own", ge=0)
+    step_epochs: int = setting(10, "Epochs between the drops of the schedule step", ge=1)
+    step_factor: float = setting(0.1, "What the schedule step multiplies the learning rate by", gt=0, lt=1)
+    momentum: float = setting(0.9, "Momentum of sgd and rmsprop", ge=0, lt=1)
     weight_decay: float = setting(0.0, "Weight decay (L2)", ge=0)
+    clip_norm: float = setting(0.0, "Largest norm of the gradient; 0: any", ge=0)
+    accumulate: int = setting(1, "Parts that the samples of a step go through one after another, for memory", ge=1)
+    ema: float = setting(0.0, "Decay of the moving average of weights that is evaluated and kept; 0: none", ge=0, lt=1)
+    patience: int = setting(0, "Epochs without a better value of stop_on after which the run stops; 0: never", ge=0)
+    stop_on: str = setting("val/loss", "Metric of an epoch that patience waits for", pattern=r"^val/[a-z0-9_.]+$")
     image_size: int = setting(128, "Side of the square input in pixels", cli="flag", ge=8, le=4096)
     color: Color | Literal["auto"] = setting("auto", "rgb, gray, or what the architecture was made for")
     hflip: bool = setting(True, "Mirror training images at random")
@@ -266,7 +283,9 @@ class FitSettings(Settings):
 class ModelSettings(Settings):
     """What `train` and `noise` share: which model is fitted, by which loss."""
 
-    arch: str = setting("b-final", "Architecture: a-cnn1, b-final, or any torchvision classifier", cli="flag")
+    arch: str = setting(
+        "b-final", "Architecture: a reference net such as b-final, or any torchvision classifier", cli="flag"
+    )
     arch_options: dict[str, float] = setting({}, "Options of the architecture, such as hidden or dropout")
     pos_weight_power: float = setting(
         0.0,

@@ -22,6 +22,7 @@ def saved(tmp_path: Path) -> tuple[Path, torch.nn.Module]:
         {"hidden": 16},
         ("c", "a", "b"),
         PREP,
+        "sigmoid",
         (0.1, 0.25, 0.7),
         {"policy": "global"},
         {"method": "none", "scale": [], "shift": [], "knots": []},
@@ -47,7 +48,7 @@ def test_saving_again_replaces(saved: tuple[Path, torch.nn.Module]) -> None:
     run, model = saved
     before = bundle.read(run)
     spec = bundle.Bundle(
-        "b-final", {"hidden": 16}, ("c", "a", "b"), PREP, (0.2, 0.25, 0.7), {"policy": "fixed"}, {}, {}
+        "b-final", {"hidden": 16}, ("c", "a", "b"), PREP, "sigmoid", (0.2, 0.25, 0.7), {"policy": "fixed"}, {}, {}
     )
     bundle.save(spec, model.state_dict(), run / "model")
     assert bundle.read(run).thresholds[0] == 0.2

@@ -175,3 +175,66 @@ def test_an_overtaken_attempt_writes_nothing(shards: Path, tmp_path: Path) -> No
     with pytest.raises(RunError, match="a newer start of this run has taken over"):
         loop.fit(settings(shards, epochs=1), here, lambda _: None)
     assert not (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+
+
+@pytest.mark.ray
+def test_resumed_with_averaged_weights_in_parts_and_clipped(shards: Path, tmp_path: Path) -> None:
+    """What lives across steps is kept: the average of weights and the state of another optimiser."""
+    config = settings(
+        shards, epochs=3, ema=0.9, accumulate=3, clip_norm=1.0, optimizer="adadelta", lr=0.5, schedule="one-cycle",
+        loss="asymmetric", label_smoothing=0.05,
+    )  # fmt: skip
+    loop.fit(config, place(tmp_path / "straight"), lambda _: None)
+
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        loop.fit(config, place(tmp_path / "stopped"), stop)
+    loop.fit(config, place(tmp_path / "stopped"), lambda _: None)
+    last = [
+        torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True) for name in ("straight", "stopped")
+    ]
+    for kind in ("net", "shadow"):
+        assert all(torch.equal(last[0][kind][name], last[1][kind][name]) for name in last[0][kind])
+    assert any(not torch.equal(last[0]["net"][name], last[0]["shadow"][name]) for name in last[0]["net"])
+    one, two = (loop.read_history(tmp_path / name) for name in ("straight", "stopped"))
+    assert without_times(one) == without_times(two)
+    best = loop.read_best(tmp_path / "straight")
+    if best.epoch == 3:
+        assert all(torch.equal(best.state[name], last[0]["shadow"][name]) for name in best.state)
+
+
+@pytest.mark.ray
+def test_parts_of_a_step_make_the_step(shards: Path, tmp_path: Path) -> None:
+    """Without batch norm and dropout, the samples of a step may go through one after another."""
+    for parts in (1, 4):
+        config = settings(
+            shards, arch="a-cnn1", arch_options={}, epochs=1, optimizer="sgd", lr=0.05, accumulate=parts
+        )  # fmt: skip
+        loop.fit(config, place(tmp_path / f"parts{parts}"), lambda _: None)
+    one, four = weights(tmp_path / "parts1"), weights(tmp_path / "parts4")
+    for name in one:
+        torch.testing.assert_close(one[name], four[name], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.ray
+def test_patience_ends_a_run(shards: Path, tmp_path: Path) -> None:
+    config = settings(shards, epochs=40, patience=2, lr=0.02, arch="a-cnn1", arch_options={})
+    rows: list[dict[str, float]] = []
+    loop.fit(config, place(tmp_path / "run"), rows.append)
+    values = [row["val/loss"] for row in rows]
+    assert len(rows) < 40
+    assert values.index(min(values)) == len(rows) - 3
+    assert loop.is_done(config, rows)
+    again: list[dict[str, float]] = []
+    loop.fit(config, place(tmp_path / "run"), again.append)
+    assert without_times(again) == without_times(rows)
+
+
+def test_patience_waits_for_more_of_what_is_better() -> None:
+    config = settings(Path("shards"), epochs=9, patience=2, stop_on="val/map")
+    rows = [{"val/map": value} for value in (0.1, 0.3, 0.2, 0.2)]
+    assert [loop.is_done(config, rows[:n]) for n in range(5)] == [False, False, False, False, True]
+    assert not loop.is_done(config.model_copy(update={"patience": 0}), rows)

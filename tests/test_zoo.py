@@ -12,16 +12,8 @@ def linears(model: nn.Module) -> list[tuple[int, int]]:
     return [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
 
 
-def test_a_cnn1_has_the_sizes_of_the_report() -> None:
-    model = zoo.build("a-cnn1", 14, 3, 128, {})
-    assert linears(model) == [(26 * 26 * 32, 128), (128, 14)]
-
-
-def test_b_final_has_the_sizes_of_the_report() -> None:
+def test_the_dense_layer_of_b_begins_at_a_truncated_normal() -> None:
     model = zoo.build("b-final", 14, 1, 128, {})
-    assert linears(model) == [(12 * 12 * 256, 256), (256, 14)]
-    widths = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
-    assert widths == [32, 64, 128, 256]
     dense = next(m for m in model.modules() if isinstance(m, nn.Linear))
     weight = dense.weight.detach()
     assert 0.04 < float(weight.std()) < 0.05

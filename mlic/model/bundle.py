@@ -25,7 +25,7 @@ from torch import nn
 from mlic.config import Preprocessing
 from mlic.errors import DataError
 from mlic.model import zoo
-from mlic.values import parse_policy
+from mlic.values import Activation, parse_policy
 
 SPEC, WEIGHTS = "model.json", "weights.safetensors"
 
@@ -34,7 +34,8 @@ SPEC, WEIGHTS = "model.json", "weights.safetensors"
 class Bundle:
     """What is needed to turn image files into decisions.
 
-    `thresholds` holds one number a label: the label is given where the calibrated score >= threshold.
+    `activation` makes scores of logits. `thresholds` holds one number a label: the label is given where the calibrated
+    score >= threshold.
     `threshold_fit` says how they were fitted and what they are expected to give, `calibration` how scores are
     calibrated before (empty: not at all), `provenance` where the model comes from.
     """
@@ -43,6 +44,7 @@ class Bundle:
     arch_options: dict[str, float]
     labels: tuple[str, ...]
     preprocessing: Preprocessing
+    activation: Activation
     thresholds: tuple[float, ...]
     threshold_fit: dict[str, Any]
     calibration: dict[str, Any]
@@ -60,7 +62,7 @@ class Bundle:
         """Changes with anything that could change a prediction."""
         parts = [
             self.arch, sorted(self.arch_options.items()), self.labels, self.preprocessing.model_dump_json(),
-            self.thresholds, self.top_k, sorted(self.calibration.items()), self.weights_sha256,
+            self.activation, self.thresholds, self.top_k, sorted(self.calibration.items()), self.weights_sha256,
         ]  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
@@ -94,7 +96,8 @@ def _spec(bundle: Bundle) -> str:
     spec = {
         "format": 1, "kind": "bundle", "arch": bundle.arch, "arch_options": bundle.arch_options,
         "labels": list(bundle.labels), "preprocessing": bundle.preprocessing.model_dump(mode="json"),
-        "calibration": bundle.calibration, "thresholds": dict(zip(bundle.labels, bundle.thresholds, strict=True)),
+        "activation": bundle.activation, "calibration": bundle.calibration,
+        "thresholds": dict(zip(bundle.labels, bundle.thresholds, strict=True)),
         "threshold_fit": bundle.threshold_fit, "provenance": bundle.provenance,
         "weights_sha256": bundle.weights_sha256,
     }  # fmt: skip
@@ -120,6 +123,7 @@ def read(path: Path) -> Bundle:
         labels = tuple(spec["labels"])
         return Bundle(
             spec["arch"], dict(spec["arch_options"]), labels, Preprocessing(**spec["preprocessing"]),
+            spec["activation"],
             tuple(float(spec["thresholds"][label]) for label in labels), spec["threshold_fit"], spec["calibration"],
             spec["provenance"], spec["weights_sha256"],
         )  # fmt: skip

@@ -1,9 +1,110 @@
-"""The loss, its weights, and the output bias that the labels' shares suggest."""
+"""Losses, the weights of positives, and the output bias that label shares suggest.
+
+Every loss is a sum over the known labels of a batch, in float32 whatever the logits' type is: the caller divides by the
+count of all ranks, and the step is that of the whole batch. An unknown label has no loss and no gradient.
+
+bce             binary cross-entropy; positives weighted
+class-balanced  the same, weighted by effective numbers (Cui et al., Class-Balanced Loss, CVPR 2019): beta
+focal           cross-entropy times (1 - p)^gamma (Lin et al., Focal Loss, ICCV 2017): gamma; positives weighted
+asymmetric      focal with a gamma for each side, and the easiest negatives left out (Ridnik et al., Asymmetric Loss,
+                ICCV 2021): gamma_positive, gamma_negative, margin; positives weighted
+soft-margin     what PyTorch calls multilabel soft margin: cross-entropy averaged by sample
+mse, l1         of the scores, squared and absolute (reference system C)
+softmax         cross-entropy of one distribution over the labels, its truth shared by the right ones (system A)
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch.nn import functional
+
+from mlic.errors import ConfigError
+from mlic.values import Activation, Loss
+
+WEIGHTED = ("bce", "class-balanced", "focal", "asymmetric")  # by `weight`; the others have no use for it
+BETA = 0.999
+_OPTIONS: dict[str, dict[str, float]] = {
+    "class-balanced": {"beta": BETA}, "focal": {"gamma": 2.0},
+    "asymmetric": {"gamma_positive": 0.0, "gamma_negative": 4.0, "margin": 0.05},
+}  # fmt: skip
+_EDGE = 1e-6
+
+
+def check(name: str, options: Mapping[str, float]) -> None:
+    """Raise ConfigError for an option that a loss does not have."""
+    known = _OPTIONS.get(name, {})
+    odd = sorted(set(options) - set(known))
+    if odd:
+        hint = f"it has {', '.join(known)}." if known else f"{', '.join(_OPTIONS)} have options."
+        raise ConfigError(f"the loss {name} has no option {odd[0]!r}.", hint)
+
+
+def loss_sum(
+    name: Loss, logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor,
+    options: Mapping[str, float] | None = None, smoothing: float = 0.0,
+) -> torch.Tensor:  # fmt: skip
+    """A loss summed over the known labels of a batch.
+
+    `logits` is (B, L), `targets` (B, L) with 1, 0 and -1 for unknown or float targets between 0 and 1 of mixed images,
+    `weight` (L,) is that of positives. `smoothing` moves targets that much of the way to a half.
+    """
+    given = _OPTIONS.get(name, {}) | dict(options or {})
+    logits = logits.float()
+    known = targets >= 0
+    truth = targets.clamp(min=0).float() * (1 - smoothing) + smoothing / 2
+    if name == "softmax":
+        return _softmax(logits, targets, known)
+    if name in ("mse", "l1"):
+        gap = torch.sigmoid(logits) - truth
+        each = gap.square() if name == "mse" else gap.abs()
+    elif name in ("focal", "asymmetric"):
+        each = _asymmetric(logits, truth, weight, *_gammas(name, given))
+    else:
+        own = weight if name in WEIGHTED else torch.ones_like(weight)
+        each = functional.binary_cross_entropy_with_logits(logits, truth, pos_weight=own, reduction="none")
+    if name == "soft-margin":  # the mean over a sample's known labels, as heavy as the labels that all samples have
+        each = each * (targets.shape[1] / known.sum(dim=1, keepdim=True).clamp(min=1))
+    return torch.where(known, each, 0.0).sum()
+
+
+def _gammas(name: str, given: Mapping[str, float]) -> tuple[float, float, float]:
+    if name == "focal":
+        return given["gamma"], given["gamma"], 0.0
+    return given["gamma_positive"], given["gamma_negative"], given["margin"]
+
+
+def _asymmetric(
+    logits: torch.Tensor, truth: torch.Tensor, weight: torch.Tensor, positive: float, negative: float, margin: float
+) -> torch.Tensor:
+    """In float32 and from log-sigmoids where it can be, so that no logit gives an infinite loss or gradient."""
+    score = torch.sigmoid(logits)
+    missed = (1 - score).clamp(min=_EDGE)
+    wrong = (score - margin).clamp(min=0) if margin else score.clamp(min=_EDGE)
+    log_right = functional.logsigmoid(-logits) if not margin else torch.log1p(-wrong.clamp(max=1 - _EDGE))
+    # A power of 0 is 1 whatever its base, and its gradient is 0; the base itself may be 0 where gamma is above 1.
+    up = missed**positive if positive else torch.ones_like(score)
+    down = wrong.clamp(min=_EDGE) ** negative if negative else torch.ones_like(score)
+    return -(truth * weight * up * functional.logsigmoid(logits) + (1 - truth) * down * log_right)
+
+
+def _softmax(logits: torch.Tensor, targets: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """A sample's cross-entropy counts as often as it has known labels; one without a right label not at all."""
+    right = targets.clamp(min=0).float()
+    share = right / right.sum(dim=1, keepdim=True).clamp(min=1)
+    own = -(share * functional.log_softmax(logits.masked_fill(~known, -1e4), dim=1)).sum(dim=1)
+    return (own * known.sum(dim=1)).sum()
+
+
+def activation(name: Loss) -> Activation:
+    """What makes scores of the logits of a network that was trained with a loss."""
+    return "softmax" if name == "softmax" else "sigmoid"
+
+
+def scores(activation: Activation, logits: torch.Tensor) -> torch.Tensor:
+    """Scores float32 (B, L) in [0, 1] of logits (B, L)."""
+    return torch.softmax(logits.float(), dim=1) if activation == "softmax" else torch.sigmoid(logits.float())
 
 
 def pos_weight(positives: torch.Tensor, negatives: torch.Tensor, power: float) -> torch.Tensor:
@@ -15,6 +116,19 @@ def pos_weight(positives: torch.Tensor, negatives: torch.Tensor, power: float) -
     return torch.where((positives > 0) & (negatives > 0), ratio**power, torch.ones_like(ratio)).float()
 
 
+def limited(weight: torch.Tensor, cap: float, by_min: bool) -> torch.Tensor:
+    """Weights (L,) divided by the smallest of them, as in the second round of system E, and at most `cap` (0: any)."""
+    weight = weight / weight.min() if by_min else weight
+    return weight.clamp(max=cap) if cap else weight
+
+
+def balanced_weight(positives: torch.Tensor, negatives: torch.Tensor, beta: float) -> torch.Tensor:
+    """Weights (L,) of positives by effective numbers, (1 - beta^negatives) / (1 - beta^positives) for each label."""
+    effective = [1 - torch.pow(torch.tensor(beta, dtype=torch.float64), n.double()) for n in (positives, negatives)]
+    weight = torch.where((positives > 0) & (negatives > 0), effective[1] / effective[0].clamp(min=1e-12), 1.0)
+    return weight.float()
+
+
 def head_bias(positives: torch.Tensor, negatives: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Output biases (L,) that make an untrained network answer each label's share.
 
@@ -23,15 +137,3 @@ def head_bias(positives: torch.Tensor, negatives: torch.Tensor, weight: torch.Te
     idea is that of Lin et al., Focal Loss for Dense Object Detection (2017), section 4.1.
     """
     return (torch.log((positives + 0.5) / (negatives + 0.5)) + torch.log(weight)).float()
-
-
-def bce_sum(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy summed over the known labels of a batch.
-
-    `logits` is (B, L), `targets` is (B, L) with 1, 0 and -1 for unknown, `weight` is (L,). Computed in float32 whatever
-    the logits' type is.
-    """
-    known = (targets >= 0).float()
-    return functional.binary_cross_entropy_with_logits(
-        logits.float(), targets.clamp(min=0).float(), weight=known, pos_weight=weight, reduction="sum"
-    )

@@ -6,7 +6,6 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,13 +13,14 @@ from torch import nn
 
 from mlic.config import Color
 from mlic.errors import ConfigError
+from mlic.model import reference
 
-REFERENCE = ("a-cnn1", "b-final")
+REFERENCE = tuple(reference.NETS)
 
 
 def default_color(arch: str) -> Color:
     """The colour mode that an architecture was made for."""
-    return "gray" if arch == "b-final" else "rgb"
+    return reference.NETS[arch][1] if arch in REFERENCE else "rgb"
 
 
 def check(arch: str) -> None:
@@ -41,7 +41,7 @@ def build(arch: str, num_labels: int, channels: int, image_size: int, options: M
     builder takes. Raises ConfigError for an unknown name, an option it does not have or an image too small for it.
     """
     check(arch)
-    make = {"a-cnn1": _a_cnn1, "b-final": _b_final}.get(arch) or partial(_torchvision, arch)
+    make = reference.NETS[arch][0] if arch in REFERENCE else partial(_torchvision, arch)
     try:
         model = make(num_labels, channels, image_size, **options)
         with torch.no_grad():
@@ -69,52 +69,6 @@ def set_head_bias(model: nn.Module, bias: torch.Tensor) -> None:
                 own.copy_(bias)
             return
     raise ConfigError("this architecture has no output bias to start at the labels' shares.", "--set head_prior=false.")
-
-
-def _a_cnn1(num_labels: int, channels: int, image_size: int, hidden: float = 128, dropout: float = 0.0) -> nn.Module:
-    """Reference system A, CNN1: conv 6, 16 and 32 with 4x4 kernels and no padding, two poolings, one hidden layer.
-
-    The size of the hidden layer is not in A's report; 128 is that of A's plain feed-forward net.
-    """
-    features = nn.Sequential(
-        nn.Conv2d(channels, 6, 4), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(6, 16, 4), nn.ReLU(), nn.MaxPool2d(2, 2),
-        nn.Conv2d(16, 32, 4), nn.ReLU(), nn.Flatten(),
-    )  # fmt: skip
-    flat = _flat_size(features, channels, image_size)
-    return nn.Sequential(
-        *features,
-        nn.Linear(flat, int(hidden)),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Linear(int(hidden), num_labels),
-    )
-
-
-def _b_final(num_labels: int, channels: int, image_size: int, hidden: float = 256, dropout: float = 0.5) -> nn.Module:
-    """Reference system B, final net: conv 32, 64, 128, 256 (3x3, ReLU, batch norm), 2x2 pooling after the first three.
-
-    B was written in Keras, where convolutions pad nothing by default and a truncated normal has a deviation of 0.05.
-    """
-    layers: list[nn.Module] = []
-    widths = [channels, 32, 64, 128, 256]
-    for i, (before, after) in enumerate(pairwise(widths)):
-        layers += [nn.Conv2d(before, after, 3), nn.ReLU(), nn.BatchNorm2d(after)]
-        if i < 3:
-            layers.append(nn.MaxPool2d(2))
-    features = nn.Sequential(*layers, nn.Flatten())
-    dense = nn.Linear(_flat_size(features, channels, image_size), int(hidden))
-    nn.init.trunc_normal_(dense.weight, std=0.05, a=-0.1, b=0.1)
-    nn.init.zeros_(dense.bias)
-    return nn.Sequential(*features, dense, nn.ReLU(), nn.Dropout(dropout), nn.Linear(int(hidden), num_labels))
-
-
-def _flat_size(features: nn.Module, channels: int, image_size: int) -> int:
-    training = features.training
-    with torch.no_grad():
-        size = features.eval()(torch.zeros(1, channels, image_size, image_size)).shape[1]
-    features.train(training)
-    return int(size)
 
 
 def _torchvision_names() -> list[str]:

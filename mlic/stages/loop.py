@@ -28,7 +28,7 @@ from mlic.data.augment import Normalizer, crops, margin, mirrors
 from mlic.data.loader import Batch, ShardReader, eval_batches, train_batches
 from mlic.data.shards import Split, read_split
 from mlic.errors import DataError, RunError
-from mlic.model import losses, zoo
+from mlic.model import losses, optimization, zoo
 from mlic.score import metrics, thresholds
 
 logger = logging.getLogger(__name__)
@@ -81,9 +81,30 @@ def preprocessing(config: TrainConfig) -> Preprocessing:
     return Preprocessing(image_size=config.image_size, color=color, mean=mean, std=std)
 
 
-def positive_weights(train: Split, power: float) -> torch.Tensor:
-    """The weights (L,) of positives in the loss, by the counts of the training split."""
-    return losses.pos_weight(*_label_counts(train), power)
+def positive_weights(train: Split, config: TrainConfig) -> torch.Tensor:
+    """The weights (L,) of positives in the loss, by the counts of the training split; 1 where the loss has none."""
+    positives, negatives = _label_counts(train)
+    if config.loss not in losses.WEIGHTED:
+        return torch.ones(len(positives))
+    if config.loss == "class-balanced":
+        weight = losses.balanced_weight(positives, negatives, config.loss_options.get("beta", losses.BETA))
+        return losses.limited(weight, config.pos_weight_cap, config.pos_weight_by_min)
+    weight = losses.pos_weight(positives, negatives, config.pos_weight_power)
+    return losses.limited(weight, config.pos_weight_cap, config.pos_weight_by_min)
+
+
+def is_done(config: TrainConfig, history: list[dict[str, float]]) -> bool:
+    """Whether a run has all its epochs, or as many as its patience lets it have."""
+    if len(history) >= config.epochs:
+        return True
+    if not config.patience or not history:
+        return False
+    sign = 1 if config.stop_on in _LOWER_IS_BETTER else -1
+    values = [sign * row[config.stop_on] for row in history]
+    return len(values) - 1 - values.index(min(values)) >= config.patience
+
+
+_LOWER_IS_BETTER = {f"val/{name}" for name in ("loss", *metrics.LOWER_IS_BETTER)}
 
 
 def _label_counts(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,8 +125,8 @@ def fit(config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]]
         history = fitting.resume()
         for row in history:
             on_epoch(row)
-        for epoch in range(len(history), config.epochs):
-            row = fitting.epoch(epoch)
+        while not is_done(config, history):
+            row = fitting.epoch(len(history))
             history.append(row)
             on_epoch(row)
 
@@ -138,13 +159,14 @@ class _Fitting:
         prep = preprocessing(config)
         torch.manual_seed(config.seed)
         counts = _label_counts(train)
-        weight = positive_weights(train, config.pos_weight_power)
+        weight = positive_weights(train, config)
         net = zoo.build(config.arch, len(train.labels), prep.channels, prep.image_size, config.arch_options)
         if config.head_prior:
             zoo.set_head_bias(net, losses.head_bias(counts[0], counts[1], weight))
         self.net = net.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.weight = weight.to(place.device)
-        self.optimizer = _optimizer(config, self.net)
+        self.optimizer = optimization.optimizer(config, self.net.parameters())
+        self.shadow = {name: tensor.clone() for name, tensor in self.net.state_dict().items()} if config.ema else {}
         self.wrapped: nn.Module = self.net
         if place.world_size > 1:
             ids = [place.device] if place.device.type == "cuda" else None
@@ -169,6 +191,7 @@ class _Fitting:
             last = torch.load(path, map_location=self.place.device, weights_only=True)
             self.net.load_state_dict(last["net"])
             self.optimizer.load_state_dict(last["optimizer"])
+            self.shadow = last["shadow"]
             self.history, self.step, self.best_value = last["history"], last["step"], last["best_value"]
             self.done, self.total = last["done"], last["total"]
             within = f" and {self.done} steps" if self.done else ""
@@ -222,19 +245,18 @@ class _Fitting:
         for (_, whole), batch in zip(left, clock.watch(loaded), strict=True):
             torch.manual_seed((config.seed * 1_000_003 + self.step) * 1_009 + place.rank)
             self._count_bad(batch, len(self.train))
-            self._set_lr(total_steps)
-            images = self.normalize(batch.images, None if mirror is None else mirror[batch.index])
+            self._set_lr(len(batches))
             known = max(1, int((self.train.targets[whole] >= 0).sum()))
-            with self.autocast:
-                logits = self.wrapped(images)
             # The gradients are averaged over ranks, so each rank's sum is divided by the whole batch's count over
             # the number of ranks: the step is that of the whole batch, however unevenly it was dealt out.
-            loss = losses.bce_sum(logits, batch.targets.to(place.device), self.weight) * (place.world_size / known)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = self._backward(batch, mirror, place.world_size / known)
+            if config.clip_norm:
+                torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm)
             self.optimizer.step()
+            if self.shadow:
+                optimization.average(self.shadow, self.net, config.ema, self.step)
             self.step, self.done = self.step + 1, self.done + 1
-            total += loss.detach()
+            total += loss
             clock.images += len(whole)
             if self.done % _CHECK_EVERY_STEPS == 0:
                 self._check_finite(total)
@@ -242,7 +264,7 @@ class _Fitting:
                 self._settle(total)
                 self._save_last()
             if clock.due():
-                self._say(self._line(epoch, total_steps, float(loss.detach()) / place.world_size, clock))
+                self._say(self._line(epoch, total_steps, float(loss) / place.world_size, clock))
         self._settle(total)
         mean, self.done, self.total = self.total / place.world_size / len(batches), 0, 0.0
         return {
@@ -252,10 +274,37 @@ class _Fitting:
             "time/data_pct": clock.data_pct,
         }
 
+    def _backward(self, batch: Batch, mirror: torch.Tensor | None, scale: float) -> torch.Tensor:
+        """Leave the gradient of a step, taken in as many parts as is asked for, and return its loss times `scale`."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.place.device)
+        size = max(1, -(-len(batch.images) // self.config.accumulate))
+        starts = range(0, max(1, len(batch.images)), size)
+        for start in starts:
+            part = slice(start, start + size)
+            waits = start == starts[-1] or not isinstance(self.wrapped, DistributedDataParallel)
+            with nullcontext() if waits else self.wrapped.no_sync():  # type: ignore[operator]
+                images = self.normalize(batch.images[part], None if mirror is None else mirror[batch.index[part]])
+                with self.autocast:
+                    logits = self.wrapped(images)
+                loss = self._loss(logits, batch.targets[part], self.config.label_smoothing) * scale
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _loss(self, logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+        """The loss summed over the known labels of a batch."""
+        config = self.config
+        targets = targets.to(self.place.device)
+        return losses.loss_sum(config.loss, logits, targets, self.weight, config.loss_options, smoothing)
+
     @torch.no_grad()
     def _evaluate(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], float]:
         """Scores and targets (N, L) of the validation split and its loss; every sample once, the same on all ranks."""
         place, net = self.place, self.net
+        trained = {name: tensor.clone() for name, tensor in net.state_dict().items()} if self.shadow else {}
+        if self.shadow:
+            net.load_state_dict(self.shadow)
         if place.world_size > 1:
             for buffer in net.buffers():  # batch norm's statistics are those that rank 0 has, as in the checkpoint
                 torch.distributed.broadcast(buffer, 0)
@@ -267,8 +316,16 @@ class _Fitting:
             self._count_bad(batch, len(self.val))
             with self.autocast:
                 logits = net(self.normalize(batch.images)).float()
-            loss += float(losses.bce_sum(logits, batch.targets.to(place.device), self.weight))
-            mine.append((batch.index, torch.sigmoid(logits).cpu().numpy(), batch.targets.numpy()))
+            loss += float(self._loss(logits, batch.targets, 0.0))
+            mine.append(
+                (
+                    batch.index,
+                    losses.scores(losses.activation(self.config.loss), logits).cpu().numpy(),
+                    batch.targets.numpy(),
+                )
+            )
+        if trained:
+            net.load_state_dict(trained)
         gathered = [(mine, loss)]
         if place.world_size > 1:
             gathered = [None] * place.world_size  # type: ignore[list-item]
@@ -284,7 +341,7 @@ class _Fitting:
         """Write the epoch's row and checkpoint; `last.pt` comes last, so that it never points past the others."""
         folder = self.place.folder
         self._check_current()
-        state = self._state()
+        state = _on_cpu(self.shadow or self.net.state_dict())
         if better:
             best = {"epoch": int(row["epoch"]), "metrics": row, "state": state}
             _save_atomic(folder / "checkpoints" / "best.pt", best | {k: torch.from_numpy(v) for k, v in arrays.items()})
@@ -297,13 +354,11 @@ class _Fitting:
         if self.place.rank == 0:
             self._check_current()
             last = {
-                "net": self._state(), "optimizer": self.optimizer.state_dict(), "history": self.history,
+                "net": _on_cpu(self.net.state_dict()), "shadow": _on_cpu(self.shadow),
+                "optimizer": self.optimizer.state_dict(), "history": self.history,
                 "step": self.step, "best_value": self.best_value, "done": self.done, "total": self.total,
             }  # fmt: skip
             _save_atomic(self.place.folder / "checkpoints" / "last.pt", last)
-
-    def _state(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.cpu() for name, tensor in self.net.state_dict().items()}
 
     def _check_current(self) -> None:
         if not is_current(self.place.owner, self.place.attempt):
@@ -316,10 +371,8 @@ class _Fitting:
         self.total += self._sum_over_ranks(float(total))
         total.zero_()
 
-    def _set_lr(self, total_steps: int) -> None:
-        factor = 1.0
-        if self.config.schedule == "cosine":
-            factor = 0.5 * (1 + math.cos(math.pi * self.step / total_steps))
+    def _set_lr(self, steps_per_epoch: int) -> None:
+        factor = optimization.lr_factor(self.config, self.step, steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor
 
@@ -404,18 +457,14 @@ class _Clock:
         return 100 * self._waited / self.seconds
 
 
-def _optimizer(config: TrainConfig, net: nn.Module) -> torch.optim.Optimizer:
-    parameters, lr, decay = net.parameters(), config.lr, config.weight_decay
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=config.momentum)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=lr, weight_decay=decay)
-
-
 def _autocast(precision: str, device: torch.device) -> Any:
     if precision == "fp32" or (precision == "auto" and not (device.type == "cuda" and torch.cuda.is_bf16_supported())):
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _on_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.cpu() for name, tensor in state.items()}
 
 
 def _save_atomic(path: Path, value: dict[str, Any]) -> None:

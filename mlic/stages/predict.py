@@ -27,7 +27,7 @@ from mlic.data import predictions, sources, storage
 from mlic.data.shards import INDEX, Split, read_split
 from mlic.data.sources import Listing
 from mlic.errors import ConfigError, DataError, PartialError
-from mlic.model import bundle
+from mlic.model import bundle, losses
 from mlic.score import thresholds
 from mlic.score.calibration import Calibration
 from mlic.stages.progress import Progress
@@ -241,7 +241,8 @@ class _Predictor:
 
             for batch, (pixels, bad) in zip(batches, ahead(decode, batches, 1), strict=True):
                 with self._torch.inference_mode():
-                    scores.append(self._torch.sigmoid(self._net(self._normalize(pixels)).float()).cpu().numpy())
+                    logits = self._net(self._normalize(pixels))
+                    scores.append(losses.scores(self._bundle.activation, logits).cpu().numpy())
                 errors += [bad.get(position) for position in range(len(batch))]
         _write_part(out, items, np.concatenate(scores), errors)
         return len(items), sum(error is not None for error in errors)

@@ -19,7 +19,7 @@ from mlic.cluster.runs import Run, read_state, write_json
 from mlic.config import DoctorConfig, Model, TrainConfig
 from mlic.data.shards import check_trainable, read_index, read_split
 from mlic.errors import MlicError, PartialError, RunError
-from mlic.model import bundle, zoo
+from mlic.model import bundle, losses, zoo
 from mlic.score import decision, thresholds
 from mlic.stages import loop
 from mlic.stages.doctor import doctor as examine
@@ -63,6 +63,7 @@ def train(config: TrainConfig) -> TrainReport:
     """
     index = read_index(config.shards)
     zoo.check(config.arch)
+    losses.check(config.loss, config.loss_options)
     check_trainable(config.shards, index, config.fold)
     fold = "" if config.fold is None else f"-fold{config.fold}"
     config = config.model_copy(update={"name": config.name or config.arch + fold})
@@ -73,7 +74,7 @@ def train(config: TrainConfig) -> TrainReport:
             return TrainReport(**run.report)
         if run.finished:
             run.reopen()
-        if len(loop.read_history(folder)) < config.epochs:
+        if not loop.is_done(config, loop.read_history(folder)):
             with cluster_ray.connect(config.address) as cluster:
                 if config.doctor:
                     ranks = cluster_ray.train_share(cluster, config.workers).workers
@@ -89,13 +90,14 @@ def finish(config: TrainConfig, folder: Path, fitted: Path) -> TrainReport:
     best = loop.read_best(fitted)
     index = read_index(config.shards)
     labels = tuple(index["labels"])
-    weights = loop.positive_weights(read_split(config.shards, "train", config.fold), config.pos_weight_power).tolist()
+    weights = loop.positive_weights(read_split(config.shards, "train", config.fold), config).tolist()
     settled, fit = decide(config.threshold_policy, config.calibration, best, weights, config.seed)
     fit |= {"fitted_on": "val", "data": index["fingerprint"], "samples": len(best.targets)}
     measurement = measure(labels, settled.decisions, best.targets, settled.scores, _RESAMPLES, config.seed)
     state = read_state(folder) or {}
     model = bundle.Bundle(
         config.arch, config.arch_options, labels, loop.preprocessing(config),
+        losses.activation(config.loss),
         tuple(float(value) for value in settled.thresholds), fit | expected(measurement), settled.calibration.plain(),
         {
             "run": folder.name, "epoch": best.epoch, "shards": index["fingerprint"], "seed": config.seed,

@@ -166,7 +166,7 @@ def _search(cluster: cluster_ray.Cluster, config: TuneConfig, plans: Sequence[Tr
             scheduler=scheduler, reuse_actors=True, max_concurrent_trials=_at_once(cluster, config, cpus, gpus)
         ),
         run_config=ray_tune.RunConfig(
-            name="tune", storage_path=str(storage), verbose=0, callbacks=[_recorder(run.folder, len(plans))],
+            name="tune", storage_path=str(storage), verbose=0, callbacks=[_recorder(run.folder, plans)],
             failure_config=ray_tune.FailureConfig(max_failures=1),
         ),
     )  # fmt: skip
@@ -231,7 +231,7 @@ def _run_trial(config: dict[str, Any], arguments: dict[str, Any]) -> None:
         raise
 
 
-def _recorder(folder: Path, num_trials: int) -> Any:
+def _recorder(folder: Path, plans: Sequence[TrainConfig]) -> Any:
     """A Ray Tune callback that records how trials end and tells the story; the class needs Ray to be defined."""
     from ray.tune import Callback
 
@@ -253,14 +253,13 @@ def _recorder(folder: Path, num_trials: int) -> Any:
 
         def _say(self) -> None:
             self.said = time.monotonic()
-            logger.info("tune  %d/%d trials | %d epochs | best %.4f", self.done, num_trials, self.epochs, self.best)
+            logger.info("tune  %d/%d trials | %d epochs | best %.4f", self.done, len(plans), self.epochs, self.best)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
             del iteration, trials
             self.done += 1
             own = _trial_folder(folder, trial.config["number"])
-            plan_epochs = json.loads((folder / "config.json").read_text(encoding="utf-8"))["epochs"]
-            finished = len(loop.read_history(own)) >= plan_epochs
+            finished = loop.is_done(plans[trial.config["number"]], loop.read_history(own))
             if not _ended(own):
                 write_json(own / "ended.json", {"status": "finished" if finished else "pruned", "error": None})
             self._say()

@@ -1,0 +1,66 @@
+"""Optimisers by name, the learning rate over a run, and moving averages of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from mlic.config import TrainConfig
+
+_ONE_CYCLE_RISE, _ONE_CYCLE_START, _ONE_CYCLE_END = 0.3, 25.0, 1e4
+
+
+def optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser that a configuration asks for; weight decay is L2 but for adamw, where it is decoupled."""
+    lr, decay = config.lr, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=config.momentum)
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=lr, weight_decay=decay, momentum=config.momentum)
+    kinds = {
+        "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax,
+        "adadelta": torch.optim.Adadelta, "adagrad": torch.optim.Adagrad,
+    }  # fmt: skip
+    return kinds[config.optimizer](parameters, lr=lr, weight_decay=decay)  # type: ignore[no-any-return]
+
+
+def lr_factor(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """What the learning rate is multiplied by at a step, which counts from 0 over all epochs.
+
+    one-cycle: from 1/25 of the rate up to it over three tenths of the run and down to 1/250,000, by cosines (Smith and
+    Topin, Super-Convergence, 2018, as PyTorch has it). The others rise linearly over `warmup_epochs`.
+    """
+    total = config.epochs * steps_per_epoch
+    if config.schedule == "one-cycle":
+        rise = _ONE_CYCLE_RISE * total
+        if step < rise:
+            return _cosine(1 / _ONE_CYCLE_START, 1.0, step / rise)
+        return _cosine(1.0, 1 / (_ONE_CYCLE_START * _ONE_CYCLE_END), (step - rise) / max(1.0, total - rise))
+    warm = config.warmup_epochs * steps_per_epoch
+    factor = min(1.0, (step + 1) / warm) if warm else 1.0
+    if config.schedule == "cosine":
+        return factor * _cosine(1.0, 0.0, max(0.0, step - warm) / max(1.0, total - warm))
+    if config.schedule == "step":
+        return factor * float(config.step_factor ** (step // (config.step_epochs * steps_per_epoch)))
+    return factor
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def average(shadow: dict[str, torch.Tensor], net: nn.Module, decay: float, updates: int) -> None:
+    """Move averaged weights towards those of a network, in place.
+
+    Over the first updates the decay grows to its value, so that the average forgets the untrained weights. Counters,
+    which are no floats, are copied.
+    """
+    now = min(decay, (1 + updates) / (10 + updates))
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point():
+            shadow[name].lerp_(tensor, 1 - now)
+        else:
+            shadow[name].copy_(tensor)

@@ -1,0 +1,185 @@
+"""The networks of the five reference systems, as far as their reports give them.
+
+What a report leaves open is an argument with a default, and so an option of the architecture. All of them take
+(B, channels, image_size, image_size) and give logits; where a report ends in sigmoids, they belong to the loss here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from mlic.config import Color
+
+Builder = Callable[..., nn.Module]
+
+
+def a_ffnn(num_labels: int, channels: int, image_size: int, hidden: float = 128) -> nn.Module:
+    """System A, plain feed-forward: all pixels, one hidden layer of 128. Its activation is not in the report."""
+    size = channels * image_size * image_size
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, int(hidden)), nn.ReLU(), nn.Linear(int(hidden), num_labels))
+
+
+def a_cnn1(num_labels: int, channels: int, image_size: int, hidden: float = 128, dropout: float = 0.0) -> nn.Module:
+    """System A, CNN1: conv 6, 16 and 32 with 4x4 kernels and no padding, two poolings, one hidden layer.
+
+    The size of the hidden layer is not in A's report; 128 is that of A's plain feed-forward net. A puts dropout once
+    before the output and once after the poolings; it is before the output here.
+    """
+    return _a_cnn(num_labels, channels, image_size, ((6, 3, 2), (16, 2, 2), (32, 0, 0)), hidden, dropout)
+
+
+def a_cnn2(num_labels: int, channels: int, image_size: int, hidden: float = 128, dropout: float = 0.0) -> nn.Module:
+    """System A, CNN2: as CNN1 with 6, 6 and 12 channels."""
+    return _a_cnn(num_labels, channels, image_size, ((6, 3, 2), (6, 2, 2), (12, 0, 0)), hidden, dropout)
+
+
+def a_cnn3(num_labels: int, channels: int, image_size: int, hidden: float = 128, dropout: float = 0.0) -> nn.Module:
+    """System A, CNN3: five convolutions of 6, 6, 12, 24 and 48 channels, each pooled, the last two by one pixel."""
+    plan = ((6, 3, 2), (6, 2, 2), (12, 2, 2), (24, 3, 1), (48, 2, 1))
+    return _a_cnn(num_labels, channels, image_size, plan, hidden, dropout)
+
+
+def b_baseline(num_labels: int, channels: int, image_size: int, hidden: float = 128, dropout: float = 0.5) -> nn.Module:
+    """System B, best of its random search: conv 32, 64, 32, all pooled, dense 128."""
+    return _b(num_labels, channels, image_size, (32, 64, 32), 3, hidden, dropout)
+
+
+def b_iter1(num_labels: int, channels: int, image_size: int, hidden: float = 128, dropout: float = 0.5) -> nn.Module:
+    """System B, first change by hand: conv 32, 64, 128, 256, the last without pooling."""
+    return _b(num_labels, channels, image_size, (32, 64, 128, 256), 3, hidden, dropout)
+
+
+def b_iter2(num_labels: int, channels: int, image_size: int, hidden: float = 1024, dropout: float = 0.5) -> nn.Module:
+    """System B, second change: dense 1024, with which B's training collapsed to giving no label."""
+    return _b(num_labels, channels, image_size, (32, 64, 128, 256), 3, hidden, dropout)
+
+
+def b_final(num_labels: int, channels: int, image_size: int, hidden: float = 256, dropout: float = 0.5) -> nn.Module:
+    """System B, final net: conv 32, 64, 128, 256 (3x3, ReLU, batch norm), 2x2 pooling after the first three."""
+    return _b(num_labels, channels, image_size, (32, 64, 128, 256), 3, hidden, dropout)
+
+
+def c_1(
+    num_labels: int, channels: int, image_size: int, width: float = 32, hidden: float = 256, dropout: float = 0.5
+) -> nn.Module:
+    """System C, first own net: 4 convolutions with ReLU and max-pooling, 2 dense ones with dropout; no widths given."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise((channels, *_doubling(width, 4))):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return _with_head(layers, num_labels, channels, image_size, (int(hidden), int(hidden)), dropout)
+
+
+def c_2(num_labels: int, channels: int, image_size: int, width: float = 32, hidden: float = 256) -> nn.Module:
+    """System C, second own net: 3 convolutions with batch norm, ReLU and max-pooling, one dense; no widths given."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise((channels, *_doubling(width, 3))):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+    return _with_head(layers, num_labels, channels, image_size, (int(hidden),), 0.0)
+
+
+def c_3(
+    num_labels: int, channels: int, image_size: int, width: float = 16, hidden: float = 256, dropout: float = 0.2
+) -> nn.Module:
+    """System C, third own net: 5 convolutions with ReLU, batch norm and average pooling, dropout in every other one."""
+    layers: list[nn.Module] = []
+    for i, (before, after) in enumerate(pairwise((channels, *_doubling(width, 5)))):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(after), nn.AvgPool2d(2)]
+        if i % 2 == 0:
+            layers.append(nn.Dropout(dropout))
+    flat = _flat_size(nn.Sequential(*layers, nn.Flatten()), channels, image_size)
+    dense = [nn.Linear(flat, int(hidden)), nn.ReLU(), nn.BatchNorm1d(int(hidden)), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Flatten(), *dense, nn.Linear(int(hidden), num_labels))
+
+
+def c_dummy(num_labels: int, channels: int, image_size: int) -> nn.Module:
+    """System C's dummy model, of which nothing is told: one linear layer on all pixels."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size * image_size, num_labels))
+
+
+def d_cnn(num_labels: int, channels: int, image_size: int, hidden: float = 1000, dropout: float = 0.2) -> nn.Module:
+    """System D, own CNN: conv 16 and 32 (3x3), each with ReLU, 2x2 pooling and dropout, dense 1000.
+
+    D pads the first by one pixel and says nothing of the second.
+    """
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Dropout(dropout),
+        nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Dropout(dropout),
+    ]  # fmt: skip
+    return _with_head(layers, num_labels, channels, image_size, (int(hidden),), 0.0)
+
+
+def e_cnn(num_labels: int, channels: int, image_size: int, width: float = 16, hidden: float = 256) -> nn.Module:
+    """System E: 4 convolutions with ReLU and max-pooling, one dense layer. No widths given."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise((channels, *_doubling(width, 4))):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return _with_head(layers, num_labels, channels, image_size, (int(hidden),), 0.0)
+
+
+# Name -> builder and the colour mode that the system used.
+NETS: dict[str, tuple[Builder, Color]] = {
+    "a-ffnn": (a_ffnn, "rgb"), "a-cnn1": (a_cnn1, "rgb"), "a-cnn2": (a_cnn2, "rgb"), "a-cnn3": (a_cnn3, "rgb"),
+    "b-baseline": (b_baseline, "gray"), "b-iter1": (b_iter1, "gray"), "b-iter2": (b_iter2, "gray"),
+    "b-final": (b_final, "gray"), "c-1": (c_1, "rgb"), "c-2": (c_2, "rgb"), "c-3": (c_3, "rgb"),
+    "c-dummy": (c_dummy, "rgb"), "d-cnn": (d_cnn, "rgb"), "e-cnn": (e_cnn, "rgb"),
+}  # fmt: skip
+
+
+def _a_cnn(
+    num_labels: int, channels: int, image_size: int, plan: Sequence[tuple[int, int, int]], hidden: float, dropout: float
+) -> nn.Module:
+    """Convolutions of 4x4 without padding: width, and kernel and stride of the pooling behind it, 0 for none."""
+    layers: list[nn.Module] = []
+    before = channels
+    for width, kernel, stride in plan:
+        layers += [nn.Conv2d(before, width, 4), nn.ReLU()]
+        if kernel:
+            layers.append(nn.MaxPool2d(kernel, stride))
+        before = width
+    return _with_head(layers, num_labels, channels, image_size, (int(hidden),), dropout)
+
+
+def _b(
+    num_labels: int, channels: int, image_size: int, widths: Sequence[int], pooled: int, hidden: float, dropout: float
+) -> nn.Module:
+    """Convolutions of 3x3 with ReLU and batch norm, the first `pooled` with 2x2 pooling, and one dense layer.
+
+    B was written in Keras, where convolutions pad nothing by default and a truncated normal has a deviation of 0.05.
+    """
+    layers: list[nn.Module] = []
+    for i, (before, after) in enumerate(pairwise((channels, *widths))):
+        layers += [nn.Conv2d(before, after, 3), nn.ReLU(), nn.BatchNorm2d(after)]
+        if i < pooled:
+            layers.append(nn.MaxPool2d(2))
+    net = _with_head(layers, num_labels, channels, image_size, (int(hidden),), dropout)
+    dense = next(module for module in net.modules() if isinstance(module, nn.Linear))
+    nn.init.trunc_normal_(dense.weight, std=0.05, a=-0.1, b=0.1)
+    nn.init.zeros_(dense.bias)
+    return net
+
+
+def _with_head(
+    layers: Sequence[nn.Module], num_labels: int, channels: int, image_size: int, hidden: Sequence[int], dropout: float
+) -> nn.Module:
+    """Layers, then dense ones with ReLU and dropout, then one output a label."""
+    features = nn.Sequential(*layers, nn.Flatten())
+    parts: list[nn.Module] = []
+    for before, after in pairwise((_flat_size(features, channels, image_size), *hidden)):
+        parts += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*features, *parts, nn.Linear(hidden[-1], num_labels))
+
+
+def _doubling(width: float, count: int) -> tuple[int, ...]:
+    return tuple(int(width) * 2**i for i in range(count))
+
+
+def _flat_size(features: nn.Module, channels: int, image_size: int) -> int:
+    training = features.training
+    with torch.no_grad():
+        size = features.eval()(torch.zeros(1, channels, image_size, image_size)).shape[1]
+    features.train(training)
+    return int(size)
