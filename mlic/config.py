@@ -284,9 +284,18 @@ class ModelSettings(Settings):
     """What `train` and `noise` share: which model is fitted, by which loss."""
 
     arch: str = setting(
-        "b-final", "Architecture: a reference net such as b-final, or any torchvision classifier", cli="flag"
+        "b-final", "Architecture: a reference net such as b-final, a torchvision classifier or timm/NAME", cli="flag"
     )
-    arch_options: dict[str, float] = setting({}, "Options of the architecture, such as hidden or dropout")
+    arch_options: dict[str, float] = setting(
+        {}, "Options of the architecture, such as hidden or dropout; head_hidden and head_dropout are for all"
+    )
+    weights: str = setting(
+        "none", "Weights to begin with: none, default (those published for the architecture) or a file", cli="flag"
+    )
+    train: Literal["all", "head"] = setting(
+        "all", "What is trained; head: the last layer alone, on features that are computed once, not augmented",
+        cli="flag",
+    )  # fmt: skip
     pos_weight_power: float = setting(
         0.0,
         "Weight positives of a label by (negatives/positives)^power; 0: no weighting",
@@ -303,6 +312,12 @@ class ModelSettings(Settings):
 
 class TrainConfig(ModelSettings, FitSettings, RunSettings):
     """Train one model, data-parallel over the workers of a Ray cluster."""
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if self.train == "head" and self.crop < 1:
+            raise ValueError("the features that a head is trained on are of whole images; leave crop at 1")
+        return self
 
 
 class TuneConfig(FitSettings, RunSettings):

@@ -13,8 +13,11 @@ import torch
 from torch import multiprocessing
 
 from mlic.config import TrainConfig
+from mlic.data.augment import Normalizer
+from mlic.data.loader import ShardReader
 from mlic.data.shards import read_split
 from mlic.errors import DataError, RunError
+from mlic.model import zoo
 from mlic.stages import loop
 
 
@@ -238,3 +241,52 @@ def test_patience_waits_for_more_of_what_is_better() -> None:
     rows = [{"val/map": value} for value in (0.1, 0.3, 0.2, 0.2)]
     assert [loop.is_done(config, rows[:n]) for n in range(5)] == [False, False, False, False, True]
     assert not loop.is_done(config.model_copy(update={"patience": 0}), rows)
+
+
+@pytest.mark.ray
+def test_a_head_learns_on_features_that_are_computed_once(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLIC_CACHE_DIR", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    torch.save(zoo.build("b-final", 6, 1, 48, {"hidden": 32}).state_dict(), tmp_path / "w.pth")
+    config = settings(shards, train="head", weights=str(tmp_path / "w.pth"), epochs=6, lr=0.2)
+    loop.fit(config, place(tmp_path / "one"), lambda _: None)
+    features = {path.name: path.stat().st_ino for path in (tmp_path / "cache").glob("*.f32")}
+    assert len(features) == 2
+    start = torch.load(tmp_path / "w.pth", weights_only=True)
+    end = weights(tmp_path / "one")
+    changed = {name for name in start if not torch.equal(start[name], end[name])}
+    assert {name.rpartition(".")[0] for name in changed} == {list(start)[-1].rpartition(".")[0]}
+    rows = loop.read_history(tmp_path / "one")
+    assert rows[-1]["val/map"] > rows[0]["val/map"]
+    assert "begins with w.pth, 26 tensors by name" in (tmp_path / "one" / "log.txt").read_text()
+
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        loop.fit(config, place(tmp_path / "two"), stop)
+    loop.fit(config, place(tmp_path / "two"), lambda _: None)
+    again = weights(tmp_path / "two")
+    assert all(torch.equal(end[name], again[name]) for name in end)
+    assert {p.name: p.stat().st_ino for p in (tmp_path / "cache").glob("*.f32")} == features
+    without = config.model_copy(update={"cache_gb": 0.0})
+    loop.fit(without, place(tmp_path / "three"), lambda _: None)
+    assert all(torch.equal(end[name], tensor) for name, tensor in weights(tmp_path / "three").items())
+
+
+@pytest.mark.ray
+def test_scores_of_a_head_are_those_of_the_whole_network(shards: Path, tmp_path: Path) -> None:
+    config = settings(shards, train="head", epochs=2)
+    loop.fit(config, place(tmp_path / "run"), lambda _: None)
+    best = loop.read_best(tmp_path / "run")
+    val = read_split(shards, "val")
+    prep = loop.preprocessing(config)
+    net = zoo.build(config.arch, len(val.labels), prep.channels, prep.image_size, config.arch_options).eval()
+    net.load_state_dict(best.state)
+    with ShardReader(val, prep) as reader, torch.no_grad():
+        (batch,) = reader.batches([np.arange(len(val))], 0)
+        scores = torch.sigmoid(net(Normalizer(prep.mean, prep.std, torch.device("cpu"))(batch.images)))
+    assert np.abs(scores.numpy() - best.scores).max() < 1e-5

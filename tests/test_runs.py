@@ -148,3 +148,14 @@ def test_the_temporary_folder_of_a_ray_job_is_no_place_for_results(tmp_path: Pat
     with pytest.raises(ConfigError, match="in the temporary folder of a Ray job") as caught:
         opened(tmp_path / "working_dir_files" / "_ray_pkg_1" / "runs" / "x")
     assert "absolute paths" in caught.value.hint
+
+
+def test_a_finished_run_holds_nothing_half_written(tmp_path: Path) -> None:
+    """A worker that was killed leaves its temporary file, and another one does its work."""
+    with opened(tmp_path) as run:
+        (tmp_path / "checkpoints").mkdir()
+        for name in (".train-000000.tar.0a1b2c3d.part", "checkpoints/.last.pt.0a1b2c3d.part", "log.txt"):
+            (tmp_path / name).touch()
+        run.finish(Report(value=7))
+    assert not list(tmp_path.rglob(".*.part"))
+    assert (tmp_path / "log.txt").exists()

@@ -197,7 +197,9 @@ class Run(Generic[Folder]):
         self._save(**values)
 
     def finish(self, report: BaseModel) -> None:
-        """Write report.json and mark the run as done."""
+        """Write report.json and mark the run as done; what workers left that were killed on the way is removed."""
+        if isinstance(self.folder, Path):
+            _remove_leftovers(self.folder)
         write_json(storage.join(self.folder, "report.json"), report.model_dump(mode="json"))
         self._save(status="finished", ended=_now(), error=None)
 
@@ -240,7 +242,7 @@ def _lock(folder: Path) -> int:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers left under temporary names; the lock says that none of them counts any more."""
+    """Remove what killed writers left under temporary names; at the start and the end of a run nobody else writes."""
     for path in [*folder.glob(".*.part"), *folder.glob("*/.*.part")]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -30,7 +30,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Decoded:
-    """`images` is uint8 (N, H, W, C), mapped from the file; `bad` says why a sample is all zeros."""
+    """`images` is uint8 (N, H, W, C), or features float32 (N, F), mapped from the file; `bad` says which are zeros."""
 
     images: Array
     bad: dict[int, str]
@@ -47,13 +47,21 @@ def decoded(
     are removed, the longest unused first, where they would take the sum above the limit.
     """
     shape = (len(split), preprocessing.image_size, preprocessing.image_size, preprocessing.channels)
-    size = int(np.prod(shape))
-    if not 0 < size <= limit_gb * 1e9:
-        return None
     text = (
         f"{split.fingerprint} {split.name} {preprocessing.model_dump_json(include={'image_size', 'color', 'resize'})}"
     )
-    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.u8"
+    return stored(text, shape, np.dtype(np.uint8), limit_gb, folder, decode)
+
+
+def stored(
+    known_by: str, shape: tuple[int, ...], dtype: np.dtype[Any], limit_gb: float, folder: Path,
+    parts: Callable[[], Iterable[tuple[Array, Array, dict[int, str]]]],
+) -> Decoded | None:  # fmt: skip
+    """Open an array of the node that `known_by` decides, and build it first from `parts` where it is not there."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    if not 0 < size <= limit_gb * 1e9:
+        return None
+    path = folder / f"{hashlib.sha256(known_by.encode()).hexdigest()[:24]}.{dtype.kind}{8 * dtype.itemsize}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with storage.locked(path.with_suffix(".lock")):
@@ -62,19 +70,21 @@ def decoded(
                 _make_room(folder, path, int(limit_gb * 1e9) - size)
                 if shutil.disk_usage(folder).free < size + storage.KEEP_FREE:
                     return None
-                bad = _build(path, shape, decode())
+                bad = _build(path, shape, dtype, parts())
             os.utime(path)
-            return Decoded(np.memmap(path, np.uint8, "r", shape=shape), bad)
+            return Decoded(np.memmap(path, dtype, "r", shape=shape), bad)
     except OSError as error:
-        logger.warning("no cache of decoded images in %s: %s", folder, error)
+        logger.warning("no cache in %s: %s", folder, error)
         return None
 
 
-def _build(path: Path, shape: tuple[int, ...], parts: Iterable[tuple[Array, Array, dict[int, str]]]) -> dict[int, str]:
+def _build(
+    path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], parts: Iterable[tuple[Array, Array, dict[int, str]]]
+) -> dict[int, str]:
     part = path.with_suffix(f".{os.getpid()}.part")
     bad: dict[int, str] = {}
     try:
-        images = np.memmap(part, np.uint8, "w+", shape=shape)
+        images = np.memmap(part, dtype, "w+", shape=shape)
         for index, pixels, reasons in parts:
             images[index] = pixels
             bad |= reasons
@@ -82,7 +92,7 @@ def _build(path: Path, shape: tuple[int, ...], parts: Iterable[tuple[Array, Arra
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    path.with_suffix(".json").write_text(json.dumps({"size": int(np.prod(shape)), "bad": bad}))
+    path.with_suffix(".json").write_text(json.dumps({"size": path.stat().st_size, "bad": bad}))
     return bad
 
 
@@ -102,7 +112,10 @@ def _make_room(folder: Path, own: Path, allowed: int) -> None:
 
     A process that has one mapped keeps it until it ends; only the name goes.
     """
-    others = sorted((path for path in folder.glob("*.u8") if path != own), key=lambda path: path.stat().st_mtime)
+    others = sorted(
+        (path for path in [*folder.glob("*.u8"), *folder.glob("*.f32")] if path != own),
+        key=lambda path: path.stat().st_mtime,
+    )
     total = sum(path.stat().st_size for path in others)
     for path in others:
         if total <= allowed:

@@ -154,6 +154,26 @@ class ShardReader:
         return [partial(self._files[shard].read_at, offset, size) for shard, offset, size in zip(*places, strict=True)]
 
 
+class FeatureReader:
+    """Reads features that stand for images, float32 (N, F), as a ShardReader reads images."""
+
+    def __init__(self, split: Split, features: cache.Decoded) -> None:
+        self._split, self._features = split, features
+
+    def batches(
+        self, batches: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]], threads: int, *_: object
+    ) -> Iterator[Batch]:
+        """Load batches of sample numbers in their order; in memory, so without threads."""
+        del threads
+        bad = self._features.bad
+        for index in batches:
+            targets = self._split.targets[index]
+            named = tuple((self._split.key(i), bad[i]) for i in index.tolist() if i in bad)
+            if named:
+                targets[[int(i) in bad for i in index]] = -1
+            yield Batch(torch.from_numpy(self._features.images[index]), index, torch.from_numpy(targets), named)
+
+
 def _cropped(pixels: torch.Tensor, boxes: np.ndarray[Any, Any], size: int) -> torch.Tensor:
     """Parts of images (B, S, S, C) given by `boxes` (B, 4) in shares of the sides, as (B, size, size, C)."""
     side = pixels.shape[1]

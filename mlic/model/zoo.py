@@ -1,4 +1,4 @@
-"""Architectures by name: the small reference CNNs and every torchvision classifier, with a head for L labels."""
+"""Architectures by name: the reference nets, every torchvision classifier, and timm/NAME, with a head for L labels."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from mlic.errors import ConfigError
 from mlic.model import reference
 
 REFERENCE = tuple(reference.NETS)
+TIMM = "timm/"
+HEAD_OPTIONS = ("head_hidden", "head_dropout")
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def default_color(arch: str) -> Color:
@@ -27,6 +30,9 @@ def check(arch: str) -> None:
     """Raise ConfigError, with the nearest name, when there is no such architecture."""
     if arch in REFERENCE:
         return
+    if arch.startswith(TIMM):
+        _check_timm(arch)
+        return
     known = _torchvision_names()
     if arch not in known:
         near = difflib.get_close_matches(arch, [*REFERENCE, *known], n=1, cutoff=0.4)
@@ -37,13 +43,20 @@ def check(arch: str) -> None:
 def build(arch: str, num_labels: int, channels: int, image_size: int, options: Mapping[str, float]) -> nn.Module:
     """Build a network from (B, channels, image_size, image_size) float32 to logits (B, num_labels), untrained.
 
-    `options` go to the architecture: `hidden` and `dropout` of the reference CNNs, any number that a torchvision
-    builder takes. Raises ConfigError for an unknown name, an option it does not have or an image too small for it.
+    `options` go to the architecture: `hidden` and `dropout` of the reference CNNs, any number that a torchvision or
+    timm builder takes; but `head_hidden` and `head_dropout` put a hidden layer before the last one. Raises ConfigError
+    for an unknown name, an option it does not have or an image too small for it.
     """
     check(arch)
-    make = reference.NETS[arch][0] if arch in REFERENCE else partial(_torchvision, arch)
+    if arch in REFERENCE:
+        make = reference.NETS[arch][0]
+    else:
+        make = partial(_timm if arch.startswith(TIMM) else _torchvision, arch)
+    own = {name: value for name, value in options.items() if name not in HEAD_OPTIONS}
     try:
-        model = make(num_labels, channels, image_size, **options)
+        model = make(num_labels, channels, image_size, **own)
+        if options.get("head_hidden"):
+            _deepen_head(model, num_labels, int(options["head_hidden"]), options.get("head_dropout", 0.0))
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, channels, image_size, image_size))
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
@@ -55,6 +68,67 @@ def build(arch: str, num_labels: int, channels: int, image_size: int, options: M
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_labels):
         raise ConfigError(f"{arch} does not give one logit a label.", "choose another architecture.")
     return model
+
+
+def _deepen_head(model: nn.Module, num_labels: int, hidden: int, dropout: float) -> None:
+    last = head(model, num_labels)
+    if not isinstance(last, nn.Linear):
+        raise ValueError("its last layer is a convolution, which cannot have a hidden layer before it")
+    name = next(name for name, module in model.named_modules() if module is last)
+    parent, _, leaf = name.rpartition(".")
+    deep = Head(
+        nn.Linear(last.in_features, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, num_labels)
+    )  # fmt: skip
+    setattr(model.get_submodule(parent), leaf, deep)
+
+
+class Head(nn.Sequential):
+    """A last layer with a hidden one before it, known as one thing."""
+
+
+def head(model: nn.Module, num_labels: int) -> nn.Module:
+    """The last layer, linear or a convolution, with one output a label, or the Head that ends in it.
+
+    Raises ConfigError when there is none.
+    """
+    for module in model.modules():
+        if isinstance(module, Head):
+            return module
+    for module in reversed(list(model.modules())):
+        if getattr(module, "out_features", getattr(module, "out_channels", None)) == num_labels:
+            return module
+    raise ConfigError("this architecture does not end in a layer with an output a label.", "--train all.")
+
+
+def normalization(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the red, green and blue that an architecture's published weights were trained on."""
+    if not arch.startswith(TIMM):
+        return _IMAGENET
+    import timm
+
+    published = timm.get_pretrained_cfg(arch.removeprefix(TIMM))
+    return _IMAGENET if published is None else (tuple(published.mean), tuple(published.std))
+
+
+def weights_url(arch: str) -> str | None:
+    """Where the architecture's makers published its weights, None where they did not."""
+    if arch in REFERENCE:
+        return None
+    if arch.startswith(TIMM):
+        import timm
+
+        published = timm.get_pretrained_cfg(arch.removeprefix(TIMM))
+        if published is None:
+            return None
+        if published.url:
+            return str(published.url)
+        return f"https://huggingface.co/{published.hf_hub_id}/resolve/main/model.safetensors"
+    import torchvision
+
+    try:
+        return str(torchvision.models.get_model_weights(arch).DEFAULT.url)
+    except (AttributeError, ValueError):
+        return None
 
 
 def set_head_bias(model: nn.Module, bias: torch.Tensor) -> None:
@@ -90,6 +164,28 @@ def _torchvision(arch: str, num_labels: int, channels: int, image_size: int, **o
     if channels != 3:
         _replace_first_conv(model, channels)
     return model  # type: ignore[no-any-return]
+
+
+def _check_timm(arch: str) -> None:
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError(f"{arch} needs timm, which is not installed.", "pip install 'mlic[timm]'.") from None
+    name = arch.removeprefix(TIMM)
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.4)
+        hint = f"did you mean {TIMM}{near[0]}?" if near else "timm.list_models() names them."
+        raise ConfigError(f"unknown architecture {arch!r}.", hint)
+
+
+def _timm(arch: str, num_labels: int, channels: int, image_size: int, **options: float) -> nn.Module:
+    import timm
+
+    arguments: dict[str, Any] = {"pretrained": False, "num_classes": num_labels, "in_chans": channels, **options}
+    published = timm.get_pretrained_cfg(arch.removeprefix(TIMM))
+    if published is not None and published.fixed_input_size:
+        arguments["img_size"] = image_size
+    return timm.create_model(arch.removeprefix(TIMM), **arguments)
 
 
 def _replace_first_conv(model: nn.Module, channels: int) -> None:

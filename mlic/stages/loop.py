@@ -23,23 +23,22 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mlic.cluster.runs import disk_errors, is_current, temporary, write_atomic
-from mlic.config import Color, Preprocessing, TrainConfig
+from mlic.config import Preprocessing, TrainConfig
 from mlic.data.augment import Normalizer, crops, margin, mirrors
-from mlic.data.loader import Batch, ShardReader, eval_batches, train_batches
+from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches, train_batches
 from mlic.data.shards import Split, read_split
 from mlic.errors import DataError, RunError
-from mlic.model import losses, optimization, zoo
+from mlic.model import losses, optimization, weights, zoo
 from mlic.score import metrics, thresholds
+from mlic.stages import frozen
 
 logger = logging.getLogger(__name__)
+
+Reader = ShardReader | FeatureReader
 
 OBJECTIVE = "val/f1_micro"
 _SAY_EVERY_S = 5.0
 _CHECK_EVERY_STEPS = 20  # a look at the loss makes a GPU wait, so it is not taken at every step
-_MEAN_STD: dict[Color, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "rgb": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # of ImageNet
-    "gray": ((0.449,), (0.226,)),  # their means
-}
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,9 @@ class Best:
 def preprocessing(config: TrainConfig) -> Preprocessing:
     """The preprocessing that a configuration asks for."""
     color = zoo.default_color(config.arch) if config.color == "auto" else config.color
-    mean, std = _MEAN_STD[color]
+    mean, std = zoo.normalization(config.arch)
+    if color == "gray":
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
     return Preprocessing(image_size=config.image_size, color=color, mean=mean, std=std)
 
 
@@ -161,28 +162,53 @@ class _Fitting:
         counts = _label_counts(train)
         weight = positive_weights(train, config)
         net = zoo.build(config.arch, len(train.labels), prep.channels, prep.image_size, config.arch_options)
+        path = weights.resolve(config.arch, config.weights)
+        self.begins_with = "random weights"
+        if path is not None:
+            how = weights.load_into(net, zoo.head(net, len(train.labels)), path)
+            self.begins_with = f"{path.name}, {how}"
         if config.head_prior:
-            zoo.set_head_bias(net, losses.head_bias(counts[0], counts[1], weight))
+            zoo.set_head_bias(net, losses.head_bias(*counts, weight))
         self.net = net.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.weight = weight.to(place.device)
-        self.optimizer = optimization.optimizer(config, self.net.parameters())
         self.shadow = {name: tensor.clone() for name, tensor in self.net.state_dict().items()} if config.ema else {}
-        self.wrapped: nn.Module = self.net
+        self.normalize: Callable[..., torch.Tensor] = Normalizer(prep.mean, prep.std, place.device)
+        self.core: nn.Module = self.net  # what is trained and evaluated
+        self.train_reader, self.val_reader = self._readers(prep, stack)
+        trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+        self.optimizer = optimization.optimizer(config, trained)
+        self.wrapped: nn.Module = self.core
         if place.world_size > 1:
             ids = [place.device] if place.device.type == "cuda" else None
-            self.wrapped = DistributedDataParallel(self.net, device_ids=ids)
-        self.normalize = Normalizer(prep.mean, prep.std, place.device)
-        side = margin(prep.image_size) if config.crop < 1 else prep.image_size
-        self.train_reader = stack.enter_context(ShardReader(train, prep.model_copy(update={"image_size": side})))
-        self.val_reader = stack.enter_context(ShardReader(val, prep))
-        for reader in (self.train_reader, self.val_reader):
-            reader.use_cache(config.cache_gb, config.loader_threads)
+            self.wrapped = DistributedDataParallel(self.core, device_ids=ids)
         self.autocast = _autocast(config.precision, place.device)
         self.history: list[dict[str, float]] = []
         self.best_value = -math.inf
         self.bad: set[str] = set()
         self.step = 0
         self.done, self.total = 0, 0.0  # steps of the epoch that are done, and the sum of their losses over all ranks
+
+    def _readers(self, prep: Preprocessing, stack: ExitStack) -> tuple[Reader, Reader]:
+        """Of the training and the validation split: images, or for a head alone the features of a frozen backbone."""
+        config = self.config
+        side = margin(prep.image_size) if config.crop < 1 else prep.image_size
+        readers = [
+            stack.enter_context(ShardReader(split, prep.model_copy(update={"image_size": size})))
+            for split, size in ((self.train, side), (self.val, prep.image_size))
+        ]
+        for reader in readers:
+            reader.use_cache(config.cache_gb, config.loader_threads)
+        if config.train == "all":
+            return readers[0], readers[1]
+        head = zoo.head(self.net, len(self.train.labels))
+        frozen.freeze(self.net, head)
+        features = [
+            frozen.feature_reader(config, split, reader, self.net, head, self.normalize)
+            for split, reader in zip((self.train, self.val), readers, strict=True)
+        ]
+        device = self.place.device
+        self.core, self.normalize = head, lambda images, _=None: images.to(device)
+        return features[0], features[1]
 
     def resume(self) -> list[dict[str, float]]:
         """Take up the last checkpoint, when there is one, and return the metrics of the epochs before it."""
@@ -196,6 +222,8 @@ class _Fitting:
             self.done, self.total = last["done"], last["total"]
             within = f" and {self.done} steps" if self.done else ""
             self._say(f"goes on after epoch {len(self.history)} of {self.config.epochs}{within}")
+        else:
+            self._say(f"begins with {self.begins_with}")
         if self.place.rank == 0:
             lines = "".join(json.dumps(row) + "\n" for row in self.history)
             write_atomic(self.place.folder / "metrics.jsonl", lines.encode())
@@ -235,7 +263,7 @@ class _Fitting:
         config, place = self.config, self.place
         batches = train_batches(len(self.train), config.batch_size, place.rank, place.world_size, config.seed, epoch)
         total_steps = config.epochs * len(batches)
-        mirror = mirrors(len(self.train), config.seed, epoch) if config.hflip else None
+        mirror = mirrors(len(self.train), config.seed, epoch) if config.hflip and config.train == "all" else None
         parts = crops(len(self.train), config.crop, config.seed, epoch) if config.crop < 1 else None
         self.wrapped.train()
         clock = _Clock()
@@ -315,7 +343,7 @@ class _Fitting:
         for batch in self.val_reader.batches(numbers, self.config.loader_threads):
             self._count_bad(batch, len(self.val))
             with self.autocast:
-                logits = net(self.normalize(batch.images)).float()
+                logits = self.core(self.normalize(batch.images)).float()
             loss += float(self._loss(logits, batch.targets, 0.0))
             mine.append(
                 (

@@ -19,7 +19,7 @@ from mlic.cluster.runs import Run, read_state, write_json
 from mlic.config import DoctorConfig, Model, TrainConfig
 from mlic.data.shards import check_trainable, read_index, read_split
 from mlic.errors import MlicError, PartialError, RunError
-from mlic.model import bundle, losses, zoo
+from mlic.model import bundle, losses, weights, zoo
 from mlic.score import decision, thresholds
 from mlic.stages import loop
 from mlic.stages.doctor import doctor as examine
@@ -64,6 +64,7 @@ def train(config: TrainConfig) -> TrainReport:
     index = read_index(config.shards)
     zoo.check(config.arch)
     losses.check(config.loss, config.loss_options)
+    weights.resolve(config.arch, config.weights)
     check_trainable(config.shards, index, config.fold)
     fold = "" if config.fold is None else f"-fold{config.fold}"
     config = config.model_copy(update={"name": config.name or config.arch + fold})
@@ -90,8 +91,8 @@ def finish(config: TrainConfig, folder: Path, fitted: Path) -> TrainReport:
     best = loop.read_best(fitted)
     index = read_index(config.shards)
     labels = tuple(index["labels"])
-    weights = loop.positive_weights(read_split(config.shards, "train", config.fold), config).tolist()
-    settled, fit = decide(config.threshold_policy, config.calibration, best, weights, config.seed)
+    weight = loop.positive_weights(read_split(config.shards, "train", config.fold), config).tolist()
+    settled, fit = decide(config.threshold_policy, config.calibration, best, weight, config.seed)
     fit |= {"fitted_on": "val", "data": index["fingerprint"], "samples": len(best.targets)}
     measurement = measure(labels, settled.decisions, best.targets, settled.scores, _RESAMPLES, config.seed)
     state = read_state(folder) or {}
@@ -101,7 +102,7 @@ def finish(config: TrainConfig, folder: Path, fitted: Path) -> TrainReport:
         tuple(float(value) for value in settled.thresholds), fit | expected(measurement), settled.calibration.plain(),
         {
             "run": folder.name, "epoch": best.epoch, "shards": index["fingerprint"], "seed": config.seed,
-            "checkpoint": os.path.relpath(fitted, folder), "pos_weight": weights,
+            "checkpoint": os.path.relpath(fitted, folder), "pos_weight": weight,
             "versions": state.get("versions"), "git_commit": state.get("git_commit"),
         },
     )  # fmt: skip

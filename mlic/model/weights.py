@@ -1,0 +1,103 @@
+"""Weights from elsewhere into a network of ours: by name, or by order and shape from another port of the same network.
+
+The head is never taken over: its outputs are other labels. Files are safetensors or PyTorch state dicts, which are read
+without running what may be pickled in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlic.errors import ConfigError, DataError
+from mlic.model import zoo
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "ema")
+_PREFIXES = ("module.", "model.", "backbone.", "net.")
+_NAMED = 0.9  # share of a network's tensors that have to be found by name
+
+
+def resolve(arch: str, weights: str) -> Path | None:
+    """The file of a `weights` setting: none, default (what the architecture's makers published) or a path.
+
+    Raises ConfigError where the file is not there, with its name and where to put it.
+    """
+    if weights == "none":
+        return None
+    if weights != "default":
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"the weights {path} do not exist.", "name a .safetensors, .pth or .pt file.")
+        return path
+    url = zoo.weights_url(arch)
+    if url is None:
+        raise ConfigError(f"{arch} has no published weights.", "give --weights none or a file.")
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.is_file():
+        raise ConfigError(
+            f"the weights of {arch} are not on this machine.", f"fetch {url} to {path}, or give --weights FILE or none."
+        )
+    return path
+
+
+def load_into(net: nn.Module, head: nn.Module, path: Path) -> str:
+    """Copy the tensors of a file into all of a network but its head; says how they were matched.
+
+    By name, after prefixes that training scripts add; or, where names differ, in the order of the file, when all shapes
+    agree. Raises DataError when neither fits.
+    """
+    found = _read(path)
+    own = net.state_dict()
+    kept = {f"{name}.{leaf}" for name, module in net.named_modules() if module is head for leaf in head.state_dict()}
+    wanted = {
+        name: tensor for name, tensor in own.items() if name not in kept and not name.endswith("num_batches_tracked")
+    }
+    named = {name: found[name] for name in wanted if name in found and found[name].shape == wanted[name].shape}
+    if len(named) >= _NAMED * len(wanted):
+        lost = sorted(set(wanted) - set(named))
+        if lost:
+            raise DataError(f"{path} has no tensor {lost[0]!r} of the right shape.", "give weights of this network.")
+        net.load_state_dict(own | named)
+        return f"{len(named)} tensors by name"
+    ordered = [tensor for name, tensor in found.items() if not name.endswith("num_batches_tracked")]
+    pairs = list(zip(wanted.items(), ordered, strict=False))
+    odd = next((name for (name, mine), theirs in pairs if mine.shape != theirs.shape), None)
+    if odd is not None or len(ordered) < len(wanted):
+        what = f"{odd!r} has another shape there" if odd else f"it has {len(ordered)} tensors, not {len(wanted)}"
+        raise DataError(f"{path} fits this network neither by name nor by order: {what}.", "give other weights.")
+    net.load_state_dict(own | {name: theirs for (name, _), theirs in pairs})
+    return f"{len(pairs)} tensors by order and shape"
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            plain: Any = load_file(path)
+        else:
+            plain = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError, _unpickling()) as error:
+        line = " ".join(str(error).split())[:200]
+        raise DataError(f"the weights {path} do not read: {line}.", "give a state dict.") from None
+    for wrapper in _WRAPPERS:
+        if isinstance(plain, Mapping) and isinstance(plain.get(wrapper), Mapping):
+            plain = plain[wrapper]
+    if not isinstance(plain, Mapping) or not any(isinstance(value, torch.Tensor) for value in plain.values()):
+        raise DataError(f"{path} holds no state dict.", "give a file of named tensors.")
+    tensors = {str(name): value for name, value in plain.items() if isinstance(value, torch.Tensor)}
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _unpickling() -> type[Exception]:
+    import pickle
+
+    return pickle.UnpicklingError

@@ -1,0 +1,89 @@
+"""A frozen backbone: what its head is given for every sample of a split, computed once for all epochs and trials."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mlic.config import TrainConfig
+from mlic.data import cache, storage
+from mlic.data.loader import FeatureReader, ShardReader, eval_batches
+from mlic.data.shards import Split
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 64
+
+
+def freeze(net: nn.Module, head: nn.Module) -> None:
+    """Let the head alone have gradients."""
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    for parameter in head.parameters():
+        parameter.requires_grad_(True)
+
+
+def feature_reader(
+    config: TrainConfig, split: Split, reader: ShardReader, net: nn.Module, head: nn.Module,
+    normalize: Callable[[torch.Tensor], torch.Tensor],
+) -> FeatureReader:  # fmt: skip
+    """The features of a split, from the node's cache where it has them already.
+
+    They are known by the data, the preprocessing and the backbone's own tensors, so they are never stale.
+    """
+    sizes: list[int] = []
+    for images, _ in _given(head, net, normalize, reader, [np.array([0])], 0):
+        sizes = list(images.shape[1:])
+    shape = (len(split), *sizes)
+
+    def parts() -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], dict[int, str]]]:
+        for features, batch in _given(
+            head, net, normalize, reader, eval_batches(len(split), _BATCH, 0, 1), config.loader_threads
+        ):
+            named = dict(batch.bad)
+            yield batch.index, features, {int(i): named[k] for i in batch.index if (k := split.key(i)) in named}
+
+    known_by = f"{split.fingerprint} {split.name} {_digest(net, head)} {config.image_size} {config.color}"
+    found = cache.stored(
+        known_by, shape, np.dtype(np.float32), max(config.cache_gb, 1e-9), storage.node_folder(), parts
+    )
+    if found is None:  # no room on the disk, or none is allowed: this process keeps its own
+        kept = np.zeros(shape, np.float32)
+        bad: dict[int, str] = {}
+        for index, features, reasons in parts():
+            kept[index] = features
+            bad |= reasons
+        found = cache.Decoded(kept, bad)
+    return FeatureReader(split, found)
+
+
+@torch.no_grad()
+def _given(
+    head: nn.Module, net: nn.Module, normalize: Any, reader: ShardReader, batches: Any, threads: int
+) -> Iterator[tuple[np.ndarray[Any, Any], Any]]:
+    """What the head is given for each batch of sample numbers, and the batch."""
+    seen: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    net.eval()
+    try:
+        for batch in reader.batches(batches, threads):
+            net(normalize(batch.images))
+            yield seen.pop().float().cpu().numpy(), batch
+    finally:
+        hook.remove()
+
+
+def _digest(net: nn.Module, head: nn.Module) -> str:
+    """A name of everything but the head: what is computed from an image depends on nothing else."""
+    own = {id(tensor) for tensor in head.state_dict(keep_vars=True).values()}
+    digest = hashlib.sha256(repr(net).encode())
+    for name, tensor in net.state_dict(keep_vars=True).items():
+        if id(tensor) not in own:
+            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from mlic.errors import ConfigError, DataError
+from mlic.model import weights, zoo
+
+
+def network(labels: int = 3, arch: str = "resnet18") -> nn.Module:
+    return zoo.build(arch, labels, 3, 64, {})
+
+
+def same_backbone(one: nn.Module, two: nn.Module, last: str = "fc.") -> bool:
+    a, b = one.state_dict(), two.state_dict()
+    return all(torch.equal(a[name], b[name]) for name in a if not name.startswith(last))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_by_name_from_a_network_with_other_labels(tmp_path: Path, suffix: str, prefix: str) -> None:
+    source, net = network(1000), network()
+    state = {prefix + name: tensor for name, tensor in source.state_dict().items()}
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": state, "epoch": 3}, path)
+    else:
+        save_file(state, path)
+    before = net.fc.weight.detach().clone()
+    assert weights.load_into(net, net.fc, path) == "100 tensors by name"
+    assert same_backbone(net, source)
+    assert torch.equal(net.fc.weight, before)
+
+
+def test_by_order_and_shape_from_another_port(tmp_path: Path) -> None:
+    source, net = network(1000), network()
+    state = {f"layer.{i}": tensor for i, tensor in enumerate(source.state_dict().values())}
+    torch.save({name: tensor for name, tensor in state.items() if tensor.ndim}, tmp_path / "w.pth")
+    assert weights.load_into(net, net.fc, tmp_path / "w.pth") == "100 tensors by order and shape"
+    assert same_backbone(net, source)
+
+
+def test_weights_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
+    net = network()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    torch.save(network(arch="squeezenet1_1").state_dict(), tmp_path / "other.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "text.safetensors").write_text("hello")
+    one = network(1000).state_dict()
+    one["layer1.0.conv1.weight"] = torch.zeros(1)
+    torch.save(one, tmp_path / "one.pth")
+    for name, words in (
+        ("other.pth", "fits this network neither by name nor by order"), ("list.pth", "holds no state dict"),
+        ("text.pth", "do not read"), ("text.safetensors", "do not read"),
+        ("one.pth", "has no tensor 'layer1.0.conv1.weight' of the right shape"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=words):
+            weights.load_into(net, net.fc, tmp_path / name)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_where_weights_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert weights.resolve("resnet18", "none") is None
+    with pytest.raises(ConfigError, match="the weights of resnet18 are not on this machine") as caught:
+        weights.resolve("resnet18", "default")
+    assert str(tmp_path / "checkpoints" / "resnet18-") in str(caught.value.hint)
+    name = zoo.weights_url("resnet18")
+    assert name is not None
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / name.rpartition("/")[2]).touch()
+    assert weights.resolve("resnet18", "default") == tmp_path / "checkpoints" / name.rpartition("/")[2]
+    with pytest.raises(ConfigError, match="b-final has no published weights"):
+        weights.resolve("b-final", "default")
+    with pytest.raises(ConfigError, match="do not exist"):
+        weights.resolve("b-final", str(tmp_path / "nowhere.pth"))
+
+
+def test_timm_by_name_and_a_hidden_layer() -> None:
+    net = zoo.build("timm/tf_efficientnet_lite0", 3, 1, 64, {"head_hidden": 16, "head_dropout": 0.25})
+    head = zoo.head(net, 3)
+    assert isinstance(head, zoo.Head)
+    assert [module.out_features for module in head if isinstance(module, nn.Linear)] == [16, 3]
+    assert zoo.normalization("timm/tf_efficientnet_lite0") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    with pytest.raises(ConfigError, match="unknown architecture 'timm/tf_efficientnet_light0'") as caught:
+        zoo.check("timm/tf_efficientnet_light0")
+    assert "did you mean timm/tf_efficientnet_lite0?" in str(caught.value.hint)
+    with pytest.raises(ConfigError, match="cannot have a hidden layer"):
+        zoo.build("squeezenet1_1", 3, 3, 64, {"head_hidden": 16})
