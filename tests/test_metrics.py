@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
 
-from mlic.score import metrics
+from mlic.score import metrics, ranking
 
 Array = np.ndarray[Any, Any]
 shapes = st.tuples(st.integers(1, 25), st.integers(2, 5))
@@ -103,7 +103,9 @@ def test_counts_of_parts_merge_to_those_of_the_whole(case: tuple[Array, Array, A
 def test_label_metrics_are_scikit_learns(case: tuple[Array, Array, Array]) -> None:
     targets, decisions, scores = case
     p, r, f, s = sk.precision_recall_fscore_support(targets, decisions, zero_division=0)
-    rows = metrics.label_table([str(i) for i in range(targets.shape[1])], decisions, targets, scores)
+    rows = metrics.label_table(
+        [str(i) for i in range(targets.shape[1])], decisions, targets, ranking.areas(scores, targets)
+    )
     for i, row in enumerate(rows):
         assert (row["support"], row["precision"], row["recall"], row["f1"]) == pytest.approx((s[i], p[i], r[i], f[i]))
 

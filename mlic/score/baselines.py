@@ -21,7 +21,7 @@ def baselines(decisions: Array, targets: Array, scores: Array | None, seed: int)
 
     `all_negative` gives no label. `always_top_K` gives everybody the K most frequent labels. `prevalence` gives each
     label at random with its share; its values are expectations (of a ratio: the ratio of expected counts), and where
-    there are scores its own are the shares. `shuffled` are the decisions and scores at hand, dealt out to the images
+    there are scores its own are the shares (of more than 100,000 samples, as many are looked at). `shuffled` are the decisions and scores at hand, dealt out to the images
     at random: what knowing how often to give a label is worth without looking.
     """
     num_labels = targets.shape[1]
@@ -35,8 +35,9 @@ def baselines(decisions: Array, targets: Array, scores: Array | None, seed: int)
         found["all_negative" if k == 0 else f"always_top_{k}"] = metrics.decision_metrics(everywhere, targets)
     found["prevalence"] = _prevalence(targets, share)
     if scores is not None:
-        constant = np.broadcast_to(share.astype(np.float32), targets.shape)
-        found["prevalence"] |= metrics.score_metrics(constant, targets) | {"map": float(share.mean())}
+        rows = np.random.default_rng([seed, 10]).permutation(len(targets))[:_SHUFFLED_ROWS]
+        constant = np.broadcast_to(share.astype(np.float32), (len(rows), num_labels))
+        found["prevalence"] |= metrics.score_metrics(constant, targets[rows]) | {"map": float(share.mean())}
     found["shuffled"] = _shuffled(decisions, targets, scores, seed)
     return found
 

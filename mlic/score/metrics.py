@@ -68,13 +68,14 @@ def decision_metrics(decisions: Array, targets: Array) -> dict[str, float]:
     return Counts(targets.shape[1]).add(decisions, targets).values()
 
 
-def score_metrics(scores: Array, targets: Array) -> dict[str, float]:
+def score_metrics(scores: Array, targets: Array, areas: tuple[Array, Array] | None = None) -> dict[str, float]:
     """All of SCORE_METRICS for scores (N, L) and targets (N, L), each where it is defined.
 
     `map` counts a label without a positive sample as 0. `roc_auc` is the mean over labels that have both classes.
+    `areas` are those of `ranking.areas`, where the caller has them.
     """
     known = targets >= 0
-    precision, area = ranking.areas(scores, targets)
+    precision, area = areas or ranking.areas(scores, targets)
     micro = ranking.cuts(scores[known], targets[known] == 1)
     found = {"map": float(precision.mean()), "map_micro": micro.average_precision()}
     if not np.isnan(area).all():
@@ -102,11 +103,13 @@ def average_precision(scores: Array, targets: Array) -> Array:
     return ranking.areas(scores, targets)[0]
 
 
-def label_table(labels: Sequence[str], decisions: Array, targets: Array, scores: Array | None) -> list[dict[str, Any]]:
-    """One row a label: label, support, share, precision, recall, f1 and, with scores, ap and roc_auc (None: none)."""
+def label_table(
+    labels: Sequence[str], decisions: Array, targets: Array, areas: tuple[Array, Array] | None
+) -> list[dict[str, Any]]:
+    """One row a label: label, support, share, precision, recall, f1 and, with areas, ap and roc_auc (None: none)."""
     columns = label_metrics(decisions, targets)
     share = ratio(columns["support"], (targets >= 0).sum(axis=0))
-    precision, area = (None, None) if scores is None else ranking.areas(scores, targets)
+    precision, area = areas or (None, None)
     return [
         {
             "label": label, "support": int(columns["support"][i]), "share": float(share[i]),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlic.config import Model
-from mlic.score import baselines, bootstrap, calibration, metrics
+from mlic.score import baselines, bootstrap, calibration, metrics, ranking
 
 _SHOWN = (
     "f1_micro",
@@ -75,10 +75,11 @@ def measure(
 ) -> Measurement:  # fmt: skip
     """Measure decisions (N, L) and, where there are any, scores (N, L) against targets (N, L)."""
     values = metrics.decision_metrics(decisions, targets)
-    rows = metrics.label_table(labels, decisions, targets, scores)
+    areas = None if scores is None else ranking.areas(scores, targets)
+    rows = metrics.label_table(labels, decisions, targets, areas)
     errors: dict[str, Any] = {"brier": [None] * len(rows), "calibration_error": [None] * len(rows)}
     if scores is not None:
-        values |= metrics.score_metrics(scores, targets)
+        values |= metrics.score_metrics(scores, targets, areas)
         errors["brier"], errors["calibration_error"] = calibration.label_errors(scores, targets)
     limits = bootstrap.intervals(decisions, targets, scores, resamples, seed)
     trivial = baselines.baselines(decisions, targets, scores, seed)
