@@ -5,8 +5,9 @@
 The runs are folds of one data set, trained by `mlic train --fold K`; their validation scores together are those of
 images that no model was fitted to. Over 50 random halves: micro- and macro-F1 of each policy minus that of the global
 threshold, on the half that was not fitted to, and the cross-fitted estimate made on the fitted half minus what the
-other half gave. Noise is twice the standard error of the mean over halves, as if they were independent: they share
-images, so it is on the small side.
+other half gave. A half is worse for sure where the 95% interval of the difference to global, over its images, lies below
+0; one or two of 50 are by chance. Noise is twice the standard error of the mean over halves, as if they were
+independent: they share images, so it is on the small side.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import click
 import numpy as np
 
 from benchmarks.results import write_section
-from mlic.score import thresholds
+from mlic.score import bootstrap, thresholds
 from mlic.score.metrics import decision_metrics
 from mlic.stages.loop import read_best
 
@@ -37,7 +38,8 @@ def main(runs: tuple[Path, ...], halves: int, samples: int, labels: int) -> None
         found = [read_best(run) for run in runs]
         scores, targets = (np.concatenate([getattr(best, name) for best in found]) for name in ("scores", "targets"))
         rows = compare(scores, targets, halves)
-        head = ["policy", "micro-F1", "minus global", "macro-F1", "minus global", "estimate minus other half, micro"]
+        head = ["policy", "micro-F1", "minus global", "macro-F1", "minus global", "estimate minus other half, micro",
+                "halves worse for sure, micro, macro"]  # fmt: skip
         text = f"{len(scores):,} images, {targets.shape[1]} labels, {halves} random halves; mean and noise (2 SE)."
         write_section("Thresholds on the other half", f"{text}\n\n{markdown(head, rows)}")
     seconds = [[policy, f"{timed(policy, samples, labels):.0f}"] for policy in ("global", "per-label", "joint")]
@@ -52,12 +54,17 @@ def compare(scores: Array, targets: Array, halves: int) -> list[list[str]]:
     for seed in range(halves):
         order = np.random.default_rng(seed).permutation(len(scores))
         one, two = order[: len(order) // 2], order[len(order) // 2 :]
+        alone = thresholds.decide(scores[two], thresholds.thresholds("global", scores[one], targets[one], seed)[0])
         for policy in POLICIES:
             fitted = thresholds.fit(policy, scores[one], targets[one], seed)
             estimate = decision_metrics(fitted.decisions, targets[one])
             given = thresholds.decide(scores[two], fitted.thresholds, thresholds.top_k(policy))
             actual = decision_metrics(given, targets[two])
-            reached[policy].append([*(actual[n] for n in names), *(estimate[n] - actual[n] for n in names)])
+            apart = bootstrap.differences((given, None), (alone, None), targets[two], 400, seed)
+            reached[policy].append(
+                [*(actual[n] for n in names), *(estimate[n] - actual[n] for n in names),
+                 *(apart[n][1] < 0 for n in names)]
+            )  # fmt: skip
     values = {policy: np.array(rows) for policy, rows in reached.items()}
     rows = []
     for policy, own in values.items():
@@ -65,7 +72,7 @@ def compare(scores: Array, targets: Array, halves: int) -> list[list[str]]:
         rows.append(
             [
                 policy, f"{own[:, 0].mean():.4f}", spread(gain[:, 0]), f"{own[:, 1].mean():.4f}", spread(gain[:, 1]),
-                spread(own[:, 2]),
+                spread(own[:, 2]), f"{own[:, 4].sum():.0f}, {own[:, 5].sum():.0f}",
             ]
         )  # fmt: skip
     return rows

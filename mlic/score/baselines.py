@@ -21,8 +21,9 @@ def baselines(decisions: Array, targets: Array, scores: Array | None, seed: int)
 
     `all_negative` gives no label. `always_top_K` gives everybody the K most frequent labels. `prevalence` gives each
     label at random with its share; its values are expectations (of a ratio: the ratio of expected counts), and where
-    there are scores its own are the shares (of more than 100,000 samples, as many are looked at). `shuffled` are the decisions and scores at hand, dealt out to the images
-    at random: what knowing how often to give a label is worth without looking.
+    there are scores its own are the shares (of more than 100,000 samples, so many are looked at). `shuffled` are the
+    decisions and scores at hand, dealt out to the images at random: what knowing how often to give a label is worth
+    without looking.
     """
     num_labels = targets.shape[1]
     share = metrics.ratio((targets == 1).sum(axis=0), (targets >= 0).sum(axis=0))

@@ -171,22 +171,24 @@ class _Search:
     def choose(self, folds: Sequence[int]) -> Choice | None:
         """The member of the family with the best macro-F1, on folds that its thresholds were not fitted to.
 
-        Of those whose micro-F1 there is at least that of the global threshold.
+        Of those whose micro-F1 is at least that of the global threshold, by half a standard error over the folds: of
+        many that look as good, the one that looks best is a little worse than it looks.
         """
         if self.name != "per-label":
             return None
-        counts = np.zeros((len(FAMILY), 3, self.scores.shape[1]))
-        for k in folds:
+        counts = np.zeros((len(folds), len(FAMILY), 3, self.scores.shape[1]))
+        for place, k in enumerate(folds):
             held = np.flatnonzero(self.fold == k)[:_JUDGED]
             scores, targets = self.scores[held], self.targets[held]
             positive, known = targets == 1, targets >= 0
             for i, choice in enumerate(FAMILY):
                 given = decide(scores, self.fit([j for j in folds if j != k], choice)) & known
-                counts[i] += (given & positive).sum(axis=0), given.sum(axis=0), positive.sum(axis=0)
-        tp, count, positives = counts.transpose(1, 0, 2)
+                counts[place, i] = (given & positive).sum(axis=0), given.sum(axis=0), positive.sum(axis=0)
+        gains = _micro_f1(counts) - _micro_f1(counts[:, :1])
+        error = gains.std(axis=0, ddof=1) / np.sqrt(len(folds))
+        tp, count, positives = counts.sum(axis=0).transpose(1, 0, 2)
         macro = (2 * tp / np.maximum(1, count + positives)).mean(axis=1)
-        micro = 2 * tp.sum(axis=1) / np.maximum(1, (count + positives).sum(axis=1))
-        return FAMILY[int(np.argmax(np.where(micro >= micro[0], macro, -1)))]
+        return FAMILY[int(np.argmax(np.where(gains.mean(axis=0) >= error / 2, macro, -1)))]
 
     def _family(self, folds: tuple[int, ...]) -> tuple[np.float32, dict[float, Array]]:
         """The global threshold of some folds, and those (L,) of each label by `own`."""
@@ -349,3 +351,9 @@ def _between(upper: np.float32, lower: np.float32) -> np.float32:
     """Halfway to the next lower score, so that a score that differs in its last bits is decided alike."""
     middle = np.float32((np.float64(upper) + np.float64(lower)) / 2)
     return np.float32(middle if lower < middle <= upper else upper)
+
+
+def _micro_f1(counts: Array) -> Array:
+    """Micro-F1 (...) of true positives, given and positives of each label, (..., 3, L)."""
+    tp, count, positives = np.moveaxis(counts.sum(axis=-1), -1, 0)
+    return np.asarray(2 * tp / np.maximum(1, count + positives))
