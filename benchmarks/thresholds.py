@@ -5,8 +5,8 @@
 The runs are folds of one data set, trained by `mlic train --fold K`; their validation scores together are those of
 images that no model was fitted to. Over 50 random halves: micro- and macro-F1 of each policy minus that of the global
 threshold, on the half that was not fitted to, and the cross-fitted estimate made on the fitted half minus what the
-other half gave. A half is worse for sure where the 95% interval of the difference to global, over its images, lies below
-0; one or two of 50 are by chance. Noise is twice the standard error of the mean over halves, as if they were
+other half gave. A half is worse for sure where the 95% interval of the difference to global, over its images, lies
+below 0; one or two of 50 are by chance. Noise is twice the standard error of the mean over halves, as if they were
 independent: they share images, so it is on the small side.
 """
 

@@ -228,7 +228,7 @@ def test_per_label_is_better_for_rare_labels_and_not_worse_for_all() -> None:
         gains.append(tuple(values[1] - values[0]))
     micro, macro = np.array(gains).T
     assert micro.mean() > -2 * micro.std() / np.sqrt(len(gains))
-    assert macro.min() > 0
+    assert macro.min() >= 0
     assert macro.mean() > 0.05
 
 
