@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mlic.values import (
     AnyPath,
     Calibrator,
+    Distortion,
     Gates,
     Interval,
     LocalPath,
@@ -263,6 +264,10 @@ class FitSettings(Settings):
     color: Color | Literal["auto"] = setting("auto", "rgb, gray, or what the architecture was made for")
     hflip: bool = setting(True, "Mirror training images at random")
     crop: Share = setting(1.0, "Smallest share of a training image that a random crop shows; 1: no crops", gt=0, le=1)
+    augment: dict[Distortion, float] = setting(
+        {}, "What else changes training images at random: rotate (degrees), shift, brightness, contrast, saturation "
+        "(shares), invert, erase (probabilities)",
+    )  # fmt: skip
     head_prior: bool = setting(True, "Start the output biases at the labels' log-odds in the training split")
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto: bf16 on GPUs that have it, fp32 elsewhere")
     checkpoint_steps: int = setting(
@@ -314,9 +319,16 @@ class TrainConfig(ModelSettings, FitSettings, RunSettings):
     """Train one model, data-parallel over the workers of a Ray cluster."""
 
     @model_validator(mode="after")
+    def _amounts_make_sense(self) -> Self:
+        for name, amount in self.augment.items():
+            if amount < 0 or (name in ("shift", "invert", "erase") and amount > 1):
+                raise ValueError(f"augment.{name} should be from 0 to 1, not {amount:g}")
+        return self
+
+    @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
-        if self.train == "head" and self.crop < 1:
-            raise ValueError("the features that a head is trained on are of whole images; leave crop at 1")
+        if self.train == "head" and (self.crop < 1 or self.augment):
+            raise ValueError("the features that a head is trained on are computed once; leave crop and augment out")
         return self
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 Operation = Literal["rotate", "shift", "flip", "erase", "brightness", "contrast"]
+Distortion = Literal["rotate", "shift", "brightness", "contrast", "saturation", "invert", "erase"]
 Loss = Literal["bce", "class-balanced", "focal", "asymmetric", "soft-margin", "mse", "l1", "softmax"]
 Optimizer = Literal["adam", "adamw", "adamax", "adadelta", "adagrad", "rmsprop", "sgd"]
 Activation = Literal["sigmoid", "softmax"]

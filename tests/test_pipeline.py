@@ -474,6 +474,21 @@ def _copy(run: Path, folder: Path) -> Path:
     return folder / "copied"
 
 
+def test_training_goes_on_from_another_run(trained: TrainReport, shards: Path, tmp_path: Path) -> None:
+    """All of its weights, the last layer too, as the second round of reference system E does it."""
+    base = TrainConfig(
+        shards=shards, runs=tmp_path, name="second", color="rgb", workers=1, weights=str(trained.run), lr=1e-6,
+        pos_weight_power=1.0, pos_weight_by_min=True, **(FIT | {"epochs": 1}),
+    )  # fmt: skip
+    second = train(base)
+    assert second.measurement.values["map"] == pytest.approx(trained.measurement.values["map"], abs=0.1)
+    assert "all tensors" in (tmp_path / "second" / "log.txt").read_text()
+    state = json.loads((tmp_path / "second" / "run.json").read_text())
+    assert set(state["inputs"]) == {"shards", "weights"}
+    with pytest.raises(DataError, match="is of another architecture"):
+        train(base.model_copy(update={"arch": "a-cnn1", "name": "third"}))
+
+
 def test_a_tar_is_a_tar(shards: Path) -> None:
     for path in shards.glob("*.tar"):
         with tarfile.open(path) as tar:

@@ -1,12 +1,19 @@
-"""uint8 batches to float32 on the device, and what training changes about an image."""
+"""uint8 batches to float32 on the device, and what training changes about an image.
+
+All that is drawn for an image depends on the seed, the epoch and the image alone, so it is the same for any number of
+workers and after any stop.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 import numpy as np
 import torch
+from torch.nn import functional
+
+from mlic.values import Distortion
 
 Array = np.ndarray[Any, Any]
 
@@ -51,6 +58,86 @@ class Normalizer:
             rows, out = image.reshape(height, width * channels), self._buffer[i].view(height, width * channels)
             torch.addcmul(shift, rows, scale, out=out)
         return self._buffer[:count].permute(0, 3, 1, 2)
+
+
+def distortions(num_samples: int, augment: Mapping[Distortion, float], seed: int, epoch: int) -> dict[str, Array]:
+    """What an epoch does to each image (N, ...), by operation; each has a stream of numbers of its own.
+
+    rotate: up to so many degrees either way. shift: up to so much of the side. brightness, contrast, saturation: times
+    1 - x to 1 + x, as torchvision's ColorJitter. invert: with this probability. erase: with this probability, a
+    rectangle of 2 to 33% of the area, as in Zhong et al., Random Erasing Data Augmentation (2020).
+    """
+    drawn: dict[str, Array] = {}
+    for number, name in enumerate(get_args(Distortion)):
+        amount = augment.get(name, 0.0)
+        if not amount:
+            continue
+        rng = np.random.default_rng([seed, epoch, 20 + number])
+        if name in ("brightness", "contrast", "saturation"):
+            drawn[name] = rng.uniform(max(0.0, 1 - amount), 1 + amount, num_samples)
+        elif name == "rotate":
+            drawn[name] = np.deg2rad(rng.uniform(-amount, amount, num_samples))
+        elif name == "shift":
+            drawn[name] = rng.uniform(-amount, amount, (num_samples, 2))
+        elif name == "invert":
+            drawn[name] = rng.random(num_samples) < amount
+        else:
+            area, ratio = rng.uniform(0.02, 0.33, num_samples), np.exp(rng.uniform(-1.2, 1.2, num_samples))
+            size = np.minimum(1, np.sqrt(np.stack([area * ratio, area / ratio], axis=1)))
+            size[rng.random(num_samples) >= amount] = 0
+            start = rng.random((num_samples, 2)) * (1 - size)
+            drawn[name] = np.concatenate([start, start + size], axis=1)
+    return drawn
+
+
+def distort(images: torch.Tensor, index: Array, drawn: Mapping[str, Array]) -> torch.Tensor:
+    """Images uint8 (B, H, W, C) of the samples `index` (B,), changed as `distortions` drew it; new uint8 ones."""
+    mine = {name: torch.from_numpy(np.asarray(values[index], dtype=np.float32)) for name, values in drawn.items()}
+    found = images.permute(0, 3, 1, 2).float().div_(255)
+    if "rotate" in mine or "shift" in mine:
+        found = _moved(found, mine)
+    if "brightness" in mine:
+        found = (found * _each(mine["brightness"])).clamp_(0, 1)
+    if "contrast" in mine:
+        grey = _grey(found).mean(dim=(1, 2, 3), keepdim=True)
+        found = torch.lerp(grey.expand_as(found), found, _each(mine["contrast"])).clamp_(0, 1)
+    if "saturation" in mine and found.shape[1] == 3:
+        found = torch.lerp(_grey(found).expand_as(found), found, _each(mine["saturation"])).clamp_(0, 1)
+    if "invert" in mine:
+        found = torch.where(_each(mine["invert"]) > 0, 1 - found, found)
+    if "erase" in mine:
+        found = found * ~_within(mine["erase"], found.shape[2], found.shape[3])
+    return found.mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _moved(images: torch.Tensor, mine: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Rotated about the middle and shifted; what comes in from outside is black."""
+    angle = mine.get("rotate", torch.zeros(len(images)))
+    shift = mine.get("shift", torch.zeros(len(images), 2)) * 2
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    rows = [torch.stack([cosine, -sine, shift[:, 0]], dim=1), torch.stack([sine, cosine, shift[:, 1]], dim=1)]
+    grid = functional.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _within(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Which pixels (B, 1, H, W) lie in boxes (B, 4), top, left, bottom and right in shares of the sides."""
+    rows, columns = (torch.arange(n)[None] + 0.5 for n in (height, width))
+    top, left, bottom, right = (boxes[:, [i]] for i in range(4))
+    down = (rows >= top * height) & (rows < bottom * height)
+    across = (columns >= left * width) & (columns < right * width)
+    return (down[:, :, None] & across[:, None, :])[:, None]
+
+
+def _grey(images: torch.Tensor) -> torch.Tensor:
+    """Brightness (B, 1, H, W), by the weights of ITU-R 601 as everywhere."""
+    if images.shape[1] == 1:
+        return images
+    return (images * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+
+
+def _each(values: torch.Tensor) -> torch.Tensor:
+    return values.view(-1, 1, 1, 1)
 
 
 def mirrors(num_samples: int, seed: int, epoch: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ without running what may be pickled in them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from mlic.errors import ConfigError, DataError
-from mlic.model import zoo
+from mlic.model import bundle, zoo
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "ema")
 _PREFIXES = ("module.", "model.", "backbone.", "net.")
@@ -22,16 +23,19 @@ _NAMED = 0.9  # share of a network's tensors that have to be found by name
 
 
 def resolve(arch: str, weights: str) -> Path | None:
-    """The file of a `weights` setting: none, default (what the architecture's makers published) or a path.
+    """The file of a `weights` setting, or the bundle's folder where it names a run.
 
+    `none` is None, `default` the file that the architecture's makers published, in PyTorch's cache.
     Raises ConfigError where the file is not there, with its name and where to put it.
     """
     if weights == "none":
         return None
     if weights != "default":
         path = Path(weights).expanduser()
+        if path.is_dir():
+            return bundle.find(path)
         if not path.is_file():
-            raise ConfigError(f"the weights {path} do not exist.", "name a .safetensors, .pth or .pt file.")
+            raise ConfigError(f"the weights {path} do not exist.", "name a run, a .safetensors, .pth or .pt file.")
         return path
     url = zoo.weights_url(arch)
     if url is None:
@@ -42,6 +46,29 @@ def resolve(arch: str, weights: str) -> Path | None:
             f"the weights of {arch} are not on this machine.", f"fetch {url} to {path}, or give --weights FILE or none."
         )
     return path
+
+
+def continue_from(net: nn.Module, labels: tuple[str, ...], folder: Path) -> str:
+    """Copy all tensors of a bundle, its last layer too; says so.
+
+    Raises DataError where the bundle has other labels, in another order, or another architecture.
+    """
+    model, before = bundle.load_model(folder)
+    if model.labels != labels:
+        raise DataError(f"the model {folder} has other labels than the shards.", "continue with the same labels.")
+    try:
+        net.load_state_dict(before.state_dict())
+    except RuntimeError as error:
+        line = " ".join(str(error).split())[:200]
+        raise DataError(f"the model {folder} is of another architecture: {line}.", "give the same --arch.") from None
+    return "all tensors"
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file, or of the weights of a bundle."""
+    file = path / bundle.WEIGHTS if path.is_dir() else path
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def load_into(net: nn.Module, head: nn.Module, path: Path) -> str:

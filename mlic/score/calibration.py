@@ -22,6 +22,7 @@ METHODS = ("none", "prior", "temperature", "platt", "isotonic")
 FOLDS = 5
 _EDGE = 1e-6
 _STEPS = 50  # of Newton's method
+_MOST_SCALE = 100.0
 _MIN_POSITIVES = 5  # a label with fewer keeps its scores
 _SURE = 1.645  # standard errors of the gain: better by chance in 5% of cases
 
@@ -132,7 +133,7 @@ def logit(scores: Array) -> Array:
 
 
 def sigmoid(values: Array) -> Array:
-    return np.asarray(1 / (1 + np.exp(-values)))
+    return np.asarray(1 / (1 + np.exp(-np.clip(values, -500, 500))))
 
 
 def _platt(logits: Array, positive: Array) -> tuple[float, float]:
@@ -169,7 +170,8 @@ def _newton(logits: Array, goals: Array, with_shift: bool) -> tuple[float, float
         if not new < now - 1e-10 * abs(now):
             break
         found, now = found - size * step, new
-    return max(float(found[0]), 1e-3), float(found[1]) if with_shift else 0.0
+    # Scores that part the classes without a mistake would have a scale without bounds.
+    return float(np.clip(found[0], 1 / _MOST_SCALE, _MOST_SCALE)), float(found[1]) if with_shift else 0.0
 
 
 def _isotonic(scores: Array, targets: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -7,6 +7,7 @@ a run that goes on from a checkpoint is the run that was never stopped.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -24,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlic.cluster.runs import disk_errors, is_current, temporary, write_atomic
 from mlic.config import Preprocessing, TrainConfig
-from mlic.data.augment import Normalizer, crops, margin, mirrors
+from mlic.data.augment import Normalizer, crops, distort, distortions, margin, mirrors
 from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches, train_batches
 from mlic.data.shards import Split, read_split
 from mlic.errors import DataError, RunError
@@ -164,10 +165,12 @@ class _Fitting:
         net = zoo.build(config.arch, len(train.labels), prep.channels, prep.image_size, config.arch_options)
         path = weights.resolve(config.arch, config.weights)
         self.begins_with = "random weights"
-        if path is not None:
+        if path is not None and path.is_dir():
+            self.begins_with = f"{path}, {weights.continue_from(net, train.labels, path)}"
+        elif path is not None:
             how = weights.load_into(net, zoo.head(net, len(train.labels)), path)
             self.begins_with = f"{path.name}, {how}"
-        if config.head_prior:
+        if config.head_prior and not (path is not None and path.is_dir()):
             zoo.set_head_bias(net, losses.head_bias(*counts, weight))
         self.net = net.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.weight = weight.to(place.device)
@@ -265,6 +268,7 @@ class _Fitting:
         total_steps = config.epochs * len(batches)
         mirror = mirrors(len(self.train), config.seed, epoch) if config.hflip and config.train == "all" else None
         parts = crops(len(self.train), config.crop, config.seed, epoch) if config.crop < 1 else None
+        drawn = distortions(len(self.train), config.augment, config.seed, epoch) if config.augment else None
         self.wrapped.train()
         clock = _Clock()
         total = torch.zeros((), device=place.device)
@@ -277,6 +281,8 @@ class _Fitting:
             known = max(1, int((self.train.targets[whole] >= 0).sum()))
             # The gradients are averaged over ranks, so each rank's sum is divided by the whole batch's count over
             # the number of ranks: the step is that of the whole batch, however unevenly it was dealt out.
+            if drawn is not None:
+                batch = dataclasses.replace(batch, images=distort(batch.images, batch.index, drawn))
             loss = self._backward(batch, mirror, place.world_size / known)
             if config.clip_norm:
                 torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm)

@@ -64,12 +64,15 @@ def train(config: TrainConfig) -> TrainReport:
     index = read_index(config.shards)
     zoo.check(config.arch)
     losses.check(config.loss, config.loss_options)
-    weights.resolve(config.arch, config.weights)
+    begins_with = weights.resolve(config.arch, config.weights)
     check_trainable(config.shards, index, config.fold)
     fold = "" if config.fold is None else f"-fold{config.fold}"
     config = config.model_copy(update={"name": config.name or config.arch + fold})
     folder = config.runs / str(config.name)
-    with Run.open(folder, "train", config, {"shards": index["fingerprint"]}, config.fresh) as run:
+    inputs = {"shards": index["fingerprint"]}
+    if begins_with is not None:
+        inputs["weights"] = weights.digest(begins_with)
+    with Run.open(folder, "train", config, inputs, config.fresh) as run:
         if run.finished and (folder / "model" / bundle.SPEC).is_file():
             logger.info("%s is finished; --fresh trains it again", folder)
             return TrainReport(**run.report)

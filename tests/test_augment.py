@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import functional as tv
+
+from mlic.config import TrainConfig
+from mlic.data.augment import distort, distortions
+
+
+def images(channels: int = 3, count: int = 4) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 24, 24, channels), dtype=np.uint8))
+
+
+def planes(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.permute(0, 3, 1, 2).float() / 255
+
+
+def test_colours_are_torchvisions() -> None:
+    pixels = images()
+    index = np.arange(4)
+    factors = np.array([0.5, 0.8, 1.2, 1.5])
+    for name, function in (
+        ("brightness", tv.adjust_brightness), ("contrast", tv.adjust_contrast), ("saturation", tv.adjust_saturation)
+    ):  # fmt: skip
+        got = planes(distort(pixels, index, {name: factors}))
+        for i, factor in enumerate(factors):
+            expected = function(planes(pixels)[i], float(factor))
+            assert float((got[i] - expected).abs().max()) < 0.01, (name, factor)
+    inverted = distort(pixels, index, {"invert": np.array([True, False, True, False])})
+    assert torch.equal(inverted[0], 255 - pixels[0])
+    assert torch.equal(inverted[1], pixels[1])
+
+
+def test_quarter_turns_and_shifts_are_exact() -> None:
+    pixels = images(1)
+    angles = np.deg2rad([0.0, 90.0, 180.0, -90.0])
+    turned = distort(pixels, np.arange(4), {"rotate": angles})
+    for i, times in enumerate((0, 1, 2, 3)):
+        options = [torch.rot90(pixels[i, :, :, 0], k) for k in (times, -times)]
+        off = [int((turned[i, :, :, 0].int() - option.int()).abs().max()) for option in options]
+        assert min(off) <= 1
+    moved = distort(pixels, np.arange(4), {"shift": np.tile([0.25, 0.0], (4, 1))})
+    assert int((moved[:, :, :18].int() - pixels[:, :, 6:].int()).abs().max()) <= 1
+    assert int(moved[:, :, 18:].max()) == 0
+
+
+def test_what_is_erased_is_a_rectangle() -> None:
+    pixels = torch.full((1, 20, 20, 3), 200, dtype=torch.uint8)
+    got = distort(pixels, np.array([0]), {"erase": np.array([[0.25, 0.5, 0.5, 1.0]])})
+    assert int((got == 0).sum()) == 5 * 10 * 3
+    assert int(got[0, 5:10, 10:].max()) == 0
+
+
+def test_draws_belong_to_the_image_and_the_epoch() -> None:
+    augment = {"rotate": 10.0, "brightness": 0.2, "invert": 0.5, "erase": 0.5, "shift": 0.1}
+    one, again = (distortions(50, augment, 3, 1) for _ in range(2))  # type: ignore[arg-type]
+    assert one.keys() == set(augment)
+    assert all((one[name] == again[name]).all() for name in one)
+    other = distortions(50, augment, 3, 2)  # type: ignore[arg-type]
+    assert all((one[name] != other[name]).any() for name in one)
+    alone = distortions(50, {"erase": 0.5}, 3, 1)
+    assert (alone["erase"] == one["erase"]).all()
+    assert np.abs(one["rotate"]).max() <= np.deg2rad(10)
+    assert 10 < (one["erase"][:, 2] > one["erase"][:, 0]).sum() < 40
+    index = np.array([7, 3])
+    pixels = images(count=2)
+    parts = [distort(pixels[[i]], index[[i]], one) for i in (0, 1)]
+    assert torch.equal(torch.cat(parts), distort(pixels, index, one))
+
+
+def test_amounts_that_make_no_sense() -> None:
+    with pytest.raises(ValueError, match=r"augment\.erase should be from 0 to 1, not 2"):
+        TrainConfig(shards="s", augment={"erase": 2})
+    with pytest.raises(ValueError, match="leave crop and augment out"):
+        TrainConfig(shards="s", augment={"erase": 0.5}, train="head")
