@@ -27,6 +27,7 @@ from mlic.values import (
     Policy,
     Share,
     Shares,
+    Weights,
     Workers,
     parse_policy,
 )  # fmt: skip
@@ -294,9 +295,10 @@ class ModelSettings(Settings):
     arch_options: dict[str, float] = setting(
         {}, "Options of the architecture, such as hidden or dropout; head_hidden and head_dropout are for all"
     )
-    weights: str = setting(
-        "none", "Weights to begin with: none, default (those published for the architecture) or a file", cli="flag"
-    )
+    weights: Weights = setting(
+        "none", "Weights to begin with: none, default (those published for the architecture), a file or a run",
+        cli="flag", place=True,
+    )  # fmt: skip
     train: Literal["all", "head"] = setting(
         "all", "What is trained; head: the last layer alone, on features that are computed once, not augmented",
         cli="flag",

@@ -65,10 +65,16 @@ def _interval(value: Any) -> Any:
     return value.replace(":", ",").split(",") if isinstance(value, str) else value
 
 
+def _weights(value: Any) -> Any:
+    """A path is made absolute, as `_absolute` does it."""
+    return value if value in ("none", "default") or not isinstance(value, str | Path) else str(_absolute(value))
+
+
 Location = Path | str  # a path of this machine, or the URL of an object store
 LocalPath = Annotated[Path, BeforeValidator(_absolute)]
 AnyPath = Annotated[Location, BeforeValidator(location)]
 Paths = Annotated[tuple[LocalPath, ...], BeforeValidator(_several)]
+Weights = Annotated[str, BeforeValidator(_weights)]
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)]
 Share = Annotated[float, BeforeValidator(_share)]
 Shares = Annotated[dict[str, float], BeforeValidator(_pairs)]

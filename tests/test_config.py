@@ -142,3 +142,9 @@ def test_what_slurm_would_refuse(values: dict[str, str]) -> None:
         build(SlurmConfig, {"stage": "train"} | values)
     for time in ("30", "04:00:00", "2-12", "1-00:00:00"):
         assert build(SlurmConfig, {"stage": "train", "time": time, "mem": "64G"}).time == time
+
+
+def test_weights_are_a_word_or_an_absolute_path() -> None:
+    """Ray workers run in other folders than the person who typed it."""
+    assert [TrainConfig(shards="s", weights=word).weights for word in ("none", "default")] == ["none", "default"]
+    assert TrainConfig(shards="s", weights="runs/x").weights == str(Path("runs/x").absolute())

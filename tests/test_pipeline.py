@@ -485,6 +485,8 @@ def test_training_goes_on_from_another_run(trained: TrainReport, shards: Path, t
     assert "all tensors" in (tmp_path / "second" / "log.txt").read_text()
     state = json.loads((tmp_path / "second" / "run.json").read_text())
     assert set(state["inputs"]) == {"shards", "weights"}
+    with pytest.raises(ConfigError, match="made from other weights"):
+        train(base.model_copy(update={"weights": "none"}))
     with pytest.raises(DataError, match="is of another architecture"):
         train(base.model_copy(update={"arch": "a-cnn1", "name": "third"}))
 

@@ -69,9 +69,10 @@ def train(config: TrainConfig) -> TrainReport:
     fold = "" if config.fold is None else f"-fold{config.fold}"
     config = config.model_copy(update={"name": config.name or config.arch + fold})
     folder = config.runs / str(config.name)
-    inputs = {"shards": index["fingerprint"]}
-    if begins_with is not None:
-        inputs["weights"] = weights.digest(begins_with)
+    inputs = {
+        "shards": index["fingerprint"],
+        "weights": "none" if begins_with is None else weights.digest(begins_with),
+    }
     with Run.open(folder, "train", config, inputs, config.fresh) as run:
         if run.finished and (folder / "model" / bundle.SPEC).is_file():
             logger.info("%s is finished; --fresh trains it again", folder)
