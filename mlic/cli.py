@@ -6,6 +6,7 @@ are imported by the stages alone, so that help and mistakes answer at once.
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic_core import PydanticUndefined
 
 from mlic import __version__, config, settings
-from mlic.errors import MlicError, PartialError
+from mlic.errors import ConfigError, MlicError, PartialError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -133,9 +134,10 @@ def _settings(model: type[BaseModel], given: dict[str, Any]) -> Any:
     path, sets = given.pop("config"), given.pop("set")
     layers: list[dict[str, Any]] = []
     if path is not None:
+        file = settings.find_file(path)
         if "name" in model.model_fields:
-            layers.append({"name": Path(path).stem})
-        layers.append(settings.read_file(Path(path)))
+            layers.append({"name": file.stem})
+        layers.append(settings.read_file(file))
     layers.append(settings.read_sets(sets))
     layers.append({key: value for key, value in given.items() if value not in (None, ())})
     return settings.build(model, *layers)
@@ -165,7 +167,9 @@ def _parameters(model: type[BaseModel]) -> list[click.Parameter]:
 
 def _common() -> list[click.Parameter]:
     return [
-        click.Option(["--config"], type=click.Path(dir_okay=False), help="YAML or JSON file of settings"),
+        click.Option(
+            ["--config"], type=click.Path(dir_okay=False), help="YAML or JSON file of settings, or a recipe's name"
+        ),
         click.Option(["--set"], multiple=True, metavar="KEY=VALUE", help="Any setting, as in the configuration file"),
         click.Option(["--json"], is_flag=True, help="Print the report as one JSON object"),
         click.Option(["-v", "--verbose"], count=True, help="Say more, Ray's own log included"),
@@ -229,10 +233,46 @@ def slurm(context: click.Context, /, launcher: bool, as_json: bool, **given: Any
     return 0
 
 
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the recipes as one JSON object")
+def recipes(name: str | None, as_json: bool) -> int:
+    """List the recipes of the reference systems with what was reported of each, or print the one that is named.
+
+    \b
+    Examples:
+      mlic recipes
+      mlic train shards/ --config a-cnn1-2
+    """
+    try:
+        found = settings.recipes()
+        if name is not None:
+            file = settings.find_file(name)
+            click.echo(file.read_text(encoding="utf-8") if file.is_file() else _no_recipe(name, found), nl=False)
+            return 0
+    except MlicError as error:
+        return _fail(error, as_json)
+    if as_json:
+        plain = [{"name": r.name, "path": str(r.path), "what": r.what, "reported": r.reported} for r in found]
+        click.echo(json.dumps({"recipes": plain}))
+        return 0
+    width = max(len(recipe.name) for recipe in found)
+    for recipe in found:
+        click.echo(f"{recipe.name:{width}}  {recipe.what}" + (f": {recipe.reported}" if recipe.reported else ""))
+    return 0
+
+
+def _no_recipe(name: str, found: Sequence[settings.Recipe]) -> NoReturn:
+    near = difflib.get_close_matches(name, [recipe.name for recipe in found], n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else "mlic recipes lists them."
+    raise ConfigError(f"there is no recipe {name!r}.", hint)
+
+
 slurm.params = [*_parameters(config.SlurmConfig), *slurm.params]
 for _name in _STAGES:
     cli.add_command(_stage_command(_name))
 cli.add_command(slurm)
+cli.add_command(recipes)
 
 
 class _Handler(logging.Handler):

@@ -269,6 +269,8 @@ class FitSettings(Settings):
         {}, "What else changes training images at random: rotate (degrees), shift, brightness, contrast, saturation "
         "(shares), invert, erase (probabilities)",
     )  # fmt: skip
+    mixup: float = setting(0.0, "Mix each training image with another, in shares of Beta(a, a); 0: no", ge=0, le=10)
+    cutmix: float = setting(0.0, "The same by a rectangle of the other; with mixup, one of them at random", ge=0, le=10)
     head_prior: bool = setting(True, "Start the output biases at the labels' log-odds in the training split")
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto: bf16 on GPUs that have it, fp32 elsewhere")
     checkpoint_steps: int = setting(
@@ -329,8 +331,10 @@ class TrainConfig(ModelSettings, FitSettings, RunSettings):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
-        if self.train == "head" and (self.crop < 1 or self.augment):
-            raise ValueError("the features that a head is trained on are computed once; leave crop and augment out")
+        changes = [name for name in ("augment", "mixup", "cutmix") if getattr(self, name)]
+        if self.train == "head" and (self.crop < 1 or changes):
+            what = " and ".join(["crop"] * (self.crop < 1) + changes)
+            raise ValueError(f"the features that a head is trained on are computed once; leave {what} out")
         return self
 
 

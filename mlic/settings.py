@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -24,6 +25,15 @@ _EXPECTED = {
 }  # fmt: skip
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class Recipe(NamedTuple):
+    """A configuration file that comes with mlic: what it is, and what was reported of it (empty: no numbers)."""
+
+    name: str
+    path: Path
+    what: str
+    reported: str
 
 
 def build(model: type[M], *layers: Mapping[str, Any]) -> M:
@@ -71,6 +81,35 @@ def _as_config_error(model: type[BaseModel], values: Mapping[str, Any], error: V
     return ConfigError(text.rstrip(".") + ".", hint)
 
 
+def recipes() -> list[Recipe]:
+    """The recipes of the reference systems: beside this file in an installed package, in jobs/ in a clone.
+
+    Raises ConfigError when they are in neither place.
+    """
+    here = Path(__file__).resolve().parent
+    for folder in (here / "recipes", here.parent / "jobs" / "reference"):
+        if folder.is_dir():
+            return [_recipe(path) for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)]
+    raise ConfigError(f"the recipes are missing beside {here}.", "install mlic again.")
+
+
+def _recipe(path: Path) -> Recipe:
+    """A recipe's first sentence is what it is, one that begins with "Reported: " what its makers measured."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    head = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+    what, _, rest = head.partition(". ")
+    _, _, reported = rest.partition("Reported: ")
+    return Recipe(path.stem, path, what.rstrip("."), re.split(r"\.(?= |$)", reported)[0])
+
+
+def find_file(name: str) -> Path:
+    """The file that `--config` names: a path, or the name of a recipe where there is no such file."""
+    path = Path(name)
+    if path.exists() or path.suffix or path.name != name:
+        return path
+    return next((recipe.path for recipe in recipes() if recipe.name == name), path)
+
+
 def read_file(path: Path) -> dict[str, Any]:
     """Read a YAML or JSON configuration file. Raises ConfigError when it is missing or not a mapping."""
     import yaml
@@ -114,8 +153,6 @@ def read_sets(sets: Sequence[str]) -> dict[str, Any]:
 
 def _yaml_loader() -> Any:
     """YAML's safe loader, made to read 1e-4 as a number too, which YAML 1.1 takes for text."""
-    import re
-
     import yaml
 
     class Loader(yaml.SafeLoader):

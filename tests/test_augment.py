@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import functional as tv
 
 from mlic.config import TrainConfig
-from mlic.data.augment import distort, distortions
+from mlic.data.augment import distort, distortions, mix
 
 
 def images(channels: int = 3, count: int = 4) -> torch.Tensor:
@@ -73,5 +73,32 @@ def test_draws_belong_to_the_image_and_the_epoch() -> None:
 def test_amounts_that_make_no_sense() -> None:
     with pytest.raises(ValueError, match=r"augment\.erase should be from 0 to 1, not 2"):
         TrainConfig(shards="s", augment={"erase": 2})
-    with pytest.raises(ValueError, match="leave crop and augment out"):
+    with pytest.raises(ValueError, match="leave augment out"):
         TrainConfig(shards="s", augment={"erase": 0.5}, train="head")
+
+
+def test_mixed_targets_have_the_shares_of_the_mixed_images() -> None:
+    """Each image is of one colour, so that the share of another can be read off it."""
+    values = torch.tensor([0.0, 1.0, 2.0, 4.0])
+    pixels = values.view(4, 1, 1, 1).expand(4, 1, 16, 16).contiguous()
+    targets = torch.eye(4, dtype=torch.int8)
+    for mixup, cutmix in ((0.4, 0.0), (0.0, 1.0)):
+        for step in range(20):
+            mixed, soft = mix(pixels, targets, mixup, cutmix, (1, step))
+            torch.testing.assert_close(soft.sum(dim=1), torch.ones(4))
+            torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), soft @ values)
+            inside = (mixed != pixels).flatten(1).float().mean(dim=1)
+            assert mixup or bool(((inside - (1 - soft.diagonal())).abs() < 1e-6)[inside > 0].all())
+    again = mix(pixels, targets, 0.4, 1.0, (1, 5))
+    assert all(torch.equal(a, b) for a, b in zip(again, mix(pixels, targets, 0.4, 1.0, (1, 5)), strict=True))
+    kinds = {bool((mix(pixels, targets, 1.0, 1.0, (2, step))[0] % 1 != 0).any()) for step in range(20)}
+    assert kinds == {True, False}
+
+
+def test_a_label_that_one_of_two_does_not_know_is_unknown() -> None:
+    targets = torch.tensor([[1, -1], [0, 1]], dtype=torch.int8)
+    pixels = torch.rand(2, 1, 4, 4)
+    found = [mix(pixels, targets, 1.0, 0.0, (3, step))[1] for step in range(10)]
+    swapped = [soft for soft in found if 0 < float(soft[0, 0]) < 1]
+    assert swapped
+    assert all(soft[:, 1].tolist() == [-1, -1] for soft in swapped)

@@ -73,9 +73,12 @@ def test_resumed_equals_straight_bit_for_bit(shards: Path, tmp_path: Path, after
 def test_resumed_within_an_epoch_equals_straight(
     shards: Path, tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six steps an epoch, checkpoints after every second: with dropout, crops and mirrored images."""
+    """Six steps an epoch, checkpoints after every second: with all that is drawn at random."""
     options = {"hidden": 32, "dropout": 0.5}
-    config = settings(shards, epochs=2, crop=0.5, checkpoint_steps=2, arch_options=options)
+    config = settings(
+        shards, epochs=2, crop=0.5, checkpoint_steps=2, arch_options=options, mixup=0.2, cutmix=1.0,
+        augment={"rotate": 10.0, "brightness": 0.2, "erase": 0.3},
+    )  # fmt: skip
     loop.fit(config, place(tmp_path / "straight"), lambda _: None)
     taken = 0
     ended = torch.optim.Adam.step

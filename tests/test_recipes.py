@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from mlic.cli import cli
 from mlic.config import PackConfig, TrainConfig
 from mlic.model import losses, reference, zoo
-from mlic.settings import build, read_file
+from mlic.settings import build, find_file, read_file, recipes
 from mlic.stages import loop
 from mlic.values import parse_policy
 
@@ -66,3 +68,23 @@ def test_a_small_recipe_runs(path: Path, shards: Path, tmp_path: Path) -> None:
     (row,) = loop.read_history(folder)
     assert row["val/loss"] > 0
     assert loop.read_best(folder).epoch == 1
+
+
+def test_recipes_are_listed_printed_and_taken_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {recipe.name: recipe for recipe in recipes()}
+    assert set(found) == {path.stem for path in [*RECIPES, *PACKS]}
+    assert found["b-final"].reported == "micro-F1 0.57 at 0.2, 0.60 with a threshold a label"
+    assert found["a-ffnn"].reported == ""
+    listed = CliRunner().invoke(cli, ["recipes"]).output.splitlines()
+    assert [line.split()[0] for line in listed] == sorted(found)
+    assert CliRunner().invoke(cli, ["recipes", "b-final"]).output == (FOLDER / "b-final.yaml").read_text()
+    plain = json.loads(CliRunner().invoke(cli, ["recipes", "--json"]).output)
+    assert plain["recipes"][0]["name"] == min(found)
+    lost = CliRunner().invoke(cli, ["recipes", "b-finale"], standalone_mode=False)
+    assert lost.return_value == 2
+    assert "did you mean b-final?" in lost.output
+    monkeypatch.chdir(tmp_path)
+    assert find_file("b-final") == found["b-final"].path
+    Path("b-final").touch()
+    assert find_file("b-final") == Path("b-final")
+    assert find_file("b-final.yaml") == Path("b-final.yaml")

@@ -110,6 +110,35 @@ def distort(images: torch.Tensor, index: Array, drawn: Mapping[str, Array]) -> t
     return found.mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+def mix(
+    images: torch.Tensor, targets: torch.Tensor, mixup: float, cutmix: float, seed: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each image float (B, C, H, W) with another of its batch in it, and targets float (B, L) in the same shares.
+
+    mixup: the sum of both (Zhang et al., mixup, ICLR 2018). cutmix: a rectangle of the other (Yun et al., CutMix, ICCV
+    2019). The share is drawn from Beta(a, a) by their value, once a batch; with both, one of them at random. A label
+    that is unknown in one of the two is unknown.
+    """
+    rng = np.random.default_rng(seed)
+    cut = bool(cutmix) and (not mixup or rng.random() < 0.5)
+    spread = cutmix if cut else mixup
+    share = float(rng.beta(spread, spread))
+    other = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+    if cut:
+        height, width = images.shape[2:]
+        side = (1 - share) ** 0.5
+        down, across = round(height * side), round(width * side)
+        top, left = int(rng.integers(height - down + 1)), int(rng.integers(width - across + 1))
+        mixed = images.clone()
+        mixed[:, :, top : top + down, left : left + across] = images[other, :, top : top + down, left : left + across]
+        share = 1 - down * across / (height * width)
+    else:
+        mixed = torch.lerp(images[other], images, share)
+    known = (targets >= 0) & (targets[other.cpu()] >= 0)
+    both = share * targets.float() + (1 - share) * targets[other.cpu()].float()
+    return mixed, torch.where(known, both, -1.0)
+
+
 def _moved(images: torch.Tensor, mine: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Rotated about the middle and shifted; what comes in from outside is black."""
     angle = mine.get("rotate", torch.zeros(len(images)))

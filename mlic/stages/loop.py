@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlic.cluster.runs import disk_errors, is_current, temporary, write_atomic
 from mlic.config import Preprocessing, TrainConfig
-from mlic.data.augment import Normalizer, crops, distort, distortions, margin, mirrors
+from mlic.data.augment import Normalizer, crops, distort, distortions, margin, mirrors, mix
 from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches, train_batches
 from mlic.data.shards import Split, read_split
 from mlic.errors import DataError, RunError
@@ -279,10 +279,10 @@ class _Fitting:
             self._count_bad(batch, len(self.train))
             self._set_lr(len(batches))
             known = max(1, int((self.train.targets[whole] >= 0).sum()))
-            # The gradients are averaged over ranks, so each rank's sum is divided by the whole batch's count over
-            # the number of ranks: the step is that of the whole batch, however unevenly it was dealt out.
             if drawn is not None:
                 batch = dataclasses.replace(batch, images=distort(batch.images, batch.index, drawn))
+            # The gradients are averaged over ranks, so each rank's sum is divided by the whole batch's count over
+            # the number of ranks: the step is that of the whole batch, however unevenly it was dealt out.
             loss = self._backward(batch, mirror, place.world_size / known)
             if config.clip_norm:
                 torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm)
@@ -319,9 +319,13 @@ class _Fitting:
             waits = start == starts[-1] or not isinstance(self.wrapped, DistributedDataParallel)
             with nullcontext() if waits else self.wrapped.no_sync():  # type: ignore[operator]
                 images = self.normalize(batch.images[part], None if mirror is None else mirror[batch.index[part]])
+                targets = batch.targets[part]
+                if self.config.mixup or self.config.cutmix:
+                    drawn = (self.config.seed, self.step, self.place.rank, start, 13)
+                    images, targets = mix(images, targets, self.config.mixup, self.config.cutmix, drawn)
                 with self.autocast:
                     logits = self.wrapped(images)
-                loss = self._loss(logits, batch.targets[part], self.config.label_smoothing) * scale
+                loss = self._loss(logits, targets, self.config.label_smoothing) * scale
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
