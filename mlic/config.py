@@ -301,9 +301,9 @@ class ModelSettings(Settings):
         "none", "Weights to begin with: none, default (those published for the architecture), a file or a run",
         cli="flag", place=True,
     )  # fmt: skip
-    train: Literal["all", "head"] = setting(
-        "all", "What is trained; head: the last layer alone, on features that are computed once, not augmented",
-        cli="flag",
+    train: Literal["all", "head", "none"] = setting(
+        "all", "What is trained; head: the last layer alone, on features that are computed once, not augmented; none: "
+        "nothing, the network is measured as it begins", cli="flag",
     )  # fmt: skip
     pos_weight_power: float = setting(
         0.0,
@@ -332,9 +332,9 @@ class TrainConfig(ModelSettings, FitSettings, RunSettings):
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
         changes = [name for name in ("augment", "mixup", "cutmix") if getattr(self, name)]
-        if self.train == "head" and (self.crop < 1 or changes):
+        if self.train != "all" and (self.crop < 1 or changes):
             what = " and ".join(["crop"] * (self.crop < 1) + changes)
-            raise ValueError(f"the features that a head is trained on are computed once; leave {what} out")
+            raise ValueError(f"with train {self.train} images are taken as they are; leave {what} out")
         return self
 
 

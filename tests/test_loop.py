@@ -293,3 +293,21 @@ def test_scores_of_a_head_are_those_of_the_whole_network(shards: Path, tmp_path:
         (batch,) = reader.batches([np.arange(len(val))], 0)
         scores = torch.sigmoid(net(Normalizer(prep.mean, prep.std, torch.device("cpu"))(batch.images)))
     assert np.abs(scores.numpy() - best.scores).max() < 1e-5
+
+
+@pytest.mark.ray
+def test_a_network_is_measured_as_it_begins(shards: Path, tmp_path: Path) -> None:
+    """D's first mode: published weights and a new last layer, not trained at all."""
+    config = settings(shards, train="none", epochs=7)
+    rows: list[dict[str, float]] = []
+    loop.fit(config, place(tmp_path / "run"), rows.append)
+    assert [row["epoch"] for row in rows] == [1]
+    assert "train/loss" not in rows[0]
+    assert rows[0]["step"] == 0
+    assert loop.is_done(config, rows)
+    torch.manual_seed(config.seed)
+    fresh = zoo.build(config.arch, 6, 1, config.image_size, config.arch_options).state_dict()
+    kept = weights(tmp_path / "run")
+    assert all(torch.equal(fresh[name], kept[name]) for name in fresh if not name.endswith("bias"))
+    with pytest.raises(ValueError, match="with train none images are taken as they are; leave mixup out"):
+        settings(shards, train="none", mixup=0.2)

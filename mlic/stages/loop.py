@@ -11,8 +11,7 @@ import dataclasses
 import json
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +31,13 @@ from mlic.errors import DataError, RunError
 from mlic.model import losses, optimization, weights, zoo
 from mlic.score import metrics, thresholds
 from mlic.stages import frozen
+from mlic.stages.clock import Clock
 
 logger = logging.getLogger(__name__)
 
 Reader = ShardReader | FeatureReader
 
 OBJECTIVE = "val/f1_micro"
-_SAY_EVERY_S = 5.0
 _CHECK_EVERY_STEPS = 20  # a look at the loss makes a GPU wait, so it is not taken at every step
 
 
@@ -97,7 +96,7 @@ def positive_weights(train: Split, config: TrainConfig) -> torch.Tensor:
 
 def is_done(config: TrainConfig, history: list[dict[str, float]]) -> bool:
     """Whether a run has all its epochs, or as many as its patience lets it have."""
-    if len(history) >= config.epochs:
+    if len(history) >= (1 if config.train == "none" else config.epochs):
         return True
     if not config.patience or not history:
         return False
@@ -201,7 +200,7 @@ class _Fitting:
         ]
         for reader in readers:
             reader.use_cache(config.cache_gb, config.loader_threads)
-        if config.train == "all":
+        if config.train != "head":
             return readers[0], readers[1]
         head = zoo.head(self.net, len(self.train.labels))
         frozen.freeze(self.net, head)
@@ -235,7 +234,8 @@ class _Fitting:
     def epoch(self, epoch: int) -> dict[str, float]:
         """Train one epoch, evaluate, and write the checkpoint; returns the epoch's metrics."""
         row: dict[str, float] = {"epoch": epoch + 1}
-        row |= self._train_epoch(epoch)
+        if self.config.train != "none":
+            row |= self._train_epoch(epoch)
         scores, targets, loss = self._evaluate()
         policy, seed = self.config.threshold_policy, self.config.seed
         fitted = thresholds.fit(policy, scores, targets, seed)
@@ -270,7 +270,7 @@ class _Fitting:
         parts = crops(len(self.train), config.crop, config.seed, epoch) if config.crop < 1 else None
         drawn = distortions(len(self.train), config.augment, config.seed, epoch) if config.augment else None
         self.wrapped.train()
-        clock = _Clock()
+        clock = Clock()
         total = torch.zeros((), device=place.device)
         left = batches[self.done :]
         loaded = self.train_reader.batches([m for m, _ in left], config.loader_threads, parts, config.image_size)
@@ -441,7 +441,7 @@ class _Fitting:
         torch.distributed.all_reduce(total)
         return float(total)
 
-    def _line(self, epoch: int, total_steps: int, loss: float, clock: _Clock) -> str:
+    def _line(self, epoch: int, total_steps: int, loss: float, clock: Clock) -> str:
         left = (total_steps - self.step) / max(1, self.step - epoch * total_steps // self.config.epochs) * clock.seconds
         lr = self.optimizer.param_groups[0]["lr"]
         return (
@@ -457,42 +457,6 @@ class _Fitting:
                 (self.place.folder / "log.txt").open("a", encoding="utf-8") as file,
             ):
                 file.write(line + "\n")
-
-
-class _Clock:
-    """Images per second and the share of time spent waiting for data, of one epoch."""
-
-    def __init__(self) -> None:
-        self._start = self._said = time.monotonic()
-        self._waited = 0.0
-        self.images = 0
-
-    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        while True:
-            start = time.monotonic()
-            batch = next(batches, None)
-            self._waited += time.monotonic() - start
-            if batch is None:
-                return
-            yield batch
-
-    def due(self) -> bool:
-        if time.monotonic() - self._said < _SAY_EVERY_S:
-            return False
-        self._said = time.monotonic()
-        return True
-
-    @property
-    def seconds(self) -> float:
-        return max(time.monotonic() - self._start, 1e-9)
-
-    @property
-    def images_per_s(self) -> float:
-        return self.images / self.seconds
-
-    @property
-    def data_pct(self) -> float:
-        return 100 * self._waited / self.seconds
 
 
 def _autocast(precision: str, device: torch.device) -> Any:

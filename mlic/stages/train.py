@@ -114,8 +114,8 @@ def finish(config: TrainConfig, folder: Path, fitted: Path) -> TrainReport:
     for text in thresholds.warnings(labels, best.targets, config.threshold_policy):
         logger.warning("%s", text)
     return TrainReport(
-        run=folder, model=folder / "model", arch=config.arch, epochs=config.epochs, best_epoch=best.epoch,
-        threshold_policy=config.threshold_policy, calibration=settled.calibration.method, measurement=measurement,
+        run=folder, model=folder / "model", arch=config.arch, epochs=len(loop.read_history(fitted)),
+        best_epoch=best.epoch, threshold_policy=config.threshold_policy, calibration=settled.calibration.method, measurement=measurement,
     )  # fmt: skip
 
 
