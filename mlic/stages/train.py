@@ -115,7 +115,8 @@ def finish(config: TrainConfig, folder: Path, fitted: Path) -> TrainReport:
         logger.warning("%s", text)
     return TrainReport(
         run=folder, model=folder / "model", arch=config.arch, epochs=len(loop.read_history(fitted)),
-        best_epoch=best.epoch, threshold_policy=config.threshold_policy, calibration=settled.calibration.method, measurement=measurement,
+        best_epoch=best.epoch, threshold_policy=config.threshold_policy, calibration=settled.calibration.method,
+        measurement=measurement,
     )  # fmt: skip
 
 
