@@ -229,7 +229,7 @@ def _suspect(
 ) -> corrections.Suspect:  # fmt: skip
     sample, label = int(found.sample[row]), int(found.label[row])
     given = int(targets[sample, label])
-    reasons = [f"score {scores[sample, label]:.2f} for a label that is {'given' if given else 'not given'}"]
+    reasons = [f"score {scores[sample, label]:.4f} for a label that is {'given' if given else 'not given'}"]
     if found.rule[row] >= 0:
         rule = rules[found.rule[row]]
         first, second = labels[rule.first], labels[rule.second]
