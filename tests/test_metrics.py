@@ -99,6 +99,14 @@ def test_counts_of_parts_merge_to_those_of_the_whole(case: tuple[Array, Array, A
     assert merged.values() == pytest.approx(whole.values(), abs=1e-12)
 
 
+def test_many_samples_are_counted_in_parts() -> None:
+    rng = np.random.default_rng(0)
+    targets, decisions = (rng.random((150_000, 3)) < 0.2).astype(np.int8), rng.random((150_000, 3)) < 0.3
+    whole = metrics.Counts(3).add(decisions, targets)
+    assert (metrics.count(decisions, targets).matrices() == whole.matrices()).all()
+    assert metrics.decision_metrics(decisions, targets) == pytest.approx(whole.values(), abs=1e-12)
+
+
 @given(cases())
 def test_label_metrics_are_scikit_learns(case: tuple[Array, Array, Array]) -> None:
     targets, decisions, scores = case
@@ -106,6 +114,8 @@ def test_label_metrics_are_scikit_learns(case: tuple[Array, Array, Array]) -> No
     rows = metrics.label_table(
         [str(i) for i in range(targets.shape[1])], decisions, targets, ranking.areas(scores, targets)
     )
+    accuracy = metrics.label_metrics(decisions, targets)["accuracy"]
+    assert accuracy == pytest.approx((decisions == targets).mean(axis=0))
     for i, row in enumerate(rows):
         assert (row["support"], row["precision"], row["recall"], row["f1"]) == pytest.approx((s[i], p[i], r[i], f[i]))
 

@@ -22,13 +22,6 @@ class Slice:
     high: float
 
 
-def two_by_two(decisions: Array, targets: Array) -> Array:
-    """True positives, false positives, false negatives and true negatives of each label, int64 (L, 4)."""
-    given, positive, known = decisions.astype(bool), targets == 1, targets >= 0
-    parts = [given & positive, given & ~positive & known, ~given & positive, ~given & ~positive & known]
-    return np.stack([part.sum(axis=0) for part in parts], axis=1).astype(np.int64)
-
-
 def swapped(decisions: Array, targets: Array) -> Array:
     """In how many samples the label of the row was missed and that of the column wrongly given, int64 (L, L)."""
     given = decisions.astype(bool)

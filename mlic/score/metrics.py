@@ -7,6 +7,7 @@ samples, and of single labels over the known ones among them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ LOWER_IS_BETTER = frozenset({"coverage", "ranking_loss"})
 
 PER_SAMPLE = 6  # columns of `per_sample` that are not counts of labels
 _CHUNK = 65_536  # samples at a time
+_THREADS = 4
 
 
 class Counts:
@@ -43,9 +45,7 @@ class Counts:
 
     def add(self, decisions: Array, targets: Array) -> Counts:
         """Count decisions (N, L) and targets (N, L); returns itself."""
-        for start in range(0, len(targets), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            self._sums += per_sample(decisions[part], targets[part]).sum(axis=0)
+        self._sums += per_sample(decisions, targets).sum(axis=0)
         return self
 
     def merge(self, other: Counts) -> Counts:
@@ -65,7 +65,19 @@ class Counts:
 
 def decision_metrics(decisions: Array, targets: Array) -> dict[str, float]:
     """All of DECISION_METRICS for decisions (N, L) and targets (N, L)."""
-    return Counts(targets.shape[1]).add(decisions, targets).values()
+    return count(decisions, targets).values()
+
+
+def count(decisions: Array, targets: Array) -> Counts:
+    """The counts of decisions (N, L) and targets (N, L), of many samples by several threads."""
+    parts = [slice(start, start + _CHUNK) for start in range(0, len(targets), _CHUNK)]
+    total = Counts(targets.shape[1])
+    if len(parts) < 2:
+        return total.add(decisions, targets)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for part in pool.map(lambda p: Counts(targets.shape[1]).add(decisions[p], targets[p]), parts):
+            total.merge(part)
+    return total
 
 
 def score_metrics(scores: Array, targets: Array, areas: tuple[Array, Array] | None = None) -> dict[str, float]:
@@ -87,11 +99,12 @@ def score_metrics(scores: Array, targets: Array, areas: tuple[Array, Array] | No
 
 
 def label_metrics(decisions: Array, targets: Array) -> dict[str, Array]:
-    """`support`, `precision`, `recall` and `f1` of each label, arrays (L,)."""
-    matrices = Counts(targets.shape[1]).add(decisions, targets).matrices().astype(np.float64)
-    fp, fn, tp = matrices[:, 0, 1], matrices[:, 1, 0], matrices[:, 1, 1]
+    """`support`, `accuracy`, `precision`, `recall` and `f1` of each label, arrays (L,)."""
+    matrices = count(decisions, targets).matrices().astype(np.float64)
+    tn, fp, fn, tp = matrices.reshape(-1, 4).T
     return {
         "support": (tp + fn).astype(int),
+        "accuracy": ratio(tp + tn, tp + tn + fp + fn),
         "precision": ratio(tp, tp + fp),
         "recall": ratio(tp, tp + fn),
         "f1": ratio(2 * tp, 2 * tp + fp + fn),

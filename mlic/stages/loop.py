@@ -242,7 +242,7 @@ class _Fitting:
         measured = metrics.decision_metrics(fitted.decisions, targets) | metrics.score_metrics(scores, targets)
         row |= {"step": self.step, "val/loss": loss} | {f"val/{name}": value for name, value in measured.items()}
         of_labels = metrics.label_metrics(fitted.decisions, targets)
-        for name in ("precision", "recall", "f1"):
+        for name in ("accuracy", "precision", "recall", "f1"):
             row |= {f"val/{name}/{self.val.labels[i]}": float(value) for i, value in enumerate(of_labels[name])}
         self.history.append(row)
         better = row[OBJECTIVE] > self.best_value

@@ -88,11 +88,12 @@ def _train_positives(evidence: Evidence) -> Array | None:
 
 
 def _labels(evidence: Evidence, found: causes.Causes) -> tuple[LabelErrors, ...]:
-    counts = confusion.two_by_two(evidence.decisions, evidence.targets).tolist()
+    matrices = metrics.count(evidence.decisions, evidence.targets).matrices()
+    absent, wrong, missed, right = matrices.reshape(-1, 4).T.tolist()
     positives = _train_positives(evidence)
     return tuple(
         LabelErrors(
-            label=label, right=counts[i][0], wrong=counts[i][1], missed=counts[i][2], absent=counts[i][3],
+            label=label, right=right[i], wrong=wrong[i], missed=missed[i], absent=absent[i],
             threshold=None if evidence.thresholds is None else float(evidence.thresholds[i]),
             train_positives=None if positives is None else int(positives[i]),
             kinds={name: int((found.kind[:, i] == n).sum()) for n, name in enumerate(causes.KINDS, 1)},

@@ -117,6 +117,8 @@ def _history_of_labels(content: Content) -> bytes | None:
         for metric, color in _PRF.items():
             values = [row.get(f"val/{metric}/{names[number]}", math.nan) for row in content.history]
             axes.plot(epochs, values, color=color, linewidth=1.3, label=_NAMES[metric])
+        right = [row.get(f"val/accuracy/{names[number]}", math.nan) for row in content.history]
+        axes.plot(epochs, right, color=SOFT, linewidth=1, linestyle="--", label="accuracy")
         _mark_best(axes, content)
         axes.set_ylim(-0.03, 1.03)
         axes.set_yticks([0, 0.5, 1])
