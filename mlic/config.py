@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mlic.values import (
+    WEIGHTED,
     AnyPath,
     Calibrator,
     Distortion,
@@ -287,6 +288,13 @@ class FitSettings(Settings):
     )  # fmt: skip
     seed: int = setting(42, "Seed of weights, order of samples and augmentation", cli="flag", ge=0, le=2**31 - 1)
 
+    @model_validator(mode="after")
+    def _amounts_make_sense(self) -> Self:
+        for name, amount in self.augment.items():
+            if amount < 0 or (name in ("shift", "invert", "erase") and amount > 1):
+                raise ValueError(f"augment.{name} should be from 0 to 1, not {amount:g}")
+        return self
+
 
 class ModelSettings(Settings):
     """What `train` and `noise` share: which model is fitted, by which loss."""
@@ -319,22 +327,31 @@ class ModelSettings(Settings):
     max_failures: int = setting(3, "How often a group of workers that lost a member is started anew", ge=0, place=True)
 
 
+def _check_weighting(fit: FitSettings, power: float) -> None:
+    """Raise ValueError for weights of positives that the loss would ignore, and targets that it cannot smooth."""
+    if fit.loss not in WEIGHTED and (power or fit.pos_weight_cap or fit.pos_weight_by_min):
+        raise ValueError(f"the loss {fit.loss} does not weight positives; leave pos_weight settings at 0")
+    if fit.loss == "class-balanced" and power:
+        raise ValueError("the loss class-balanced has weights of its own; leave pos_weight_power out")
+    if fit.loss == "softmax" and fit.label_smoothing:
+        raise ValueError("the loss softmax has no targets to smooth; leave label_smoothing out")
+
+
+def _check_fit(config: TrainConfig | NoiseConfig) -> None:
+    """Raise ValueError for settings of a fit that others of it would have ignored."""
+    _check_weighting(config, config.pos_weight_power)
+    changes = [name for name in ("augment", "mixup", "cutmix") if getattr(config, name)]
+    if config.train != "all" and (config.crop < 1 or changes):
+        what = " and ".join(["crop"] * (config.crop < 1) + changes)
+        raise ValueError(f"with train {config.train} images are taken as they are; leave {what} out")
+
+
 class TrainConfig(ModelSettings, FitSettings, RunSettings):
     """Train one model, data-parallel over the workers of a Ray cluster."""
 
     @model_validator(mode="after")
-    def _amounts_make_sense(self) -> Self:
-        for name, amount in self.augment.items():
-            if amount < 0 or (name in ("shift", "invert", "erase") and amount > 1):
-                raise ValueError(f"augment.{name} should be from 0 to 1, not {amount:g}")
-        return self
-
-    @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
-        changes = [name for name in ("augment", "mixup", "cutmix") if getattr(self, name)]
-        if self.train != "all" and (self.crop < 1 or changes):
-            what = " and ".join(["crop"] * (self.crop < 1) + changes)
-            raise ValueError(f"with train {self.train} images are taken as they are; leave {what} out")
+        _check_fit(self)
         return self
 
 
@@ -359,6 +376,7 @@ class TuneConfig(FitSettings, RunSettings):
     def _space_makes_sense(self) -> Self:
         if self.grace_epochs > self.epochs:
             raise ValueError(f"grace_epochs is {self.grace_epochs}, more than epochs, which is {self.epochs}")
+        _check_weighting(self, max(self.pos_weight_powers))
         low, high = self.pos_weight_powers
         if not 0 <= low <= high <= 1:
             raise ValueError(f"pos_weight_powers should be low,high within 0 and 1, not {low:g},{high:g}")
@@ -384,6 +402,11 @@ class NoiseConfig(ModelSettings, FitSettings, ShardSettings):
     rule_confidence: Share = setting(
         0.9, "Share of the samples with a label that have another, at least, for a rule", gt=0.5, le=1
     )
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        _check_fit(self)
+        return self
 
 
 class PredictConfig(Settings):
@@ -448,6 +471,12 @@ class ThresholdConfig(Settings):
     split: str = setting("val", "Split to fit to, with --labels", cli="flag")
     resamples: int = setting(1000, "Bootstrap resamples of the images for the intervals", cli="flag", ge=100)
     seed: int = setting(42, "Seed of the folds and of the bootstrap", ge=0, le=2**31 - 1)
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if self.labels is None and self.split != "val":
+            raise ValueError("a split is of the shards that --labels names; give --labels too")
+        return self
 
 
 class ReportConfig(Model):

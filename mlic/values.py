@@ -11,6 +11,7 @@ from pydantic import BeforeValidator
 Operation = Literal["rotate", "shift", "flip", "erase", "brightness", "contrast"]
 Distortion = Literal["rotate", "shift", "brightness", "contrast", "saturation", "invert", "erase"]
 Loss = Literal["bce", "class-balanced", "focal", "asymmetric", "soft-margin", "mse", "l1", "softmax"]
+WEIGHTED: tuple[Loss, ...] = ("bce", "class-balanced", "focal", "asymmetric")  # by weights of positives
 Optimizer = Literal["adam", "adamw", "adamax", "adadelta", "adagrad", "rmsprop", "sgd"]
 Activation = Literal["sigmoid", "softmax"]
 Calibrator = Literal["auto", "none", "prior", "temperature", "platt", "isotonic"]

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlic.config import (
     DemoConfig,
     EvaluateConfig,
+    NoiseConfig,
     PackConfig,
     PredictConfig,
     SlurmConfig,
+    ThresholdConfig,
     TrainConfig,
     TuneConfig,
     result_settings,
@@ -148,3 +151,22 @@ def test_weights_are_a_word_or_an_absolute_path() -> None:
     """Ray workers run in other folders than the person who typed it."""
     assert [TrainConfig(shards="s", weights=word).weights for word in ("none", "default")] == ["none", "default"]
     assert TrainConfig(shards="s", weights="runs/x").weights == str(Path("runs/x").absolute())
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "words"),
+    [
+        (TrainConfig, {"loss": "mse", "pos_weight_power": 0.5}, "the loss mse does not weight positives"),
+        (TrainConfig, {"loss": "l1", "pos_weight_by_min": True}, "the loss l1 does not weight positives"),
+        (TrainConfig, {"loss": "class-balanced", "pos_weight_power": 1.0}, "has weights of its own"),
+        (TrainConfig, {"loss": "softmax", "label_smoothing": 0.1}, "has no targets to smooth"),
+        (NoiseConfig, {"train": "head", "cutmix": 1.0}, "leave cutmix out"),
+        (TuneConfig, {"loss": "mse"}, "the loss mse does not weight positives"),
+        (TuneConfig, {"augment": {"shift": 3}}, "augment.shift should be from 0 to 1"),
+        (ThresholdConfig, {"model": "m", "split": "test"}, "give --labels too"),
+    ],
+)
+def test_settings_that_would_be_ignored(model: Any, values: dict[str, Any], words: str) -> None:
+    shards = {} if model is ThresholdConfig else {"shards": "s"}
+    with pytest.raises(ConfigError, match=words):
+        build(model, {**shards, **values})

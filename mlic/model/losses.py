@@ -21,9 +21,8 @@ import torch
 from torch.nn import functional
 
 from mlic.errors import ConfigError
-from mlic.values import Activation, Loss
+from mlic.values import WEIGHTED, Activation, Loss
 
-WEIGHTED = ("bce", "class-balanced", "focal", "asymmetric")  # by `weight`; the others have no use for it
 BETA = 0.999
 _OPTIONS: dict[str, dict[str, float]] = {
     "class-balanced": {"beta": BETA}, "focal": {"gamma": 2.0},

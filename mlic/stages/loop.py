@@ -32,6 +32,7 @@ from mlic.model import losses, optimization, weights, zoo
 from mlic.score import metrics, thresholds
 from mlic.stages import frozen
 from mlic.stages.clock import Clock
+from mlic.values import WEIGHTED
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def preprocessing(config: TrainConfig) -> Preprocessing:
 def positive_weights(train: Split, config: TrainConfig) -> torch.Tensor:
     """The weights (L,) of positives in the loss, by the counts of the training split; 1 where the loss has none."""
     positives, negatives = _label_counts(train)
-    if config.loss not in losses.WEIGHTED:
+    if config.loss not in WEIGHTED:
         return torch.ones(len(positives))
     if config.loss == "class-balanced":
         weight = losses.balanced_weight(positives, negatives, config.loss_options.get("beta", losses.BETA))
