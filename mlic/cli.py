@@ -23,7 +23,7 @@ import click
 from pydantic import BaseModel, BeforeValidator
 from pydantic_core import PydanticUndefined
 
-from mlic import __version__, config, settings
+from mlic import __version__, config, schema, settings
 from mlic.errors import ConfigError, MlicError, PartialError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -146,9 +146,9 @@ def _settings(model: type[BaseModel], given: dict[str, Any]) -> Any:
 def _parameters(model: type[BaseModel]) -> list[click.Parameter]:
     """Arguments and flags in the order of the fields, those of where the command runs last."""
     parameters: list[click.Parameter] = []
-    inherited = config.Settings.model_fields
+    inherited = schema.Settings.model_fields
     for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] in inherited):
-        kind = config.cli_kind(field)
+        kind = schema.cli_kind(field)
         if kind == "argument":
             several = get_origin(field.annotation) is tuple
             metavar = f"{name.upper().removesuffix('S')}..." if several else name.upper()

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from mlic.config import cli_kind
 from mlic.errors import ConfigError
+from mlic.schema import cli_kind
 
 # What pydantic's errors say that a value should have been.
 _EXPECTED = {

@@ -16,9 +16,9 @@ from mlic.config import (
     ThresholdConfig,
     TrainConfig,
     TuneConfig,
-    result_settings,
 )
 from mlic.errors import ConfigError
+from mlic.schema import result_settings
 from mlic.settings import build, read_file, read_sets
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from mlic.cluster import runs
 from mlic.cluster.runs import Run
-from mlic.config import Model, TrainConfig
+from mlic.config import TrainConfig
 from mlic.errors import ClusterError, ConfigError, PartialError
+from mlic.schema import Model
 
 CONFIG = TrainConfig(shards=Path("s"), epochs=3)
 

@@ -28,9 +28,9 @@ from typing import Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel
 
-from mlic.config import Settings, result_settings
 from mlic.data import storage
 from mlic.errors import ClusterError, ConfigError, MlicError, PartialError
+from mlic.schema import Settings, result_settings
 from mlic.values import Location
 
 Folder = TypeVar("Folder", bound=Location)

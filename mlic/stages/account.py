@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlic.cluster.runs import fingerprint, write_atomic, write_json
-from mlic.config import Model, PackConfig, result_settings
+from mlic.config import PackConfig
 from mlic.data import packing, shards, storage
 from mlic.data.sources import Listing
 from mlic.data.splits import leakage
+from mlic.schema import Model, result_settings
 from mlic.values import AnyPath, Location
 
 logger = logging.getLogger(__name__)

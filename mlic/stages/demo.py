@@ -8,8 +8,9 @@ from pathlib import Path
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run
-from mlic.config import DemoConfig, EvaluateConfig, Model, PackConfig, PredictConfig, TrainConfig, TuneConfig
+from mlic.config import DemoConfig, EvaluateConfig, PackConfig, PredictConfig, TrainConfig, TuneConfig
 from mlic.data import toy
+from mlic.schema import Model
 from mlic.stages.evaluate import evaluate
 from mlic.stages.measure import Measurement
 from mlic.stages.pack import pack

@@ -17,11 +17,12 @@ import numpy as np
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import fingerprint, write_json
-from mlic.config import DoctorConfig, Model
+from mlic.config import DoctorConfig
 from mlic.data import features as features_of
 from mlic.data import images, storage
 from mlic.data.shards import Split, check_sizes, read_index, read_sample, read_split, read_table
 from mlic.errors import DataError, MlicError
+from mlic.schema import Model
 from mlic.score.alignment import Alignment, Stretch, doubtful, probe, stretches
 from mlic.stages.measure import aligned
 from mlic.values import AnyPath, Location

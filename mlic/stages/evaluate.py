@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from mlic.cluster.runs import disk_errors, read_state, write_json
-from mlic.config import EvaluateConfig, LabelFormat, Model, PredictConfig, Settings
+from mlic.config import EvaluateConfig, LabelFormat, PredictConfig
 from mlic.data import labels, predictions, storage
 from mlic.data.annotations import read_annotations
 from mlic.data.shards import INDEX, read_split
 from mlic.errors import ConfigError, DataError, RunError
 from mlic.model import bundle
+from mlic.schema import Model, Settings
 from mlic.score import thresholds
 from mlic.stages import report as page
 from mlic.stages.measure import Measurement, measure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlic.config import Model
+from mlic.schema import Model
 from mlic.values import AnyPath
 
 

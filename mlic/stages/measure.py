@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic.config import Model
+from mlic.schema import Model
 from mlic.score import baselines, bootstrap, calibration, metrics, ranking
 
 _SHOWN = (

@@ -14,12 +14,13 @@ import numpy as np
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, write_atomic, write_json
-from mlic.config import DoctorConfig, FitSettings, Model, ModelSettings, NoiseConfig, TrainConfig
+from mlic.config import DoctorConfig, FitSettings, ModelSettings, NoiseConfig, TrainConfig
 from mlic.data import corrections
 from mlic.data.shards import check_trainable, read_index, read_split
 from mlic.data.statistics import Implication, implications
 from mlic.errors import ConfigError, DataError
 from mlic.model import zoo
+from mlic.schema import Model
 from mlic.score import noise as score
 from mlic.stages import loop
 from mlic.stages.doctor import doctor as examine

@@ -22,12 +22,13 @@ import numpy as np
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, disk_errors, fingerprint, temporary, write_atomic, write_json
-from mlic.config import Model, PredictConfig
+from mlic.config import PredictConfig
 from mlic.data import predictions, sources, storage
 from mlic.data.shards import INDEX, Split, read_split
 from mlic.data.sources import Listing
 from mlic.errors import ConfigError, DataError, PartialError
 from mlic.model import bundle, losses
+from mlic.schema import Model
 from mlic.score import thresholds
 from mlic.score.calibration import Calibration
 from mlic.stages.progress import Progress

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 from mlic.cluster.runs import disk_errors, write_atomic
-from mlic.config import Model, ReportConfig
+from mlic.config import ReportConfig
 from mlic.errors import ConfigError
+from mlic.schema import Model
 from mlic.stages import report_analysis, report_figures, report_images, report_page
 from mlic.stages.measure import Measurement, aligned
 from mlic.stages.report_content import Content, RunRow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlic.config import Model
+from mlic.schema import Model
 from mlic.stages.measure import Measurement
 
 METRICS = {

@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from torch import nn
 
 from mlic.cluster.runs import read_state
-from mlic.config import Settings, TrainConfig
+from mlic.config import TrainConfig
 from mlic.data import shards, storage
 from mlic.data.shards import INDEX, Split
 from mlic.errors import DataError
 from mlic.model import bundle, zoo
+from mlic.schema import Settings
 from mlic.score import decision, thresholds
 from mlic.score.calibration import Calibration
 from mlic.stages import loop

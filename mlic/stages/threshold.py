@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from mlic.cluster.runs import write_json
-from mlic.config import Model, ThresholdConfig
+from mlic.config import ThresholdConfig
 from mlic.data import predictions, storage
 from mlic.data.shards import INDEX, read_index
 from mlic.errors import ConfigError, DataError
 from mlic.model import bundle
+from mlic.schema import Model
 from mlic.score import bootstrap, decision, metrics, thresholds
 from mlic.stages import loop
 from mlic.stages.evaluate import join, predict_split

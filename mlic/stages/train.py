@@ -16,10 +16,11 @@ import numpy as np
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, read_state, write_json
-from mlic.config import DoctorConfig, Model, TrainConfig
+from mlic.config import DoctorConfig, TrainConfig
 from mlic.data.shards import check_trainable, read_index, read_split
 from mlic.errors import MlicError, PartialError, RunError
 from mlic.model import bundle, losses, weights, zoo
+from mlic.schema import Model
 from mlic.score import decision, thresholds
 from mlic.stages import loop
 from mlic.stages.doctor import doctor as examine

@@ -22,10 +22,11 @@ import yaml
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, is_current, write_atomic, write_json
-from mlic.config import DoctorConfig, FitSettings, Model, RunSettings, TrainConfig, TuneConfig
+from mlic.config import DoctorConfig, FitSettings, RunSettings, TrainConfig, TuneConfig
 from mlic.data.shards import check_trainable, read_index
 from mlic.errors import ClusterError, MlicError, PartialError, RunError
 from mlic.model import bundle, zoo
+from mlic.schema import Model
 from mlic.stages import loop
 from mlic.stages.doctor import doctor as examine
 from mlic.stages.measure import Measurement, aligned
