@@ -58,6 +58,7 @@ def bare_decode(corpus: Corpus) -> Iterator[Any]:
 def mlic_decoding(corpus: Corpus, limit_gb: float = 0) -> Iterator[Any]:
     from mlic.config import Preprocessing
     from mlic.data.loader import ShardReader, train_batches
+    from mlic.data.sampling import epoch_order, rates
     from mlic.data.shards import read_split
 
     prep = Preprocessing(image_size=corpus.size, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -65,8 +66,9 @@ def mlic_decoding(corpus: Corpus, limit_gb: float = 0) -> Iterator[Any]:
     with ShardReader(split, prep) as reader, tempfile.TemporaryDirectory() as cache:
         if limit_gb:
             assert reader.use_cache(limit_gb, 1, Path(cache))
+        once = rates(split.targets, split.labels, 0, 0, ())
         for epoch in range(EPOCHS + 1):
-            order = [mine for mine, _ in train_batches(len(split), BATCH, 0, 1, 0, epoch)]
+            order = [mine for mine, _ in train_batches(epoch_order(once, 0, epoch), BATCH, 0, 1)]
             for batch in reader.batches(order, 0):
                 yield batch.images
             yield None

@@ -12,29 +12,24 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from mlic.fitting import Color, FitSettings, ModelSettings, RunSettings, ShardSettings, check_fit, check_weighting
 from mlic.schema import Model, Settings, setting
 from mlic.values import (
-    WEIGHTED,
     AnyPath,
     Calibrator,
-    Distortion,
     Gates,
     Interval,
     LocalPath,
-    Loss,
     Names,
     Operations,
-    Optimizer,
     Paths,
     Policy,
     Share,
     Shares,
-    Weights,
     Workers,
     parse_policy,
 )  # fmt: skip
 
-Color = Literal["rgb", "gray"]
 LabelFormat = Literal["auto", "lists", "wide", "delimited", "long", "jsonl", "coco", "voc", "folders", "webdataset"]
 Stage = Literal["pack", "train", "tune", "noise", "batch-predict", "evaluate"]
 
@@ -183,142 +178,12 @@ class DoctorConfig(Settings):
     seed: int = setting(42, "Seed of the choice of samples and of the shuffles", ge=0, le=2**31 - 1)
 
 
-class ShardSettings(Settings):
-    """What every command that fits models to shards has."""
-
-    shards: AnyPath = setting(..., "Folder of shards that mlic pack wrote, or s3://...", cli="argument", place=True)
-
-
-class RunSettings(ShardSettings):
-    """What `train` and `tune` share: the run's folder, and what is held out."""
-
-    runs: LocalPath = setting(
-        Path("runs"), "Folder that holds the run folders", cli="flag", place=True, validate_default=True
-    )
-    name: str | None = setting(
-        None, "Name of the run; default: the recipe's stem, else the architecture, or tune", cli="flag", place=True,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-    )  # fmt: skip
-    fold: int | None = setting(
-        None, "Validate on this fold of the shards and train on the others; default: the splits", cli="flag", ge=0
-    )
-
-
-class FitSettings(Settings):
-    """What `train`, `tune` and `noise` share: how one model is fitted."""
-
-    epochs: int = setting(10, "Passes over the training split", cli="flag", ge=1)
-    batch_size: int = setting(64, "Samples in a step, over all workers together", cli="flag", ge=2)
-    loss: Loss = setting("bce", "Loss function", cli="flag")
-    loss_options: dict[str, float] = setting({}, "Options of the loss, such as gamma of focal")
-    label_smoothing: float = setting(0.0, "How far targets are moved towards a half", ge=0, lt=1)
-    pos_weight_cap: float = setting(0.0, "Largest weight of positives; 0: none", ge=0)
-    pos_weight_by_min: bool = setting(False, "Divide the weights of positives by the smallest of them")
-    optimizer: Optimizer = setting("adam", "Optimiser", cli="flag")
-    lr: float = setting(1e-3, "Learning rate, the highest of the run", cli="flag", gt=0)
-    schedule: Literal["constant", "step", "cosine", "one-cycle"] = setting(
-        "cosine", "How the learning rate changes over the run"
-    )
-    warmup_epochs: float = setting(0.0, "Epochs over which the learning rate rises; one-cycle has its own", ge=0)
-    step_epochs: int = setting(10, "Epochs between the drops of the schedule step", ge=1)
-    step_factor: float = setting(0.1, "What the schedule step multiplies the learning rate by", gt=0, lt=1)
-    momentum: float = setting(0.9, "Momentum of sgd and rmsprop", ge=0, lt=1)
-    weight_decay: float = setting(0.0, "Weight decay (L2)", ge=0)
-    clip_norm: float = setting(0.0, "Largest norm of the gradient; 0: any", ge=0)
-    accumulate: int = setting(1, "Parts that the samples of a step go through one after another, for memory", ge=1)
-    ema: float = setting(0.0, "Decay of the moving average of weights that is evaluated and kept; 0: none", ge=0, lt=1)
-    patience: int = setting(0, "Epochs without a better value of stop_on after which the run stops; 0: never", ge=0)
-    stop_on: str = setting("val/loss", "Metric of an epoch that patience waits for", pattern=r"^val/[a-z0-9_.]+$")
-    image_size: int = setting(128, "Side of the square input in pixels", cli="flag", ge=8, le=4096)
-    color: Color | Literal["auto"] = setting("auto", "rgb, gray, or what the architecture was made for")
-    hflip: bool = setting(True, "Mirror training images at random")
-    crop: Share = setting(1.0, "Smallest share of a training image that a random crop shows; 1: no crops", gt=0, le=1)
-    augment: dict[Distortion, float] = setting(
-        {}, "What else changes training images at random: rotate (degrees), shift, brightness, contrast, saturation "
-        "(shares), invert, erase (probabilities)",
-    )  # fmt: skip
-    mixup: float = setting(0.0, "Mix each training image with another, in shares of Beta(a, a); 0: no", ge=0, le=10)
-    cutmix: float = setting(0.0, "The same by a rectangle of the other; with mixup, one of them at random", ge=0, le=10)
-    head_prior: bool = setting(True, "Start the output biases at the labels' log-odds in the training split")
-    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto: bf16 on GPUs that have it, fp32 elsewhere")
-    checkpoint_steps: int = setting(
-        500, "Steps after which an epoch's position is kept, so that a stopped run goes on from there", ge=1, place=True
-    )
-    max_bad: Share = setting(0.01, "Largest share of undecodable samples before the run stops", ge=0, le=1)
-    doctor: bool = setting(True, "Examine the shards first, as mlic doctor does", cli="flag", place=True)
-    cache_gb: float = setting(
-        8.0, "Largest cache of decoded images that a node keeps, in GB; 0: none", cli="flag", place=True, ge=0
-    )
-    loader_threads: int = setting(
-        2, "Threads that decode ahead of each worker; 0: none, which is least work where there is no GPU to keep busy",
-        ge=0, le=64,
-    )  # fmt: skip
-    seed: int = setting(42, "Seed of weights, order of samples and augmentation", cli="flag", ge=0, le=2**31 - 1)
-
-    @model_validator(mode="after")
-    def _amounts_make_sense(self) -> Self:
-        for name, amount in self.augment.items():
-            if amount < 0 or (name in ("shift", "invert", "erase") and amount > 1):
-                raise ValueError(f"augment.{name} should be from 0 to 1, not {amount:g}")
-        return self
-
-
-class ModelSettings(Settings):
-    """What `train` and `noise` share: which model is fitted, by which loss."""
-
-    arch: str = setting(
-        "b-final", "Architecture: a reference net such as b-final, a torchvision classifier or timm/NAME", cli="flag"
-    )
-    arch_options: dict[str, float] = setting(
-        {}, "Options of the architecture, such as hidden or dropout; head_hidden and head_dropout are for all"
-    )
-    weights: Weights = setting(
-        "none", "Weights to begin with: none, default (those published for the architecture), a file or a run",
-        cli="flag", place=True,
-    )  # fmt: skip
-    train: Literal["all", "head", "none"] = setting(
-        "all", "What is trained; head: the last layer alone, on features that are computed once, not augmented; none: "
-        "nothing, the network is measured as it begins", cli="flag",
-    )  # fmt: skip
-    pos_weight_power: float = setting(
-        0.0,
-        "Weight positives of a label by (negatives/positives)^power; 0: no weighting",
-        cli="flag",
-        ge=0,
-        le=1,
-    )
-    threshold_policy: Policy = setting(
-        "per-label", "How decision thresholds are fitted; see mlic threshold", cli="flag"
-    )
-    calibration: Calibrator = setting("auto", "How scores are calibrated; auto: where it surely helps", cli="flag")
-    max_failures: int = setting(3, "How often a group of workers that lost a member is started anew", ge=0, place=True)
-
-
-def _check_weighting(fit: FitSettings, power: float) -> None:
-    """Raise ValueError for weights of positives that the loss would ignore, and targets that it cannot smooth."""
-    if fit.loss not in WEIGHTED and (power or fit.pos_weight_cap or fit.pos_weight_by_min):
-        raise ValueError(f"the loss {fit.loss} does not weight positives; leave pos_weight settings at 0")
-    if fit.loss == "class-balanced" and power:
-        raise ValueError("the loss class-balanced has weights of its own; leave pos_weight_power out")
-    if fit.loss == "softmax" and fit.label_smoothing:
-        raise ValueError("the loss softmax has no targets to smooth; leave label_smoothing out")
-
-
-def _check_fit(config: TrainConfig | NoiseConfig) -> None:
-    """Raise ValueError for settings of a fit that others of it would have ignored."""
-    _check_weighting(config, config.pos_weight_power)
-    changes = [name for name in ("augment", "mixup", "cutmix") if getattr(config, name)]
-    if config.train != "all" and (config.crop < 1 or changes):
-        what = " and ".join(["crop"] * (config.crop < 1) + changes)
-        raise ValueError(f"with train {config.train} images are taken as they are; leave {what} out")
-
-
 class TrainConfig(ModelSettings, FitSettings, RunSettings):
     """Train one model, data-parallel over the workers of a Ray cluster."""
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
-        _check_fit(self)
+        check_fit(self, self.train, self.pos_weight_power)
         return self
 
 
@@ -343,7 +208,7 @@ class TuneConfig(FitSettings, RunSettings):
     def _space_makes_sense(self) -> Self:
         if self.grace_epochs > self.epochs:
             raise ValueError(f"grace_epochs is {self.grace_epochs}, more than epochs, which is {self.epochs}")
-        _check_weighting(self, max(self.pos_weight_powers))
+        check_weighting(self, max(self.pos_weight_powers))
         low, high = self.pos_weight_powers
         if not 0 <= low <= high <= 1:
             raise ValueError(f"pos_weight_powers should be low,high within 0 and 1, not {low:g},{high:g}")
@@ -372,7 +237,7 @@ class NoiseConfig(ModelSettings, FitSettings, ShardSettings):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
-        _check_fit(self)
+        check_fit(self, self.train, self.pos_weight_power)
         return self
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +14,14 @@ from mlic.config import Preprocessing
 from mlic.data import packing, shards
 from mlic.data.augment import Normalizer, crops, margin, mirrors
 from mlic.data.loader import ShardReader, ahead, eval_batches, train_batches
+from mlic.data.sampling import epoch_order
 from mlic.data.sources import list_images
 from mlic.errors import DataError
+
+
+def order(num_samples: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
+    return epoch_order(np.ones(num_samples), seed, epoch)
+
 
 PREP = Preprocessing(image_size=16, color="rgb", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -23,7 +30,7 @@ PREP = Preprocessing(image_size=16, color="rgb", mean=(0.5, 0.5, 0.5), std=(0.25
 @pytest.mark.parametrize("num_samples", [16, 17, 63, 64, 65, 100])
 @pytest.mark.parametrize("batch_size", [2, 16, 64, 500])
 def test_every_training_sample_once(world_size: int, num_samples: int, batch_size: int) -> None:
-    ranks = [train_batches(num_samples, batch_size, rank, world_size, seed=1, epoch=3) for rank in range(world_size)]
+    ranks = [train_batches(order(num_samples, 1, 3), batch_size, rank, world_size) for rank in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1  # else a collective would wait for ever
     for parts in zip(*ranks, strict=True):
         whole = parts[0][1]
@@ -33,15 +40,15 @@ def test_every_training_sample_once(world_size: int, num_samples: int, batch_siz
 
 
 def test_a_batch_is_the_same_for_any_number_of_ranks() -> None:
-    one = [sorted(whole) for _, whole in train_batches(100, 16, 0, 1, 1, 0)]
-    four = [sorted(whole) for _, whole in train_batches(100, 16, 2, 4, 1, 0)]
+    one = [sorted(whole) for _, whole in train_batches(order(100, 1, 0), 16, 0, 1)]
+    four = [sorted(whole) for _, whole in train_batches(order(100, 1, 0), 16, 2, 4)]
     assert one[: len(four) - 1] == four[:-1]  # the last ones may differ: a rest too small for four ranks is joined
-    assert one != [sorted(whole) for _, whole in train_batches(100, 16, 0, 1, 1, 1)]
+    assert one != [sorted(whole) for _, whole in train_batches(order(100, 1, 1), 16, 0, 1)]
 
 
 def test_too_few_samples() -> None:
     with pytest.raises(DataError, match="3 training samples are too few for 2 workers"):
-        train_batches(3, 2, 0, 2, 0, 0)
+        train_batches(order(3, 0, 0), 2, 0, 2)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,20 +15,22 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from mlic.config import TrainConfig
+from mlic.config import Preprocessing, TrainConfig
 from mlic.data.augment import Normalizer
-from mlic.data.loader import ShardReader
+from mlic.data.loader import ShardReader, eval_batches
 from mlic.data.shards import read_split
-from mlic.errors import DataError, RunError
-from mlic.model import zoo
-from mlic.stages import loop
+from mlic.errors import ClusterError, ConfigError, DataError, RunError
+from mlic.model import losses, zoo
+from mlic.score import metrics
+from mlic.stages import checkpoints, loop, start, validation
+from mlic.stages.place import Place
 
 
-def place(folder: Path, rank: int = 0, world_size: int = 1) -> loop.Place:
+def place(folder: Path, rank: int = 0, world_size: int = 1) -> Place:
     folder.mkdir(exist_ok=True)
     if rank == 0 and not (folder / "run.json").exists():
         (folder / "run.json").write_text(json.dumps({"format": 1, "attempt": 1}))
-    return loop.Place(rank, world_size, torch.device("cpu"), folder, folder, 1)
+    return Place(rank, world_size, torch.device("cpu"), folder, folder, 1)
 
 
 def settings(shards: Path, **changes: Any) -> TrainConfig:
@@ -60,10 +65,12 @@ def test_resumed_equals_straight_bit_for_bit(shards: Path, tmp_path: Path, after
         loop.fit(config, place(tmp_path / "stopped"), stop)
     again: list[dict[str, float]] = []
     loop.fit(config, place(tmp_path / "stopped"), again.append)
-    assert without_times(straight) == without_times(again) == without_times(loop.read_history(tmp_path / "stopped"))
+    assert (
+        without_times(straight) == without_times(again) == without_times(checkpoints.read_history(tmp_path / "stopped"))
+    )
     one, two = weights(tmp_path / "straight"), weights(tmp_path / "stopped")
     assert all(torch.equal(one[name], two[name]) for name in one)
-    best = [loop.read_best(tmp_path / name) for name in ("straight", "stopped")]
+    best = [checkpoints.read_best(tmp_path / name) for name in ("straight", "stopped")]
     assert best[0].epoch == best[1].epoch
     assert (best[0].thresholds == best[1].thresholds).all()
 
@@ -76,9 +83,10 @@ def test_resumed_within_an_epoch_equals_straight(
     """Six steps an epoch, checkpoints after every second: with all that is drawn at random."""
     options = {"hidden": 32, "dropout": 0.5}
     config = settings(
-        shards, epochs=2, crop=0.5, checkpoint_steps=2, arch_options=options, mixup=0.2, cutmix=1.0,
-        augment={"rotate": 10.0, "brightness": 0.2, "erase": 0.3},
+        shards, epochs=2, crop=0.5, checkpoint_minutes=1e-9, arch_options=options, mixup=0.2, cutmix=1.0,
+        augment={"rotate": 10.0, "brightness": 0.2, "erase": 0.3}, rand_augment=1, layer_decay=0.7,
     )  # fmt: skip
+    monkeypatch.setattr(loop, "_SETTLE_STEPS", 2)
     loop.fit(config, place(tmp_path / "straight"), lambda _: None)
     taken = 0
     ended = torch.optim.Adam.step
@@ -100,7 +108,7 @@ def test_resumed_within_an_epoch_equals_straight(
         f"goes on after epoch {steps // 6} of 2" + (f" and {within} steps" if within else "") + "\n"
         in (tmp_path / "stopped" / "log.txt").read_text()
     )
-    one, two = (loop.read_history(tmp_path / name) for name in ("straight", "stopped"))
+    one, two = (checkpoints.read_history(tmp_path / name) for name in ("straight", "stopped"))
     assert without_times(one) == without_times(two)
     first, second = weights(tmp_path / "straight"), weights(tmp_path / "stopped")
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -112,7 +120,7 @@ def test_it_learns(shards: Path, tmp_path: Path) -> None:
     loop.fit(settings(shards, epochs=10, image_size=64, lr=3e-3), place(tmp_path / "run"), rows.append)
     assert rows[-1]["train/loss"] < 0.7 * rows[0]["train/loss"]
     assert max(row["val/map"] for row in rows) > 0.6
-    assert loop.read_best(tmp_path / "run").metrics["val/f1_micro"] == max(row["val/f1_micro"] for row in rows)
+    assert checkpoints.read_best(tmp_path / "run").metrics["val/f1_micro"] == max(row["val/f1_micro"] for row in rows)
 
 
 def _rank(rank: int, world_size: int, folder: str, config: str) -> None:
@@ -131,7 +139,7 @@ def test_two_ranks_do_what_one_does(shards: Path, tmp_path: Path) -> None:
         folder.mkdir()
         place(folder)
         multiprocessing.spawn(_rank, (ranks, str(folder), config.model_dump_json()), nprocs=ranks)
-    one, two = (loop.read_history(tmp_path / f"ranks{ranks}") for ranks in (1, 2))
+    one, two = (checkpoints.read_history(tmp_path / f"ranks{ranks}") for ranks in (1, 2))
     for a, b in zip(one, two, strict=True):
         for key in ("train/loss", "val/loss", "val/f1_micro", "val/map", "val/subset_accuracy"):
             assert a[key] == pytest.approx(b[key], abs=1e-4), key
@@ -143,7 +151,7 @@ def test_two_ranks_do_what_one_does(shards: Path, tmp_path: Path) -> None:
 @pytest.mark.ray
 def test_evaluation_counts_every_sample_once(shards: Path, tmp_path: Path) -> None:
     loop.fit(settings(shards, epochs=1), place(tmp_path / "run"), lambda _: None)
-    best = loop.read_best(tmp_path / "run")
+    best = checkpoints.read_best(tmp_path / "run")
     val = read_split(shards, "val")
     assert (best.targets == val.targets).all()
     assert best.scores.shape == val.targets.shape
@@ -156,8 +164,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(shards: Path, tmp_path: Path) -
     config = settings(shards, optimizer="sgd", lr=1e12, arch_options={})
     with pytest.raises(RunError, match=r"the loss is not finite at step \d+ on rank 0") as caught:
         loop.fit(config, place(tmp_path / "run"), lambda _: None)
-    assert caught.value.hint == "lower --lr (now 1e+12)."
-    assert loop.read_history(tmp_path / "run") == []
+    assert re.search(r"samples \S+, \S+, \S+, \S+, \S+ and 27 more\)", caught.value.message)
+    assert caught.value.hint == "lower --lr (now 1e+12), or leave such steps out by --set non_finite=skip."
+    assert checkpoints.read_history(tmp_path / "run") == []
 
 
 @pytest.mark.ray
@@ -205,9 +214,9 @@ def test_resumed_with_averaged_weights_in_parts_and_clipped(shards: Path, tmp_pa
     for kind in ("net", "shadow"):
         assert all(torch.equal(last[0][kind][name], last[1][kind][name]) for name in last[0][kind])
     assert any(not torch.equal(last[0]["net"][name], last[0]["shadow"][name]) for name in last[0]["net"])
-    one, two = (loop.read_history(tmp_path / name) for name in ("straight", "stopped"))
+    one, two = (checkpoints.read_history(tmp_path / name) for name in ("straight", "stopped"))
     assert without_times(one) == without_times(two)
-    best = loop.read_best(tmp_path / "straight")
+    best = checkpoints.read_best(tmp_path / "straight")
     if best.epoch == 3:
         assert all(torch.equal(best.state[name], last[0]["shadow"][name]) for name in best.state)
 
@@ -261,7 +270,7 @@ def test_a_head_learns_on_features_that_are_computed_once(
     end = weights(tmp_path / "one")
     changed = {name for name in start if not torch.equal(start[name], end[name])}
     assert {name.rpartition(".")[0] for name in changed} == {list(start)[-1].rpartition(".")[0]}
-    rows = loop.read_history(tmp_path / "one")
+    rows = checkpoints.read_history(tmp_path / "one")
     assert rows[-1]["val/map"] > rows[0]["val/map"]
     assert "begins with w.pth, 26 tensors by name" in (tmp_path / "one" / "log.txt").read_text()
 
@@ -284,9 +293,9 @@ def test_a_head_learns_on_features_that_are_computed_once(
 def test_scores_of_a_head_are_those_of_the_whole_network(shards: Path, tmp_path: Path) -> None:
     config = settings(shards, train="head", epochs=2)
     loop.fit(config, place(tmp_path / "run"), lambda _: None)
-    best = loop.read_best(tmp_path / "run")
+    best = checkpoints.read_best(tmp_path / "run")
     val = read_split(shards, "val")
-    prep = loop.preprocessing(config)
+    prep = start.preprocessing(config)
     net = zoo.build(config.arch, len(val.labels), prep.channels, prep.image_size, config.arch_options).eval()
     net.load_state_dict(best.state)
     with ShardReader(val, prep) as reader, torch.no_grad():
@@ -311,3 +320,172 @@ def test_a_network_is_measured_as_it_begins(shards: Path, tmp_path: Path) -> Non
     assert all(torch.equal(fresh[name], kept[name]) for name in fresh if not name.endswith("bias"))
     with pytest.raises(ValueError, match="with train none images are taken as they are; leave mixup out"):
         settings(shards, train="none", mixup=0.2)
+
+
+def _evaluating_rank(rank: int, world_size: int, shards: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}.store", rank=rank, world_size=world_size)
+    here = Place(rank, world_size, torch.device("cpu"), Path(folder), Path(folder), 1)
+    torch.manual_seed(0)
+    split = read_split(Path(shards), "val").take(np.arange(23))
+    net = zoo.build("resnet18", len(split.labels), 3, 48, {})
+    prep = Preprocessing(image_size=48, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3)
+    with ShardReader(split, prep) as reader:
+        found = validation.evaluate(
+            here, net, reader.batches(eval_batches(23, 4, rank, world_size), 0),
+            Normalizer(prep.mean, prep.std, here.device), "bce",
+            lambda logits, targets: losses.loss_sum("bce", logits, targets, torch.ones(len(split.labels))),
+            split.targets.shape,
+        )  # fmt: skip
+    if rank == world_size - 1:
+        np.savez(Path(folder), scores=found.scores, targets=found.targets, loss=found.loss)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_evaluation_is_the_same_on_any_number_of_ranks(shards: Path, tmp_path: Path) -> None:
+    """23 samples divide by no number of ranks, and eight ranks have more of them than there are shards."""
+    found = []
+    for ranks in (1, 2, 4, 8):
+        where = (str(shards), str(tmp_path / f"ranks{ranks}"))
+        multiprocessing.spawn(_evaluating_rank, (ranks, *where), nprocs=ranks)
+        found.append(np.load(tmp_path / f"ranks{ranks}.npz"))
+    one, *others = found
+    assert (one["targets"] == read_split(shards, "val").targets[:23]).all()
+    for other in others:
+        assert (other["targets"] == one["targets"]).all()
+        np.testing.assert_allclose(other["scores"], one["scores"], atol=1e-6)
+        assert float(other["loss"]) == pytest.approx(float(one["loss"]), abs=1e-6)
+        measured = [metrics.score_metrics(each["scores"], each["targets"]) for each in (one, other)]
+        assert measured[0] == pytest.approx(measured[1], abs=1e-6)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_resumes_bit_for_bit(shards: Path, tmp_path: Path, precision: str) -> None:
+    """Its samplers too. Scores are those of float32, which predictions are computed in."""
+    config = settings(shards, epochs=3, precision=precision, repeat_below=0.3, thin=0.2, thin_labels=("red",))
+    loop.fit(config, place(tmp_path / "straight"), lambda _: None)
+
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        loop.fit(config, place(tmp_path / "stopped"), stop)
+    loop.fit(config, place(tmp_path / "stopped"), lambda _: None)
+    one, two = weights(tmp_path / "straight"), weights(tmp_path / "stopped")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert all(torch.isfinite(tensor).all() for tensor in one.values())
+    assert f"computes in {precision}" in (tmp_path / "straight" / "log.txt").read_text()
+    best = checkpoints.read_best(tmp_path / "straight")
+    net = zoo.build(config.arch, best.targets.shape[1], 1, 48, config.arch_options)
+    net.load_state_dict(best.state)
+    prep = start.preprocessing(config)
+    with ShardReader(read_split(shards, "val"), prep) as reader, torch.no_grad():
+        (batch,) = reader.batches([np.arange(8)], 0)
+        scores = torch.sigmoid(net.eval()(Normalizer(prep.mean, prep.std, torch.device("cpu"))(batch.images)))
+    np.testing.assert_allclose(scores.numpy(), best.scores[:8], atol=1e-6)
+
+
+@pytest.mark.ray
+def test_the_last_stages_alone_change(shards: Path, tmp_path: Path) -> None:
+    config = settings(shards, epochs=1, arch="resnet18", arch_options={}, train=2, precision="fp32")
+    torch.manual_seed(config.seed)
+    prep = start.preprocessing(config)
+    before, _, _ = start.network(config, read_split(shards, "train"), prep)
+    loop.fit(config, place(tmp_path / "run"), lambda _: None)
+    after = weights(tmp_path / "run")
+    changed = {name.partition(".")[0] for name, tensor in before.state_dict().items() if (tensor != after[name]).any()}
+    assert changed == {"layer4", "fc"}
+
+
+@pytest.mark.ray
+def test_steps_that_are_not_finite_are_left_out_where_that_is_asked_for(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(shards, epochs=1, non_finite="skip")
+    calls = 0
+    ended = losses.loss_sum
+
+    def spoilt(*arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return ended(*arguments) * (float("nan") if calls == 3 else 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(losses, "loss_sum", spoilt)
+        loop.fit(config, place(tmp_path / "run"), lambda _: None)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert re.search(r"Warning: step 2 on rank 0 is left out: its loss is not finite; samples \S+,", log)
+    (row,) = checkpoints.read_history(tmp_path / "run")
+    assert np.isfinite(row["train/loss"])
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run").values())
+    monkeypatch.setattr(losses, "loss_sum", lambda *arguments: ended(*arguments) * float("nan"))
+    with pytest.raises(RunError, match="the loss is not finite at step"):
+        loop.fit(settings(shards, batch_size=4, non_finite="skip"), place(tmp_path / "all"), lambda _: None)
+
+
+@pytest.mark.ray
+def test_an_output_that_says_nothing_is_told_of(shards: Path, tmp_path: Path) -> None:
+    config = settings(shards, epochs=3, lr=1e-12, head_prior=False, threshold_policy="fixed=0.99")
+    loop.fit(config, place(tmp_path / "run"), lambda _: None)
+    lines = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    (warning,) = [line for line in lines if line.startswith("Warning: ")]
+    assert "no image gets any label" in warning or "nearly the same scores" in warning
+    assert warning.endswith("Try --set head_prior=true.")
+    assert lines.index(warning) == next(i for i, line in enumerate(lines) if "epoch 2/3" in line) + 1
+
+
+@pytest.mark.ray
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(shards, epochs=3)
+    loop.fit(config, place(tmp_path / "straight"), lambda _: None)
+    ended, writes = torch.save, 0
+
+    def save(value: Any, path: Path) -> None:
+        nonlocal writes
+        writes += 1
+        if writes > 2:
+            path.write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        ended(value, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save)
+        with pytest.raises(ClusterError, match="No space left on device"):
+            loop.fit(config, place(tmp_path / "full"), lambda _: None)
+    assert not list((tmp_path / "full" / "checkpoints").glob(".*"))
+    loop.fit(config, place(tmp_path / "full"), lambda _: None)
+    assert "goes on after epoch 1 of 3" in (tmp_path / "full" / "log.txt").read_text()
+    one, two = weights(tmp_path / "straight"), weights(tmp_path / "full")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.ray
+def test_a_lost_folder_is_taken_up_from_the_copy(shards: Path, tmp_path: Path) -> None:
+    config = settings(shards, epochs=2, checkpoint_copy=tmp_path / "copy")
+    loop.fit(config, place(tmp_path / "straight"), lambda _: None)
+
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        loop.fit(config, place(tmp_path / "run"), stop)
+    shutil.rmtree(tmp_path / "run")
+    rows: list[dict[str, float]] = []
+    loop.fit(config, place(tmp_path / "run"), rows.append)
+    assert "takes up the checkpoints" in (tmp_path / "run" / "log.txt").read_text()
+    assert without_times(rows) == without_times(checkpoints.read_history(tmp_path / "straight"))
+    assert checkpoints.read_history(tmp_path / "run") == rows
+    assert checkpoints.read_best(tmp_path / "run").epoch == checkpoints.read_best(tmp_path / "straight").epoch
+    shutil.rmtree(tmp_path / "run")
+    other = config.model_copy(update={"lr": 0.5})
+    with pytest.raises(ConfigError, match="are of a run with other settings or data"):
+        loop.fit(other, place(tmp_path / "run"), lambda _: None)
+    checkpoints.forget_copy(tmp_path / "copy", tmp_path / "run")
+    loop.fit(other, place(tmp_path / "run"), lambda _: None)

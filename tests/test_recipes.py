@@ -15,7 +15,8 @@ from mlic.cli import cli
 from mlic.config import PackConfig, TrainConfig
 from mlic.model import losses, reference, zoo
 from mlic.settings import build, find_file, read_file, recipes
-from mlic.stages import loop
+from mlic.stages import checkpoints, loop
+from mlic.stages.place import Place
 from mlic.values import parse_policy
 
 FOLDER = Path(__file__).parents[1] / "jobs" / "reference"
@@ -63,11 +64,11 @@ def test_a_small_recipe_runs(path: Path, shards: Path, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({"format": 1, "attempt": 1}))
     loop.fit(
-        config(path, **changes), loop.Place(0, 1, torch.device("cpu"), folder, folder, 1), lambda _: None
+        config(path, **changes), Place(0, 1, torch.device("cpu"), folder, folder, 1), lambda _: None
     )  # fmt: skip
-    (row,) = loop.read_history(folder)
+    (row,) = checkpoints.read_history(folder)
     assert row["val/loss"] > 0
-    assert loop.read_best(folder).epoch == 1
+    assert checkpoints.read_best(folder).epoch == 1
 
 
 def test_recipes_are_listed_printed_and_taken_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,9 @@ from mlic.data.shards import read_index, read_split
 from mlic.errors import ConfigError, DataError
 from mlic.model import bundle
 from mlic.score import thresholds
-from mlic.stages import loop, report_figures, train
+from mlic.stages import checkpoints, loop, report_figures, train
 from mlic.stages.measure import measure
+from mlic.stages.place import Place
 from mlic.stages.report import report, write
 from mlic.stages.report_evidence import Evidence, of_predictions
 from tests import chromium
@@ -40,7 +41,7 @@ def fitted(shards: Path, folder: Path, **changes: Any) -> Path:
     base = {"shards": shards, "arch": "b-final", "image_size": 48, "epochs": 2, "batch_size": 32, "color": "rgb"}
     config = TrainConfig(**base | {"arch_options": {"hidden": 32}} | changes, runs=folder.parent, name=folder.name)
     with Run.open(folder, "train", config, {"shards": read_index(shards)["fingerprint"]}, fresh=False) as run:
-        loop.fit(config, loop.Place(0, 1, torch.device("cpu"), folder, folder, run.attempt), lambda _: None)
+        loop.fit(config, Place(0, 1, torch.device("cpu"), folder, folder, run.attempt), lambda _: None)
         run.finish(train.finish(config, folder, folder))
     return folder
 
@@ -84,7 +85,7 @@ def test_the_page_of_two_runs(runs: list[Path], tmp_path: Path) -> None:
     for path in out.glob("*.png"):
         with Image.open(path) as image:
             assert image.width > 400
-    best = loop.read_best(runs[0])
+    best = checkpoints.read_best(runs[0])
     assert bundle.read(runs[0]).calibration["method"] == "none", "the decisions below are the loop's own"
     labels = bundle.read(runs[0]).labels
     assert f"{best.metrics['val/f1_micro']:.4f}" in page
@@ -102,7 +103,7 @@ def test_the_page_of_two_runs(runs: list[Path], tmp_path: Path) -> None:
     }  # fmt: skip
     assert sum(row["parameters"] for row in content["layers"]) == content["runs"][0]["parameters"]
     assert content["runs"][1]["differences"]["f1_micro"][0] == pytest.approx(
-        loop.read_best(runs[1]).metrics["val/f1_micro"] - best.metrics["val/f1_micro"]
+        checkpoints.read_best(runs[1]).metrics["val/f1_micro"] - best.metrics["val/f1_micro"]
     )
     assert "less first" in found.text()
     assert "Grad-CAM" in page

@@ -110,6 +110,24 @@ def distort(images: torch.Tensor, index: Array, drawn: Mapping[str, Array]) -> t
     return found.mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+def rand_augment(
+    images: torch.Tensor, index: Array, operations: int, magnitude: int, seed: int, epoch: int
+) -> torch.Tensor:
+    """Images uint8 (B, H, W, C) of the samples `index` (B,), each changed by `operations` drawn at random; new ones.
+
+    RandAugment (Cubuk et al., 2020) as torchvision has it, of `magnitude` out of 30.
+    """
+    from torchvision.transforms import RandAugment
+
+    change = RandAugment(operations, magnitude, num_magnitude_bins=31)
+    found = torch.empty_like(images)
+    with torch.random.fork_rng(devices=[]):
+        for place, sample in enumerate(index.tolist()):
+            torch.manual_seed(int(np.random.SeedSequence([seed, epoch, 30, sample]).generate_state(1)[0]))
+            found[place] = change(images[place].permute(2, 0, 1)).permute(1, 2, 0)
+    return found
+
+
 def mix(
     images: torch.Tensor, targets: torch.Tensor, mixup: float, cutmix: float, seed: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:

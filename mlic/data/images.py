@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from mlic.config import Color
+from mlic.fitting import Color
 
 Array = np.ndarray[Any, Any]
 

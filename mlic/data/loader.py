@@ -47,16 +47,16 @@ class Batch:
 
 
 def train_batches(
-    num_samples: int, batch_size: int, rank: int, world_size: int, seed: int, epoch: int
+    order: np.ndarray[Any, Any], batch_size: int, rank: int, world_size: int
 ) -> list[tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.int64]]]]:
-    """The batches of one epoch as (this rank's sample numbers, the whole batch's sample numbers).
+    """The batches of one epoch, the samples `order` int64, as (this rank's sample numbers, the whole batch's).
 
-    Every sample is in exactly one batch. A last batch too small to give each rank two samples, which batch norm needs,
-    joins the one before it. Raises DataError when there are fewer than two samples a rank.
+    Each entry of the order is in exactly one batch. A last batch too small to give each rank two samples, which batch
+    norm needs, joins the one before it. Raises DataError when there are fewer than two samples a rank.
     """
+    num_samples = len(order)
     if num_samples < 2 * world_size:
         raise DataError(f"{num_samples} training samples are too few for {world_size} workers.", "use fewer --workers.")
-    order = np.random.default_rng([seed, epoch]).permutation(num_samples)
     batch_size = max(batch_size, 2 * world_size)
     bounds = list(range(0, num_samples, batch_size))
     if len(bounds) > 1 and num_samples - bounds[-1] < 2 * world_size:

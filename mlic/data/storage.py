@@ -169,6 +169,20 @@ def upload(source: Path, target: str) -> None:
     sink.close()
 
 
+def copy(source: Path, target: Location) -> None:
+    """Copy a local file to another place, where it appears when it is whole. Raises OSError."""
+    if isinstance(target, str):
+        upload(source, target)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        shutil.copyfile(source, part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def put(target: str, data: bytes) -> None:
     """Write a file to an object store. Raises OSError."""
     files, path = _store(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,8 +14,11 @@ from mlic.config import TrainConfig
 _ONE_CYCLE_RISE, _ONE_CYCLE_START, _ONE_CYCLE_END = 0.3, 25.0, 1e4
 
 
-def optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser that a configuration asks for; weight decay is L2 but for adamw, where it is decoupled."""
+def optimizer(config: TrainConfig, parameters: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimiser that a configuration asks for, over groups of parameters.
+
+    Weight decay is L2, but decoupled for adamw.
+    """
     lr, decay = config.lr, config.weight_decay
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=config.momentum)

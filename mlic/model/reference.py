@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from mlic.config import Color
+from mlic.fitting import Color
 
 Builder = Callable[..., nn.Module]
 

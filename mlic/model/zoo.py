@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlic.config import Color
 from mlic.errors import ConfigError
+from mlic.fitting import Color
 from mlic.model import reference
+from mlic.model.decoder import MLDecoder
 
 REFERENCE = tuple(reference.NETS)
 TIMM = "timm/"
-HEAD_OPTIONS = ("head_hidden", "head_dropout")
+HEAD_OPTIONS = ("head_hidden", "head_decoder", "head_dropout")
+_POOLS = ("SelectAdaptivePool2d",)  # of timm
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -44,7 +46,8 @@ def build(arch: str, num_labels: int, channels: int, image_size: int, options: M
     """Build a network from (B, channels, image_size, image_size) float32 to logits (B, num_labels), untrained.
 
     `options` go to the architecture: `hidden` and `dropout` of the reference CNNs, any number that a torchvision or
-    timm builder takes; but `head_hidden` and `head_dropout` put a hidden layer before the last one. Raises ConfigError
+    timm builder takes; but `head_hidden` puts a hidden layer of that width before the last one, `head_decoder` an
+    ML-Decoder of that width in place of pooling and last layer, with `head_dropout`. Raises ConfigError
     for an unknown name, an option it does not have or an image too small for it.
     """
     check(arch)
@@ -57,6 +60,8 @@ def build(arch: str, num_labels: int, channels: int, image_size: int, options: M
         model = make(num_labels, channels, image_size, **own)
         if options.get("head_hidden"):
             _deepen_head(model, num_labels, int(options["head_hidden"]), options.get("head_dropout", 0.0))
+        if options.get("head_decoder"):
+            _decode_head(model, num_labels, int(options["head_decoder"]), options.get("head_dropout", 0.1))
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, channels, image_size, image_size))
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
@@ -71,15 +76,34 @@ def build(arch: str, num_labels: int, channels: int, image_size: int, options: M
 
 
 def _deepen_head(model: nn.Module, num_labels: int, hidden: int, dropout: float) -> None:
-    last = head(model, num_labels)
-    if not isinstance(last, nn.Linear):
-        raise ValueError("its last layer is a convolution, which cannot have a hidden layer before it")
-    name = next(name for name, module in model.named_modules() if module is last)
-    parent, _, leaf = name.rpartition(".")
+    last = _linear_head(model, num_labels)
     deep = Head(
         nn.Linear(last.in_features, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, num_labels)
     )  # fmt: skip
-    setattr(model.get_submodule(parent), leaf, deep)
+    _replace(model, last, deep)
+
+
+def _decode_head(model: nn.Module, num_labels: int, width: int, dropout: float) -> None:
+    """Take out the pooling before the last layer, which is the last that there is, and give an ML-Decoder the map."""
+    last = _linear_head(model, num_labels)
+    pools = [m for m in model.modules() if isinstance(m, nn.AdaptiveAvgPool2d) or type(m).__name__ in _POOLS]
+    if not pools:
+        raise ValueError("it has no pooling layer that a decoder could take the place of")
+    _replace(model, pools[-1], nn.Flatten(1) if getattr(pools[-1], "flatten", False) else nn.Identity())
+    _replace(model, last, MLDecoder(last.in_features, num_labels, width, dropout))
+
+
+def _linear_head(model: nn.Module, num_labels: int) -> nn.Linear:
+    last = head(model, num_labels)
+    if not isinstance(last, nn.Linear):
+        raise ValueError("its last layer is no linear one, which another could take the place of")
+    return last
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    name = next(name for name, module in model.named_modules() if module is old)
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, new)
 
 
 class Head(nn.Sequential):
@@ -87,12 +111,12 @@ class Head(nn.Sequential):
 
 
 def head(model: nn.Module, num_labels: int) -> nn.Module:
-    """The last layer, linear or a convolution, with one output a label, or the Head that ends in it.
+    """The last layer, linear or a convolution, with one output a label, or the Head or decoder that it is part of.
 
     Raises ConfigError when there is none.
     """
     for module in model.modules():
-        if isinstance(module, Head):
+        if isinstance(module, Head | MLDecoder):
             return module
     for module in reversed(list(model.modules())):
         if getattr(module, "out_features", getattr(module, "out_channels", None)) == num_labels:
@@ -138,7 +162,7 @@ def set_head_bias(model: nn.Module, bias: torch.Tensor) -> None:
     """
     for module in reversed(list(model.modules())):
         own = getattr(module, "bias", None)
-        if isinstance(module, nn.Linear | nn.Conv2d) and own is not None and own.shape == bias.shape:
+        if isinstance(module, nn.Linear | nn.Conv2d | MLDecoder) and own is not None and own.shape == bias.shape:
             with torch.no_grad():
                 own.copy_(bias)
             return
@@ -190,7 +214,7 @@ def _timm(arch: str, num_labels: int, channels: int, image_size: int, **options:
 
 def _replace_first_conv(model: nn.Module, channels: int) -> None:
     """Give the first convolution `channels` inputs in place of three."""
-    for name, module in model.named_modules():
+    for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
             wanted = inspect.signature(nn.Conv2d).parameters.keys() - {
                 "in_channels",
@@ -199,8 +223,6 @@ def _replace_first_conv(model: nn.Module, channels: int) -> None:
                 "bias",
             }
             arguments = {key: getattr(module, key) for key in wanted}
-            parent, _, leaf = name.rpartition(".")
-            fresh = nn.Conv2d(channels, bias=module.bias is not None, **arguments)
-            setattr(model.get_submodule(parent), leaf, fresh)
+            _replace(model, module, nn.Conv2d(channels, bias=module.bias is not None, **arguments))
             return
     raise ValueError(f"no convolution with 3 inputs to change to {channels}")

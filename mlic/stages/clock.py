@@ -15,7 +15,7 @@ class Clock:
     """Images per second and the share of time spent waiting for data, of one epoch."""
 
     def __init__(self) -> None:
-        self._start = self._said = time.monotonic()
+        self._start = self._said = self._kept = time.monotonic()
         self._waited = 0.0
         self.images = 0
 
@@ -35,6 +35,14 @@ class Clock:
             return False
         self._said = time.monotonic()
         return True
+
+    def since_kept(self) -> float:
+        """Seconds since the epoch's position was kept last, or since its start."""
+        return time.monotonic() - self._kept
+
+    def kept(self) -> None:
+        """The epoch's position has been kept now."""
+        self._kept = time.monotonic()
 
     @property
     def seconds(self) -> float:

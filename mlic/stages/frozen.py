@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mlic.config import TrainConfig
+from mlic.config import Preprocessing, TrainConfig
 from mlic.data import cache, storage
 from mlic.data.loader import FeatureReader, ShardReader, eval_batches
 from mlic.data.shards import Split
@@ -21,16 +21,8 @@ logger = logging.getLogger(__name__)
 _BATCH = 64
 
 
-def freeze(net: nn.Module, head: nn.Module) -> None:
-    """Let the head alone have gradients."""
-    for parameter in net.parameters():
-        parameter.requires_grad_(False)
-    for parameter in head.parameters():
-        parameter.requires_grad_(True)
-
-
 def feature_reader(
-    config: TrainConfig, split: Split, reader: ShardReader, net: nn.Module, head: nn.Module,
+    config: TrainConfig, prep: Preprocessing, split: Split, reader: ShardReader, net: nn.Module, head: nn.Module,
     normalize: Callable[[torch.Tensor], torch.Tensor],
 ) -> FeatureReader:  # fmt: skip
     """The features of a split, from the node's cache where it has them already.
@@ -49,10 +41,8 @@ def feature_reader(
             named = dict(batch.bad)
             yield batch.index, features, {int(i): named[k] for i in batch.index if (k := split.key(i)) in named}
 
-    known_by = f"{split.fingerprint} {split.name} {_digest(net, head)} {config.image_size} {config.color}"
-    found = cache.stored(
-        known_by, shape, np.dtype(np.float32), max(config.cache_gb, 1e-9), storage.node_folder(), parts
-    )
+    known_by = f"{split.fingerprint} {split.name} {_digest(net, head)} {prep.model_dump_json()}"
+    found = cache.stored(known_by, shape, np.dtype(np.float32), config.cache_gb, storage.node_folder(), parts)
     if found is None:  # no room on the disk, or none is allowed: this process keeps its own
         kept = np.zeros(shape, np.float32)
         bad: dict[int, str] = {}

@@ -1,98 +1,45 @@
 """The training loop: one model, fitted by one process or by many; the same under Ray Train and under Ray Tune.
 
-An epoch leaves `checkpoints/last.pt` and, where it was the best so far, `checkpoints/best.pt`; within an epoch
-`last.pt` is written every so many steps. All randomness is drawn from the seed, the epoch, the step and the sample, so
-a run that goes on from a checkpoint is the run that was never stopped.
+All randomness is drawn from the seed, the epoch, the step and the sample, so a run that goes on from a checkpoint is
+the run that was never stopped.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mlic.cluster.runs import disk_errors, is_current, temporary, write_atomic
+from mlic.cluster.runs import fingerprint
 from mlic.config import Preprocessing, TrainConfig
-from mlic.data.augment import Normalizer, crops, distort, distortions, margin, mirrors, mix
+from mlic.data import sampling, storage
+from mlic.data.augment import Normalizer, crops, distort, distortions, margin, mirrors, mix, rand_augment
 from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches, train_batches
 from mlic.data.shards import Split, read_split
 from mlic.errors import DataError, RunError
-from mlic.model import losses, optimization, weights, zoo
+from mlic.model import depth, losses, optimization, precision
+from mlic.schema import result_settings
 from mlic.score import metrics, thresholds
-from mlic.stages import frozen
+from mlic.stages import frozen, start, validation
+from mlic.stages.checkpoints import Checkpoints, copy_of
 from mlic.stages.clock import Clock
-from mlic.values import WEIGHTED
+from mlic.stages.place import Place
 
 logger = logging.getLogger(__name__)
 
 Reader = ShardReader | FeatureReader
 
 OBJECTIVE = "val/f1_micro"
-_CHECK_EVERY_STEPS = 20  # a look at the loss makes a GPU wait, so it is not taken at every step
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where this process stands: its rank, its device, the run's folder and the attempt that may write to it.
-
-    `attempt` numbers the starts of the run in `owner`, the folder with run.json.
-    """
-
-    rank: int
-    world_size: int
-    device: torch.device
-    folder: Path
-    owner: Path
-    attempt: int
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best epoch so far, by OBJECTIVE.
-
-    `scores` float32 (N, L) and `targets` int8 (N, L) are those of the validation split, `decisions` bool (N, L) are
-    cross-fitted.
-    """
-
-    epoch: int
-    metrics: dict[str, float]
-    state: dict[str, torch.Tensor]
-    thresholds: np.ndarray[Any, Any]
-    scores: np.ndarray[Any, Any]
-    targets: np.ndarray[Any, Any]
-    decisions: np.ndarray[Any, Any]
-
-
-def preprocessing(config: TrainConfig) -> Preprocessing:
-    """The preprocessing that a configuration asks for."""
-    color = zoo.default_color(config.arch) if config.color == "auto" else config.color
-    mean, std = zoo.normalization(config.arch)
-    if color == "gray":
-        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
-    return Preprocessing(image_size=config.image_size, color=color, mean=mean, std=std)
-
-
-def positive_weights(train: Split, config: TrainConfig) -> torch.Tensor:
-    """The weights (L,) of positives in the loss, by the counts of the training split; 1 where the loss has none."""
-    positives, negatives = _label_counts(train)
-    if config.loss not in WEIGHTED:
-        return torch.ones(len(positives))
-    if config.loss == "class-balanced":
-        weight = losses.balanced_weight(positives, negatives, config.loss_options.get("beta", losses.BETA))
-        return losses.limited(weight, config.pos_weight_cap, config.pos_weight_by_min)
-    weight = losses.pos_weight(positives, negatives, config.pos_weight_power)
-    return losses.limited(weight, config.pos_weight_cap, config.pos_weight_by_min)
+_SETTLE_STEPS = 20  # a look at the loss makes a GPU wait and asks all ranks, so it is not taken at every step
+_MOST_SKIPS = 20  # steps in a row that are left out before the run stops all the same
+_NAMED_KEYS = 5
 
 
 def is_done(config: TrainConfig, history: list[dict[str, float]]) -> bool:
@@ -109,21 +56,18 @@ def is_done(config: TrainConfig, history: list[dict[str, float]]) -> bool:
 _LOWER_IS_BETTER = {f"val/{name}" for name in ("loss", *metrics.LOWER_IS_BETTER)}
 
 
-def _label_counts(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    """How often each label (L,) is given and is not."""
-    positives, negatives = (torch.from_numpy((split.targets == value).sum(axis=0)) for value in (1, 0))
-    return positives, negatives
-
-
 def fit(config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]], None]) -> None:
     """Train to the last epoch, from the last checkpoint in the folder where there is one.
 
-    `on_epoch` is called with the metrics of every epoch, those before the checkpoint included. Raises DataError for
-    samples that do not decode and RunError for a loss that is not finite.
+    `on_epoch` is called with the metrics of every epoch, those before the checkpoint included, when the epoch's files
+    are written. Raises DataError for samples that do not decode and RunError for a loss that is not finite.
     """
     train, val = (read_split(config.shards, name, config.fold) for name in ("train", "val"))
+    copy = None if config.checkpoint_copy is None else copy_of(config.checkpoint_copy, place.folder, place.owner)
     with ExitStack() as stack:
-        fitting = _Fitting(config, place, train, val, stack)
+        known_by = fingerprint(result_settings(config), train.fingerprint)
+        checkpoints = stack.enter_context(Checkpoints(place, copy, known_by))
+        fitting = _Fitting(config, place, train, val, checkpoints, stack)
         history = fitting.resume()
         for row in history:
             on_epoch(row)
@@ -133,65 +77,41 @@ def fit(config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]]
             on_epoch(row)
 
 
-def read_best(folder: Path) -> Best:
-    """Read the best epoch of a run's folder. Raises RunError when no epoch was finished."""
-    path = folder / "checkpoints" / "best.pt"
-    if not path.is_file():
-        raise RunError(f"{folder} has no finished epoch.", "run the same command again.")
-    best = torch.load(path, map_location="cpu", weights_only=True)
-    return Best(best["epoch"], best["metrics"], best["state"], *(best[name].numpy() for name in _BEST_ARRAYS))
-
-
-def read_history(folder: Path) -> list[dict[str, float]]:
-    """The metrics of the finished epochs of a run's folder, in their order."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-_BEST_ARRAYS = ("thresholds", "scores", "targets", "decisions")
-
-
 class _Fitting:
     """The state of a run between its epochs: network, optimiser, position and history."""
 
-    def __init__(self, config: TrainConfig, place: Place, train: Split, val: Split, stack: ExitStack) -> None:
-        self.config, self.place, self.train, self.val = config, place, train, val
-        prep = preprocessing(config)
+    def __init__(
+        self, config: TrainConfig, place: Place, train: Split, val: Split, checkpoints: Checkpoints, stack: ExitStack
+    ) -> None:
+        self.config, self.place, self.train, self.val, self.checkpoints = config, place, train, val, checkpoints
+        prep = start.preprocessing(config)
         torch.manual_seed(config.seed)
-        counts = _label_counts(train)
-        weight = positive_weights(train, config)
-        net = zoo.build(config.arch, len(train.labels), prep.channels, prep.image_size, config.arch_options)
-        path = weights.resolve(config.arch, config.weights)
-        self.begins_with = "random weights"
-        if path is not None and path.is_dir():
-            self.begins_with = f"{path}, {weights.continue_from(net, train.labels, path)}"
-        elif path is not None:
-            how = weights.load_into(net, zoo.head(net, len(train.labels)), path)
-            self.begins_with = f"{path.name}, {how}"
-        if config.head_prior and not (path is not None and path.is_dir()):
-            zoo.set_head_bias(net, losses.head_bias(*counts, weight))
+        net, head, self.begins_with = start.network(config, train, prep)
         self.net = net.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.weight = weight.to(place.device)
+        self.weight = start.positive_weights(train, config).to(place.device)
+        self.rates = sampling.rates(train.targets, train.labels, config.repeat_below, config.thin, config.thin_labels)
         self.shadow = {name: tensor.clone() for name, tensor in self.net.state_dict().items()} if config.ema else {}
         self.normalize: Callable[..., torch.Tensor] = Normalizer(prep.mean, prep.std, place.device)
         self.core: nn.Module = self.net  # what is trained and evaluated
-        self.train_reader, self.val_reader = self._readers(prep, stack)
-        trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
-        self.optimizer = optimization.optimizer(config, trained)
+        self.train_reader, self.val_reader = self._readers(prep, head, stack)
+        groups = depth.parameter_groups(self.net, head, config.layer_decay)
+        self.optimizer = optimization.optimizer(config, groups)
         self.wrapped: nn.Module = self.core
-        if place.world_size > 1:
+        if place.world_size > 1 and config.train != "none":
             ids = [place.device] if place.device.type == "cuda" else None
             self.wrapped = DistributedDataParallel(self.core, device_ids=ids)
-        self.autocast = _autocast(config.precision, place.device)
+        self.forward: Callable[..., torch.Tensor] = torch.compile(self.wrapped) if config.compile else self.wrapped
+        self.arithmetic: precision.Arithmetic = "fp32"
+        self.scaler = torch.amp.GradScaler(place.device.type, enabled=False)
         self.history: list[dict[str, float]] = []
         self.best_value = -math.inf
         self.bad: set[str] = set()
         self.step = 0
         self.done, self.total = 0, 0.0  # steps of the epoch that are done, and the sum of their losses over all ranks
+        self.skipped = 0  # steps in a row that were left out
+        self.recent: list[tuple[int, torch.Tensor, Batch]] = []  # steps since the last look at their losses
 
-    def _readers(self, prep: Preprocessing, stack: ExitStack) -> tuple[Reader, Reader]:
+    def _readers(self, prep: Preprocessing, head: nn.Module, stack: ExitStack) -> tuple[Reader, Reader]:
         """Of the training and the validation split: images, or for a head alone the features of a frozen backbone."""
         config = self.config
         side = margin(prep.image_size) if config.crop < 1 else prep.image_size
@@ -203,10 +123,8 @@ class _Fitting:
             reader.use_cache(config.cache_gb, config.loader_threads)
         if config.train != "head":
             return readers[0], readers[1]
-        head = zoo.head(self.net, len(self.train.labels))
-        frozen.freeze(self.net, head)
         features = [
-            frozen.feature_reader(config, split, reader, self.net, head, self.normalize)
+            frozen.feature_reader(config, prep, split, reader, self.net, head, self.normalize)
             for split, reader in zip((self.train, self.val), readers, strict=True)
         ]
         device = self.place.device
@@ -215,62 +133,88 @@ class _Fitting:
 
     def resume(self) -> list[dict[str, float]]:
         """Take up the last checkpoint, when there is one, and return the metrics of the epochs before it."""
-        path = self.place.folder / "checkpoints" / "last.pt"
-        if path.is_file():
-            last = torch.load(path, map_location=self.place.device, weights_only=True)
+        last = self.checkpoints.read_last()
+        if last is None:
+            self._choose_arithmetic(*self._tried())
+            self.place.say(f"begins with {self.begins_with}")
+        else:
+            self._choose_arithmetic(last["arithmetic"], "as before")
             self.net.load_state_dict(last["net"])
             self.optimizer.load_state_dict(last["optimizer"])
+            self.scaler.load_state_dict(last["scaler"])
             self.shadow = last["shadow"]
             self.history, self.step, self.best_value = last["history"], last["step"], last["best_value"]
-            self.done, self.total = last["done"], last["total"]
+            self.done, self.total, self.skipped = last["done"], last["total"], last["skipped"]
             within = f" and {self.done} steps" if self.done else ""
-            self._say(f"goes on after epoch {len(self.history)} of {self.config.epochs}{within}")
-        else:
-            self._say(f"begins with {self.begins_with}")
-        if self.place.rank == 0:
-            lines = "".join(json.dumps(row) + "\n" for row in self.history)
-            write_atomic(self.place.folder / "metrics.jsonl", lines.encode())
+            self.place.say(f"goes on after epoch {len(self.history)} of {self.config.epochs}{within}")
+        self.checkpoints.write_history(self.history)
         return list(self.history)
+
+    def _tried(self) -> tuple[precision.Arithmetic, str]:
+        """The arithmetic that pays, by a trial of rank 0."""
+        config, place = self.config, self.place
+        if config.train == "none" or (config.train == "head" and config.precision == "auto"):
+            return "fp32", "there is little to compute"
+        found: tuple[precision.Arithmetic, str] = ("fp32", "")
+        if place.rank == 0:
+            prep = start.preprocessing(config)
+            shape = (prep.channels, prep.image_size, prep.image_size)
+            found = precision.choose(config.precision, self.net, shape, place.device, storage.node_folder())
+        return place.gather(found)[0]
+
+    def _choose_arithmetic(self, arithmetic: precision.Arithmetic, why: str) -> None:
+        self.arithmetic = arithmetic
+        self.scaler = torch.amp.GradScaler(self.place.device.type, enabled=arithmetic == "fp16")
+        if arithmetic != "fp32":
+            self.place.say(f"computes in {arithmetic}: {why}")
 
     def epoch(self, epoch: int) -> dict[str, float]:
         """Train one epoch, evaluate, and write the checkpoint; returns the epoch's metrics."""
+        config = self.config
         row: dict[str, float] = {"epoch": epoch + 1}
-        if self.config.train != "none":
+        if config.train != "none":
             row |= self._train_epoch(epoch)
-        scores, targets, loss = self._evaluate()
-        policy, seed = self.config.threshold_policy, self.config.seed
-        fitted = thresholds.fit(policy, scores, targets, seed)
-        measured = metrics.decision_metrics(fitted.decisions, targets) | metrics.score_metrics(scores, targets)
-        row |= {"step": self.step, "val/loss": loss} | {f"val/{name}": value for name, value in measured.items()}
-        of_labels = metrics.label_metrics(fitted.decisions, targets)
-        for name in ("accuracy", "precision", "recall", "f1"):
-            row |= {f"val/{name}/{self.val.labels[i]}": float(value) for i, value in enumerate(of_labels[name])}
+        found = self._evaluate()
+        fitted = thresholds.fit(config.threshold_policy, found.scores, found.targets, config.seed)
+        row |= {"step": self.step} | validation.row(found, fitted, self.val.labels)
         self.history.append(row)
         better = row[OBJECTIVE] > self.best_value
         self.best_value = max(self.best_value, row[OBJECTIVE])
-        if self.place.rank == 0:
-            self._save(
-                row,
-                better,
-                {
-                    "thresholds": fitted.thresholds, "scores": scores, "targets": targets,
-                    "decisions": fitted.decisions,
-                },
-            )  # fmt: skip
-        self._say(
-            f"val  epoch {epoch + 1}/{self.config.epochs} | loss {loss:.4f} | f1_micro {row[OBJECTIVE]:.4f} | "
+        best = {
+            "epoch": epoch + 1, "metrics": row, "state": self.shadow or self.net.state_dict(),
+            "thresholds": torch.from_numpy(fitted.thresholds), "scores": torch.from_numpy(found.scores),
+            "targets": torch.from_numpy(found.targets), "decisions": torch.from_numpy(fitted.decisions),
+        }  # fmt: skip
+        self.checkpoints.write(self._last(), best if better else None, row)
+        self.checkpoints.wait()  # an epoch that has been reported is one that a stopped run does not do again
+        self.place.say(
+            f"val  epoch {epoch + 1}/{config.epochs} | loss {found.loss:.4f} | f1_micro {row[OBJECTIVE]:.4f} | "
             f"f1_macro {row['val/f1_macro']:.4f} | map {row['val/map']:.4f}" + (" | best" if better else "")
         )
+        if epoch == min(1, config.epochs - 1) and config.train != "none":
+            self._warn_of_collapse(found, fitted.decisions)
         return row
+
+    def _warn_of_collapse(self, found: validation.Evaluated, decisions: Any) -> None:
+        config = self.config
+        remedies = {
+            "--set head_prior=true": not config.head_prior,
+            f"a lower --lr (now {config.lr:g})": True,
+        }
+        problem = validation.collapse(found, decisions, remedies)
+        if problem is not None:
+            self.place.say(f"Warning: {problem}")
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         config, place = self.config, self.place
-        batches = train_batches(len(self.train), config.batch_size, place.rank, place.world_size, config.seed, epoch)
-        total_steps = config.epochs * len(batches)
-        mirror = mirrors(len(self.train), config.seed, epoch) if config.hflip and config.train == "all" else None
+        order = sampling.epoch_order(self.rates, config.seed, epoch)
+        batches = train_batches(order, config.batch_size, place.rank, place.world_size)
+        augmented = config.train != "head"
+        mirror = mirrors(len(self.train), config.seed, epoch) if config.hflip and augmented else None
         parts = crops(len(self.train), config.crop, config.seed, epoch) if config.crop < 1 else None
         drawn = distortions(len(self.train), config.augment, config.seed, epoch) if config.augment else None
         self.wrapped.train()
+        depth.settle_frozen(self.net)
         clock = Clock()
         total = torch.zeros((), device=place.device)
         left = batches[self.done :]
@@ -280,34 +224,35 @@ class _Fitting:
             self._count_bad(batch, len(self.train))
             self._set_lr(len(batches))
             known = max(1, int((self.train.targets[whole] >= 0).sum()))
-            if drawn is not None:
-                batch = dataclasses.replace(batch, images=distort(batch.images, batch.index, drawn))
             # The gradients are averaged over ranks, so each rank's sum is divided by the whole batch's count over
             # the number of ranks: the step is that of the whole batch, however unevenly it was dealt out.
-            loss = self._backward(batch, mirror, place.world_size / known)
-            if config.clip_norm:
-                torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm)
-            self.optimizer.step()
-            if self.shadow:
-                optimization.average(self.shadow, self.net, config.ema, self.step)
+            loss = self._backward(self._distorted(batch, drawn, epoch), mirror, place.world_size / known)
+            total += self._take_step(loss, batch)
             self.step, self.done = self.step + 1, self.done + 1
-            total += loss
             clock.images += len(whole)
-            if self.done % _CHECK_EVERY_STEPS == 0:
-                self._check_finite(total)
-            if self.done % config.checkpoint_steps == 0 and self.done < len(batches):
+            if self.done % _SETTLE_STEPS == 0 and self.done < len(batches):
                 self._settle(total)
-                self._save_last()
+                if self.config.checkpoint_minutes * 60 <= clock.since_kept():
+                    self.checkpoints.write(self._last())
+                    clock.kept()
             if clock.due():
-                self._say(self._line(epoch, total_steps, float(loss) / place.world_size, clock))
+                place.say(self._line(epoch, len(batches), float(loss) / place.world_size, clock))
         self._settle(total)
         mean, self.done, self.total = self.total / place.world_size / len(batches), 0, 0.0
         return {
             "train/loss": mean,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.optimizer.param_groups[-1]["lr"],
             "time/images_per_s": clock.images_per_s,
             "time/data_pct": clock.data_pct,
         }
+
+    def _distorted(self, batch: Batch, drawn: Any, epoch: int) -> Batch:
+        config, images = self.config, batch.images
+        if drawn is not None:
+            images = distort(images, batch.index, drawn)
+        if config.rand_augment:
+            images = rand_augment(images, batch.index, config.rand_augment, config.rand_magnitude, config.seed, epoch)
+        return dataclasses.replace(batch, images=images)
 
     def _backward(self, batch: Batch, mirror: torch.Tensor | None, scale: float) -> torch.Tensor:
         """Leave the gradient of a step, taken in as many parts as is asked for, and return its loss times `scale`."""
@@ -315,21 +260,51 @@ class _Fitting:
         total = torch.zeros((), device=self.place.device)
         size = max(1, -(-len(batch.images) // self.config.accumulate))
         starts = range(0, max(1, len(batch.images)), size)
-        for start in starts:
-            part = slice(start, start + size)
-            waits = start == starts[-1] or not isinstance(self.wrapped, DistributedDataParallel)
+        for begin in starts:
+            part = slice(begin, begin + size)
+            waits = begin == starts[-1] or not isinstance(self.wrapped, DistributedDataParallel)
             with nullcontext() if waits else self.wrapped.no_sync():  # type: ignore[operator]
                 images = self.normalize(batch.images[part], None if mirror is None else mirror[batch.index[part]])
                 targets = batch.targets[part]
                 if self.config.mixup or self.config.cutmix:
-                    drawn = (self.config.seed, self.step, self.place.rank, start, 13)
+                    drawn = (self.config.seed, self.step, self.place.rank, begin, 13)
                     images, targets = mix(images, targets, self.config.mixup, self.config.cutmix, drawn)
-                with self.autocast:
-                    logits = self.wrapped(images)
+                with precision.autocast(self.arithmetic, self.place.device):
+                    logits = self.forward(images)
                 loss = self._loss(logits, targets, self.config.label_smoothing) * scale
-                loss.backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
+
+    def _take_step(self, loss: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Change the weights by the gradient; returns the loss that counts, which is 0 for a step that is left out."""
+        config = self.config
+        self.scaler.unscale_(self.optimizer)
+        skips = config.non_finite == "skip"
+        if config.clip_norm or skips:
+            norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm or math.inf)
+            # The gradient is that of all ranks, so all of them leave the step out or none.
+            if skips and not self.scaler.is_enabled() and not math.isfinite(norm):
+                self._skip(loss, batch)
+                return torch.zeros_like(loss)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.skipped = 0
+        if self.shadow:
+            optimization.average(self.shadow, self.net, config.ema, self.step)
+        if not skips:
+            self.recent.append((self.step, loss, batch))
+        return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if skips else loss
+
+    def _skip(self, loss: torch.Tensor, batch: Batch) -> None:
+        self.skipped += 1
+        if self.skipped > _MOST_SKIPS:
+            raise self._not_finite(self.step, self.place.rank, self._keys(batch))
+        if not math.isfinite(float(loss)):
+            where = f"step {self.step} on rank {self.place.rank}"
+            self.place.say(f"Warning: {where} is left out: its loss is not finite; {self._keys(batch)}", everyone=True)
+        elif self.place.rank == 0:
+            self.place.say(f"Warning: step {self.step} is left out: its gradient is not finite")
 
     def _loss(self, logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
         """The loss summed over the known labels of a batch."""
@@ -337,9 +312,8 @@ class _Fitting:
         targets = targets.to(self.place.device)
         return losses.loss_sum(config.loss, logits, targets, self.weight, config.loss_options, smoothing)
 
-    @torch.no_grad()
-    def _evaluate(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], float]:
-        """Scores and targets (N, L) of the validation split and its loss; every sample once, the same on all ranks."""
+    def _evaluate(self) -> validation.Evaluated:
+        """The evaluation of the validation split, by the averaged weights where there are any."""
         place, net = self.place, self.net
         trained = {name: tensor.clone() for name, tensor in net.state_dict().items()} if self.shadow else {}
         if self.shadow:
@@ -347,87 +321,66 @@ class _Fitting:
         if place.world_size > 1:
             for buffer in net.buffers():  # batch norm's statistics are those that rank 0 has, as in the checkpoint
                 torch.distributed.broadcast(buffer, 0)
-        net.eval()
-        mine: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
-        loss = 0.0
         numbers = eval_batches(len(self.val), self.config.batch_size, place.rank, place.world_size)
-        for batch in self.val_reader.batches(numbers, self.config.loader_threads):
-            self._count_bad(batch, len(self.val))
-            with self.autocast:
-                logits = self.core(self.normalize(batch.images)).float()
-            loss += float(self._loss(logits, batch.targets, 0.0))
-            mine.append(
-                (
-                    batch.index,
-                    losses.scores(losses.activation(self.config.loss), logits).cpu().numpy(),
-                    batch.targets.numpy(),
-                )
-            )
+        found = validation.evaluate(
+            place, self.core, self._sound(self.val_reader.batches(numbers, self.config.loader_threads)),
+            self.normalize, self.config.loss, lambda logits, targets: self._loss(logits, targets, 0.0),
+            self.val.targets.shape,
+        )  # fmt: skip
         if trained:
             net.load_state_dict(trained)
-        gathered = [(mine, loss)]
-        if place.world_size > 1:
-            gathered = [None] * place.world_size  # type: ignore[list-item]
-            torch.distributed.all_gather_object(gathered, (mine, loss))
-        scores = np.zeros(self.val.targets.shape, dtype=np.float32)
-        targets = np.full_like(self.val.targets, -1)
-        for parts, _ in gathered:
-            for index, score, target in parts:
-                scores[index], targets[index] = score, target
-        return scores, targets, sum(part for _, part in gathered) / max(1, int((targets >= 0).sum()))
+        return found
 
-    def _save(self, row: dict[str, float], better: bool, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
-        """Write the epoch's row and checkpoint; `last.pt` comes last, so that it never points past the others."""
-        folder = self.place.folder
-        self._check_current()
-        state = _on_cpu(self.shadow or self.net.state_dict())
-        if better:
-            best = {"epoch": int(row["epoch"]), "metrics": row, "state": state}
-            _save_atomic(folder / "checkpoints" / "best.pt", best | {k: torch.from_numpy(v) for k, v in arrays.items()})
-        with disk_errors(folder), (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        self._save_last()
+    def _sound(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches of the validation split, with a look at what of them does not decode."""
+        for batch in batches:
+            self._count_bad(batch, len(self.val))
+            yield batch
 
-    def _save_last(self) -> None:
-        """Write what a run that is stopped goes on from."""
-        if self.place.rank == 0:
-            self._check_current()
-            last = {
-                "net": _on_cpu(self.net.state_dict()), "shadow": _on_cpu(self.shadow),
-                "optimizer": self.optimizer.state_dict(), "history": self.history,
-                "step": self.step, "best_value": self.best_value, "done": self.done, "total": self.total,
-            }  # fmt: skip
-            _save_atomic(self.place.folder / "checkpoints" / "last.pt", last)
-
-    def _check_current(self) -> None:
-        if not is_current(self.place.owner, self.place.attempt):
-            raise RunError("a newer start of this run has taken over.", "let that one run.")
-        (self.place.folder / "checkpoints").mkdir(exist_ok=True)
+    def _last(self) -> dict[str, Any]:
+        """What a run that is stopped goes on from."""
+        return {
+            "net": self.net.state_dict(), "shadow": self.shadow, "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(), "arithmetic": self.arithmetic, "history": self.history,
+            "step": self.step, "best_value": self.best_value, "done": self.done, "total": self.total,
+            "skipped": self.skipped,
+        }  # fmt: skip
 
     def _settle(self, total: torch.Tensor) -> None:
-        """Add the ranks' sums of losses to the epoch's, at the same steps whether or not the run was stopped there."""
-        self._check_finite(total)
-        self.total += self._sum_over_ranks(float(total))
+        """Add the ranks' sums of losses to the epoch's, at the same steps whether or not the run was stopped there.
+
+        Raises RunError when they are not finite, with the step, the rank and the samples where that began.
+        """
+        added = self.place.sum(float(total))
+        if not math.isfinite(added):
+            mine = [(step, self.place.rank, self._keys(batch)) for step, loss, batch in self.recent
+                    if not math.isfinite(float(loss))][:1]  # fmt: skip
+            raise self._not_finite(*min(found for of_rank in self.place.gather(mine) for found in of_rank))
+        self.recent.clear()
+        self.total += added
         total.zero_()
+
+    def _not_finite(self, step: int, rank: int, keys: str) -> RunError:
+        lr = self.optimizer.param_groups[-1]["lr"]
+        return RunError(
+            f"the loss is not finite at step {step} on rank {rank} (learning rate {lr:.2g}; {keys}).",
+            f"lower --lr (now {self.config.lr:g}), or leave such steps out by --set non_finite=skip.",
+        )
+
+    def _keys(self, batch: Batch) -> str:
+        names = [self.train.key(i) for i in batch.index[:_NAMED_KEYS].tolist()]
+        return f"samples {', '.join(names)}" + (f" and {more} more" if (more := len(batch.index) - len(names)) else "")
 
     def _set_lr(self, steps_per_epoch: int) -> None:
         factor = optimization.lr_factor(self.config, self.step, steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * factor
-
-    def _check_finite(self, total: torch.Tensor) -> None:
-        if not math.isfinite(float(total)):
-            lr = self.optimizer.param_groups[0]["lr"]
-            raise RunError(
-                f"the loss is not finite at step {self.step} on rank {self.place.rank} (learning rate {lr:.2g}).",
-                f"lower --lr (now {self.config.lr:g}).",
-            )
+            group["lr"] = self.config.lr * factor * group["scale"]
 
     def _count_bad(self, batch: Batch, num_samples: int) -> None:
         for key, reason in batch.bad:
             if key not in self.bad:
                 self.bad.add(key)
-                self._say(f"bad  sample {key!r} does not decode and counts nowhere: {reason}", everyone=True)
+                self.place.say(f"bad  sample {key!r} does not decode and counts nowhere: {reason}", everyone=True)
         if len(self.bad) > self.config.max_bad * num_samples:
             raise DataError(
                 f"{len(self.bad)} samples on rank {self.place.rank} do not decode, more than max_bad allows "
@@ -435,42 +388,11 @@ class _Fitting:
                 f"pack {self.config.shards} again with --fresh.",
             )
 
-    def _sum_over_ranks(self, value: float) -> float:
-        if self.place.world_size == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.place.device)
-        torch.distributed.all_reduce(total)
-        return float(total)
-
-    def _line(self, epoch: int, total_steps: int, loss: float, clock: Clock) -> str:
-        left = (total_steps - self.step) / max(1, self.step - epoch * total_steps // self.config.epochs) * clock.seconds
-        lr = self.optimizer.param_groups[0]["lr"]
+    def _line(self, epoch: int, steps: int, loss: float, clock: Clock) -> str:
+        total = self.config.epochs * steps
+        left = (total - self.step) / max(1, self.step - epoch * steps) * clock.seconds
+        lr = self.optimizer.param_groups[-1]["lr"]
         return (
-            f"step {self.step:05d}/{total_steps:05d} | epoch {epoch + 1} | loss {loss:.4f} | lr {lr:.1e} | "
+            f"step {self.step:05d}/{total:05d} | epoch {epoch + 1} | loss {loss:.4f} | lr {lr:.1e} | "
             f"{clock.images_per_s:.0f} img/s | data {clock.data_pct:.0f}% | eta {left / 60:.1f}m"
         )
-
-    def _say(self, line: str, everyone: bool = False) -> None:
-        """Add a line to the run's log, which the driver follows; rank 0 speaks for all unless something is wrong."""
-        if self.place.rank == 0 or everyone:
-            with (
-                disk_errors(self.place.folder),
-                (self.place.folder / "log.txt").open("a", encoding="utf-8") as file,
-            ):
-                file.write(line + "\n")
-
-
-def _autocast(precision: str, device: torch.device) -> Any:
-    if precision == "fp32" or (precision == "auto" and not (device.type == "cuda" and torch.cuda.is_bf16_supported())):
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def _on_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.cpu() for name, tensor in state.items()}
-
-
-def _save_atomic(path: Path, value: dict[str, Any]) -> None:
-    with disk_errors(path), temporary(path) as part:
-        torch.save(value, part)
-        part.replace(path)

@@ -14,15 +14,16 @@ import numpy as np
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, write_atomic, write_json
-from mlic.config import DoctorConfig, FitSettings, ModelSettings, NoiseConfig, TrainConfig
+from mlic.config import DoctorConfig, NoiseConfig, TrainConfig
 from mlic.data import corrections
 from mlic.data.shards import check_trainable, read_index, read_split
 from mlic.data.statistics import Implication, implications
 from mlic.errors import ConfigError, DataError
+from mlic.fitting import FitSettings, ModelSettings
 from mlic.model import zoo
 from mlic.schema import Model
 from mlic.score import noise as score
-from mlic.stages import loop
+from mlic.stages import checkpoints
 from mlic.stages.doctor import doctor as examine
 from mlic.stages.measure import aligned
 from mlic.stages.train import train
@@ -156,7 +157,7 @@ def _write_scores(config: NoiseConfig, folds: int) -> None:
 
     parts = []
     for fold in range(folds):
-        best = loop.read_best(config.out / _FOLDS / f"fold{fold}")
+        best = checkpoints.read_best(config.out / _FOLDS / f"fold{fold}")
         split = read_split(config.shards, "val", fold)
         columns = {"key": split.keys, "file": split.files, "fold": pa.array(np.full(len(split), fold, np.int32))}
         for values, kind in ((best.targets.astype(np.int8), "given"), (best.scores, "score")):

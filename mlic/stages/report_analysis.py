@@ -11,7 +11,7 @@ from mlic.data import statistics
 from mlic.errors import DataError
 from mlic.model import summary
 from mlic.score import bootstrap, causes, confusion, curves, metrics
-from mlic.stages import loop
+from mlic.stages import start
 from mlic.stages.report_content import (
     Bins,
     Content,
@@ -210,7 +210,7 @@ def _why(evidence: Evidence, found: causes.Causes, row: int, i: int) -> str:
 
 
 def _layers(training: Training) -> list[LayerRow]:
-    prep = loop.preprocessing(training.config)
+    prep = start.preprocessing(training.config)
     found = summary.layers(training.net, prep.channels, prep.image_size)
     return [LayerRow(name=item.name, kind=item.kind, shape=item.shape, parameters=item.parameters) for item in found]
 

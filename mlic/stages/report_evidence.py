@@ -22,7 +22,7 @@ from mlic.model import bundle, zoo
 from mlic.schema import Settings
 from mlic.score import decision, thresholds
 from mlic.score.calibration import Calibration
-from mlic.stages import loop
+from mlic.stages import checkpoints, start
 from mlic.stages.measure import Measurement, measure
 from mlic.values import Location
 
@@ -73,7 +73,7 @@ def of_run(run: Path) -> Evidence:
     Raises DataError when it is no such run and RunError when no epoch of it was finished.
     """
     config, fitted = _plan(run)
-    best = loop.read_best(fitted)
+    best = checkpoints.read_best(fitted)
     model = bundle.read(run)
     labels = model.labels
     settled = _settled(model, best)
@@ -81,11 +81,11 @@ def of_run(run: Path) -> Evidence:
     data = f"{state.get('inputs', {}).get('shards')} fold {config.fold}"
     images, sizes, train, notes = _from_shards(config, state.get("inputs", {}).get("shards"), len(best.targets))
     net = zoo.build(
-        config.arch, len(labels), loop.preprocessing(config).channels, config.image_size, config.arch_options
+        config.arch, len(labels), start.preprocessing(config).channels, config.image_size, config.arch_options
     )
     net.load_state_dict(best.state)
     keys = tuple(str(i) for i in range(len(best.targets))) if images is None else tuple(images.keys.to_pylist())
-    history = loop.read_history(fitted)
+    history = checkpoints.read_history(fitted)
     return Evidence(
         name=run.name,
         about=f"Validation split, {config.arch}, epoch {best.epoch} of {len(history)}, which was the best. Each image "
@@ -99,7 +99,7 @@ def of_run(run: Path) -> Evidence:
     )  # fmt: skip
 
 
-def _settled(model: bundle.Bundle, best: loop.Best) -> decision.Settled:
+def _settled(model: bundle.Bundle, best: checkpoints.Best) -> decision.Settled:
     """The validation split as the bundle decides it, by maps and thresholds that were fitted without each image."""
     fit = model.threshold_fit
     if fit["fitted_on"] == "val":

@@ -17,7 +17,7 @@ from mlic.data.augment import Normalizer
 from mlic.data.loader import ShardReader
 from mlic.data.shards import Split
 from mlic.model import saliency
-from mlic.stages import loop
+from mlic.stages import start
 from mlic.stages.report_evidence import Training
 
 Array = np.ndarray[Any, Any]
@@ -93,7 +93,7 @@ def pictures(
 
 def _maps(part: Split, about: Sequence[Sequence[int]], training: Training) -> tuple[dict[tuple[int, int], Array], str]:
     """Saliency maps (H, W) by number in `part` and label."""
-    prep: Preprocessing = loop.preprocessing(training.config)
+    prep: Preprocessing = start.preprocessing(training.config)
     wanted = [(number, label) for number, some in enumerate(about) for label in some]
     normalize = Normalizer(prep.mean, prep.std, torch.device("cpu"))
     found: dict[tuple[int, int], Array] = {}

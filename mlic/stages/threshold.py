@@ -18,7 +18,7 @@ from mlic.errors import ConfigError, DataError
 from mlic.model import bundle
 from mlic.schema import Model
 from mlic.score import bootstrap, decision, metrics, thresholds
-from mlic.stages import loop
+from mlic.stages import checkpoints
 from mlic.stages.evaluate import join, predict_split
 from mlic.stages.measure import Measurement, aligned, measure
 from mlic.stages.train import decide, expected, noted
@@ -126,7 +126,7 @@ def _on_run(config: ThresholdConfig, model: bundle.Bundle, run: Path) -> tuple[d
         raise ConfigError(
             f"there are no validation scores beside {config.model}.", "give --labels SHARDS to predict and fit to."
         )
-    best = loop.read_best(fitted)
+    best = checkpoints.read_best(fitted)
     settled, fit = decide(config.policy, config.calibration, best, model.provenance["pos_weight"], config.seed)
     return settled, best.targets, fit | {"fitted_on": "val", "data": model.provenance["shards"]}
 

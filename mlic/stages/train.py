@@ -18,19 +18,21 @@ from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, read_state, write_json
 from mlic.config import DoctorConfig, TrainConfig
 from mlic.data.shards import check_trainable, read_index, read_split
-from mlic.errors import MlicError, PartialError, RunError
+from mlic.errors import ClusterError, MlicError, PartialError, RunError
 from mlic.model import bundle, losses, weights, zoo
 from mlic.schema import Model
 from mlic.score import decision, thresholds
-from mlic.stages import loop
+from mlic.stages import checkpoints, loop, start
 from mlic.stages.doctor import doctor as examine
 from mlic.stages.measure import Measurement, measure
+from mlic.stages.place import Place
 from mlic.stages.progress import LOG_EVERY_S
 
 logger = logging.getLogger(__name__)
 
 _FAILURE = ".failure.json"
 _RESAMPLES = 1000
+_WARNING = "Warning: "
 
 
 class TrainReport(Model):
@@ -66,6 +68,8 @@ def train(config: TrainConfig) -> TrainReport:
     zoo.check(config.arch)
     losses.check(config.loss, config.loss_options)
     begins_with = weights.resolve(config.arch, config.weights)
+    for setting, names in (("pos_weights", tuple(config.pos_weights)), ("thin_labels", config.thin_labels)):
+        start.check_labels(setting, names, tuple(index["labels"]))
     check_trainable(config.shards, index, config.fold)
     fold = "" if config.fold is None else f"-fold{config.fold}"
     config = config.model_copy(update={"name": config.name or config.arch + fold})
@@ -75,12 +79,14 @@ def train(config: TrainConfig) -> TrainReport:
         "weights": "none" if begins_with is None else weights.digest(begins_with),
     }
     with Run.open(folder, "train", config, inputs, config.fresh) as run:
+        if config.fresh and config.checkpoint_copy is not None:
+            checkpoints.forget_copy(config.checkpoint_copy, folder)
         if run.finished and (folder / "model" / bundle.SPEC).is_file():
             logger.info("%s is finished; --fresh trains it again", folder)
             return TrainReport(**run.report)
         if run.finished:
             run.reopen()
-        if not loop.is_done(config, loop.read_history(folder)):
+        if not loop.is_done(config, checkpoints.read_history(folder)):
             with cluster_ray.connect(config.address) as cluster:
                 if config.doctor:
                     ranks = cluster_ray.train_share(cluster, config.workers).workers
@@ -93,16 +99,16 @@ def train(config: TrainConfig) -> TrainReport:
 
 def finish(config: TrainConfig, folder: Path, fitted: Path) -> TrainReport:
     """Write the bundle of `folder` from the best epoch in `fitted` and measure it."""
-    best = loop.read_best(fitted)
+    best = checkpoints.read_best(fitted)
     index = read_index(config.shards)
     labels = tuple(index["labels"])
-    weight = loop.positive_weights(read_split(config.shards, "train", config.fold), config).tolist()
+    weight = start.positive_weights(read_split(config.shards, "train", config.fold), config).tolist()
     settled, fit = decide(config.threshold_policy, config.calibration, best, weight, config.seed)
     fit |= {"fitted_on": "val", "data": index["fingerprint"], "samples": len(best.targets)}
     measurement = measure(labels, settled.decisions, best.targets, settled.scores, _RESAMPLES, config.seed)
     state = read_state(folder) or {}
     model = bundle.Bundle(
-        config.arch, config.arch_options, labels, loop.preprocessing(config),
+        config.arch, config.arch_options, labels, start.preprocessing(config),
         losses.activation(config.loss),
         tuple(float(value) for value in settled.thresholds), fit | expected(measurement), settled.calibration.plain(),
         {
@@ -115,14 +121,14 @@ def finish(config: TrainConfig, folder: Path, fitted: Path) -> TrainReport:
     for text in thresholds.warnings(labels, best.targets, config.threshold_policy):
         logger.warning("%s", text)
     return TrainReport(
-        run=folder, model=folder / "model", arch=config.arch, epochs=len(loop.read_history(fitted)),
+        run=folder, model=folder / "model", arch=config.arch, epochs=len(checkpoints.read_history(fitted)),
         best_epoch=best.epoch, threshold_policy=config.threshold_policy, calibration=settled.calibration.method,
         measurement=measurement,
     )  # fmt: skip
 
 
 def decide(
-    policy: str, method: str, best: loop.Best, weights: Sequence[float], seed: int
+    policy: str, method: str, best: checkpoints.Best, weights: Sequence[float], seed: int
 ) -> tuple[decision.Settled, dict[str, Any]]:
     """Settle calibration and thresholds on a run's validation scores, and say how, as a bundle notes it."""
     settled = decision.settle(policy, method, best.scores, best.targets, np.array(weights), seed)
@@ -148,6 +154,11 @@ def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run[Path]) -
     """Run the loop on Ray Train's workers, and pass its log on while it runs."""
     share = cluster_ray.train_share(cluster, config.workers)
     cluster_ray.check_shared(cluster, run.folder, config.shards)
+    if config.min_workers is not None and config.min_workers > share.workers:
+        raise ClusterError(
+            f"min_workers is {config.min_workers}, and there are {share.workers} workers.",
+            f"--min-workers {share.workers}, or fewer.",
+        )
     run.note(workers=share.workers, cpus_per_worker=share.cpus, gpus_per_worker=share.gpus)
     logger.info("workers: %d, each with %d CPUs and %d GPUs", share.workers, share.cpus, share.gpus)
     trainer = _trainer(config, run, share, cluster.embedded)
@@ -168,7 +179,7 @@ def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run[Path]) -
             thread.join(0.3)
             next(log)
     except KeyboardInterrupt:
-        done = len(loop.read_history(run.folder))
+        done = len(checkpoints.read_history(run.folder))
         raise PartialError(
             f"stopped; {done} of {config.epochs} epochs are done and kept.",
             "run the same command again to go on.",
@@ -199,13 +210,14 @@ def _trainer(config: TrainConfig, run: Run[Path], share: cluster_ray.Share, embe
     arguments = {
         "config": config.model_dump(mode="json"), "folder": str(run.folder), "attempt": run.attempt,
     }  # fmt: skip
+    workers = share.workers if config.min_workers is None else (config.min_workers, share.workers)
     resources = {"CPU": float(share.cpus), **({"GPU": float(share.gpus)} if share.gpus else {})}
     return Trainer(
         _worker,
         train_loop_config=arguments,
         torch_config=NodeTorchConfig(),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=share.workers, use_gpu=bool(share.gpus), resources_per_worker=resources
+            num_workers=workers, use_gpu=bool(share.gpus), resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
             name=f"attempt-{run.attempt}",
@@ -226,7 +238,7 @@ def _worker(arguments: dict[str, Any]) -> None:
 
     folder = Path(arguments["folder"])
     context = ray.train.get_context()
-    place = loop.Place(
+    place = Place(
         context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), folder, folder,
         arguments["attempt"],
     )  # fmt: skip
@@ -285,5 +297,8 @@ def _follow(path: Path) -> Iterator[None]:
                 transient = line.startswith("step") and time.monotonic() - said < LOG_EVERY_S
                 if line.startswith("step") and not transient:
                     said = time.monotonic()
-                logger.info("%s", line, extra={"transient": transient})
+                if line.startswith(_WARNING):
+                    logger.warning("%s", line.removeprefix(_WARNING))
+                else:
+                    logger.info("%s", line, extra={"transient": transient})
         yield

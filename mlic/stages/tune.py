@@ -22,14 +22,16 @@ import yaml
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, is_current, write_atomic, write_json
-from mlic.config import DoctorConfig, FitSettings, RunSettings, TrainConfig, TuneConfig
+from mlic.config import DoctorConfig, TrainConfig, TuneConfig
 from mlic.data.shards import check_trainable, read_index
 from mlic.errors import ClusterError, MlicError, PartialError, RunError
+from mlic.fitting import FitSettings, RunSettings
 from mlic.model import bundle, zoo
 from mlic.schema import Model
-from mlic.stages import loop
+from mlic.stages import checkpoints, loop
 from mlic.stages.doctor import doctor as examine
 from mlic.stages.measure import Measurement, aligned
+from mlic.stages.place import Place
 from mlic.stages.progress import LOG_EVERY_S
 from mlic.stages.train import finish
 
@@ -216,14 +218,14 @@ def _run_trial(config: dict[str, Any], arguments: dict[str, Any]) -> None:
         ray_tune.report({"epoch": int(row["epoch"]), _METRIC: row[loop.OBJECTIVE]})
 
     if ended:
-        for row in loop.read_history(folder):
+        for row in checkpoints.read_history(folder):
             report(row)
         if ended["status"] == "failed":
             raise RunError(ended["error"])
         return
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device(cluster_ray.assigned_device())
-    place = loop.Place(0, 1, device, folder, owner, arguments["attempt"])
+    place = Place(0, 1, device, folder, owner, arguments["attempt"])
     try:
         loop.fit(plan, place, report)
     except MlicError as error:
@@ -260,7 +262,7 @@ def _recorder(folder: Path, plans: Sequence[TrainConfig]) -> Any:
             del iteration, trials
             self.done += 1
             own = _trial_folder(folder, trial.config["number"])
-            finished = loop.is_done(plans[trial.config["number"]], loop.read_history(own))
+            finished = loop.is_done(plans[trial.config["number"]], checkpoints.read_history(own))
             if not _ended(own):
                 write_json(own / "ended.json", {"status": "finished" if finished else "pruned", "error": None})
             self._say()
@@ -308,7 +310,7 @@ def _finish(plans: Sequence[TrainConfig], run: Run[Path]) -> TuneReport:
 
 def _trial(folder: Path, number: int, plan: TrainConfig) -> Trial:
     own = _trial_folder(folder, number)
-    history = loop.read_history(own)
+    history = checkpoints.read_history(own)
     ended = _ended(own) or {"status": "failed", "error": "never ended"}
     values = [row[loop.OBJECTIVE] for row in history]
     settings = {name: getattr(plan, name) for name in _SETTINGS}

@@ -1,0 +1,197 @@
+"""The settings of fitting one model, which `train`, `tune` and `noise` share: samples, loss, optimiser, network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from mlic.schema import Settings, setting
+from mlic.values import (
+    WEIGHTED,
+    AnyPath,
+    Calibrator,
+    Distortion,
+    LocalPath,
+    Loss,
+    Names,
+    Optimizer,
+    Policy,
+    Precision,
+    Share,
+    Trained,
+    Weights,
+)  # fmt: skip
+
+Color = Literal["rgb", "gray"]
+
+
+class ShardSettings(Settings):
+    """What every command that fits models to shards has."""
+
+    shards: AnyPath = setting(..., "Folder of shards that mlic pack wrote, or s3://...", cli="argument", place=True)
+
+
+class RunSettings(ShardSettings):
+    """What `train` and `tune` share: the run's folder, and what is held out."""
+
+    runs: LocalPath = setting(
+        Path("runs"), "Folder that holds the run folders", cli="flag", place=True, validate_default=True
+    )
+    name: str | None = setting(
+        None, "Name of the run; default: the recipe's stem, else the architecture, or tune", cli="flag", place=True,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+    )  # fmt: skip
+    fold: int | None = setting(
+        None, "Validate on this fold of the shards and train on the others; default: the splits", cli="flag", ge=0
+    )
+
+
+class FitSettings(Settings):
+    """What `train`, `tune` and `noise` share: how one model is fitted."""
+
+    epochs: int = setting(10, "Passes over the training split", cli="flag", ge=1)
+    batch_size: int = setting(64, "Samples in a step, over all workers together", cli="flag", ge=2)
+    loss: Loss = setting("bce", "Loss function", cli="flag")
+    loss_options: dict[str, float] = setting({}, "Options of the loss, such as gamma of focal")
+    label_smoothing: float = setting(0.0, "How far targets are moved towards a half", ge=0, lt=1)
+    pos_weights: dict[str, float] = setting({}, "Weights of positives by label, in place of those that are computed")
+    pos_weight_cap: float = setting(0.0, "Largest weight of positives; 0: none", ge=0)
+    pos_weight_by_min: bool = setting(False, "Divide the weights of positives by the smallest of them")
+    optimizer: Optimizer = setting("adam", "Optimiser", cli="flag")
+    lr: float = setting(1e-3, "Learning rate, the highest of the run", cli="flag", gt=0)
+    schedule: Literal["constant", "step", "cosine", "one-cycle"] = setting(
+        "cosine", "How the learning rate changes over the run"
+    )
+    warmup_epochs: float = setting(0.0, "Epochs over which the learning rate rises; one-cycle has its own", ge=0)
+    step_epochs: int = setting(10, "Epochs between the drops of the schedule step", ge=1)
+    step_factor: float = setting(0.1, "What the schedule step multiplies the learning rate by", gt=0, lt=1)
+    momentum: float = setting(0.9, "Momentum of sgd and rmsprop", ge=0, lt=1)
+    weight_decay: float = setting(0.0, "Weight decay (L2)", ge=0)
+    layer_decay: float = setting(
+        1.0, "What the learning rate is multiplied by from each stage of the network to the one before it", gt=0, le=1
+    )
+    clip_norm: float = setting(0.0, "Largest norm of the gradient; 0: any", ge=0)
+    accumulate: int = setting(1, "Parts that the samples of a step go through one after another, for memory", ge=1)
+    ema: float = setting(0.0, "Decay of the moving average of weights that is evaluated and kept; 0: none", ge=0, lt=1)
+    patience: int = setting(0, "Epochs without a better value of stop_on after which the run stops; 0: never", ge=0)
+    stop_on: str = setting("val/loss", "Metric of an epoch that patience waits for", pattern=r"^val/[a-z0-9_.]+$")
+    repeat_below: Share = setting(
+        0.0, "Show images with a label that fewer than this share have more often, by repeat factors", ge=0, le=1
+    )
+    thin: Share = setting(
+        0.0, "Leave out training images without rare labels with this probability, anew in each epoch", ge=0, lt=1
+    )
+    thin_labels: Names = setting((), "Labels that are not rare: images with no others are thinned")
+    image_size: int = setting(128, "Side of the square input in pixels", cli="flag", ge=8, le=4096)
+    color: Color | Literal["auto"] = setting("auto", "rgb, gray, or what the architecture was made for")
+    hflip: bool = setting(True, "Mirror training images at random")
+    crop: Share = setting(1.0, "Smallest share of a training image that a random crop shows; 1: no crops", gt=0, le=1)
+    augment: dict[Distortion, float] = setting(
+        {}, "What else changes training images at random: rotate (degrees), shift, brightness, contrast, saturation "
+        "(shares), invert, erase (probabilities)",
+    )  # fmt: skip
+    rand_augment: int = setting(0, "Operations of RandAugment on each training image; 0: none", ge=0, le=10)
+    rand_magnitude: int = setting(9, "How strong they are, out of 30", ge=0, le=30)
+    mixup: float = setting(0.0, "Mix each training image with another, in shares of Beta(a, a); 0: no", ge=0, le=10)
+    cutmix: float = setting(0.0, "The same by a rectangle of the other; with mixup, one of them at random", ge=0, le=10)
+    head_prior: bool = setting(True, "Start the output biases at the labels' log-odds in the training split")
+    precision: Precision = setting(
+        "auto", "Arithmetic of a step; auto: bf16 where a short trial says that it pays, fp16 on GPUs without it, fp32"
+    )
+    compile: bool = setting(False, "Compile the network with torch.compile", cli="flag", place=True)
+    non_finite: Literal["stop", "skip"] = setting(
+        "stop", "What a step whose loss or gradient is not finite does: stop the run, or be left out and named"
+    )
+    checkpoint_minutes: float = setting(
+        5.0, "Minutes after which an epoch's position is kept, so that a stopped run goes on from there", cli="flag",
+        gt=0, place=True,
+    )  # fmt: skip
+    checkpoint_copy: AnyPath | None = setting(
+        None, "Folder, s3://... perhaps, that gets a copy of the checkpoints, to go on from where the run's is lost",
+        place=True,
+    )  # fmt: skip
+    max_bad: Share = setting(0.01, "Largest share of undecodable samples before the run stops", ge=0, le=1)
+    doctor: bool = setting(True, "Examine the shards first, as mlic doctor does", cli="flag", place=True)
+    cache_gb: float = setting(
+        8.0, "Largest cache of decoded images that a node keeps, in GB; 0: none", cli="flag", place=True, ge=0
+    )
+    loader_threads: int = setting(
+        2, "Threads that decode ahead of each worker; 0: none, which is least work where there is no GPU to keep busy",
+        ge=0, le=64,
+    )  # fmt: skip
+    seed: int = setting(42, "Seed of weights, order of samples and augmentation", cli="flag", ge=0, le=2**31 - 1)
+
+    @model_validator(mode="after")
+    def _amounts_make_sense(self) -> Self:
+        for name, amount in self.augment.items():
+            if amount < 0 or (name in ("shift", "invert", "erase") and amount > 1):
+                raise ValueError(f"augment.{name} should be from 0 to 1, not {amount:g}")
+        odd = next((name for name, weight in self.pos_weights.items() if weight <= 0), None)
+        if odd is not None:
+            raise ValueError(f"pos_weights.{odd} should be above 0, not {self.pos_weights[odd]:g}")
+        if self.thin_labels and not self.thin:
+            raise ValueError("thin_labels says what is thinned, and thin is 0; give thin a probability")
+        return self
+
+
+class ModelSettings(Settings):
+    """What `train` and `noise` share: which model is fitted, by which loss."""
+
+    arch: str = setting(
+        "b-final", "Architecture: a reference net such as b-final, a torchvision classifier or timm/NAME", cli="flag"
+    )
+    arch_options: dict[str, float] = setting(
+        {}, "Options of the architecture, such as hidden or dropout; head_hidden and head_dropout are for all"
+    )
+    weights: Weights = setting(
+        "none", "Weights to begin with: none, default (those published for the architecture), a file or a run",
+        cli="flag", place=True,
+    )  # fmt: skip
+    train: Trained = setting(
+        "all", "What is trained; head: the last layer alone, on features that are computed once, not augmented; a "
+        "number: that many of the last stages, and the head; none: nothing, the network is measured as it begins",
+        cli="flag",
+    )  # fmt: skip
+    pos_weight_power: float = setting(
+        0.0,
+        "Weight positives of a label by (negatives/positives)^power; 0: no weighting",
+        cli="flag",
+        ge=0,
+        le=1,
+    )
+    threshold_policy: Policy = setting(
+        "per-label", "How decision thresholds are fitted; see mlic threshold", cli="flag"
+    )
+    calibration: Calibrator = setting("auto", "How scores are calibrated; auto: where it surely helps", cli="flag")
+    min_workers: int | None = setting(
+        None, "Go on with as few workers as this when a lost node does not come back; default: wait for it",
+        cli="flag", place=True, ge=1,
+    )  # fmt: skip
+    max_failures: int = setting(3, "How often a group of workers that lost a member is started anew", ge=0, place=True)
+
+
+def check_weighting(fit: FitSettings, power: float) -> None:
+    """Raise ValueError for weights of positives that the loss would ignore, and targets that it cannot smooth."""
+    if fit.loss not in WEIGHTED and (power or fit.pos_weights or fit.pos_weight_cap or fit.pos_weight_by_min):
+        raise ValueError(f"the loss {fit.loss} does not weight positives; leave pos_weight settings at 0")
+    if fit.loss == "class-balanced" and power:
+        raise ValueError("the loss class-balanced has weights of its own; leave pos_weight_power out")
+    if fit.loss == "softmax" and fit.label_smoothing:
+        raise ValueError("the loss softmax has no targets to smooth; leave label_smoothing out")
+
+
+def check_fit(config: FitSettings, train: Trained, power: float) -> None:
+    """Raise ValueError for settings of a fit that others of it would have ignored."""
+    check_weighting(config, power)
+    if isinstance(train, int) and train < 1:
+        raise ValueError(f"train should be all, head, none or a number of stages, not {train}")
+    if train not in ("head", "none"):
+        return
+    changes = [name for name in ("augment", "rand_augment", "mixup", "cutmix") if getattr(config, name)]
+    if config.crop < 1 or changes:
+        what = " and ".join(["crop"] * (config.crop < 1) + changes)
+        raise ValueError(f"with train {train} images are taken as they are; leave {what} out")
+    if config.layer_decay < 1:
+        raise ValueError(f"with train {train} there are no stages to decay over; leave layer_decay out")

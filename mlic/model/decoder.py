@@ -1,0 +1,42 @@
+"""A head that looks at each place of the feature map for each label, instead of at their mean."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class MLDecoder(nn.Module):
+    """ML-Decoder (Ridnik et al., ML-Decoder: Scalable and Versatile Classification Head, WACV 2023).
+
+    From features (B, channels * places) or (B, channels, H, W) to logits (B, out_features). A fixed random query a
+    label attends to the places; there is no attention among the queries, and a fully connected layer a label follows.
+    Raises ValueError where the features have one place only.
+    """
+
+    def __init__(self, channels: int, num_labels: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.channels, self.out_features = channels, num_labels
+        heads = next(count for count in (8, 4, 2, 1) if width % count == 0)
+        self.embed = nn.Linear(channels, width)
+        self.queries = nn.Parameter(torch.randn(num_labels, width), requires_grad=False)
+        self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
+        self.inner = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Dropout(dropout))
+        self.outer = nn.Linear(2 * width, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+        self.weight = nn.Parameter(torch.empty(num_labels, width))
+        self.bias = nn.Parameter(torch.zeros(num_labels))
+        nn.init.normal_(self.weight, std=width**-0.5)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        places = features.reshape(len(features), self.channels, -1).transpose(1, 2)
+        if places.shape[1] < 2:
+            raise ValueError("its head is given one place of the feature map, which leaves nothing to attend to")
+        memory = torch.relu(self.embed(places))
+        queries = self.norms[0](self.queries + self.dropout(self.queries)).expand(len(memory), -1, -1)
+        seen = self.attention(queries, memory, memory, need_weights=False)[0]
+        state = self.norms[1](queries + self.dropout(seen))
+        state = self.norms[2](state + self.dropout(self.outer(self.inner(state))))
+        logits: torch.Tensor = (state * self.weight).sum(dim=2) + self.bias
+        return logits

@@ -1,0 +1,78 @@
+"""A network as the stages that its input goes through: to train the last ones, or the earlier ones more slowly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from mlic.errors import ConfigError
+
+_SHARE = 0.6  # of the parameters; a stage that holds more is taken apart
+
+
+def stages(net: nn.Module, head: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters of each stage of a network but its head, in the order in which the network was put together.
+
+    Its parts are the stages; one that holds most of the parameters is taken apart into its own parts, again and again.
+    A normalisation belongs to the stage before it. A ResNet has its layers as stages, the last of them as blocks; an
+    EfficientNet or a vision transformer its blocks.
+    """
+    own = {id(parameter) for parameter in head.parameters()}
+
+    def mine(module: nn.Module) -> list[nn.Parameter]:
+        return [parameter for parameter in module.parameters() if id(parameter) not in own]
+
+    found = [(net, mine(net))]
+    while True:
+        sizes = [sum(parameter.numel() for parameter in parameters) for _, parameters in found]
+        largest = max(range(len(found)), key=sizes.__getitem__)
+        if len(found) > 1 and sizes[largest] <= _SHARE * sum(sizes):
+            break
+        module, parameters = found[largest]
+        parts = [(child, mine(child)) for child in module.children() if mine(child)]
+        if not parts:
+            break
+        below = {id(parameter) for _, inner in parts for parameter in inner}
+        parts[0][1][:0] = [parameter for parameter in parameters if id(parameter) not in below]
+        found[largest : largest + 1] = parts
+    joined: list[list[nn.Parameter]] = []
+    for _, parameters in found:
+        if joined and all(parameter.ndim <= 1 for parameter in parameters):
+            joined[-1] += parameters
+        elif parameters:
+            joined.append(parameters)
+    return joined
+
+
+def train_last(net: nn.Module, head: nn.Module, count: int) -> None:
+    """Let the head and the last `count` stages have gradients. Raises ConfigError when there are fewer stages."""
+    found = stages(net, head)
+    if count > len(found):
+        raise ConfigError(f"this network has {len(found)} stages, not {count}.", f"--train {len(found)}, or all.")
+    for parameters in found[: len(found) - count]:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+
+def settle_frozen(net: nn.Module) -> None:
+    """Put what is not trained at all into evaluation: its dropout is off and its batch norms keep their statistics."""
+    for module in net.modules():
+        own = list(module.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
+
+
+def parameter_groups(net: nn.Module, head: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """What an optimiser is given: parameters, and in `scale` what their learning rate is multiplied by.
+
+    The head has 1, the last stage `decay`, the one before it its square, and so on (Clark et al., ELECTRA, 2020).
+    """
+    if decay == 1:
+        return [{"params": [parameter for parameter in net.parameters() if parameter.requires_grad], "scale": 1.0}]
+    found = [*stages(net, head), list(head.parameters())]
+    return [
+        {"params": trained, "scale": decay ** (len(found) - 1 - i)}
+        for i, parameters in enumerate(found)
+        if (trained := [parameter for parameter in parameters if parameter.requires_grad])
+    ]

@@ -1,0 +1,204 @@
+"""What a run leaves for the one that goes on from it: its last and its best epoch, and its history.
+
+An epoch leaves `checkpoints/last.pt` and, where it was the best so far, `checkpoints/best.pt`; within an epoch
+`last.pt` is written every so many minutes. Files are whole or not there, and `last.pt` comes after the others, so that
+it never points past them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from mlic.cluster.runs import disk_errors, temporary, write_atomic
+from mlic.data import storage
+from mlic.errors import ConfigError, RunError
+from mlic.stages.place import Place
+from mlic.values import Location
+
+_LAST, _BEST, _HISTORY = "checkpoints/last.pt", "checkpoints/best.pt", "metrics.jsonl"
+_BEST_ARRAYS = ("thresholds", "scores", "targets", "decisions")
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far, by the objective.
+
+    `scores` float32 (N, L) and `targets` int8 (N, L) are those of the validation split, `decisions` bool (N, L) are
+    cross-fitted.
+    """
+
+    epoch: int
+    metrics: dict[str, float]
+    state: dict[str, torch.Tensor]
+    thresholds: np.ndarray[Any, Any]
+    scores: np.ndarray[Any, Any]
+    targets: np.ndarray[Any, Any]
+    decisions: np.ndarray[Any, Any]
+
+
+def read_best(folder: Path) -> Best:
+    """Read the best epoch of a run's folder. Raises RunError when no epoch was finished."""
+    path = folder / _BEST
+    if not path.is_file():
+        raise RunError(f"{folder} has no finished epoch.", "run the same command again.")
+    best = torch.load(path, map_location="cpu", weights_only=True)
+    return Best(best["epoch"], best["metrics"], best["state"], *(best[name].numpy() for name in _BEST_ARRAYS))
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """The metrics of the finished epochs of a run's folder, in their order."""
+    path = folder / _HISTORY
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class Checkpoints:
+    """Writes the files of a run in a thread of its own, from copies, while training goes on; rank 0 alone writes.
+
+    `copy` is a folder, of an object store perhaps, that gets a copy of each file after it is written here; `known_by`
+    is what a copy is known by, so that no other run goes on from it. What fails in the thread is raised by the next
+    call, and the file that was there before is still there.
+    """
+
+    def __init__(self, place: Place, copy: Location | None, known_by: str) -> None:
+        self._place, self._copy, self._known_by = place, copy, known_by
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._thread.shutdown(wait=True)
+        if error is None:
+            self.wait()
+
+    def read_last(self) -> dict[str, Any] | None:
+        """What was written last, from the copy where nothing is here; None where there is nothing.
+
+        Raises ConfigError when the copy is that of another run.
+        """
+        self._fetch()
+        path = self._place.folder / _LAST
+        if not path.is_file():
+            return None
+        last: dict[str, Any] = torch.load(path, map_location=self._place.device, weights_only=True)
+        return last
+
+    def write_history(self, history: list[dict[str, float]]) -> None:
+        """Make the file of the history that of these epochs: a stop may have left a row more."""
+        if self._place.rank == 0:
+            lines = "".join(json.dumps(row) + "\n" for row in history)
+            write_atomic(self._place.folder / _HISTORY, lines.encode())
+
+    def write(
+        self, last: Mapping[str, Any], best: Mapping[str, Any] | None = None, row: Mapping[str, float] | None = None
+    ) -> None:
+        """Begin to write `last`, after `best` and the `row` of an epoch where they are given."""
+        if self._place.rank != 0:
+            return
+        self.wait()
+        self._place.check_current()
+        self._pending = self._thread.submit(self._write, _copied(last), _copied(best), row)
+
+    def wait(self) -> None:
+        """Wait until all is written. Raises what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, last: Any, best: Any, row: Mapping[str, float] | None) -> None:
+        folder = self._place.folder
+        with disk_errors(folder):
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            if best is not None:
+                _save(folder / _BEST, best)
+            if row is not None:
+                with (folder / _HISTORY).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            _save(folder / _LAST, last | {"known_by": self._known_by})
+        if self._copy is not None:
+            self._upload(
+                self._copy, ([_BEST] if best is not None else []) + ([_HISTORY] if row is not None else []) + [_LAST]
+            )
+
+    def _upload(self, copy: Location, names: list[str]) -> None:
+        """Copy files away; one that does not arrive is told of, and the next time brings a newer one."""
+        for name in names:
+            try:
+                storage.copy(self._place.folder / name, storage.join(copy, name))
+            except OSError as error:
+                self._place.say(f"Warning: no copy of {name} in {copy}: {error}")
+                return
+
+    def _fetch(self) -> None:
+        """Take the files from the copy where none are here, rank 0 for all."""
+        place = self._place
+        if self._copy is None:
+            return
+        problem = ""
+        if place.rank == 0 and not (place.folder / _LAST).is_file():
+            problem = self._fetch_files(self._copy)
+        problem = place.gather(problem)[0]
+        if problem:
+            raise ConfigError(problem, "give another --set checkpoint_copy, or --fresh to write over it.")
+
+    def _fetch_files(self, copy: Location) -> str:
+        """Fetch what there is; says what is wrong with it."""
+        folder = self._place.folder
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        try:
+            there = [name for name in (_BEST, _HISTORY, _LAST) if storage.size(storage.join(copy, name)) is not None]
+            if _LAST not in there:
+                return ""
+            with temporary(folder / _LAST) as part:
+                part.write_bytes(storage.read(storage.join(copy, _LAST)))
+                if torch.load(part, map_location="cpu", weights_only=True).get("known_by") != self._known_by:
+                    return f"the checkpoints in {copy} are of a run with other settings or data."
+                for name in there[:-1]:
+                    write_atomic(folder / name, storage.read(storage.join(copy, name)))
+                part.replace(folder / _LAST)
+        except OSError as error:
+            return f"the checkpoints in {copy} do not read: {error}."
+        self._place.say(f"takes up the checkpoints in {copy}")
+        return ""
+
+
+def forget_copy(copy: Location, folder: Path) -> None:
+    """Remove what a run that is thrown away has copied. Raises ConfigError when that fails."""
+    where = copy_of(copy, folder, folder)
+    try:
+        for name in (_LAST, _BEST, _HISTORY):
+            storage.delete(storage.join(where, name))
+    except OSError as error:
+        raise ConfigError(f"cannot remove the checkpoints in {where}: {error}.", "check checkpoint_copy.") from None
+
+
+def copy_of(copy: Location, folder: Path, owner: Path) -> Location:
+    """Where in `copy` the files of a run's folder belong."""
+    return storage.join(copy, str(folder.relative_to(owner.parent)))
+
+
+def _save(path: Path, value: dict[str, Any]) -> None:
+    with temporary(path) as part:
+        torch.save(value, part)
+        part.replace(path)
+
+
+def _copied(value: Any) -> Any:
+    """Nested values with all tensors copied to the CPU's memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value

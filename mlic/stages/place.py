@@ -1,0 +1,56 @@
+"""Where a process of a run stands: its rank, its device and its folder, and what ranks say and agree on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+
+from mlic.cluster.runs import disk_errors, is_current
+from mlic.errors import RunError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands: its rank, its device, the run's folder and the attempt that may write to it.
+
+    `attempt` numbers the starts of the run in `owner`, the folder with run.json.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    folder: Path
+    owner: Path
+    attempt: int
+
+    def say(self, line: str, everyone: bool = False) -> None:
+        """Add a line to the run's log, which the driver follows; rank 0 speaks for all unless something is wrong."""
+        if self.rank == 0 or everyone:
+            with disk_errors(self.folder), (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def check_current(self) -> None:
+        """Raise RunError when a newer start of the run has taken over its folder."""
+        if not is_current(self.owner, self.attempt):
+            raise RunError("a newer start of this run has taken over.", "let that one run.")
+
+    def sum(self, value: float) -> float:
+        """The sum over all ranks, float64."""
+        if self.world_size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return float(total)
+
+    def gather(self, value: T) -> list[T]:
+        """What every rank has, in the order of the ranks."""
+        if self.world_size == 1:
+            return [value]
+        found: list[T | None] = [None] * self.world_size
+        torch.distributed.all_gather_object(found, value)
+        return cast("list[T]", found)

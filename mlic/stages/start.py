@@ -1,0 +1,80 @@
+"""What a run starts with: its preprocessing, the weights of positives, and its network with what of it is trained."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from mlic.config import Preprocessing, TrainConfig
+from mlic.data.shards import Split
+from mlic.errors import ConfigError
+from mlic.model import depth, losses, weights, zoo
+from mlic.values import WEIGHTED
+
+
+def preprocessing(config: TrainConfig) -> Preprocessing:
+    """The preprocessing that a configuration asks for."""
+    color = zoo.default_color(config.arch) if config.color == "auto" else config.color
+    mean, std = zoo.normalization(config.arch)
+    if color == "gray":
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    return Preprocessing(image_size=config.image_size, color=color, mean=mean, std=std)
+
+
+def positive_weights(train: Split, config: TrainConfig) -> torch.Tensor:
+    """The weights (L,) of positives in the loss, by the counts of the training split; 1 where the loss has none.
+
+    Raises ConfigError when a label of pos_weights is not in the shards.
+    """
+    positives, negatives = label_counts(train)
+    if config.loss not in WEIGHTED:
+        return torch.ones(len(positives))
+    if config.loss == "class-balanced":
+        weight = losses.balanced_weight(positives, negatives, config.loss_options.get("beta", losses.BETA))
+    else:
+        weight = losses.pos_weight(positives, negatives, config.pos_weight_power)
+    check_labels("pos_weights", config.pos_weights, train.labels)
+    for name, value in config.pos_weights.items():
+        weight[train.labels.index(name)] = value
+    return losses.limited(weight, config.pos_weight_cap, config.pos_weight_by_min)
+
+
+def check_labels(setting: str, names: Iterable[str], labels: tuple[str, ...]) -> None:
+    """Raise ConfigError, with the nearest label, when a setting names one that the shards do not have."""
+    odd = next((name for name in names if name not in labels), None)
+    if odd is not None:
+        near = difflib.get_close_matches(odd, labels, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"the labels are {', '.join(labels[:20])}."
+        raise ConfigError(f"{setting} names {odd!r}, which is no label of the shards.", hint)
+
+
+def label_counts(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    """How often each label (L,) is given and is not."""
+    positives, negatives = (torch.from_numpy((split.targets == value).sum(axis=0)) for value in (1, 0))
+    return positives, negatives
+
+
+def network(config: TrainConfig, train: Split, prep: Preprocessing) -> tuple[nn.Module, nn.Module, str]:
+    """The network, its head, and what its weights are. What is not to be trained has no gradients.
+
+    With `train` none nothing is said of gradients, since nothing asks for them. Random numbers come from PyTorch's
+    own generator. Raises what `zoo.build`, `weights` and `depth` raise.
+    """
+    net = zoo.build(config.arch, len(train.labels), prep.channels, prep.image_size, config.arch_options)
+    head = zoo.head(net, len(train.labels))
+    path = weights.resolve(config.arch, config.weights)
+    begins_with = "random weights"
+    if path is not None and path.is_dir():
+        begins_with = f"{path}, {weights.continue_from(net, train.labels, path)}"
+    elif path is not None:
+        begins_with = f"{path.name}, {weights.load_into(net, head, path)}"
+    if config.head_prior and not (path is not None and path.is_dir()):
+        zoo.set_head_bias(net, losses.head_bias(*label_counts(train), positive_weights(train, config)))
+    if isinstance(config.train, int):
+        depth.train_last(net, head, config.train)
+    elif config.train == "head":
+        depth.train_last(net, head, 0)
+    return net, head, begins_with

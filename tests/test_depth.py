@@ -1,0 +1,82 @@
+"""Networks as stages, their partial training, and the decoder head."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mlic.errors import ConfigError
+from mlic.model import depth, zoo
+
+
+@pytest.mark.parametrize(
+    ("arch", "count"), [("resnet18", 6), ("vit_b_16", 13), ("convnext_tiny", 8), ("b-final", 5), ("densenet121", 8)]
+)
+def test_stages_hold_every_parameter_but_the_heads_once(arch: str, count: int) -> None:
+    net = zoo.build(arch, 7, 3, 64 if arch != "vit_b_16" else 32, {})
+    head = zoo.head(net, 7)
+    found = depth.stages(net, head)
+    assert len(found) == count
+    ids = [id(parameter) for parameters in found for parameter in parameters]
+    own = {id(parameter) for parameter in head.parameters()}
+    assert len(ids) == len(set(ids))
+    assert {id(parameter) for parameter in net.parameters()} == set(ids) | own
+
+
+def test_the_last_stages_alone_are_trained() -> None:
+    net = zoo.build("resnet18", 7, 3, 64, {})
+    depth.train_last(net, zoo.head(net, 7), 2)
+    assert not net.layer3[1].conv1.weight.requires_grad
+    assert net.layer4[0].conv1.weight.requires_grad
+    assert net.fc.weight.requires_grad
+    net.train()
+    depth.settle_frozen(net)
+    assert not net.bn1.training
+    assert net.layer4[1].bn1.training
+
+
+def test_more_stages_than_there_are() -> None:
+    net = zoo.build("resnet18", 7, 3, 64, {})
+    with pytest.raises(ConfigError, match="this network has 6 stages, not 9"):
+        depth.train_last(net, zoo.head(net, 7), 9)
+
+
+def test_earlier_stages_learn_more_slowly() -> None:
+    net = zoo.build("resnet18", 7, 3, 64, {})
+    groups = depth.parameter_groups(net, zoo.head(net, 7), 0.5)
+    assert [group["scale"] for group in groups] == [0.5**i for i in range(6, -1, -1)]
+    assert [id(p) for p in groups[-1]["params"]] == [id(net.fc.weight), id(net.fc.bias)]
+    assert id(groups[0]["params"][0]) == id(net.conv1.weight)
+    (whole,) = depth.parameter_groups(net, zoo.head(net, 7), 1.0)
+    assert len(whole["params"]) == len(list(net.parameters()))
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "convnext_tiny", "efficientnet_b0"])
+def test_a_decoder_takes_the_place_of_pooling(arch: str) -> None:
+    torch.manual_seed(0)
+    net = zoo.build(arch, 7, 3, 96, {"head_decoder": 64, "head_dropout": 0.0})
+    head = zoo.head(net, 7)
+    zoo.set_head_bias(net, torch.arange(7.0))
+    assert head.bias.tolist() == list(range(7))
+    seen: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    net.eval()(torch.rand(3, 3, 96, 96)).sum().backward()
+    assert seen[0].flatten(1).shape[1] == 9 * head.channels  # 3 by 3 places at 96 pixels
+    assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
+    # It is the places that count and not their order: a decoder pools by attention.
+    features = torch.rand(2, head.channels, 9)
+    turned = features[:, :, torch.randperm(9)]
+    assert torch.allclose(head(features.flatten(1)), head(turned.flatten(1)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arch", "text"),
+    [
+        ("b-final", "it has no pooling layer that a decoder could take the place of"),
+        ("vgg11", "its head is given one place"),
+        ("squeezenet1_0", "its last layer is no linear one"),
+    ],
+)
+def test_where_a_decoder_does_not_fit(arch: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        zoo.build(arch, 7, 3, 224, {"head_decoder": 64})
