@@ -9,7 +9,7 @@ import secrets
 import signal
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -126,6 +126,29 @@ def task_share(cluster: Cluster, workers: int | Literal["auto"], use_gpus: bool)
             f"{count} workers need {count} {unit}s; this cluster has {have}.", f"--workers {max(1, have)}."
         )
     return Share(count, 1, int(gpus))
+
+
+def run_beside(work: Callable[[], object], look: Callable[[], object] = lambda: None) -> BaseException | None:
+    """Do `work` in a thread, with a `look` at it three times a second; returns what it raised.
+
+    For the loops of Ray Train and Ray Tune: in the main thread they would take Ctrl-C for themselves, and now and then
+    lose it. Here it is raised to the caller, and the thread ends with the process.
+    """
+    failed: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            work()
+        except BaseException as error:  # handed to the main thread, which is waiting for it
+            failed.append(error)
+
+    thread = threading.Thread(target=target, name="ray-loop", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.3)
+        look()
+    look()
+    return failed[0] if failed else None
 
 
 def assigned_device() -> str:

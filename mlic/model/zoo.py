@@ -13,10 +13,10 @@ from torch import nn
 
 from mlic.errors import ConfigError
 from mlic.fitting import Color
-from mlic.model import reference
+from mlic.model import reference, small
 from mlic.model.decoder import MLDecoder
 
-REFERENCE = tuple(reference.NETS)
+NETS: dict[str, tuple[reference.Builder, Color]] = {"small": (small.small, "rgb"), **reference.NETS}
 TIMM = "timm/"
 HEAD_OPTIONS = ("head_hidden", "head_decoder", "head_dropout")
 _POOLS = ("SelectAdaptivePool2d",)  # of timm
@@ -25,20 +25,20 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 def default_color(arch: str) -> Color:
     """The colour mode that an architecture was made for."""
-    return reference.NETS[arch][1] if arch in REFERENCE else "rgb"
+    return NETS[arch][1] if arch in NETS else "rgb"
 
 
 def check(arch: str) -> None:
     """Raise ConfigError, with the nearest name, when there is no such architecture."""
-    if arch in REFERENCE:
+    if arch in NETS:
         return
     if arch.startswith(TIMM):
         _check_timm(arch)
         return
     known = _torchvision_names()
     if arch not in known:
-        near = difflib.get_close_matches(arch, [*REFERENCE, *known], n=1, cutoff=0.4)
-        names = f"did you mean {near[0]}?" if near else f"the small ones are {', '.join(REFERENCE)}."
+        near = difflib.get_close_matches(arch, [*NETS, *known], n=1, cutoff=0.4)
+        names = f"did you mean {near[0]}?" if near else f"the small ones are {', '.join(NETS)}."
         raise ConfigError(f"unknown architecture {arch!r}.", names)
 
 
@@ -51,10 +51,7 @@ def build(arch: str, num_labels: int, channels: int, image_size: int, options: M
     for an unknown name, an option it does not have or an image too small for it.
     """
     check(arch)
-    if arch in REFERENCE:
-        make = reference.NETS[arch][0]
-    else:
-        make = partial(_timm if arch.startswith(TIMM) else _torchvision, arch)
+    make = NETS[arch][0] if arch in NETS else partial(_timm if arch.startswith(TIMM) else _torchvision, arch)
     own = {name: value for name, value in options.items() if name not in HEAD_OPTIONS}
     try:
         model = make(num_labels, channels, image_size, **own)
@@ -136,7 +133,7 @@ def normalization(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def weights_url(arch: str) -> str | None:
     """Where the architecture's makers published its weights, None where they did not."""
-    if arch in REFERENCE:
+    if arch in NETS:
         return None
     if arch.startswith(TIMM):
         import timm

@@ -77,6 +77,11 @@ def fit(config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]]
             on_epoch(row)
 
 
+def decoded_side(config: TrainConfig) -> int:
+    """The side in pixels of the training images that are kept decoded: more than the network's where parts are cut."""
+    return margin(config.image_size) if config.crop < 1 else config.image_size
+
+
 class _Fitting:
     """The state of a run between its epochs: network, optimiser, position and history."""
 
@@ -114,10 +119,9 @@ class _Fitting:
     def _readers(self, prep: Preprocessing, head: nn.Module, stack: ExitStack) -> tuple[Reader, Reader]:
         """Of the training and the validation split: images, or for a head alone the features of a frozen backbone."""
         config = self.config
-        side = margin(prep.image_size) if config.crop < 1 else prep.image_size
         readers = [
             stack.enter_context(ShardReader(split, prep.model_copy(update={"image_size": size})))
-            for split, size in ((self.train, side), (self.val, prep.image_size))
+            for split, size in ((self.train, decoded_side(config)), (self.val, prep.image_size))
         ]
         for reader in readers:
             reader.use_cache(config.cache_gb, config.loader_threads)

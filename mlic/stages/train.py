@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -162,29 +161,15 @@ def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run[Path]) -
     run.note(workers=share.workers, cpus_per_worker=share.cpus, gpus_per_worker=share.gpus)
     logger.info("workers: %d, each with %d CPUs and %d GPUs", share.workers, share.cpus, share.gpus)
     trainer = _trainer(config, run, share, cluster.embedded)
-    failed: list[BaseException] = []
-
-    def target() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:  # handed to the main thread, which is waiting for it
-            failed.append(error)
-
-    # Not in the main thread: there Ray Train would take over Ctrl-C and end the process with exit code 0.
-    thread = threading.Thread(target=target, name="ray-train", daemon=True)
     log = _follow(run.folder / "log.txt")
-    thread.start()
     try:
-        while thread.is_alive():
-            thread.join(0.3)
-            next(log)
+        failed = cluster_ray.run_beside(trainer.fit, lambda: next(log))
     except KeyboardInterrupt:
         done = len(checkpoints.read_history(run.folder))
         raise PartialError(
             f"stopped; {done} of {config.epochs} epochs are done and kept.",
             "run the same command again to go on.",
         ) from None
-    next(log)
     _raise_failure(run, failed)
 
 
@@ -268,12 +253,12 @@ def _read_failure(folder: Path, attempt: int) -> MlicError | None:
     return kinds.get(failure["kind"], MlicError)(failure["message"], failure["hint"])
 
 
-def _raise_failure(run: Run[Path], failed: list[BaseException]) -> None:
+def _raise_failure(run: Run[Path], failed: BaseException | None) -> None:
     ours = _read_failure(run.folder, run.attempt)
     if ours is not None:
         raise ours
-    if failed:
-        workers = getattr(failed[0], "worker_failures", None) or {0: failed[0]}
+    if failed is not None:
+        workers = getattr(failed, "worker_failures", None) or {0: failed}
         rank, error = min(workers.items())
         line = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
         raise RunError(

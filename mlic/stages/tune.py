@@ -174,13 +174,15 @@ def _search(cluster: cluster_ray.Cluster, config: TuneConfig, plans: Sequence[Tr
         ),
     )  # fmt: skip
     try:
-        tuner.fit()
+        failed = cluster_ray.run_beside(tuner.fit)
     except KeyboardInterrupt:
         done = sum(_ended(_trial_folder(run.folder, i)) is not None for i in range(len(plans)))
         raise PartialError(
             f"stopped; {done} of {len(plans)} trials are done, and the others keep their epochs.",
             "run the same command again to go on.",
         ) from None
+    if failed is not None:
+        raise failed
 
 
 _METRIC = loop.OBJECTIVE.replace("/", "_")  # Ray Tune takes a slash for a nested result

@@ -1,0 +1,135 @@
+"""Each recipe on the same shards for the same CPU time, measured on a test split that no run has seen.
+
+    python -m benchmarks.recipes SHARDS [RECIPE ...] [--minutes 4]
+
+A run stops after the epoch in which its CPU minutes are used up, evaluation included, or where the recipe stops by
+itself; decoding is left out, since all runs share the cache of decoded images. A recipe whose weights are not on this
+machine is named and left out. `default` is what `mlic train SHARDS` does, with the epochs that fit into the time. What
+was measured is written to `benchmarks/recipes.json`, run by run, and from there to the table of jobs/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from mlic.config import TrainConfig
+from mlic.data.augment import Normalizer
+from mlic.data.loader import ShardReader, eval_batches
+from mlic.data.shards import read_split
+from mlic.errors import ConfigError
+from mlic.model import losses, weights, zoo
+from mlic.settings import build, read_file, read_sets, recipes
+from mlic.stages import checkpoints, loop, start, validation
+from mlic.stages.measure import measure
+from mlic.stages.place import Place
+
+RESULTS = Path(__file__).parent / "recipes.json"
+SHOWN = ("f1_micro", "precision_micro", "recall_micro", "f1_macro", "map", "hamming_accuracy", "subset_accuracy")
+
+
+class TimeIsUpError(Exception):
+    """The run has used its CPU minutes."""
+
+
+@click.command()
+@click.argument("shards", type=click.Path(path_type=Path, exists=True))
+@click.argument("names", nargs=-1)
+@click.option("--minutes", default=4.0, show_default=True, help="CPU minutes of a run")
+@click.option("--set", "sets", multiple=True, help="Settings over those of the recipes")
+@click.option("--label", help="Name of the row; default: the recipe's")
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("recipe-runs"), show_default=True)
+def main(
+    shards: Path, names: tuple[str, ...], minutes: float, sets: tuple[str, ...], label: str | None, runs: Path
+) -> None:
+    torch.set_num_threads(1)
+    files = {recipe.name: recipe.path for recipe in recipes() if not recipe.name.startswith("pack-")}
+    for name in names or ("default", *files):
+        plain: dict[str, Any] = {} if name == "default" else read_file(files[name])
+        config = build(TrainConfig, plain, read_sets(list(sets)), {"shards": shards})
+        try:
+            weights.resolve(config.arch, config.weights)
+        except ConfigError as error:
+            click.echo(f"{name}: left out: {error}")
+            continue
+        row = run(config, runs / (label or name), minutes)
+        click.echo(f"{label or name}: {json.dumps(row)}")
+        found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+        RESULTS.write_text(json.dumps(found | {label or name: row}, indent=1, sort_keys=True) + "\n")
+
+
+def run(config: TrainConfig, folder: Path, minutes: float) -> dict[str, Any]:
+    """Train for so many CPU minutes and measure the best epoch on the test split."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"format": 1, "attempt": 1}))
+    warm(config)
+    started = time.process_time()
+
+    def stop(row: dict[str, float]) -> None:
+        if time.process_time() - started > 60 * minutes and row["epoch"] < config.epochs:
+            raise TimeIsUpError
+
+    ends = "whole"
+    try:
+        loop.fit(config, place(folder), stop)
+    except TimeIsUpError:
+        ends = "cut"
+    used = (time.process_time() - started) / 60
+    history = checkpoints.read_history(folder)
+    if len(history) < config.epochs and ends == "whole":
+        ends = "stopped early"
+    measured = measure_test(config, folder)
+    return {"minutes": round(used, 2), "epochs": len(history), "of": config.epochs, "ends": ends} | measured
+
+
+def measure_test(config: TrainConfig, folder: Path) -> dict[str, Any]:
+    """The best epoch, by the thresholds that were fitted to the validation split, on the test split."""
+    best = checkpoints.read_best(folder)
+    test = read_split(config.shards, "test")
+    prep = start.preprocessing(config)
+    net = zoo.build(config.arch, len(test.labels), prep.channels, prep.image_size, config.arch_options)
+    net.load_state_dict(best.state)
+    one = torch.ones(len(test.labels))
+    with ShardReader(test, prep) as reader:
+        found = validation.evaluate(
+            place(folder), net, reader.batches(eval_batches(len(test), 64, 0, 1), 0),
+            Normalizer(prep.mean, prep.std, torch.device("cpu")), config.loss,
+            lambda logits, targets: losses.loss_sum("bce", logits, targets, one), test.targets.shape,
+        )  # fmt: skip
+    decisions = found.scores >= best.thresholds
+    measurement = measure(test.labels, decisions, found.targets, found.scores, 1000, 0)
+    return {
+        "test_samples": len(test),
+        "values": {name: round(measurement.values[name], 4) for name in SHOWN},
+        "interval": [round(end, 4) for end in measurement.intervals["f1_micro"]],
+        "always_top_3": round(measurement.baselines["always_top_3"]["f1_micro"], 4),
+        "all_negative": {
+            name: round(measurement.baselines["all_negative"][name], 4)
+            for name in ("hamming_accuracy", "subset_accuracy")
+        },
+    }
+
+
+def warm(config: TrainConfig) -> None:
+    """Decode the splits into the node's cache, where the run will find them."""
+    prep = start.preprocessing(config)
+    side = loop.decoded_side(config)
+    for name, size in (("train", side), ("val", prep.image_size)):
+        with ShardReader(read_split(config.shards, name), prep.model_copy(update={"image_size": size})) as reader:
+            reader.use_cache(config.cache_gb, 1)
+
+
+def place(folder: Path) -> Place:
+    """One process on the CPU."""
+    return Place(0, 1, torch.device("cpu"), folder, folder, 1)
+
+
+if __name__ == "__main__":
+    main()

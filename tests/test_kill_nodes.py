@@ -1,0 +1,138 @@
+"""Training on a cluster of several nodes, with its driver, its workers and whole nodes killed at random moments."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.test_kill import children, run, same_result, start, wait_for
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+KILLS = 20
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head without CPUs and two nodes of one CPU each, all on this machine; lost nodes are missed within seconds."""
+    from ray.cluster_utils import Cluster
+
+    folder = Path(tempfile.mkdtemp(prefix="mlic-", dir="/tmp"))
+    (folder / "ray").mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    watch = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 2000,
+             "health_check_failure_threshold": 3}  # fmt: skip
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": watch}
+    )
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        yield cluster
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def command(nodes: Any, shards: Path, *more: object) -> list[object]:
+    return [
+        "train", shards, "--address", nodes.address, "--image-size", "64", "--batch-size", "32", "--workers", "2",
+        "--no-doctor", "--set", "max_failures=100", "--checkpoint-minutes", "0.001", *more,
+    ]  # fmt: skip
+
+
+def train_workers(nodes: Any) -> list[int]:
+    """The processes that train, on the nodes of this cluster."""
+    found = []
+    for node in nodes.worker_nodes:
+        for pid in children(node.all_processes["raylet"][0].process.pid):
+            with contextlib.suppress(OSError):
+                if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+    return found
+
+
+def kill_something(nodes: Any, driver: int, rng: random.Random) -> str:
+    """Kill the driver, a worker or a node, which another one takes the place of; says which."""
+    what = rng.choice(["driver", "worker", "node"])
+    workers = train_workers(nodes)
+    if what == "worker" and workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rng.choice(workers), signal.SIGKILL)
+        return what
+    if what == "node":
+        nodes.remove_node(rng.choice(sorted(nodes.worker_nodes, key=id)), allow_graceful=False)
+        nodes.add_node(num_cpus=1)
+        return what
+    os.kill(driver, signal.SIGKILL)
+    return "driver"
+
+
+@pytest.mark.timeout(1800)
+def test_training_killed_at_twenty_random_points(nodes: Any, shards: Path, tmp_path: Path) -> None:
+    """Two workers on two nodes, so the weights are those of a run that nobody disturbs, to the last bit."""
+    epochs = ("--epochs", 10, "--set", "color=rgb")
+    (tmp_path / "straight").mkdir()
+    code, _, err = run(tmp_path / "straight", *command(nodes, shards, *epochs))
+    assert code == 0, err
+    rng = random.Random(11)
+    kills: list[str] = []
+    turn, finished = 0, 0
+    while len(kills) < KILLS or not finished:
+        folder = tmp_path / f"turn{turn}"
+        folder.mkdir(exist_ok=True)
+        process = start(folder, *command(nodes, shards, *epochs))
+        wait_until = time.monotonic() + rng.uniform(3, 15)
+        while process.poll() is None and len(kills) < KILLS:
+            time.sleep(0.1)
+            if time.monotonic() > wait_until:
+                kills.append(kill_something(nodes, process.pid, rng))
+                wait_until = time.monotonic() + rng.uniform(3, 20)
+        _, err = process.communicate(timeout=300)
+        if process.returncode == 0:
+            finished += 1
+            turn += 1
+            same_result(tmp_path / "straight" / "runs" / "b-final", folder / "runs" / "b-final")
+        else:
+            assert process.returncode == -signal.SIGKILL, err
+    assert set(kills) == {"driver", "worker", "node"}
+
+
+@pytest.mark.timeout(600)
+def test_a_node_that_does_not_come_back(nodes: Any, shards: Path, tmp_path: Path) -> None:
+    """The run goes on with the other one, where it may, and its numbers are those of two workers."""
+    net = ("--arch", "a-cnn1", "--epochs", 8, "--optimizer", "sgd", "--lr", "0.02", "--min-workers", 1)
+    for name in ("straight", "lost"):
+        (tmp_path / name).mkdir()
+    code, _, err = run(tmp_path / "straight", *command(nodes, shards, *net))
+    assert code == 0, err
+    process = start(tmp_path / "lost", *command(nodes, shards, *net))
+    wait_for(process, "epoch 2/")
+    nodes.remove_node(sorted(nodes.worker_nodes, key=id)[0], allow_graceful=False)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / "runs" / "a-cnn1" / "metrics.jsonl").read_text().splitlines()]
+        for name in ("straight", "lost")
+    ]
+    assert len(rows[0]) == len(rows[1]) == 8
+    for one, two in zip(*rows, strict=True):
+        for metric in ("val/loss", "val/f1_micro", "val/map"):
+            assert two[metric] == pytest.approx(one[metric], rel=0.01), metric
+    last = [
+        torch.load(tmp_path / name / "runs" / "a-cnn1" / "checkpoints" / "last.pt") for name in ("straight", "lost")
+    ]
+    for name, tensor in last[0]["net"].items():
+        torch.testing.assert_close(last[1]["net"][name], tensor, rtol=1e-2, atol=1e-4)
