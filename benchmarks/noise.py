@@ -29,7 +29,8 @@ from mlic.data.annotations import read_annotations
 from mlic.data.shards import read_index
 from mlic.data.statistics import implications
 from mlic.score import noise as score
-from mlic.stages.noise import noise, read_scores
+from mlic.stages.folds import read_scores
+from mlic.stages.noise import noise
 from mlic.stages.pack import pack
 
 Array = np.ndarray[Any, Any]

@@ -12,8 +12,8 @@ from mlic.config import DoctorConfig, PackConfig, TrainConfig
 from mlic.data import features, toy
 from mlic.errors import DataError
 from mlic.stages.doctor import DoctorReport, doctor
+from mlic.stages.fit import fit as train
 from mlic.stages.pack import pack
-from mlic.stages.train import train
 
 pytestmark = pytest.mark.ray
 

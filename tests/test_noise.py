@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mlic.config import NoiseConfig, PackConfig
+from mlic.config import NoiseConfig, PackConfig, TrainConfig
 from mlic.data.shards import read_split
 from mlic.data.statistics import implications
 from mlic.errors import ConfigError, DataError
+from mlic.score import metrics
 from mlic.score import noise as score
+from mlic.stages.folds import FoldsReport, read_scores
 from mlic.stages.noise import NoiseReport, noise
 from mlic.stages.pack import pack
+from mlic.stages.train import train
 
 Array = np.ndarray[Any, Any]
 
@@ -251,3 +255,31 @@ def test_an_edited_table_is_kept_and_its_verdicts_are_applied(folder: Path, corp
 def test_other_settings_are_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="epochs \\(was 2, now 3\\)"):
         noise(configured(folder, epochs=3))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_cross_validation(folder: Path, tmp_path: Path) -> None:
+    """Every sample outside of test once, by the model of the other fold; noise's folds are the same trainings."""
+    config = TrainConfig(
+        shards=folder / "shards", runs=tmp_path, cross_validate=True, epochs=2, image_size=64, batch_size=32, workers=1,
+        color="rgb", doctor=False,
+    )  # fmt: skip
+    report = train(config)
+    assert isinstance(report, FoldsReport)
+    split = read_split(folder / "shards", None)
+    held_out = len(split) - len(read_split(folder / "shards", "test"))
+    assert report.measurement.samples == held_out
+    assert (tmp_path / "b-final-folds" / "scores.parquet").read_bytes() == (
+        folder / "noise" / "scores.parquet"
+    ).read_bytes()
+    _, scores, targets, fold = read_scores(report.scores, split.labels)
+    for k in (0, 1):
+        mine = fold == k
+        assert report.folds["map"][k] == pytest.approx(metrics.score_metrics(scores[mine], targets[mine])["map"])
+    text = report.text()
+    assert re.search(r"f1_micro +0\.\d{4} +0\.\d{4} +0\.\d{4} +0\.\d{4}", text)
+    assert f"{held_out} samples" in text
+    assert train(config) == report
+    with pytest.raises(ConfigError, match="was made with other settings: lr"):
+        train(config.model_copy(update={"lr": 0.5}))

@@ -23,10 +23,11 @@ from mlic.score import thresholds
 from mlic.score.calibration import Calibration
 from mlic.settings import build, read_file
 from mlic.stages.evaluate import evaluate
+from mlic.stages.fit import TrainReport
+from mlic.stages.fit import fit as train
 from mlic.stages.pack import PackReport, pack
 from mlic.stages.predict import predict
 from mlic.stages.threshold import threshold
-from mlic.stages.train import TrainReport, train
 from mlic.stages.tune import draw, tune
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -22,7 +22,7 @@ from mlic.data.shards import read_index, read_split
 from mlic.errors import ConfigError, DataError
 from mlic.model import bundle
 from mlic.score import thresholds
-from mlic.stages import checkpoints, loop, report_figures, train
+from mlic.stages import checkpoints, fit, loop, report_figures
 from mlic.stages.measure import measure
 from mlic.stages.place import Place
 from mlic.stages.report import report, write
@@ -42,7 +42,7 @@ def fitted(shards: Path, folder: Path, **changes: Any) -> Path:
     config = TrainConfig(**base | {"arch_options": {"hidden": 32}} | changes, runs=folder.parent, name=folder.name)
     with Run.open(folder, "train", config, {"shards": read_index(shards)["fingerprint"]}, fresh=False) as run:
         loop.fit(config, Place(0, 1, torch.device("cpu"), folder, folder, run.attempt), lambda _: None)
-        run.finish(train.finish(config, folder, folder))
+        run.finish(fit.finish(config, folder, folder))
     return folder
 
 

@@ -185,7 +185,7 @@ def check_shared(cluster: Cluster, folder: Location, *inputs: Location) -> None:
             )
             for node in cluster.nodes
         ]
-        unseen = ray.get(asked, timeout=120)
+        unseen = [_answer(node, reference) for node, reference in zip(cluster.nodes, asked, strict=True)]
     finally:
         if probe is not None:
             probe.unlink()
@@ -196,6 +196,20 @@ def check_shared(cluster: Cluster, folder: Location, *inputs: Location) -> None:
             f"{len(blind)} of {len(cluster.nodes)} nodes do not see {blind[0][1]} ({hosts}).",
             "use folders on storage that all nodes share.",
         )
+
+
+def _answer(node: Node, reference: Any) -> Path | None:
+    """What a task on a node says; None from a node that has died since, which nobody will use."""
+    import ray
+
+    try:
+        path: Path | None = ray.get(reference, timeout=120)
+    except ray.exceptions.RayError as error:
+        if not any(each["NodeID"] == node.id and each["Alive"] for each in ray.nodes()):
+            return None
+        text = " ".join(str(error).split())[:200]
+        raise ClusterError(f"the node {node.host} does not answer: {text}.", "try again, or leave it out.") from None
+    return path
 
 
 def _unseen(probe: Path | None, text: str, inputs: Sequence[Path]) -> Path | None:

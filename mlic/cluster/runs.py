@@ -300,7 +300,7 @@ def _compare(
 def _another(kind: str) -> str:
     if kind == "batch-predict":
         return "--out with another file"
-    return "--name with another name" if kind in ("train", "tune") else "--out with another folder"
+    return "--name with another name" if kind in ("train", "tune", "cross-validate") else "--out with another folder"
 
 
 def _started(state: Mapping[str, Any], kind: str, config: BaseModel, inputs: Mapping[str, str]) -> dict[str, Any]:

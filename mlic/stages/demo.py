@@ -12,10 +12,10 @@ from mlic.config import DemoConfig, EvaluateConfig, PackConfig, PredictConfig, T
 from mlic.data import toy
 from mlic.schema import Model
 from mlic.stages.evaluate import evaluate
+from mlic.stages.fit import fit
 from mlic.stages.measure import Measurement
 from mlic.stages.pack import pack
 from mlic.stages.predict import predict
-from mlic.stages.train import train
 from mlic.stages.tune import tune
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def demo(config: DemoConfig) -> DemoReport:
         with cluster_ray.connect(config.address) as cluster:
             workers = 1 if config.workers != "auto" and cluster.cpus < config.workers else config.workers
             common = {"seed": config.seed, "address": config.address}
-            fit = {
+            shared = {
                 "shards": shards,
                 "runs": runs,
                 "epochs": _EPOCHS,
@@ -74,9 +74,9 @@ def demo(config: DemoConfig) -> DemoReport:
             _say("mlic pack")
             pack(PackConfig(images=corpus / "images", labels=corpus / "annotations", out=shards, **common))
             _say(f"mlic train, {_EPOCHS} epochs on {workers} workers")
-            trained = train(TrainConfig(arch="b-final", color="rgb", name="train", workers=workers, **fit))
+            trained = fit(TrainConfig(arch="b-final", color="rgb", name="train", workers=workers, **shared))
             _say(f"mlic tune, {_TRIALS} trials")
-            searched = tune(TuneConfig(num_samples=_TRIALS, color="rgb", name="tune", **fit))
+            searched = tune(TuneConfig(num_samples=_TRIALS, color="rgb", name="tune", **shared))
             best = trained.run
             if searched.measurement.values["f1_micro"] > trained.measurement.values["f1_micro"]:
                 best = searched.run

@@ -10,7 +10,7 @@ import numpy as np
 from mlic.schema import Model
 from mlic.score import baselines, bootstrap, calibration, metrics, ranking
 
-_SHOWN = (
+SHOWN = (
     "f1_micro",
     "precision_micro",
     "recall_micro",
@@ -52,7 +52,7 @@ class Measurement(Model):
         names = [name for name in BASELINES if name in self.baselines]
         head = ["metric", "value", "95% interval", *(name.replace("_", "-") for name in names)]
         rows = [head]
-        for metric in _SHOWN:
+        for metric in SHOWN:
             if metric in self.values:
                 low, high = self.intervals[metric]
                 others = [self.baselines[name].get(metric) for name in names]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Sequence
@@ -12,27 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, write_atomic, write_json
-from mlic.config import DoctorConfig, NoiseConfig, TrainConfig
+from mlic.config import NoiseConfig, TrainConfig
 from mlic.data import corrections
-from mlic.data.shards import check_trainable, read_index, read_split
+from mlic.data.shards import read_index
 from mlic.data.statistics import Implication, implications
-from mlic.errors import ConfigError, DataError
+from mlic.errors import ConfigError
 from mlic.fitting import FitSettings, ModelSettings
 from mlic.model import zoo
 from mlic.schema import Model
 from mlic.score import noise as score
-from mlic.stages import checkpoints
-from mlic.stages.doctor import doctor as examine
+from mlic.stages.folds import SCORES, check_folds, fit_folds, read_scores
 from mlic.stages.measure import aligned
-from mlic.stages.train import train
 
 logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
-TABLE, SCORES, _SUMMARY, _FOLDS = "suspects.tsv", "scores.parquet", "noise.json", "folds"
+TABLE, _SUMMARY = "suspects.tsv", "noise.json"
 _OWN = ("address", "workers", "fresh", "doctor")  # settings that are not handed on to the folds as they are
 
 
@@ -106,10 +102,7 @@ def noise(config: NoiseConfig) -> NoiseReport:
     score.check_installed()
     index = read_index(config.shards)
     zoo.check(config.arch)
-    folds = int(index.get("folds") or 0)
-    if folds < 2:
-        raise DataError(f"{config.shards} has no folds.", "pack with --folds 5 into another folder.")
-    check_trainable(config.shards, index, folds - 1)
+    folds = check_folds(config.shards, index)
     if config.fresh and _is_edited(config.out):
         raise ConfigError(
             f"{config.out / TABLE} holds verdicts, which --fresh would throw away.", "move it, or give another --out."
@@ -118,7 +111,7 @@ def noise(config: NoiseConfig) -> NoiseReport:
         if run.finished and not (config.out / SCORES).is_file():
             run.reopen()
         if not (config.out / SCORES).is_file():
-            _fit_folds(config, folds)
+            fit_folds(_training(config), config.out, folds)
         report = _report(config, folds, _labels_of_files(index))
         run.finish(report)
     return report
@@ -131,52 +124,13 @@ def _labels_of_files(index: dict[str, Any]) -> list[str]:
     return [label for label in index["labels"] if label != derived]
 
 
-def _fit_folds(config: NoiseConfig, folds: int) -> None:
-    """Train on all folds but one in turn, on one Ray, and write the out-of-fold scores."""
+def _training(config: NoiseConfig) -> TrainConfig:
+    """The settings of the folds' runs."""
     names = [name for name in FitSettings.model_fields | ModelSettings.model_fields if name not in _OWN]
-    shared = {name: getattr(config, name) for name in names} | {"shards": config.shards, "doctor": False}
-    with cluster_ray.connect(config.address) as cluster:
-        if config.doctor:
-            ranks = cluster_ray.train_share(cluster, config.workers).workers
-            examine(DoctorConfig(shards=config.shards, address=config.address, ranks=ranks))
-        for fold in range(folds):
-            logger.info("fold %d of %d", fold + 1, folds)
-            train(
-                TrainConfig(
-                    **shared, runs=config.out / _FOLDS, name=f"fold{fold}", fold=fold, address=config.address,
-                    workers=config.workers,
-                )
-            )  # fmt: skip
-    _write_scores(config, folds)
-
-
-def _write_scores(config: NoiseConfig, folds: int) -> None:
-    """scores.parquet: what each sample scored with the model that did not see it, in the order of the folds."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    parts = []
-    for fold in range(folds):
-        best = checkpoints.read_best(config.out / _FOLDS / f"fold{fold}")
-        split = read_split(config.shards, "val", fold)
-        columns = {"key": split.keys, "file": split.files, "fold": pa.array(np.full(len(split), fold, np.int32))}
-        for values, kind in ((best.targets.astype(np.int8), "given"), (best.scores, "score")):
-            columns |= {f"{name}_{kind}": pa.array(values[:, i]) for i, name in enumerate(split.labels)}
-        parts.append(pa.table(columns))
-    sink = io.BytesIO()
-    pq.write_table(pa.concat_tables(parts), sink, compression="zstd")
-    write_atomic(config.out / SCORES, sink.getvalue())
-
-
-def read_scores(path: Path, labels: Sequence[str]) -> tuple[list[str], Array, Array, Array]:
-    """Files (N,), scores (N, L), targets (N, L) and folds (N,) of the out-of-fold scores of some labels."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
-    scores, targets = (
-        np.stack([table.column(f"{name}_{kind}").to_numpy() for name in labels], axis=1) for kind in ("score", "given")
-    )
-    return table.column("file").to_pylist(), scores, targets, table.column("fold").to_numpy()
+    return TrainConfig(
+        **{name: getattr(config, name) for name in names}, shards=config.shards, address=config.address,
+        workers=config.workers, doctor=config.doctor,
+    )  # fmt: skip
 
 
 def _report(config: NoiseConfig, folds: int, labels: list[str]) -> NoiseReport:

@@ -20,8 +20,8 @@ from mlic.schema import Model
 from mlic.score import bootstrap, decision, metrics, thresholds
 from mlic.stages import checkpoints
 from mlic.stages.evaluate import join, predict_split
+from mlic.stages.fit import decide, expected, noted
 from mlic.stages.measure import Measurement, aligned, measure
-from mlic.stages.train import decide, expected, noted
 
 logger = logging.getLogger(__name__)
 

@@ -30,10 +30,10 @@ from mlic.model import bundle, zoo
 from mlic.schema import Model
 from mlic.stages import checkpoints, loop
 from mlic.stages.doctor import doctor as examine
+from mlic.stages.fit import finish
 from mlic.stages.measure import Measurement, aligned
 from mlic.stages.place import Place
 from mlic.stages.progress import LOG_EVERY_S
-from mlic.stages.train import finish
 
 logger = logging.getLogger(__name__)
 

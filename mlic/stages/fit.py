@@ -1,0 +1,289 @@
+"""One run: Ray Train around the training loop, and the bundle of its best epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlic.cluster import ray as cluster_ray
+from mlic.cluster.runs import Run, read_state, write_json
+from mlic.config import DoctorConfig, TrainConfig
+from mlic.data.shards import check_trainable, read_index, read_split
+from mlic.errors import ClusterError, MlicError, PartialError, RunError
+from mlic.model import bundle, losses, weights, zoo
+from mlic.schema import Model
+from mlic.score import decision, thresholds
+from mlic.stages import checkpoints, loop, start
+from mlic.stages.doctor import doctor as examine
+from mlic.stages.measure import Measurement, measure
+from mlic.stages.place import Place
+from mlic.stages.progress import LOG_EVERY_S
+
+logger = logging.getLogger(__name__)
+
+_FAILURE = ".failure.json"
+_RESAMPLES = 1000
+_WARNING = "Warning: "
+
+
+class TrainReport(Model):
+    """What a run came to. `measurement` is of the validation split, with cross-fitted thresholds, at the best epoch."""
+
+    run: Path
+    model: Path
+    arch: str
+    epochs: int
+    best_epoch: int
+    threshold_policy: str
+    calibration: str
+    measurement: Measurement
+
+    def text(self) -> str:
+        return (
+            f"{self.run}: {self.arch}, best epoch {self.best_epoch} of {self.epochs}, "
+            f"{self.threshold_policy} thresholds"
+            + ("\n" if self.calibration == "none" else f", {self.calibration} calibration\n")
+            + f"validation split, {self.measurement.samples:,} samples, cross-fitted thresholds\n"
+            f"{self.measurement.table()}\nmodel  {self.model}"
+        )
+
+
+def fit(config: TrainConfig) -> TrainReport:
+    """Train one model on the workers of a Ray cluster and leave its bundle in `RUN/model`.
+
+    Started again, a stopped run goes on after its last finished epoch and ends with the result that it would have had.
+    Raises DataError for bad shards, ClusterError where the workers do not fit, RunError when training itself fails and
+    PartialError when it is interrupted.
+    """
+    index = read_index(config.shards)
+    zoo.check(config.arch)
+    losses.check(config.loss, config.loss_options)
+    begins_with = weights.resolve(config.arch, config.weights)
+    for setting, names in (("pos_weights", tuple(config.pos_weights)), ("thin_labels", config.thin_labels)):
+        start.check_labels(setting, names, tuple(index["labels"]))
+    check_trainable(config.shards, index, config.fold)
+    fold = "" if config.fold is None else f"-fold{config.fold}"
+    config = config.model_copy(update={"name": config.name or config.arch + fold})
+    folder = config.runs / str(config.name)
+    inputs = {
+        "shards": index["fingerprint"],
+        "weights": "none" if begins_with is None else weights.digest(begins_with),
+    }
+    with Run.open(folder, "train", config, inputs, config.fresh) as run:
+        if config.fresh and config.checkpoint_copy is not None:
+            checkpoints.forget_copy(config.checkpoint_copy, folder)
+        if run.finished and (folder / "model" / bundle.SPEC).is_file():
+            logger.info("%s is finished; --fresh trains it again", folder)
+            return TrainReport(**run.report)
+        if run.finished:
+            run.reopen()
+        if not loop.is_done(config, checkpoints.read_history(folder)):
+            with cluster_ray.connect(config.address) as cluster:
+                if config.doctor:
+                    ranks = cluster_ray.train_share(cluster, config.workers).workers
+                    examine(DoctorConfig(shards=config.shards, address=config.address, ranks=ranks))
+                _fit_on(cluster, config, run)
+        report = finish(config, run.folder, run.folder)
+        run.finish(report)
+    return report
+
+
+def finish(config: TrainConfig, folder: Path, fitted: Path) -> TrainReport:
+    """Write the bundle of `folder` from the best epoch in `fitted` and measure it."""
+    best = checkpoints.read_best(fitted)
+    index = read_index(config.shards)
+    labels = tuple(index["labels"])
+    weight = start.positive_weights(read_split(config.shards, "train", config.fold), config).tolist()
+    settled, fit = decide(config.threshold_policy, config.calibration, best, weight, config.seed)
+    fit |= {"fitted_on": "val", "data": index["fingerprint"], "samples": len(best.targets)}
+    measurement = measure(labels, settled.decisions, best.targets, settled.scores, _RESAMPLES, config.seed)
+    state = read_state(folder) or {}
+    model = bundle.Bundle(
+        config.arch, config.arch_options, labels, start.preprocessing(config),
+        losses.activation(config.loss),
+        tuple(float(value) for value in settled.thresholds), fit | expected(measurement), settled.calibration.plain(),
+        {
+            "run": folder.name, "epoch": best.epoch, "shards": index["fingerprint"], "seed": config.seed,
+            "checkpoint": os.path.relpath(fitted, folder), "pos_weight": weight,
+            "versions": state.get("versions"), "git_commit": state.get("git_commit"),
+        },
+    )  # fmt: skip
+    bundle.save(model, best.state, folder / "model")
+    for text in thresholds.warnings(labels, best.targets, config.threshold_policy):
+        logger.warning("%s", text)
+    return TrainReport(
+        run=folder, model=folder / "model", arch=config.arch, epochs=len(checkpoints.read_history(fitted)),
+        best_epoch=best.epoch, threshold_policy=config.threshold_policy, calibration=settled.calibration.method,
+        measurement=measurement,
+    )  # fmt: skip
+
+
+def decide(
+    policy: str, method: str, best: checkpoints.Best, weights: Sequence[float], seed: int
+) -> tuple[decision.Settled, dict[str, Any]]:
+    """Settle calibration and thresholds on a run's validation scores, and say how, as a bundle notes it."""
+    settled = decision.settle(policy, method, best.scores, best.targets, np.array(weights), seed)
+    return settled, noted(policy, settled, seed)
+
+
+def noted(policy: str, settled: decision.Settled, seed: int) -> dict[str, Any]:
+    """How thresholds were fitted, as a bundle notes it."""
+    choice = None if settled.choice is None else dataclasses.asdict(settled.choice)
+    return {"policy": policy, "choice": choice, "log_losses": settled.losses, "seed": seed}
+
+
+def expected(measurement: Measurement) -> dict[str, Any]:
+    """What thresholds are expected to give on new images, with its intervals, as a bundle notes it."""
+    names = ("f1_micro", "f1_macro", "precision_micro", "recall_micro")
+    return {
+        "cross_fitted": {name: measurement.values[name] for name in names},
+        "intervals": {name: list(measurement.intervals[name]) for name in names},
+    }
+
+
+def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run[Path]) -> None:
+    """Run the loop on Ray Train's workers, and pass its log on while it runs."""
+    share = cluster_ray.train_share(cluster, config.workers)
+    cluster_ray.check_shared(cluster, run.folder, config.shards)
+    if config.min_workers is not None and config.min_workers > share.workers:
+        raise ClusterError(
+            f"min_workers is {config.min_workers}, and there are {share.workers} workers.",
+            f"--min-workers {share.workers}, or fewer.",
+        )
+    run.note(workers=share.workers, cpus_per_worker=share.cpus, gpus_per_worker=share.gpus)
+    logger.info("workers: %d, each with %d CPUs and %d GPUs", share.workers, share.cpus, share.gpus)
+    trainer = _trainer(config, run, share, cluster.embedded)
+    log = _follow(run.folder / "log.txt")
+    try:
+        failed = cluster_ray.run_beside(trainer.fit, lambda: next(log))
+    except KeyboardInterrupt:
+        done = len(checkpoints.read_history(run.folder))
+        raise PartialError(
+            f"stopped; {done} of {config.epochs} epochs are done and kept.",
+            "run the same command again to go on.",
+        ) from None
+    _raise_failure(run, failed)
+
+
+def _trainer(config: TrainConfig, run: Run[Path], share: cluster_ray.Share, embedded: bool) -> Any:
+    # Ray Train reads these when it is imported, and hands them on to its controller and workers.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from mlic.stages.torch_backend import NodeTorchConfig
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            """Without the actor that frees placement groups after a crash, where the whole Ray ends with this process.
+
+            It asks Ray's dashboard, which an embedded Ray does not start, and costs a process and seconds.
+            """
+            callbacks = super()._create_default_callbacks()
+            return [c for c in callbacks if not (embedded and type(c).__name__ == "PlacementGroupCleanerCallback")]
+
+    arguments = {
+        "config": config.model_dump(mode="json"), "folder": str(run.folder), "attempt": run.attempt,
+    }  # fmt: skip
+    workers = share.workers if config.min_workers is None else (config.min_workers, share.workers)
+    resources = {"CPU": float(share.cpus), **({"GPU": float(share.gpus)} if share.gpus else {})}
+    return Trainer(
+        _worker,
+        train_loop_config=arguments,
+        torch_config=NodeTorchConfig(),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=bool(share.gpus), resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"attempt-{run.attempt}",
+            storage_path=str(run.folder / ".ray"),
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures, controller_failure_limit=1),
+        ),
+    )
+
+
+def _worker(arguments: dict[str, Any]) -> None:
+    """A Ray Train worker: the training loop on this rank.
+
+    The loop keeps its own checkpoints in the run's folder: Ray Train takes note of a reported one only when its
+    controller next looks, and a worker killed before that would go on from an older epoch.
+    """
+    import ray.train
+    import ray.train.torch
+
+    folder = Path(arguments["folder"])
+    context = ray.train.get_context()
+    place = Place(
+        context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), folder, folder,
+        arguments["attempt"],
+    )  # fmt: skip
+    if _read_failure(folder, place.attempt) is not None:
+        return  # our own error would only come again; leaving quietly spares the restarts meant for lost workers
+    try:
+        loop.fit(TrainConfig(**arguments["config"]), place, lambda _: None)
+    except MlicError as error:
+        failure = {
+            "kind": type(error).__name__,
+            "message": error.message,
+            "hint": error.hint,
+            "attempt": place.attempt,
+        }
+        write_json(folder / _FAILURE, failure)
+        raise
+
+
+def _read_failure(folder: Path, attempt: int) -> MlicError | None:
+    try:
+        failure = json.loads((folder / _FAILURE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    if failure["attempt"] != attempt:
+        return None
+    kinds = {kind.__name__: kind for kind in MlicError.__subclasses__()}
+    return kinds.get(failure["kind"], MlicError)(failure["message"], failure["hint"])
+
+
+def _raise_failure(run: Run[Path], failed: BaseException | None) -> None:
+    ours = _read_failure(run.folder, run.attempt)
+    if ours is not None:
+        raise ours
+    if failed is not None:
+        workers = getattr(failed, "worker_failures", None) or {0: failed}
+        rank, error = min(workers.items())
+        line = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
+        raise RunError(
+            f"training failed on rank {rank}: {line.strip()[:300]}.",
+            "run the same command again; -v shows Ray's own log.",
+        ) from error
+
+
+def _follow(path: Path) -> Iterator[None]:
+    """Log the lines that are added to a file from now on, those since the last look at each step."""
+    position = path.stat().st_size if path.is_file() else 0
+    said = -LOG_EVERY_S
+    while True:
+        if path.is_file():
+            with path.open("rb") as file:
+                file.seek(position)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            position += len(whole)
+            for line in whole.decode("utf-8", "replace").splitlines():
+                transient = line.startswith("step") and time.monotonic() - said < LOG_EVERY_S
+                if line.startswith("step") and not transient:
+                    said = time.monotonic()
+                if line.startswith(_WARNING):
+                    logger.warning("%s", line.removeprefix(_WARNING))
+                else:
+                    logger.info("%s", line, extra={"transient": transient})
+        yield

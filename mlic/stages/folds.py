@@ -1,0 +1,149 @@
+"""A model for each fold of the shards, trained on the others: what each sample scores with one that did not see it."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlic.cluster import ray as cluster_ray
+from mlic.cluster.runs import Run, write_atomic
+from mlic.config import DoctorConfig, TrainConfig
+from mlic.data.shards import check_trainable, read_index, read_split
+from mlic.errors import DataError
+from mlic.model import zoo
+from mlic.schema import Model
+from mlic.stages import checkpoints
+from mlic.stages.doctor import doctor as examine
+from mlic.stages.fit import fit
+from mlic.stages.measure import SHOWN, Measurement, aligned, measure
+
+logger = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, Any]
+
+SCORES, _FOLDS = "scores.parquet", "folds"
+_RESAMPLES = 1000
+
+
+class FoldsReport(Model):
+    """What the folds came to: each metric of each fold, and all their samples together.
+
+    `folds` has a list by metric, in the order of the folds. `measurement` is of all samples, each by the model that was
+    not fitted to it and by thresholds that were not either; its interval is over samples, not over trainings.
+    """
+
+    run: Path
+    scores: Path
+    arch: str
+    folds: dict[str, tuple[float, ...]]
+    measurement: Measurement
+
+    def text(self) -> str:
+        count = len(next(iter(self.folds.values())))
+        rows = [["metric", "mean of folds", "deviation", *(f"fold {k}" for k in range(count))]]
+        for name, values in self.folds.items():
+            numbers = (float(np.mean(values)), float(np.std(values, ddof=1)), *values)
+            rows.append([name, *(f"{value:.4f}" for value in numbers)])
+        return "\n".join(
+            [
+                f"{self.run}: {self.arch}, {count} folds, each measured by the model of the others", *aligned(rows),
+                f"all folds together, {self.measurement.samples:,} samples, cross-fitted thresholds",
+                self.measurement.table(), f"scores  {self.scores}",
+                "next    mlic train without --cross-validate fits the model to keep",
+            ]
+        )  # fmt: skip
+
+
+def cross_validate(config: TrainConfig) -> FoldsReport:
+    """Train a model for each fold of the shards, in `RUN/folds/`, and measure all samples outside of the test split.
+
+    Started again, it goes on with the fold that it was at. Raises DataError for shards without folds, and what `fit`
+    raises.
+    """
+    index = read_index(config.shards)
+    zoo.check(config.arch)
+    count = check_folds(config.shards, index)
+    folder = config.runs / (config.name or f"{config.arch}-folds")
+    with Run.open(folder, "cross-validate", config, {"shards": index["fingerprint"]}, config.fresh) as run:
+        if run.finished and (folder / SCORES).is_file():
+            logger.info("%s is finished; --fresh trains the folds again", folder)
+            return FoldsReport(**run.report)
+        if run.finished:
+            run.reopen()
+        fit_folds(config, folder, count)
+        report = _report(config, folder, count)
+        run.finish(report)
+    return report
+
+
+def check_folds(shards: Any, index: dict[str, Any]) -> int:
+    """How many folds the shards have. Raises DataError when there are none."""
+    count = int(index.get("folds") or 0)
+    if count < 2:
+        raise DataError(f"{shards} has no folds.", "pack with --folds 5 into another folder.")
+    check_trainable(shards, index, count - 1)
+    return count
+
+
+def fit_folds(config: TrainConfig, folder: Path, count: int) -> None:
+    """Train on all folds but one in turn, each a run in `folder/folds/`, on one Ray, and write the scores."""
+    with cluster_ray.connect(config.address) as cluster:
+        if config.doctor:
+            ranks = cluster_ray.train_share(cluster, config.workers).workers
+            examine(DoctorConfig(shards=config.shards, address=config.address, ranks=ranks))
+        for fold in range(count):
+            logger.info("fold %d of %d", fold + 1, count)
+            own = {"runs": folder / _FOLDS, "name": f"fold{fold}", "fold": fold, "doctor": False, "fresh": False}
+            fit(config.model_copy(update={**own, "cross_validate": False}))
+    _write_scores(folder / SCORES, config, folder, count)
+
+
+def _best_epochs(folder: Path, count: int) -> Iterator[checkpoints.Best]:
+    """The best epoch of each fold, in their order."""
+    for fold in range(count):
+        yield checkpoints.read_best(folder / _FOLDS / f"fold{fold}")
+
+
+def _write_scores(path: Path, config: TrainConfig, folder: Path, count: int) -> None:
+    """What each sample scored with the model that did not see it, in the order of the folds."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parts = []
+    for fold, best in enumerate(_best_epochs(folder, count)):
+        split = read_split(config.shards, "val", fold)
+        columns = {"key": split.keys, "file": split.files, "fold": pa.array(np.full(len(split), fold, np.int32))}
+        for values, kind in ((best.targets.astype(np.int8), "given"), (best.scores, "score")):
+            columns |= {f"{name}_{kind}": pa.array(values[:, i]) for i, name in enumerate(split.labels)}
+        parts.append(pa.table(columns))
+    sink = io.BytesIO()
+    pq.write_table(pa.concat_tables(parts), sink, compression="zstd")
+    write_atomic(path, sink.getvalue())
+
+
+def read_scores(path: Path, labels: Sequence[str]) -> tuple[list[str], Array, Array, Array]:
+    """Files (N,), scores (N, L), targets (N, L) and folds (N,) of the out-of-fold scores of some labels."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    scores, targets = (
+        np.stack([table.column(f"{name}_{kind}").to_numpy() for name in labels], axis=1) for kind in ("score", "given")
+    )
+    return table.column("file").to_pylist(), scores, targets, table.column("fold").to_numpy()
+
+
+def _report(config: TrainConfig, folder: Path, count: int) -> FoldsReport:
+    labels = tuple(read_index(config.shards)["labels"])
+    found = list(_best_epochs(folder, count))
+    parts = ("decisions", "targets", "scores")
+    decisions, targets, scores = (np.concatenate([getattr(best, name) for best in found]) for name in parts)
+    return FoldsReport(
+        run=folder, scores=folder / SCORES, arch=config.arch,
+        folds={name: tuple(best.metrics[f"val/{name}"] for best in found) for name in SHOWN},
+        measurement=measure(labels, decisions, targets, scores, _RESAMPLES, config.seed),
+    )  # fmt: skip
