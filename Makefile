@@ -37,6 +37,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.pack
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.plan
+	$(BIN)/python -m benchmarks.train
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mlic needs Python 3.11 or newer: make PYTHON=python3.11")'

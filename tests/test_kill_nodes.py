@@ -106,7 +106,8 @@ def test_training_killed_at_twenty_random_points(nodes: Any, shards: Path, tmp_p
             turn += 1
             same_result(tmp_path / "straight" / "runs" / "b-final", folder / "runs" / "b-final")
         else:
-            assert process.returncode == -signal.SIGKILL, err
+            refused = process.returncode == 4 and "2 workers need 2 CPUs; this cluster has 1." in err
+            assert process.returncode == -signal.SIGKILL or (refused and kills[-1] == "node"), err
     assert set(kills) == {"driver", "worker", "node"}
 
 
