@@ -38,7 +38,7 @@ _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
     "doctor": (config.DoctorConfig, "mlic.stages.doctor", "doctor", ["mlic doctor shards/"]),
     "train": (
         config.TrainConfig, "mlic.stages.train", "train",
-        ["mlic train shards/ --arch b-final --epochs 20", "mlic train --config jobs/train.yaml shards/ --set lr=1e-4"],
+        ["mlic train shards/ --arch resnet18 --epochs 20", "mlic train --config jobs/train.yaml shards/ --set lr=1e-4"],
     ),
     "tune": (config.TuneConfig, "mlic.stages.tune", "tune", ["mlic tune shards/ --num-samples 50"]),
     "noise": (
@@ -47,19 +47,19 @@ _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
     ),
     "batch-predict": (
         config.PredictConfig, "mlic.stages.predict", "predict",
-        ["mlic batch-predict runs/b-final test-photos/ --out preds.tsv"],
+        ["mlic batch-predict runs/small test-photos/ --out preds.tsv"],
     ),
     "evaluate": (
         config.EvaluateConfig, "mlic.stages.evaluate", "evaluate",
-        ["mlic evaluate runs/b-final", "mlic evaluate preds.tsv --labels annotations/"],
+        ["mlic evaluate runs/small", "mlic evaluate preds.tsv --labels annotations/"],
     ),
     "threshold": (
         config.ThresholdConfig, "mlic.stages.threshold", "threshold",
-        ["mlic threshold runs/b-final --policy per-label", "mlic threshold runs/b-final --policy recall=0.9"],
+        ["mlic threshold runs/small --policy per-label", "mlic threshold runs/small --policy recall=0.9"],
     ),
     "report": (
         config.ReportConfig, "mlic.stages.report", "report",
-        ["mlic report runs/b-final", "mlic report runs/b-final runs/a-cnn1 --out comparison/"],
+        ["mlic report runs/small", "mlic report runs/small runs/resnet18 --out comparison/"],
     ),
     "demo": (config.DemoConfig, "mlic.stages.demo", "demo", ["mlic demo"]),
 }  # fmt: skip

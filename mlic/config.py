@@ -198,7 +198,7 @@ class TuneConfig(FitSettings, RunSettings):
     """Search architecture, loss weighting and threshold policy; ASHA stops weak trials early."""
 
     num_samples: int = setting(10, "Number of trials", cli="flag", ge=1)
-    archs: Names = setting(("a-cnn1", "b-final"), "Architectures to choose from, by commas", cli="flag", min_length=1)
+    archs: Names = setting(("small", "b-final"), "Architectures to choose from, by commas", cli="flag", min_length=1)
     pos_weight_powers: Interval = setting(
         (0.0, 1.0), "Interval that the exponent of the loss weighting is drawn from, as low,high"
     )

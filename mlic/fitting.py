@@ -59,22 +59,22 @@ class FitSettings(Settings):
     pos_weights: dict[str, float] = setting({}, "Weights of positives by label, in place of those that are computed")
     pos_weight_cap: float = setting(0.0, "Largest weight of positives; 0: none", ge=0)
     pos_weight_by_min: bool = setting(False, "Divide the weights of positives by the smallest of them")
-    optimizer: Optimizer = setting("adam", "Optimiser", cli="flag")
-    lr: float = setting(1e-3, "Learning rate, the highest of the run", cli="flag", gt=0)
+    optimizer: Optimizer = setting("adamw", "Optimiser", cli="flag")
+    lr: float = setting(2e-3, "Learning rate, the highest of the run", cli="flag", gt=0)
     schedule: Literal["constant", "step", "cosine", "one-cycle"] = setting(
-        "cosine", "How the learning rate changes over the run"
+        "one-cycle", "How the learning rate changes over the run"
     )
     warmup_epochs: float = setting(0.0, "Epochs over which the learning rate rises; one-cycle has its own", ge=0)
     step_epochs: int = setting(10, "Epochs between the drops of the schedule step", ge=1)
     step_factor: float = setting(0.1, "What the schedule step multiplies the learning rate by", gt=0, lt=1)
     momentum: float = setting(0.9, "Momentum of sgd and rmsprop", ge=0, lt=1)
-    weight_decay: float = setting(0.0, "Weight decay (L2)", ge=0)
+    weight_decay: float = setting(0.02, "Weight decay, decoupled for adamw, else L2", ge=0)
     layer_decay: float = setting(
         1.0, "What the learning rate is multiplied by from each stage of the network to the one before it", gt=0, le=1
     )
     clip_norm: float = setting(0.0, "Largest norm of the gradient; 0: any", ge=0)
     accumulate: int = setting(1, "Parts that the samples of a step go through one after another, for memory", ge=1)
-    ema: float = setting(0.0, "Decay of the moving average of weights that is evaluated and kept; 0: none", ge=0, lt=1)
+    ema: float = setting(0.99, "Decay of the moving average of weights that is evaluated and kept; 0: none", ge=0, lt=1)
     patience: int = setting(0, "Epochs without a better value of stop_on after which the run stops; 0: never", ge=0)
     stop_on: str = setting("val/loss", "Metric of an epoch that patience waits for", pattern=r"^val/[a-z0-9_.]+$")
     repeat_below: Share = setting(
@@ -140,7 +140,9 @@ class ModelSettings(Settings):
     """What `train` and `noise` share: which model is fitted, by which loss."""
 
     arch: str = setting(
-        "b-final", "Architecture: a reference net such as b-final, a torchvision classifier or timm/NAME", cli="flag"
+        "small",
+        "Architecture: small, a reference net such as b-final, a torchvision classifier or timm/NAME",
+        cli="flag",
     )
     arch_options: dict[str, float] = setting(
         {}, "Options of the architecture, such as hidden or dropout; head_hidden and head_dropout are for all"

@@ -66,7 +66,7 @@ def test_labels_joined_by_position_are_caught_before_training(large: Path, ray_c
     config = TrainConfig(shards=tmp_path / "s", runs=tmp_path / "runs", image_size=48, epochs=1)
     with pytest.raises(DataError, match="the labels do not belong to the images"):
         train(config)
-    assert not (tmp_path / "runs" / "b-final" / "checkpoints").exists()
+    assert not (tmp_path / "runs" / "small" / "checkpoints").exists()
 
 
 def test_labels_that_slip_by_a_line_are_caught_and_placed(large: Path, ray_cluster: None, tmp_path: Path) -> None:

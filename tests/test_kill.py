@@ -73,7 +73,7 @@ def same_result(one: Path, two: Path) -> None:
 @pytest.fixture(scope="module")
 def training(shards: Path) -> list[object]:
     return [
-        "train", shards, "--epochs", EPOCHS, "--image-size", "64", "--batch-size", "32", "--workers", "2",
+        "train", shards, "--arch", "b-final", "--epochs", EPOCHS, "--image-size", "64", "--batch-size", "32", "--workers", "2",
         "--set", "color=rgb",
     ]  # fmt: skip
 

@@ -83,7 +83,7 @@ def kill_something(nodes: Any, driver: int, rng: random.Random) -> str:
 @pytest.mark.timeout(1800)
 def test_training_killed_at_twenty_random_points(nodes: Any, shards: Path, tmp_path: Path) -> None:
     """Two workers on two nodes, so the weights are those of a run that nobody disturbs, to the last bit."""
-    epochs = ("--epochs", 10, "--set", "color=rgb")
+    epochs = ("--epochs", 10, "--arch", "b-final", "--set", "color=rgb")
     (tmp_path / "straight").mkdir()
     code, _, err = run(tmp_path / "straight", *command(nodes, shards, *epochs))
     assert code == 0, err

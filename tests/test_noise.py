@@ -270,7 +270,7 @@ def test_cross_validation(folder: Path, tmp_path: Path) -> None:
     split = read_split(folder / "shards", None)
     held_out = len(split) - len(read_split(folder / "shards", "test"))
     assert report.measurement.samples == held_out
-    assert (tmp_path / "b-final-folds" / "scores.parquet").read_bytes() == (
+    assert (tmp_path / "small-folds" / "scores.parquet").read_bytes() == (
         folder / "noise" / "scores.parquet"
     ).read_bytes()
     _, scores, targets, fold = read_scores(report.scores, split.labels)

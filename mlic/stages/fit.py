@@ -195,6 +195,8 @@ def _trainer(config: TrainConfig, run: Run[Path], share: cluster_ray.Share, embe
     arguments = {
         "config": config.model_dump(mode="json"), "folder": str(run.folder), "attempt": run.attempt,
     }  # fmt: skip
+    # A worker that is lost while the group starts is counted by the controller, one that is lost later as a failure.
+    limit = max(1, config.max_failures)
     workers = share.workers if config.min_workers is None else (config.min_workers, share.workers)
     resources = {"CPU": float(share.cpus), **({"GPU": float(share.gpus)} if share.gpus else {})}
     return Trainer(
@@ -207,7 +209,7 @@ def _trainer(config: TrainConfig, run: Run[Path], share: cluster_ray.Share, embe
         run_config=ray.train.RunConfig(
             name=f"attempt-{run.attempt}",
             storage_path=str(run.folder / ".ray"),
-            failure_config=ray.train.FailureConfig(max_failures=config.max_failures, controller_failure_limit=1),
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures, controller_failure_limit=limit),
         ),
     )
 
