@@ -5,7 +5,8 @@
 A run stops after the epoch in which its CPU minutes are used up, evaluation included, or where the recipe stops by
 itself; decoding is left out, since all runs share the cache of decoded images. A recipe whose weights are not on this
 machine is named and left out. `default` is what `mlic train SHARDS` does, with the epochs that fit into the time. What
-was measured is written to `benchmarks/recipes.json`, run by run, and from there to the table of jobs/README.md.
+was measured is written to `benchmarks/recipes.json`, run by run, and from there to the table of jobs/README.md; without
+names or new runs (`--minutes 0`) the table alone is written.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from mlic.stages.measure import measure
 from mlic.stages.place import Place
 
 RESULTS = Path(__file__).parent / "recipes.json"
+TABLE = Path(__file__).parents[1] / "jobs" / "README.md"
+BEGIN, END = "<!-- table by benchmarks.recipes -->", "<!-- end of the table -->"
 SHOWN = ("f1_micro", "precision_micro", "recall_micro", "f1_macro", "map", "hamming_accuracy", "subset_accuracy")
 
 
@@ -50,7 +53,7 @@ def main(
 ) -> None:
     torch.set_num_threads(1)
     files = {recipe.name: recipe.path for recipe in recipes() if not recipe.name.startswith("pack-")}
-    for name in names or ("default", *files):
+    for name in (names or ("default", *files)) if minutes else ():
         plain: dict[str, Any] = {} if name == "default" else read_file(files[name])
         config = build(TrainConfig, plain, read_sets(list(sets)), {"shards": shards})
         try:
@@ -62,6 +65,41 @@ def main(
         click.echo(f"{label or name}: {json.dumps(row)}")
         found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
         RESULTS.write_text(json.dumps(found | {label or name: row}, indent=1, sort_keys=True) + "\n")
+    write_table()
+
+
+def write_table() -> None:
+    """Put what was reported and what was measured beside each other into jobs/README.md."""
+    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    lines = ["| recipe | reported | measured on the test split | micro-F1, 95% interval | why it may differ |"]
+    lines += ["|---|---|---|---|---|"]
+    every = [("default", "", {}), *((r.name, r.reported, read_file(r.path)) for r in recipes())]
+    for name, reported, plain in every:
+        if not name.startswith("pack-"):
+            measured, interval, why = cells(found.get(name), plain)
+            lines.append(f"| `{name}` | {reported or 'no numbers'} | {measured} | {interval} | {why} |")
+    text = TABLE.read_text()
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    TABLE.write_text(head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + tail)
+
+
+def cells(row: dict[str, Any] | None, plain: dict[str, Any]) -> tuple[str, str, str]:
+    """What was measured, its interval, and why it may differ from what was reported."""
+    if row is None:
+        needs = plain.get("weights")
+        if needs == "default":
+            return "-", "-", "needs ImageNet weights, which this machine does not have"
+        return "-", "-", "goes on from another run" if needs else "takes longer than two cores have"
+    values = row["values"]
+    measured = (
+        f"precision {values['precision_micro']:.3f}, recall {values['recall_micro']:.3f}, F1 {values['f1_micro']:.3f}; "
+        f"macro-F1 {values['f1_macro']:.3f}, mAP {values['map']:.3f}, labels right {values['hamming_accuracy']:.1%}, "
+        f"sets right {values['subset_accuracy']:.1%}"
+    )
+    ends = {"cut": f"cut after {row['epochs']} of {row['of']} epochs", "whole": f"all {row['epochs']} epochs"}
+    why = ends.get(row["ends"], f"stopped by itself after {row['epochs']} epochs")
+    return measured, f"{row['interval'][0]:.3f} to {row['interval'][1]:.3f}", f"{why}, {row['minutes']:.1f} CPU minutes"
 
 
 def run(config: TrainConfig, folder: Path, minutes: float) -> dict[str, Any]:

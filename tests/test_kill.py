@@ -73,8 +73,8 @@ def same_result(one: Path, two: Path) -> None:
 @pytest.fixture(scope="module")
 def training(shards: Path) -> list[object]:
     return [
-        "train", shards, "--arch", "b-final", "--epochs", EPOCHS, "--image-size", "64", "--batch-size", "32", "--workers", "2",
-        "--set", "color=rgb",
+        "train", shards, "--arch", "b-final", "--epochs", EPOCHS, "--image-size", "64", "--batch-size", "32",
+        "--workers", "2", "--set", "color=rgb",
     ]  # fmt: skip
 
 

@@ -489,3 +489,17 @@ def test_a_lost_folder_is_taken_up_from_the_copy(shards: Path, tmp_path: Path) -
         loop.fit(other, place(tmp_path / "run"), lambda _: None)
     checkpoints.forget_copy(tmp_path / "copy", tmp_path / "run")
     loop.fit(other, place(tmp_path / "run"), lambda _: None)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a compiler")
+def test_a_compiled_network_learns_the_same(shards: Path, tmp_path: Path) -> None:
+    plain = settings(shards, epochs=2, arch="a-cnn1", arch_options={}, batch_size=48, precision="fp32")
+    rows = []
+    for name, config in (("plain", plain), ("compiled", plain.model_copy(update={"compile": True}))):
+        loop.fit(config, place(tmp_path / name), lambda _: None)
+        rows.append(checkpoints.read_history(tmp_path / name))
+    for one, two in zip(*rows, strict=True):
+        for metric in ("train/loss", "val/loss"):
+            assert two[metric] == pytest.approx(one[metric], rel=1e-3), metric

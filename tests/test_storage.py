@@ -134,8 +134,17 @@ def test_pack_from_and_to_an_object_store(
     remote, local = read_split(out, "val"), read_split(shards, "val")
     assert remote.keys == local.keys
     assert (remote.targets == local.targets).all()
-    trained = mlic("train", out, "--epochs", "1", "--image-size", "32", "--arch", "a-cnn1", "--workers", "1")
+    copies = f"checkpoint_copy={bucket}/copies"
+    training = ["train", out, "--epochs", "1", "--image-size", "32", "--arch", "a-cnn1", "--workers", "1"]
+    trained = mlic(*training, "--set", copies)
     assert trained.returncode == 0, trained.stderr
+    assert storage.names(f"{bucket}/copies/a-cnn1/checkpoints") == ["best.pt", "last.pt"]
+    taken = mlic(*training, "--set", copies, "--runs", "elsewhere")
+    assert taken.returncode == 0, taken.stderr
+    assert "takes up the checkpoints" in taken.stderr
+    fresh = mlic(*training, "--set", copies, "--runs", "elsewhere", "--fresh")
+    assert fresh.returncode == 0, fresh.stderr
+    assert "takes up" not in fresh.stderr
     assert storage.size(storage.join(out, "doctor.json"))
     measured = mlic("evaluate", "runs/a-cnn1")
     assert measured.returncode == 0, measured.stderr

@@ -160,10 +160,14 @@ def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run[Path]) -
         )
     run.note(workers=share.workers, cpus_per_worker=share.cpus, gpus_per_worker=share.gpus)
     logger.info("workers: %d, each with %d CPUs and %d GPUs", share.workers, share.cpus, share.gpus)
-    trainer = _trainer(config, run, share, cluster.embedded)
     log = _follow(run.folder / "log.txt")
     try:
-        failed = cluster_ray.run_beside(trainer.fit, lambda: next(log))
+        for start_number in range(config.max_failures + 1):
+            trainer = _trainer(config, run, share, cluster.embedded, start_number)
+            failed = cluster_ray.run_beside(trainer.fit, lambda: next(log))
+            if failed is None or not _lost_at_start(failed):
+                break
+            logger.warning("a worker was lost while its group was set up; the group is started anew")
     except KeyboardInterrupt:
         done = len(checkpoints.read_history(run.folder))
         raise PartialError(
@@ -173,7 +177,17 @@ def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run[Path]) -
     _raise_failure(run, failed)
 
 
-def _trainer(config: TrainConfig, run: Run[Path], share: cluster_ray.Share, embedded: bool) -> Any:
+def _lost_at_start(failed: BaseException) -> bool:
+    """Whether a worker died where Ray Train itself does not start the group anew: while it set it up or shut it down."""
+    from ray.exceptions import RayActorError
+
+    seen: list[BaseException | None] = [failed, failed.__cause__, getattr(failed, "cause", None)]
+    seen += [getattr(error, "controller_failure", None) for error in list(seen)]
+    return any(isinstance(error, RayActorError) for error in seen)
+
+
+def _trainer(config: TrainConfig, run: Run[Path], share: cluster_ray.Share, embedded: bool, number: int) -> Any:
+    """Ray Train's trainer for the start `number` of this attempt."""
     # Ray Train reads these when it is imported, and hands them on to its controller and workers.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -207,7 +221,7 @@ def _trainer(config: TrainConfig, run: Run[Path], share: cluster_ray.Share, embe
             num_workers=workers, use_gpu=bool(share.gpus), resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
-            name=f"attempt-{run.attempt}",
+            name=f"attempt-{run.attempt}-{number}",
             storage_path=str(run.folder / ".ray"),
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures, controller_failure_limit=limit),
         ),
@@ -260,11 +274,11 @@ def _raise_failure(run: Run[Path], failed: BaseException | None) -> None:
     if ours is not None:
         raise ours
     if failed is not None:
-        workers = getattr(failed, "worker_failures", None) or {0: failed}
-        rank, error = min(workers.items())
+        rank, error = min((getattr(failed, "worker_failures", None) or {-1: failed}).items())
+        where = f" on rank {rank}" if rank >= 0 else ""
         line = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
         raise RunError(
-            f"training failed on rank {rank}: {line.strip()[:300]}.",
+            f"training failed{where}: {line.strip()[:300]}.",
             "run the same command again; -v shows Ray's own log.",
         ) from error
 
