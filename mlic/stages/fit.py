@@ -178,7 +178,7 @@ def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run[Path]) -
 
 
 def _lost_at_start(failed: BaseException) -> bool:
-    """Whether a worker died where Ray Train itself does not start the group anew: while it set it up or shut it down."""
+    """Whether a worker died where Ray Train does not start the group anew: while it was set up or shut down."""
     from ray.exceptions import RayActorError
 
     seen: list[BaseException | None] = [failed, failed.__cause__, getattr(failed, "cause", None)]
