@@ -64,20 +64,14 @@ def train_workers(nodes: Any) -> list[int]:
     return found
 
 
-def kill_something(nodes: Any, driver: int, rng: random.Random) -> str:
-    """Kill the driver, a worker or a node, which another one takes the place of; says which."""
-    what = rng.choice(["driver", "worker", "node"])
-    workers = train_workers(nodes)
-    if what == "worker" and workers:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(rng.choice(workers), signal.SIGKILL)
-        return what
+def kill(what: str, nodes: Any, driver: int, rng: random.Random) -> None:
+    """Kill the driver, a worker, or a node, which another one takes the place of."""
     if what == "node":
         nodes.remove_node(rng.choice(sorted(nodes.worker_nodes, key=id)), allow_graceful=False)
         nodes.add_node(num_cpus=1)
-        return what
-    os.kill(driver, signal.SIGKILL)
-    return "driver"
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(driver if what == "driver" else rng.choice(train_workers(nodes)), signal.SIGKILL)
 
 
 @pytest.mark.timeout(1800)
@@ -85,8 +79,10 @@ def test_training_killed_at_twenty_random_points(nodes: Any, shards: Path, tmp_p
     """Two workers on two nodes, so the weights are those of a run that nobody disturbs, to the last bit."""
     epochs = ("--epochs", 10, "--arch", "b-final", "--set", "color=rgb")
     (tmp_path / "straight").mkdir()
+    started = time.monotonic()
     code, _, err = run(tmp_path / "straight", *command(nodes, shards, *epochs))
     assert code == 0, err
+    took = time.monotonic() - started
     rng = random.Random(11)
     kills: list[str] = []
     turn, finished = 0, 0
@@ -94,12 +90,15 @@ def test_training_killed_at_twenty_random_points(nodes: Any, shards: Path, tmp_p
         folder = tmp_path / f"turn{turn}"
         folder.mkdir(exist_ok=True)
         process = start(folder, *command(nodes, shards, *epochs))
-        wait_until = time.monotonic() + rng.uniform(3, 15)
         while process.poll() is None and len(kills) < KILLS:
-            time.sleep(0.1)
-            if time.monotonic() > wait_until:
-                kills.append(kill_something(nodes, process.pid, rng))
-                wait_until = time.monotonic() + rng.uniform(3, 20)
+            what, after = rng.choice(["driver", "worker", "node"]), time.monotonic() + rng.uniform(0, took)
+            while process.poll() is None and (
+                time.monotonic() < after or not (what != "worker" or train_workers(nodes))
+            ):
+                time.sleep(0.1)
+            if process.poll() is None:
+                kill(what, nodes, process.pid, rng)
+                kills.append(what)
         _, err = process.communicate(timeout=300)
         if process.returncode == 0:
             finished += 1

@@ -34,7 +34,10 @@ def place(folder: Path, rank: int = 0, world_size: int = 1) -> Place:
 
 
 def settings(shards: Path, **changes: Any) -> TrainConfig:
-    base = {"shards": shards, "arch": "b-final", "image_size": 48, "epochs": 4, "batch_size": 32, "seed": 3}
+    base = {
+        "shards": shards, "arch": "b-final", "image_size": 48, "epochs": 4, "batch_size": 32, "seed": 3,
+        "optimizer": "adam", "lr": 1e-3, "schedule": "cosine", "weight_decay": 0.0, "ema": 0.0,
+    }  # fmt: skip
     return TrainConfig(**(base | {"arch_options": {"hidden": 32}} | changes))
 
 
