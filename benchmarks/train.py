@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.results import write_section
 
-BATCH, EPOCHS, IMAGES, SIZE = 64, 4, 1280, 128
+BATCH, EPOCHS, IMAGES, SIZE = 64, 4, 768, 128
 
 
 @click.command()

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from mlic.cli import _STAGES
-from mlic.config import STAGES
+from mlic.config import STAGES, TrainConfig
 from mlic.settings import build, read_file
 from tests.golden import ROOT
 
@@ -39,6 +39,11 @@ def test_every_stage_has_a_recipe_and_a_short_entrypoint(stage: str) -> None:
     lines = [line for line in (JOBS / f"{name}.py").read_text().splitlines() if line]
     assert len(lines) <= 8
     assert f"--working-dir jobs -- python {name}.py" in lines[0]
+
+
+@pytest.mark.parametrize("name", ["frozen", "finetune"])
+def test_recipes_for_published_weights(name: str) -> None:
+    build(TrainConfig, {"shards": "s", "weights": "lite0.pth"}, read_file(JOBS / f"{name}.yaml"))
 
 
 def test_an_entrypoint_passes_flags_and_exit_code_on(tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -19,7 +17,7 @@ from mlic.config import Preprocessing, TrainConfig
 from mlic.data.augment import Normalizer
 from mlic.data.loader import ShardReader, eval_batches
 from mlic.data.shards import read_split
-from mlic.errors import ClusterError, ConfigError, DataError, RunError
+from mlic.errors import DataError, RunError
 from mlic.model import losses, zoo
 from mlic.score import metrics
 from mlic.stages import checkpoints, loop, start, validation
@@ -184,15 +182,6 @@ def test_damaged_shards_stop_the_run(shards: Path, tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-512])
     with pytest.raises(DataError, match=r"val-000000.tar has .* bytes where index.json says"):
         loop.fit(settings(copy), place(tmp_path / "run"), lambda _: None)
-
-
-@pytest.mark.ray
-def test_an_overtaken_attempt_writes_nothing(shards: Path, tmp_path: Path) -> None:
-    here = place(tmp_path / "run")
-    (tmp_path / "run" / "run.json").write_text(json.dumps({"format": 1, "attempt": 2}))
-    with pytest.raises(RunError, match="a newer start of this run has taken over"):
-        loop.fit(settings(shards, epochs=1), here, lambda _: None)
-    assert not (tmp_path / "run" / "checkpoints" / "last.pt").exists()
 
 
 @pytest.mark.ray
@@ -439,59 +428,6 @@ def test_an_output_that_says_nothing_is_told_of(shards: Path, tmp_path: Path) ->
     assert "no image gets any label" in warning or "nearly the same scores" in warning
     assert warning.endswith("Try --set head_prior=true.")
     assert lines.index(warning) == next(i for i, line in enumerate(lines) if "epoch 2/3" in line) + 1
-
-
-@pytest.mark.ray
-def test_a_disk_that_fills_up_leaves_the_checkpoint_before(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = settings(shards, epochs=3)
-    loop.fit(config, place(tmp_path / "straight"), lambda _: None)
-    ended, writes = torch.save, 0
-
-    def save(value: Any, path: Path) -> None:
-        nonlocal writes
-        writes += 1
-        if writes > 2:
-            path.write_bytes(b"half of it")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        ended(value, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", save)
-        with pytest.raises(ClusterError, match="No space left on device"):
-            loop.fit(config, place(tmp_path / "full"), lambda _: None)
-    assert not list((tmp_path / "full" / "checkpoints").glob(".*"))
-    loop.fit(config, place(tmp_path / "full"), lambda _: None)
-    assert "goes on after epoch 1 of 3" in (tmp_path / "full" / "log.txt").read_text()
-    one, two = weights(tmp_path / "straight"), weights(tmp_path / "full")
-    assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-@pytest.mark.ray
-def test_a_lost_folder_is_taken_up_from_the_copy(shards: Path, tmp_path: Path) -> None:
-    config = settings(shards, epochs=2, checkpoint_copy=tmp_path / "copy")
-    loop.fit(config, place(tmp_path / "straight"), lambda _: None)
-
-    def stop(row: dict[str, float]) -> None:
-        if row["epoch"] == 1:
-            raise Killed
-
-    with pytest.raises(Killed):
-        loop.fit(config, place(tmp_path / "run"), stop)
-    shutil.rmtree(tmp_path / "run")
-    rows: list[dict[str, float]] = []
-    loop.fit(config, place(tmp_path / "run"), rows.append)
-    assert "takes up the checkpoints" in (tmp_path / "run" / "log.txt").read_text()
-    assert without_times(rows) == without_times(checkpoints.read_history(tmp_path / "straight"))
-    assert checkpoints.read_history(tmp_path / "run") == rows
-    assert checkpoints.read_best(tmp_path / "run").epoch == checkpoints.read_best(tmp_path / "straight").epoch
-    shutil.rmtree(tmp_path / "run")
-    other = config.model_copy(update={"lr": 0.5})
-    with pytest.raises(ConfigError, match="are of a run with other settings or data"):
-        loop.fit(other, place(tmp_path / "run"), lambda _: None)
-    checkpoints.forget_copy(tmp_path / "copy", tmp_path / "run")
-    loop.fit(other, place(tmp_path / "run"), lambda _: None)
 
 
 @pytest.mark.ray

