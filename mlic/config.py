@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from mlic.fitting import Color, FitSettings, ModelSettings, RunSettings, ShardSettings, check_fit, check_weighting
+from mlic.fitting import Color, FitSettings, ModelSettings, NetworkSettings, RunSettings, ShardSettings, check_fit
 from mlic.schema import Model, Settings, setting
 from mlic.values import (
     AnyPath,
@@ -194,7 +194,7 @@ class TrainConfig(ModelSettings, FitSettings, RunSettings):
         return self
 
 
-class TuneConfig(FitSettings, RunSettings):
+class TuneConfig(NetworkSettings, FitSettings, RunSettings):
     """Search architecture, loss weighting and threshold policy; ASHA stops weak trials early."""
 
     num_samples: int = setting(10, "Number of trials", cli="flag", ge=1)
@@ -215,7 +215,7 @@ class TuneConfig(FitSettings, RunSettings):
     def _space_makes_sense(self) -> Self:
         if self.grace_epochs > self.epochs:
             raise ValueError(f"grace_epochs is {self.grace_epochs}, more than epochs, which is {self.epochs}")
-        check_weighting(self, max(self.pos_weight_powers))
+        check_fit(self, self.train, max(self.pos_weight_powers))
         low, high = self.pos_weight_powers
         if not 0 <= low <= high <= 1:
             raise ValueError(f"pos_weight_powers should be low,high within 0 and 1, not {low:g},{high:g}")

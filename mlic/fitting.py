@@ -136,14 +136,9 @@ class FitSettings(Settings):
         return self
 
 
-class ModelSettings(Settings):
-    """What `train` and `noise` share: which model is fitted, by which loss."""
+class NetworkSettings(Settings):
+    """What `train`, `tune` and `noise` share of the network: what it begins with, and what of it is trained."""
 
-    arch: str = setting(
-        "small",
-        "Architecture: small, a reference net such as b-final, a torchvision classifier or timm/NAME",
-        cli="flag",
-    )
     arch_options: dict[str, float] = setting(
         {}, "Options of the architecture, such as hidden or dropout; head_hidden and head_dropout are for all"
     )
@@ -156,6 +151,16 @@ class ModelSettings(Settings):
         "number: that many of the last stages, and the head; none: nothing, the network is measured as it begins",
         cli="flag",
     )  # fmt: skip
+
+
+class ModelSettings(NetworkSettings):
+    """What `train` and `noise` share: which model is fitted, by which loss."""
+
+    arch: str = setting(
+        "small",
+        "Architecture: small, a reference net such as b-final, a torchvision classifier or timm/NAME",
+        cli="flag",
+    )
     pos_weight_power: float = setting(
         0.0,
         "Weight positives of a label by (negatives/positives)^power; 0: no weighting",
@@ -174,7 +179,7 @@ class ModelSettings(Settings):
     max_failures: int = setting(3, "How often a group of workers that lost a member is started anew", ge=0, place=True)
 
 
-def check_weighting(fit: FitSettings, power: float) -> None:
+def _check_weighting(fit: FitSettings, power: float) -> None:
     """Raise ValueError for weights of positives that the loss would ignore, and targets that it cannot smooth."""
     if fit.loss not in WEIGHTED and (power or fit.pos_weights or fit.pos_weight_cap or fit.pos_weight_by_min):
         raise ValueError(f"the loss {fit.loss} does not weight positives; leave pos_weight settings at 0")
@@ -186,7 +191,7 @@ def check_weighting(fit: FitSettings, power: float) -> None:
 
 def check_fit(config: FitSettings, train: Trained, power: float) -> None:
     """Raise ValueError for settings of a fit that others of it would have ignored."""
-    check_weighting(config, power)
+    _check_weighting(config, power)
     if isinstance(train, int) and train < 1:
         raise ValueError(f"train should be all, head, none or a number of stages, not {train}")
     if train not in ("head", "none"):

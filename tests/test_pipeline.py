@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from mlic.config import EvaluateConfig, PackConfig, PredictConfig, ThresholdConfig, TrainConfig, TuneConfig
 from mlic.data import predictions, toy
 from mlic.errors import ClusterError, ConfigError, DataError
-from mlic.model import bundle
+from mlic.model import bundle, zoo
 from mlic.score import thresholds
 from mlic.score.calibration import Calibration
 from mlic.settings import build, read_file
@@ -32,7 +34,11 @@ from mlic.stages.tune import draw, tune
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-FIT: dict[str, Any] = {"image_size": 64, "batch_size": 32, "epochs": 3}
+FIT: dict[str, Any] = {
+    "image_size": 64, "batch_size": 32, "epochs": 3, "optimizer": "adam", "lr": 1e-3, "schedule": "cosine",
+    "weight_decay": 0.0, "ema": 0.0,
+}  # fmt: skip
+NET = {"arch": "b-final", "color": "rgb"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -49,7 +55,7 @@ def packing(corpus: Path, out: Path, **changes: Any) -> PackConfig:
 @pytest.fixture(scope="module")
 def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainReport:
     runs = tmp_path_factory.mktemp("runs")
-    return train(TrainConfig(shards=shards, runs=runs, name="toy", color="rgb", workers=2, **(FIT | {"epochs": 6})))
+    return train(TrainConfig(shards=shards, runs=runs, name="toy", workers=2, **(FIT | NET | {"epochs": 6})))
 
 
 def test_pack_accounts_for_everything(corpus: Path, shards: Path) -> None:
@@ -178,7 +184,7 @@ def test_training_errors_come_out_whole(shards: Path, tmp_path: Path) -> None:
     from mlic.errors import RunError
 
     with pytest.raises(RunError, match="the loss is not finite at step"):
-        train(TrainConfig(shards=shards, runs=tmp_path, optimizer="sgd", lr=1e12, workers=1, **FIT))
+        train(TrainConfig(shards=shards, runs=tmp_path, workers=1, **(FIT | NET | {"optimizer": "sgd", "lr": 1e12})))
     assert json.loads((tmp_path / "b-final" / "run.json").read_text())["status"] == "failed"
 
 
@@ -217,11 +223,40 @@ def test_a_stopped_search_goes_on(shards: Path, tmp_path: Path) -> None:
         assert log.removeprefix(logs[trial.number]).count("val ") == 0
 
 
+def test_a_search_over_heads_shares_the_features(shards: Path, tmp_path: Path) -> None:
+    """Features of a frozen network are computed once for all trials, which differ in their heads' training alone."""
+    torch.manual_seed(0)
+    file = tmp_path / "resnet18.pth"
+    torch.save(zoo.build("resnet18", 1000, 3, 64, {}).state_dict(), file)
+    kept = Path(os.environ["MLIC_CACHE_DIR"])
+    before = set(kept.glob("*.f32"))
+    config = TuneConfig(
+        shards=shards, runs=tmp_path, num_samples=3, archs=("resnet18",), weights=str(file), train="head", epochs=2,
+        image_size=64, batch_size=32, grace_epochs=2,
+    )  # fmt: skip
+    report = tune(config)
+    assert [trial.status for trial in report.trials] == ["finished"] * 3
+    assert len(set(kept.glob("*.f32")) - before) == 2  # of the training and the validation split
+    for trial in report.trials:
+        log = (tmp_path / "tune" / "trials" / f"{trial.number:05d}" / "log.txt").read_text()
+        assert "begins with resnet18.pth, " in log
+    with pytest.raises(ConfigError, match=r"are those of one architecture, and archs has 2\."):
+        tune(config.model_copy(update={"archs": ("resnet18", "resnet34"), "name": "two"}))
+    with pytest.raises(ConfigError, match="pos_weights names 'discs'") as caught:
+        tune(config.model_copy(update={"pos_weights": {"discs": 2.0}, "name": "three"}))
+    assert caught.value.hint == "did you mean disc?"
+
+
 def test_a_search_with_failing_trials_says_so(shards: Path, tmp_path: Path) -> None:
     from mlic.errors import RunError
 
     config = TuneConfig(
-        shards=shards, runs=tmp_path, num_samples=2, optimizer="sgd", lrs=(1e12, 1e12), archs=("b-final",), **FIT
+        shards=shards,
+        runs=tmp_path,
+        num_samples=2,
+        lrs=(1e12, 1e12),
+        archs=("b-final",),
+        **(FIT | {"optimizer": "sgd"}),
     )
     with pytest.raises(RunError, match="none of the 2 trials finished an epoch: the loss is not finite"):
         tune(config)
@@ -234,7 +269,7 @@ def test_draws_are_a_function_of_the_settings(shards: Path) -> None:
     plans = draw(config)
     assert plans == draw(config)
     assert plans[:10] == draw(config.model_copy(update={"num_samples": 10}))
-    assert {p.arch for p in plans} == {"a-cnn1", "b-final"}
+    assert {p.arch for p in plans} == {"small", "b-final"}
     assert {p.threshold_policy for p in plans} == {"global", "per-label"}
     assert all(3e-4 <= p.lr <= 3e-3 and 0 <= p.pos_weight_power <= 1 for p in plans)
 
@@ -478,8 +513,8 @@ def _copy(run: Path, folder: Path) -> Path:
 def test_training_goes_on_from_another_run(trained: TrainReport, shards: Path, tmp_path: Path) -> None:
     """All of its weights, the last layer too, as the second round of reference system E does it."""
     base = TrainConfig(
-        shards=shards, runs=tmp_path, name="second", color="rgb", workers=1, weights=str(trained.run), lr=1e-6,
-        pos_weight_power=1.0, pos_weight_by_min=True, **(FIT | {"epochs": 1}),
+        shards=shards, runs=tmp_path, name="second", workers=1, weights=str(trained.run), pos_weight_power=1.0,
+        pos_weight_by_min=True, **(FIT | NET | {"epochs": 1, "lr": 1e-6}),
     )  # fmt: skip
     second = train(base)
     assert second.measurement.values["map"] == pytest.approx(trained.measurement.values["map"], abs=0.1)

@@ -67,8 +67,7 @@ def fit(config: TrainConfig) -> TrainReport:
     zoo.check(config.arch)
     losses.check(config.loss, config.loss_options)
     begins_with = weights.resolve(config.arch, config.weights)
-    for setting, names in (("pos_weights", tuple(config.pos_weights)), ("thin_labels", config.thin_labels)):
-        start.check_labels(setting, names, tuple(index["labels"]))
+    start.check_names(config, tuple(index["labels"]))
     check_trainable(config.shards, index, config.fold)
     fold = "" if config.fold is None else f"-fold{config.fold}"
     config = config.model_copy(update={"name": config.name or config.arch + fold})

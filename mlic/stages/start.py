@@ -11,6 +11,7 @@ from torch import nn
 from mlic.config import Preprocessing, TrainConfig
 from mlic.data.shards import Split
 from mlic.errors import ConfigError
+from mlic.fitting import FitSettings
 from mlic.model import depth, losses, weights, zoo
 from mlic.values import WEIGHTED
 
@@ -36,13 +37,19 @@ def positive_weights(train: Split, config: TrainConfig) -> torch.Tensor:
         weight = losses.balanced_weight(positives, negatives, config.loss_options.get("beta", losses.BETA))
     else:
         weight = losses.pos_weight(positives, negatives, config.pos_weight_power)
-    check_labels("pos_weights", config.pos_weights, train.labels)
+    check_names(config, train.labels)
     for name, value in config.pos_weights.items():
         weight[train.labels.index(name)] = value
     return losses.limited(weight, config.pos_weight_cap, config.pos_weight_by_min)
 
 
-def check_labels(setting: str, names: Iterable[str], labels: tuple[str, ...]) -> None:
+def check_names(config: FitSettings, labels: tuple[str, ...]) -> None:
+    """Raise ConfigError when settings of a fit name labels that the shards do not have."""
+    _check_labels("pos_weights", config.pos_weights, labels)
+    _check_labels("thin_labels", config.thin_labels, labels)
+
+
+def _check_labels(setting: str, names: Iterable[str], labels: tuple[str, ...]) -> None:
     """Raise ConfigError, with the nearest label, when a setting names one that the shards do not have."""
     odd = next((name for name in names if name not in labels), None)
     if odd is not None:

@@ -24,11 +24,11 @@ from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, is_current, write_atomic, write_json
 from mlic.config import DoctorConfig, TrainConfig, TuneConfig
 from mlic.data.shards import check_trainable, read_index
-from mlic.errors import ClusterError, MlicError, PartialError, RunError
-from mlic.fitting import FitSettings, RunSettings
-from mlic.model import bundle, zoo
+from mlic.errors import ClusterError, ConfigError, MlicError, PartialError, RunError
+from mlic.fitting import FitSettings, NetworkSettings, RunSettings
+from mlic.model import bundle, weights, zoo
 from mlic.schema import Model
-from mlic.stages import checkpoints, loop
+from mlic.stages import checkpoints, loop, start
 from mlic.stages.doctor import doctor as examine
 from mlic.stages.fit import finish
 from mlic.stages.measure import Measurement, aligned
@@ -98,12 +98,13 @@ def tune(config: TuneConfig) -> TuneReport:
     """
     index = read_index(config.shards)
     check_trainable(config.shards, index, config.fold)
-    for arch in config.archs:
-        zoo.check(arch)
+    begins_with = [_checked(arch, config) for arch in config.archs]
+    start.check_names(config, tuple(index["labels"]))
     config = config.model_copy(update={"name": config.name or "tune"})
     folder = config.runs / str(config.name)
     plans = draw(config)
-    with Run.open(folder, "tune", config, {"shards": index["fingerprint"]}, config.fresh) as run:
+    inputs = {"shards": index["fingerprint"], "weights": " ".join(begins_with)}
+    with Run.open(folder, "tune", config, inputs, config.fresh) as run:
         if run.finished and (folder / "model" / bundle.SPEC).is_file():
             return TuneReport(**run.report)
         if run.finished:
@@ -119,11 +120,23 @@ def tune(config: TuneConfig) -> TuneReport:
     return report
 
 
+def _checked(arch: str, config: TuneConfig) -> str:
+    """The digest of the weights that an architecture begins with. Raises ConfigError where there is no such thing."""
+    zoo.check(arch)
+    path = weights.resolve(arch, config.weights)
+    if path is not None and config.weights != "default" and len(config.archs) > 1:
+        raise ConfigError(
+            f"the weights {path} are those of one architecture, and archs has {len(config.archs)}.",
+            "give --archs with one, or --weights default.",
+        )
+    return "none" if path is None else weights.digest(path)
+
+
 def draw(config: TuneConfig) -> list[TrainConfig]:
     """The configurations of all trials, a pure function of the settings; each trial has its own stream of numbers."""
     shared = {
         name: getattr(config, name)
-        for name in (RunSettings.model_fields | FitSettings.model_fields)
+        for name in (RunSettings.model_fields | FitSettings.model_fields | NetworkSettings.model_fields)
         if name not in ("address", "workers", "fresh", "name")
     }
     plans = []
