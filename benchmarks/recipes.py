@@ -104,7 +104,7 @@ def cells(row: dict[str, Any] | None, plain: dict[str, Any]) -> tuple[str, str, 
         needs = plain.get("weights")
         if needs == "default":
             return "-", "-", "needs ImageNet weights, which this machine does not have"
-        return "-", "-", "goes on from another run" if needs else "takes longer than two cores have"
+        return "-", "-", "goes on from another run" if needs else "not measured yet"
     values = row["values"]
     measured = (
         f"precision {values['precision_micro']:.3f}, recall {values['recall_micro']:.3f}, F1 {values['f1_micro']:.3f}; "
