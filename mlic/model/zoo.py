@@ -121,6 +121,20 @@ def head(model: nn.Module, num_labels: int) -> nn.Module:
     raise ConfigError("this architecture does not end in a layer with an output a label.", "--train all.")
 
 
+def from_head(model: nn.Module, head: nn.Module) -> nn.Module:
+    """The end of a network from its head on: a convolution that is a head is pooled by what follows it.
+
+    Raises ConfigError when nothing of the kind follows.
+    """
+    if not isinstance(head, nn.Conv2d):
+        return head
+    for module in model.modules():
+        parts = list(module.children())
+        if isinstance(module, nn.Sequential) and head in parts:
+            return nn.Sequential(*parts[parts.index(head) :], nn.Flatten(1))
+    raise ConfigError("this architecture pools its last layer in a way that cannot be taken apart.", "--train all.")
+
+
 def normalization(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of the red, green and blue that an architecture's published weights were trained on."""
     if not arch.startswith(TIMM):

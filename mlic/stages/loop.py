@@ -23,7 +23,7 @@ from mlic.data.augment import Normalizer, crops, distort, distortions, margin, m
 from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches, train_batches
 from mlic.data.shards import Split, read_split
 from mlic.errors import DataError, RunError
-from mlic.model import depth, losses, optimization, precision, weights
+from mlic.model import depth, losses, optimization, precision, weights, zoo
 from mlic.schema import result_settings
 from mlic.score import metrics, thresholds
 from mlic.stages import frozen, start, validation
@@ -130,7 +130,7 @@ class _Fitting:
             for split, reader in zip((self.train, self.val), readers, strict=True)
         ]
         device = self.place.device
-        self.core, self.normalize = head, lambda images, _=None: images.to(device)
+        self.core, self.normalize = zoo.from_head(self.net, head), lambda images, _=None: images.to(device)
         return features[0], features[1]
 
     def resume(self) -> list[dict[str, float]]:
