@@ -100,7 +100,7 @@ class FitSettings(Settings):
     precision: Precision = setting(
         "auto", "Arithmetic of a step; auto: bf16 where a short trial says that it pays, fp16 on GPUs without it, fp32"
     )
-    compile: bool = setting(False, "Compile the network with torch.compile", cli="flag", place=True)
+    compile: bool = setting(False, "Compile the network with torch.compile", cli="flag")
     non_finite: Literal["stop", "skip"] = setting(
         "stop", "What a step whose loss or gradient is not finite does: stop the run, or be left out and named"
     )
@@ -140,7 +140,9 @@ class NetworkSettings(Settings):
     """What `train`, `tune` and `noise` share of the network: what it begins with, and what of it is trained."""
 
     arch_options: dict[str, float] = setting(
-        {}, "Options of the architecture, such as hidden or dropout; head_hidden and head_dropout are for all"
+        {},
+        "Options of the architecture, such as hidden or dropout; head_hidden, head_decoder and head_dropout are "
+        "for all",
     )
     weights: Weights = setting(
         "none", "Weights to begin with: none, default (those published for the architecture), a file or a run",

@@ -14,7 +14,7 @@ import torch
 
 from mlic.errors import ClusterError, ConfigError, RunError
 from mlic.stages import checkpoints, loop
-from tests.test_loop import Killed, place, settings, weights, without_times
+from tests.test_loop import fit_until, place, settings, weights, without_times
 
 
 @pytest.mark.ray
@@ -57,13 +57,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(
 def test_a_lost_folder_is_taken_up_from_the_copy(shards: Path, tmp_path: Path) -> None:
     config = settings(shards, epochs=2, checkpoint_copy=tmp_path / "copy")
     loop.fit(config, place(tmp_path / "straight"), lambda _: None)
-
-    def stop(row: dict[str, float]) -> None:
-        if row["epoch"] == 1:
-            raise Killed
-
-    with pytest.raises(Killed):
-        loop.fit(config, place(tmp_path / "run"), stop)
+    fit_until(config, place(tmp_path / "run"), 1)
     shutil.rmtree(tmp_path / "run")
     rows: list[dict[str, float]] = []
     loop.fit(config, place(tmp_path / "run"), rows.append)
@@ -75,5 +69,5 @@ def test_a_lost_folder_is_taken_up_from_the_copy(shards: Path, tmp_path: Path) -
     other = config.model_copy(update={"lr": 0.5})
     with pytest.raises(ConfigError, match="are of a run with other settings or data"):
         loop.fit(other, place(tmp_path / "run"), lambda _: None)
-    checkpoints.forget_copy(tmp_path / "copy", tmp_path / "run")
+    checkpoints.forget_copy(tmp_path / "copy", tmp_path / "run", tmp_path / "run")
     loop.fit(other, place(tmp_path / "run"), lambda _: None)

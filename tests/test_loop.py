@@ -51,19 +51,24 @@ class Killed(Exception):
     pass
 
 
+def fit_until(config: TrainConfig, here: Place, epoch: int) -> None:
+    """Train, and stop as a killed process does when an epoch has been reported."""
+
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == epoch:
+            raise Killed
+
+    with pytest.raises(Killed):
+        loop.fit(config, here, stop)
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("after", [1, 3])
 def test_resumed_equals_straight_bit_for_bit(shards: Path, tmp_path: Path, after: int) -> None:
     config = settings(shards)
     straight: list[dict[str, float]] = []
     loop.fit(config, place(tmp_path / "straight"), straight.append)
-
-    def stop(row: dict[str, float]) -> None:
-        if row["epoch"] == after:
-            raise Killed
-
-    with pytest.raises(Killed):
-        loop.fit(config, place(tmp_path / "stopped"), stop)
+    fit_until(config, place(tmp_path / "stopped"), after)
     again: list[dict[str, float]] = []
     loop.fit(config, place(tmp_path / "stopped"), again.append)
     assert (
@@ -192,13 +197,7 @@ def test_resumed_with_averaged_weights_in_parts_and_clipped(shards: Path, tmp_pa
         loss="asymmetric", label_smoothing=0.05,
     )  # fmt: skip
     loop.fit(config, place(tmp_path / "straight"), lambda _: None)
-
-    def stop(row: dict[str, float]) -> None:
-        if row["epoch"] == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        loop.fit(config, place(tmp_path / "stopped"), stop)
+    fit_until(config, place(tmp_path / "stopped"), 2)
     loop.fit(config, place(tmp_path / "stopped"), lambda _: None)
     last = [
         torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True) for name in ("straight", "stopped")
@@ -265,13 +264,7 @@ def test_a_head_learns_on_features_that_are_computed_once(
     rows = checkpoints.read_history(tmp_path / "one")
     assert rows[-1]["val/map"] > rows[0]["val/map"]
     assert "begins with w.pth, 26 tensors by name" in (tmp_path / "one" / "log.txt").read_text()
-
-    def stop(row: dict[str, float]) -> None:
-        if row["epoch"] == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        loop.fit(config, place(tmp_path / "two"), stop)
+    fit_until(config, place(tmp_path / "two"), 2)
     loop.fit(config, place(tmp_path / "two"), lambda _: None)
     again = weights(tmp_path / "two")
     assert all(torch.equal(end[name], again[name]) for name in end)
@@ -359,13 +352,7 @@ def test_half_precision_resumes_bit_for_bit(shards: Path, tmp_path: Path, precis
     """Its samplers too. Scores are those of float32, which predictions are computed in."""
     config = settings(shards, epochs=3, precision=precision, repeat_below=0.3, thin=0.2, thin_labels=("disc",))
     loop.fit(config, place(tmp_path / "straight"), lambda _: None)
-
-    def stop(row: dict[str, float]) -> None:
-        if row["epoch"] == 1:
-            raise Killed
-
-    with pytest.raises(Killed):
-        loop.fit(config, place(tmp_path / "stopped"), stop)
+    fit_until(config, place(tmp_path / "stopped"), 1)
     loop.fit(config, place(tmp_path / "stopped"), lambda _: None)
     one, two = weights(tmp_path / "straight"), weights(tmp_path / "stopped")
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -96,7 +96,7 @@ class Checkpoints:
         return last
 
     def write_history(self, history: list[dict[str, float]]) -> None:
-        """Make the file of the history that of these epochs: a stop may have left a row more."""
+        """Write the history anew, of these epochs alone: a stop may have left a row more."""
         if self._place.rank == 0:
             lines = "".join(json.dumps(row) + "\n" for row in history)
             write_atomic(self._place.folder / _HISTORY, lines.encode())
@@ -174,9 +174,9 @@ class Checkpoints:
         return ""
 
 
-def forget_copy(copy: Location, folder: Path) -> None:
+def forget_copy(copy: Location, folder: Path, owner: Path) -> None:
     """Remove what a run that is thrown away has copied. Raises ConfigError when that fails."""
-    where = copy_of(copy, folder, folder)
+    where = copy_of(copy, folder, owner)
     try:
         for name in (_LAST, _BEST, _HISTORY):
             storage.delete(storage.join(where, name))

@@ -78,7 +78,7 @@ def fit(config: TrainConfig) -> TrainReport:
     }
     with Run.open(folder, "train", config, inputs, config.fresh) as run:
         if config.fresh and config.checkpoint_copy is not None:
-            checkpoints.forget_copy(config.checkpoint_copy, folder)
+            checkpoints.forget_copy(config.checkpoint_copy, folder, folder)
         if run.finished and (folder / "model" / bundle.SPEC).is_file():
             logger.info("%s is finished; --fresh trains it again", folder)
             return TrainReport(**run.report)

@@ -98,7 +98,7 @@ def fit_folds(config: TrainConfig, folder: Path, count: int) -> None:
             examine(DoctorConfig(shards=config.shards, address=config.address, ranks=ranks))
         for fold in range(count):
             logger.info("fold %d of %d", fold + 1, count)
-            own = {"runs": folder / _FOLDS, "name": f"fold{fold}", "fold": fold, "doctor": False, "fresh": False}
+            own = {"runs": folder / _FOLDS, "name": f"fold{fold}", "fold": fold, "doctor": False}
             fit(config.model_copy(update={**own, "cross_validate": False}))
     _write_scores(folder / SCORES, config, folder, count)
 

@@ -357,7 +357,8 @@ class _Fitting:
         if not math.isfinite(added):
             mine = [(step, self.place.rank, self._keys(batch)) for step, loss, batch in self.recent
                     if not math.isfinite(float(loss))][:1]  # fmt: skip
-            raise self._not_finite(*min(found for of_rank in self.place.gather(mine) for found in of_rank))
+            every = [found for of_rank in self.place.gather(mine) for found in of_rank]
+            raise self._not_finite(*min(every, default=(self.step, self.place.rank, "its sum over steps")))
         self.recent.clear()
         self.total += added
         total.zero_()

@@ -129,7 +129,7 @@ def _training(config: NoiseConfig) -> TrainConfig:
     names = [name for name in FitSettings.model_fields | ModelSettings.model_fields if name not in _OWN]
     return TrainConfig(
         **{name: getattr(config, name) for name in names}, shards=config.shards, address=config.address,
-        workers=config.workers, doctor=config.doctor,
+        workers=config.workers, doctor=config.doctor, fresh=config.fresh,
     )  # fmt: skip
 
 

@@ -105,6 +105,9 @@ def tune(config: TuneConfig) -> TuneReport:
     plans = draw(config)
     inputs = {"shards": index["fingerprint"], "weights": " ".join(begins_with)}
     with Run.open(folder, "tune", config, inputs, config.fresh) as run:
+        if config.fresh and config.checkpoint_copy is not None:
+            for number in range(len(plans)):
+                checkpoints.forget_copy(config.checkpoint_copy, _trial_folder(folder, number), folder)
         if run.finished and (folder / "model" / bundle.SPEC).is_file():
             return TuneReport(**run.report)
         if run.finished:
