@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,29 @@ def test_a_connection_is_shared(ray_cluster: None, tmp_path: Path) -> None:
     import ray
 
     assert ray.is_initialized()
+
+
+def test_a_lost_interrupt_is_noted(tmp_path: Path) -> None:
+    """Ray's own code swallows a KeyboardInterrupt now and then; here a callback does."""
+    script = tmp_path / "lost.py"
+    script.write_text(
+        "import contextlib, os, signal, ray\n"
+        "from mlic.cluster import ray as cluster_ray\n"
+        "with cluster_ray.connect(None):\n"
+        "    task = ray.remote(lambda: 1)\n"
+        "    for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "        running = [task.remote()]\n"
+        "        assert cluster_ray.done(running) == running\n"
+        "        with contextlib.suppress(KeyboardInterrupt):\n"
+        "            os.kill(os.getpid(), number)\n"
+        "        try:\n"
+        "            cluster_ray.done([task.remote()])\n"
+        "        except KeyboardInterrupt:\n"
+        "            print(number.name)\n"
+    )
+    command = "import signal, runpy; signal.signal(signal.SIGTERM, signal.default_int_handler); "
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{command}runpy.run_path({str(script)!r})"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert ended.stdout.split() == ["SIGINT", "SIGTERM"], ended.stderr

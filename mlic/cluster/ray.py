@@ -9,7 +9,7 @@ import secrets
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # mlic passes paths, not pixels, between processes, so the object store of an embedded Ray can be small.
 _OBJECT_STORE_BYTES = 200 * 2**20
+
+_signals: list[int] = []  # that came to this process since it connected
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,30 @@ def connect(address: str | None) -> Iterator[Cluster]:
     if ray.is_initialized():
         yield _describe(embedded)
         return
-    with _keep_signal_handlers():
+    with _noted_signals() as take_over:
         _init(None if embedded else address)
-    try:
-        cluster = _describe(embedded)
-        logger.info("%s", cluster)
-        yield cluster
-    finally:
-        ray.shutdown()
+        take_over()
+        try:
+            cluster = _describe(embedded)
+            logger.info("%s", cluster)
+            yield cluster
+        finally:
+            ray.shutdown()
+
+
+def done(running: Collection[Any]) -> list[Any]:
+    """Wait for at least one of the tasks; returns those that are done.
+
+    Raises KeyboardInterrupt when this process has been told to stop, also when Ray's own code was at work at that
+    moment and lost the one that was raised in it.
+    """
+    import ray
+
+    ready, _ = ray.wait(list(running), num_returns=1)
+    if _signals:
+        _signals.clear()
+        raise KeyboardInterrupt
+    return list(ready)
 
 
 def train_share(cluster: Cluster, workers: int | Literal["auto"]) -> Share:
@@ -303,14 +321,32 @@ def _describe(embedded: bool) -> Cluster:
 
 
 @contextlib.contextmanager
-def _keep_signal_handlers() -> Iterator[None]:
-    """ray.init replaces the handler of SIGTERM, which then ends the process without a word."""
+def _noted_signals() -> Iterator[Callable[[], None]]:
+    """Note SIGTERM and SIGINT for `done`, then do what their handlers did before.
+
+    Yields what sets the handlers once more: ray.init replaces that of SIGTERM by one that ends the process without a
+    word.
+    """
+    _signals.clear()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, frame: Any) -> None:
+        _signals.append(number)
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    def take_over() -> None:
+        for number, handler in before.items():
+            if callable(handler):  # not those that this process was told to ignore
+                signal.signal(number, note)
+
+    take_over()
     try:
-        yield
+        yield take_over
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -135,14 +135,17 @@ def _features(
 
     share = cluster_ray.task_share(cluster, config.workers, use_gpus=False)
     task = ray.remote(num_cpus=1)(_extract)
-    running: list[Any] = []
-    for number, start in enumerate(range(0, len(split), _CHUNK)):
-        if number >= share.workers:
-            ray.wait(running, num_returns=number - share.workers + 1)
-        running.append(task.remote(split.take(np.arange(start, min(start + _CHUNK, len(split))))))
-    parts = ray.get(running)
+    starts = range(0, len(split), _CHUNK)
+    waiting, running, found = list(enumerate(starts))[::-1], dict[Any, int](), dict[int, Any]()
+    while waiting or running:
+        while waiting and len(running) < share.workers:
+            number, start = waiting.pop()
+            running[task.remote(split.take(np.arange(start, min(start + _CHUNK, len(split)))))] = number
+        for reference in cluster_ray.done(running):
+            found[running.pop(reference)] = ray.get(reference)
+    parts = [found[number] for number in range(len(starts))]
     differ = [number * _CHUNK + row for number, (_, rows) in enumerate(parts) for row in rows]
-    return np.concatenate([found for found, _ in parts]), differ
+    return np.concatenate([features for features, _ in parts]), differ
 
 
 def _extract(split: Split) -> tuple[np.ndarray[Any, Any], list[int]]:

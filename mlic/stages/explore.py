@@ -130,18 +130,21 @@ def _look(data: Data, rows: Array, shown: set[int], cluster: cluster_ray.Cluster
     task = ray.remote(num_cpus=1)(_open)
     parts = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
     progress = Progress(logger, "explore", len(parts), "chunks", "images")
-    running: list[Any] = []
-    found = []
-    for number, part in enumerate(parts):
-        running.append(task.remote(data.source.take(part), [int(i) in shown for i in part]))
-        while len(running) >= (share.workers if number < len(parts) - 1 else 1):
-            found.append(ray.get(running.pop(0)))
-            progress.add(len(found[-1][0]), sum(record is None for record in found[-1][0]))
+    waiting, running, found = list(enumerate(parts))[::-1], dict[Any, int](), dict[int, Any]()
+    while waiting or running:
+        while waiting and len(running) < share.workers:
+            number, part = waiting.pop()
+            running[task.remote(data.source.take(part), [int(i) in shown for i in part])] = number
+        for reference in cluster_ray.done(running):
+            number = running.pop(reference)
+            found[number] = ray.get(reference)
+            progress.add(len(found[number][0]), sum(record is None for record in found[number][0]))
+    looks = [found[number] for number in range(len(parts))]
     thumbnails = {
-        int(part[row]): data for part, (_, _, some) in zip(parts, found, strict=True) for row, data in some.items()
+        int(part[row]): data for part, (_, _, some) in zip(parts, looks, strict=True) for row, data in some.items()
     }
-    seen = [record for records, _, _ in found for record in records]
-    return Look(rows, seen, np.concatenate([hashes for _, hashes, _ in found]), thumbnails)
+    seen = [record for records, _, _ in looks for record in records]
+    return Look(rows, seen, np.concatenate([hashes for _, hashes, _ in looks]), thumbnails)
 
 
 def _open(source: Split | Listing, shown: list[bool]) -> tuple[list[dict[str, Any] | None], Array, dict[int, bytes]]:

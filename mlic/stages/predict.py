@@ -198,8 +198,7 @@ def _map_parts(
             number, worker = waiting.pop(), idle.pop()
             part = items.part(number * config.chunk, (number + 1) * config.chunk)
             running[worker.run.remote(part, _part(parts, number))] = (number, worker)
-        ready, _ = ray.wait(list(running), num_returns=1)
-        for reference in ready:
+        for reference in cluster_ray.done(running):
             number, worker = running.pop(reference)
             try:
                 rows, bad = ray.get(reference)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlic.cluster.ray import Share
+from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import write_atomic
 from mlic.data import duplicates, images, storage
 from mlic.data.sources import Listing, Reader
@@ -39,7 +39,7 @@ class Scan:
         return duplicates.clusters(self.digests, self.hashes if group_by == "near-duplicates" else None, column)
 
 
-def scan(listing: Listing, out: Location, max_pixels: int, share: Share, known: str) -> Scan:
+def scan(listing: Listing, out: Location, max_pixels: int, share: cluster_ray.Share, known: str) -> Scan:
     """Scan images by Ray tasks. The answer is kept in `out` under the fingerprint `known`, for a run that stops."""
     kept = _read_kept(storage.join(out, _KEPT), known)
     if kept is not None:
@@ -59,12 +59,12 @@ def scan(listing: Listing, out: Location, max_pixels: int, share: Share, known: 
                 start = waiting.pop()
                 chunk = listing.take(np.arange(start, min(start + _CHUNK, len(listing))))
                 running[task.remote(chunk, max_pixels)] = start
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            start = running.pop(ready)
-            found, reasons = ray.get(ready)
-            rows[start : start + len(found)] = found
-            bad |= {start + row: reason for row, reason in reasons.items()}
-            progress.add(len(found), len(reasons))
+            for ready in cluster_ray.done(running):
+                start = running.pop(ready)
+                found, reasons = ray.get(ready)
+                rows[start : start + len(found)] = found
+                bad |= {start + row: reason for row, reason in reasons.items()}
+                progress.add(len(found), len(reasons))
     except KeyboardInterrupt:
         raise PartialError(
             f"stopped after a look at {progress.images:,} of {len(listing):,} images.", "run the same command again."

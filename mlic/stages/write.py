@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlic.cluster.ray import Share
+from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import disk_errors, temporary, write_atomic
 from mlic.config import PackConfig
 from mlic.data import packing, shards, storage
@@ -37,7 +37,7 @@ class _Settings:
 
 def write_all(
     config: PackConfig, plan: Sequence[packing.ShardPlan], samples: packing.Samples, labels: tuple[str, ...],
-    expansion: packing.Expansion, share: Share, bad: Mapping[str, str],
+    expansion: packing.Expansion, share: cluster_ray.Share, bad: Mapping[str, str],
 ) -> list[packing.Written]:  # fmt: skip
     """Write the shards that are not there yet; returns the accounts of all in the order of the plan.
 
@@ -100,9 +100,8 @@ def _map(work: Callable[[T, Any], R], jobs: Iterator[T], settings: Any, workers:
                     running.add(task.remote(job, shared))
             if not running:
                 return
-            ready, rest = ray.wait(list(running), num_returns=1)
-            running = set(rest)
-            for reference in ready:
+            for reference in cluster_ray.done(running):
+                running.remove(reference)
                 try:
                     yield ray.get(reference)
                 except ray.exceptions.RayTaskError as error:
@@ -172,7 +171,7 @@ def remove_accounts(out: Location) -> None:
             storage.delete(storage.join(out, name))
 
 
-def verify_all(out: Location, index: Mapping[str, Any], max_pixels: int, share: Share) -> None:
+def verify_all(out: Location, index: Mapping[str, Any], max_pixels: int, share: cluster_ray.Share) -> None:
     """Read every shard and compare it with the index. Raises DataError that names the first wrong one."""
     progress = Progress(logger, "verify", len(index["shards"]), "shards", "images")
     wrong: dict[str, str] = {}
