@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast check fmt golden bench clean
+.PHONY: demo test test-fast soak check fmt golden bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/mlic demo
@@ -14,6 +14,10 @@ test: $(VENV)/installed
 # Without the tests that start Ray, train, kill and resume.
 test-fast: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not ray and not slow"
+
+# The tests that kill at random moments, with as many kills as it takes to be sure.
+soak: $(VENV)/installed
+	MLIC_KILLS=20 $(BIN)/python -m pytest tests/test_kill.py tests/test_kill_nodes.py
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -169,6 +169,25 @@ def run_beside(work: Callable[[], object], look: Callable[[], object] = lambda: 
     return failed[0] if failed else None
 
 
+def reserved() -> set[str]:
+    """The ids of the placement groups that this process's job has: resources kept for actors of its own."""
+    import ray
+
+    # The last four bytes of the id of a placement group are those of the job that made it.
+    job = ray.get_runtime_context().get_job_id()
+    table = ray.util.placement_group_table()
+    return {name for name, group in table.items() if name.endswith(job) and group["state"] != "REMOVED"}
+
+
+def free(groups: Collection[str]) -> None:
+    """Give up placement groups, and with them their actors. Ray keeps those of a dead actor until its job ends."""
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for name in groups:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
+
+
 def assigned_device() -> str:
     """ "cuda" in a Ray worker that was given a GPU or a share of one, else "cpu".
 

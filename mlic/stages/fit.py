@@ -160,6 +160,7 @@ def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run[Path]) -
     run.note(workers=share.workers, cpus_per_worker=share.cpus, gpus_per_worker=share.gpus)
     logger.info("workers: %d, each with %d CPUs and %d GPUs", share.workers, share.cpus, share.gpus)
     log = _follow(run.folder / "log.txt")
+    others = cluster_ray.reserved()
     try:
         for start_number in range(config.max_failures + 1):
             trainer = _trainer(config, run, share, cluster.embedded, start_number)
@@ -167,6 +168,8 @@ def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run[Path]) -
             if failed is None or not _lost_at_start(failed):
                 break
             logger.warning("a worker was lost while its group was set up; the group is started anew")
+            # Those of a lost controller would be in the way of the new one for as long as this process lives.
+            cluster_ray.free(cluster_ray.reserved() - others)
     except KeyboardInterrupt:
         done = len(checkpoints.read_history(run.folder))
         raise PartialError(
