@@ -6,28 +6,30 @@ stands in a second place. Values come from `defaults < --config FILE < --set key
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
-from mlic.fitting import Color, FitSettings, ModelSettings, NetworkSettings, RunSettings, ShardSettings, check_fit
+from mlic.fitting import Color, FitSettings, ModelSettings, RunSettings, ShardSettings, check_fit
 from mlic.schema import Model, Settings, setting
+from mlic.space import Dimension, Value, draw, grid, nested, order
 from mlic.values import (
     AnyPath,
     Calibrator,
     Gates,
-    Interval,
     LocalPath,
     Names,
     Operations,
     Paths,
     Policy,
+    Seconds,
     Share,
     Shares,
     Workers,
-    parse_policy,
 )  # fmt: skip
 
 LabelFormat = Literal["auto", "lists", "wide", "delimited", "long", "jsonl", "coco", "voc", "folders", "webdataset"]
@@ -35,6 +37,22 @@ Stage = Literal["pack", "train", "tune", "noise", "batch-predict", "evaluate"]
 
 STAGES: tuple[Stage, ...] = ("pack", "train", "tune", "noise", "batch-predict", "evaluate")
 
+
+# What `mlic tune` searches when it is told nothing else.
+DEFAULT_SPACE = {
+    "arch": Dimension(choice=("small", "b-final")),
+    "loss": Dimension(choice=("bce", "asymmetric")),
+    "pos_weight_power": Dimension(uniform=(0.0, 1.0)),
+    "lr": Dimension(loguniform=(5e-4, 8e-3)),
+    "rand_augment": Dimension(choice=(0, 1, 2)),
+    "threshold_policy": Dimension(choice=("global", "per-label")),
+}
+# Settings that all trials share: the data, where and how long they run, and by what they are compared.
+_NOT_DRAWN = (
+    "address", "workers", "fresh", "name", "runs", "shards", "fold", "cross_validate", "epochs", "objective", "doctor",
+    "min_workers", "max_failures", "checkpoint_copy", "checkpoint_minutes",
+)  # fmt: skip
+_TRIED = 50  # draws that are made before a search begins, to see that they make sense
 
 _SLURM_TIME = re.compile(r"(\d+-)?\d+(:\d{1,2}){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
 _SLURM_MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
@@ -194,36 +212,107 @@ class TrainConfig(ModelSettings, FitSettings, RunSettings):
         return self
 
 
-class TuneConfig(NetworkSettings, FitSettings, RunSettings):
-    """Search architecture, loss weighting and threshold policy; ASHA stops weak trials early."""
+class TuneConfig(ModelSettings, FitSettings, RunSettings):
+    """Search architecture, loss, weighting, thresholds or any other setting of mlic train; weak trials stop early."""
 
-    num_samples: int = setting(10, "Number of trials", cli="flag", ge=1)
-    archs: Names = setting(("small", "b-final"), "Architectures to choose from, by commas", cli="flag", min_length=1)
-    pos_weight_powers: Interval = setting(
-        (0.0, 1.0), "Interval that the exponent of the loss weighting is drawn from, as low,high"
+    num_samples: int | None = setting(
+        None, "Number of trials, which may grow later; default: 10, or all of a grid", cli="flag", ge=1, place=True
     )
-    lrs: Interval = setting((3e-4, 3e-3), "Interval that the learning rate is drawn from (log-uniform), as low,high")
-    threshold_policies: Names = setting(("global", "per-label"), "Threshold policies to choose from, by commas")
+    budget: Seconds | None = setting(
+        None, "Time after which no epoch is begun, such as 4h or 30m; a search that goes on goes on counting",
+        cli="flag", place=True,
+    )  # fmt: skip
+    space: dict[str, Dimension] = setting(
+        DEFAULT_SPACE, "What settings are drawn from: choice, grid, uniform, loguniform, int or logint, and when"
+    )
+    searcher: Literal["random", "grid", "tpe"] = setting(
+        "random", "How trials are drawn; tpe learns from those before (needs optuna)", cli="flag"
+    )
+    scheduler: Literal["asha", "hyperband", "median", "none"] = setting(
+        "asha", "How weak trials are stopped early", cli="flag"
+    )
     grace_epochs: int = setting(1, "Epochs that every trial may run", ge=1)
     reduction_factor: int = setting(3, "ASHA goes on with one in so many trials at each rung", ge=2)
     cpus_per_trial: float = setting(1.0, "CPUs of a trial", cli="flag", gt=0)
     gpus_per_trial: float | None = setting(
         None, "GPUs of a trial; a share of one is fine; default: 1 where the cluster has any", cli="flag", ge=0
     )
+    keep: int = setting(3, "Trials, the best ones, whose checkpoints are kept", ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _search_over_what_is_open(cls, given: Any) -> Any:
+        """Without a space, the default one is searched, without the settings that are given."""
+        if not isinstance(given, dict) or given.get("space") is not None:
+            return given
+        fixed = {*given, *(["rand_augment"] if given.get("train") in ("head", "none") else [])}
+        return given | {"space": {name: each for name, each in DEFAULT_SPACE.items() if name not in fixed}}
 
     @model_validator(mode="after")
     def _space_makes_sense(self) -> Self:
         if self.grace_epochs > self.epochs:
             raise ValueError(f"grace_epochs is {self.grace_epochs}, more than epochs, which is {self.epochs}")
-        check_fit(self, self.train, max(self.pos_weight_powers))
-        low, high = self.pos_weight_powers
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"pos_weight_powers should be low,high within 0 and 1, not {low:g},{high:g}")
-        if not 0 < self.lrs[0] <= self.lrs[1]:
-            raise ValueError(f"lrs should be low,high and above 0, not {self.lrs[0]:g},{self.lrs[1]:g}")
-        for policy in self.threshold_policies:
-            parse_policy(policy)
+        if not self.space:
+            raise ValueError("space is empty; give it a setting to search over")
+        if self.searcher == "tpe" and any(each.grid is not None for each in self.space.values()):
+            raise ValueError("tpe chooses values by itself; give those of a grid as choice")
+        if self.searcher == "grid":
+            grid(self.space)
+        elif order(self.space):
+            pass
+        for name in self.space:
+            self._check_name(name)
+        for name, dimension in self.space.items():
+            for value in dimension.ends:
+                given = {other: allowed[0] for other, allowed in dimension.when.items()}
+                self._try(f"space.{name}", {**given, name: value})
+        for number in range(min(_TRIED, self.trials)):
+            self._try("space", self.drawn(number))
         return self
+
+    @property
+    def trials(self) -> int:
+        """How many trials there are."""
+        if self.searcher != "grid":
+            return 10 if self.num_samples is None else self.num_samples
+        whole = len(grid(self.space))
+        return whole if self.num_samples is None else min(whole, self.num_samples)
+
+    def drawn(self, number: int) -> dict[str, Value]:
+        """The settings that trial `number` is given; with tpe, those that it would be given by chance."""
+        return grid(self.space)[number] if self.searcher == "grid" else draw(self.space, self.seed, number)
+
+    def plan(self, drawn: Mapping[str, Value]) -> TrainConfig:
+        """The configuration of a trial: this one's settings, those drawn over them. Raises ValidationError."""
+        fixed = {name: getattr(self, name) for name in TrainConfig.model_fields if name in type(self).model_fields}
+        given = nested(drawn)
+        for name, value in given.items():
+            if isinstance(value, dict):
+                given[name] = {**fixed[name], **value}
+        left_out = ("address", "workers", "fresh", "name")
+        return TrainConfig(**{**{name: value for name, value in fixed.items() if name not in left_out}, **given})
+
+    def _check_name(self, name: str) -> None:
+        head, *rest = name.split(".")
+        known = [each for each in TrainConfig.model_fields if each not in _NOT_DRAWN]
+        if head in _NOT_DRAWN:
+            raise ValueError(f"space.{name}: {head} cannot differ between trials")
+        if head not in known:
+            near = difflib.get_close_matches(head, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else "mlic train --help lists the settings"
+            raise ValueError(f"space.{name}: there is no setting {head!r}; {hint}")
+        if len(rest) > 1 or (rest and not isinstance(getattr(self, head), dict)):
+            raise ValueError(f"space.{name}: {head} has no parts")
+
+    def _try(self, where: str, drawn: Mapping[str, Value]) -> None:
+        try:
+            self.plan(drawn)
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = first["msg"].removeprefix("Value error, ")
+            name = ".".join(str(part) for part in first["loc"])
+            drew = ", ".join(f"{key}={value}" for key, value in drawn.items())
+            raise ValueError(f"{where} can draw {drew}: {name + ': ' if name else ''}{what}") from None
 
 
 class NoiseConfig(ModelSettings, FitSettings, ShardSettings):

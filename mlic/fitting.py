@@ -75,6 +75,10 @@ class FitSettings(Settings):
     clip_norm: float = setting(0.0, "Largest norm of the gradient; 0: any", ge=0)
     accumulate: int = setting(1, "Parts that the samples of a step go through one after another, for memory", ge=1)
     ema: float = setting(0.99, "Decay of the moving average of weights that is evaluated and kept; 0: none", ge=0, lt=1)
+    objective: Literal["f1_micro", "f1_macro", "map"] = setting(
+        "f1_micro", "Metric of the validation split, at cross-fitted thresholds, by which the best epoch is chosen",
+        cli="flag",
+    )  # fmt: skip
     patience: int = setting(0, "Epochs without a better value of stop_on after which the run stops; 0: never", ge=0)
     stop_on: str = setting("val/loss", "Metric of an epoch that patience waits for", pattern=r"^val/[a-z0-9_.]+$")
     repeat_below: Share = setting(

@@ -19,7 +19,8 @@ _EXPECTED = {
     "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
     "float_parsing": "a number", "float_type": "a number", "bool_parsing": "true or false",
     "bool_type": "true or false", "string_type": "text", "tuple_type": "values with commas between them",
-    "dict_type": "a mapping of names to values", "literal_error": "{expected}", "too_short": "at least one value",
+    "dict_type": "a mapping of names to values",
+    "model_type": "a mapping of names to values", "literal_error": "{expected}", "too_short": "at least one value",
     "greater_than_equal": "at least {ge:g}", "less_than_equal": "at most {le:g}", "greater_than": "above {gt:g}",
     "less_than": "below {lt:g}",
 }  # fmt: skip
@@ -69,16 +70,30 @@ def _as_config_error(model: type[BaseModel], values: Mapping[str, Any], error: V
     if where and all(item["type"] in _EXPECTED for item in about):
         # A setting of several types has an error for each of them, and all are what it could have been.
         wanted = [_EXPECTED[item["type"]].format(**item.get("ctx", {})) for item in about]
-        within = values.get(where)
-        name = ".".join(str(part) for part in first["loc"][: 2 if isinstance(within, dict) else 1])
-        return ConfigError(f"{name} should be {' or '.join(dict.fromkeys(wanted))}, not {first['input']!r}.", hint)
+        wanted = list(dict.fromkeys(wanted))
+        return ConfigError(f"{_named(first, values)} should be {' or '.join(wanted)}, not {first['input']!r}.", hint)
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"there is no setting {_named(first, values)}.", hint)
     what = first["msg"].removeprefix("Value error, ")
     if where:
         given = first["input"]
-        text = f"{where}: {what[0].lower()}{what[1:]}" + ("" if repr(given) in what else f", not {given!r}")
+        text = f"{_named(first, values)}: {what[0].lower()}{what[1:]}" + (
+            "" if repr(given) in what else f", not {given!r}"
+        )
     else:
         text = what
     return ConfigError(text.rstrip(".") + ".", hint)
+
+
+def _named(error: Any, values: Mapping[str, Any]) -> str:
+    """The setting that an error is about, with dots into mappings; what else pydantic names are types that it tried."""
+    names, within = [], values
+    for part in error["loc"]:
+        if not isinstance(within, Mapping) or part not in within:
+            break
+        names.append(str(part))
+        within = within[part]
+    return ".".join(names)
 
 
 def recipes() -> list[Recipe]:

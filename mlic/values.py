@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 Operation = Literal["rotate", "shift", "flip", "erase", "brightness", "contrast"]
 Distortion = Literal["rotate", "shift", "brightness", "contrast", "saturation", "invert", "erase"]
@@ -63,10 +63,6 @@ def _several(value: Any) -> Any:
     return (value,) if isinstance(value, str | Path) else value
 
 
-def _interval(value: Any) -> Any:
-    return value.replace(":", ",").split(",") if isinstance(value, str) else value
-
-
 def _weights(value: Any) -> Any:
     """A path is made absolute, as `_absolute` does it."""
     return value if value in ("none", "default") or not isinstance(value, str | Path) else str(_absolute(value))
@@ -83,7 +79,6 @@ Share = Annotated[float, BeforeValidator(_share)]
 Shares = Annotated[dict[str, float], BeforeValidator(_pairs)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Operations = Annotated[tuple[Operation, ...], BeforeValidator(_names)]
-Interval = Annotated[tuple[float, float], BeforeValidator(_interval)]
 
 
 # Threshold policies: whether their value has a default, and the values that it may have.
@@ -128,6 +123,23 @@ def _policy(value: Any) -> Any:
 
 
 Policy = Annotated[str, BeforeValidator(_policy)]
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE)
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _seconds(value: Any) -> Any:
+    """`4h` is 14400."""
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"should look like 4h, 30m or 90s, not {value!r}")
+    return float(match[1]) * _SECONDS[match[2].lower()]
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 
 
 _GATE = re.compile(r"\s*([a-z_0-9.]+?)(\.low|\.high)?\s*(>=|<=|>|<)\s*(\d*\.?\d+(?:e-?\d+)?)\s*")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -49,19 +50,24 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def command(nodes: Any, shards: Path, *more: object) -> list[object]:
+    return ["train", shards, "--workers", "2", *common(nodes), *more]
+
+
+def common(nodes: Any) -> list[object]:
     return [
-        "train", shards, "--address", nodes.address, "--image-size", "64", "--batch-size", "32", "--workers", "2",
-        "--no-doctor", "--set", "max_failures=100", "--checkpoint-minutes", "0.001", *more,
+        "--address", nodes.address, "--image-size", "64", "--batch-size", "32", "--no-doctor",
+        "--set", "max_failures=100", "--checkpoint-minutes", "0.001",
     ]  # fmt: skip
 
 
 def train_workers(nodes: Any) -> list[int]:
-    """The processes that train, on the nodes of this cluster."""
+    """The processes that train a model or a trial, on the nodes of this cluster."""
     found = []
     for node in nodes.worker_nodes:
         for pid in children(node.all_processes["raylet"][0].process.pid):
             with contextlib.suppress(OSError):
-                if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                name = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if b"RayTrainWorker" in name or b"ImplicitFunc" in name:
                     found.append(pid)
     return found
 
@@ -80,38 +86,58 @@ def kill(what: str, nodes: Any, driver: int, rng: random.Random) -> None:
 def test_training_killed_at_random_points(nodes: Any, shards: Path, tmp_path: Path) -> None:
     """Two workers on two nodes, so the weights are those of a run that nobody disturbs, to the last bit."""
     epochs = ("--epochs", 10, "--arch", "b-final", "--set", "color=rgb")
+    folders = killed_at_random(nodes, command(nodes, shards, *epochs), tmp_path)
+    for folder in folders[1:]:
+        same_result(folders[0] / "runs" / "b-final", folder / "runs" / "b-final")
+
+
+@pytest.mark.timeout(300 + 100 * KILLS)
+def test_a_search_killed_at_random_points(nodes: Any, shards: Path, tmp_path: Path) -> None:
+    """A trial on each of two nodes: the same trials are stopped, and all values are those of the undisturbed search."""
+    search = ["tune", shards, *common(nodes), "--num-samples", 6, "--epochs", 4, "--lr", "0.001", "--loss", "bce"]
+    folders = killed_at_random(nodes, search, tmp_path)
+    tables = [pd.read_parquet(folder / "runs" / "tune" / "trials.parquet") for folder in folders]
+    shown = ["number", "status", "epochs", "value", "best_epoch", "error"]
+    assert set(tables[0]["status"]) == {"finished", "pruned"}
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table[shown], tables[0][shown])
+    models = [json.loads((folder / "runs" / "tune" / "model" / "model.json").read_text()) for folder in folders]
+    assert len({model["weights_sha256"] for model in models}) == 1
+
+
+def killed_at_random(nodes: Any, what: list[object], tmp_path: Path) -> list[Path]:
+    """Run a command undisturbed, then with its driver, its workers and nodes killed; returns the folders it ran in."""
     (tmp_path / "straight").mkdir()
     started = time.monotonic()
-    code, _, err = run(tmp_path / "straight", *command(nodes, shards, *epochs))
+    code, _, err = run(tmp_path / "straight", *what)
     assert code == 0, err
     took = time.monotonic() - started
-    rng = random.Random(11)
-    kills: list[str] = []
-    turn, finished = 0, 0
-    while len(kills) < KILLS or not finished:
+    rng, kills, folders = random.Random(11), list[str](), [tmp_path / "straight"]
+    turn = 0
+    while len(kills) < KILLS or len(folders) == 1:
         folder = tmp_path / f"turn{turn}"
         folder.mkdir(exist_ok=True)
-        process = start(folder, *command(nodes, shards, *epochs))
+        process = start(folder, *what)
         while process.poll() is None and len(kills) < KILLS:
-            what, now = KINDS[len(kills) % len(KINDS)], time.monotonic()
+            victim, now = KINDS[len(kills) % len(KINDS)], time.monotonic()
             after = now + rng.uniform(0, took)
             while process.poll() is None and (
-                time.monotonic() < after or not (what != "worker" or train_workers(nodes))
+                time.monotonic() < after or not (victim != "worker" or train_workers(nodes))
             ):
                 assert time.monotonic() < now + PATIENCE_S, (kills, stopped(process))
                 time.sleep(0.1)
             if process.poll() is None:
-                kill(what, nodes, process.pid, rng)
-                kills.append(what)
+                kill(victim, nodes, process.pid, rng)
+                kills.append(victim)
         _, err = process.communicate(timeout=300)
         if process.returncode == 0:
-            finished += 1
+            folders.append(folder)
             turn += 1
-            same_result(tmp_path / "straight" / "runs" / "b-final", folder / "runs" / "b-final")
         else:
             refused = process.returncode == 4 and "2 workers need 2 CPUs; this cluster has 1." in err
             assert process.returncode == -signal.SIGKILL or (refused and kills[-1] == "node"), err
     assert set(kills) == set(KINDS)
+    return folders
 
 
 def stopped(process: subprocess.Popen[str]) -> str:

@@ -24,13 +24,14 @@ from mlic.model import bundle, zoo
 from mlic.score import thresholds
 from mlic.score.calibration import Calibration
 from mlic.settings import build, read_file
+from mlic.space import Dimension
 from mlic.stages.evaluate import evaluate
 from mlic.stages.fit import TrainReport
 from mlic.stages.fit import fit as train
 from mlic.stages.pack import PackReport, pack
 from mlic.stages.predict import predict
 from mlic.stages.threshold import threshold
-from mlic.stages.tune import draw, tune
+from mlic.stages.tune import tune
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -197,30 +198,46 @@ def test_tune_searches_prunes_and_leaves_a_config(shards: Path, tmp_path: Path) 
     assert report.trials[0].value == max(t.value or 0 for t in report.trials)
     table = pd.read_parquet(tmp_path / "tune" / "trials.parquet")
     assert table["number"].tolist() == [t.number for t in report.trials]
-    assert bundle.read(report.run).arch == report.trials[0].arch
+    assert bundle.read(report.run).arch == report.trials[0].settings["arch"]
     assert tune(config) == report
 
     winner = read_file(report.best_config)
     again = train(build(TrainConfig, winner, {"name": "again", "workers": 1}))
     trial_epochs = json.loads((tmp_path / "again" / "metrics.jsonl").read_text().splitlines()[-1])["epoch"]
-    assert (again.arch, trial_epochs) == (report.trials[0].arch, 4)
-    assert yaml.safe_load(report.best_config.read_text())["lr"] == report.trials[0].lr
+    assert (again.arch, trial_epochs) == (report.trials[0].settings["arch"], 4)
+    assert yaml.safe_load(report.best_config.read_text())["loss"] == report.trials[0].settings["loss"]
+    epochs = pd.read_parquet(tmp_path / "tune" / "epochs.parquet")
+    assert epochs.groupby("trial").size().to_dict() == {t.number: t.epochs for t in report.trials}
+    assert table["space.pos_weight_power"].tolist() == table["pos_weight_power"].tolist()
+    kept = {int(path.parent.parent.name) for path in (tmp_path / "tune" / "trials").glob("*/checkpoints/best.pt")}
+    assert kept == {t.number for t in report.trials[:3]}
 
 
-def test_a_stopped_search_goes_on(shards: Path, tmp_path: Path) -> None:
-    """What a kill leaves: trials without an end, one of them with epochs. Their histories are not computed again."""
-    config = TuneConfig(shards=shards, runs=tmp_path, num_samples=3, color="rgb", grace_epochs=2, **FIT)
-    first = tune(config)
-    state = json.loads((tmp_path / "tune" / "run.json").read_text())
-    (tmp_path / "tune" / "run.json").write_text(json.dumps(state | {"status": "running"}))
-    logs = {t.number: (tmp_path / "tune" / "trials" / f"{t.number:05d}" / "log.txt").read_text() for t in first.trials}
-    for trial in first.trials[:2]:
-        (tmp_path / "tune" / "trials" / f"{trial.number:05d}" / "ended.json").unlink()
-    again = tune(config)
-    assert {t.number: t.value for t in again.trials} == {t.number: t.value for t in first.trials}
-    for trial in first.trials:
-        log = (tmp_path / "tune" / "trials" / f"{trial.number:05d}" / "log.txt").read_text()
-        assert log.removeprefix(logs[trial.number]).count("val ") == 0
+def test_a_search_goes_on_with_more_trials(shards: Path, tmp_path: Path) -> None:
+    """As if it had had them from the start, whatever a kill left of it; what was done is not done again."""
+    config = TuneConfig(shards=shards, runs=tmp_path / "a", num_samples=5, color="rgb", **(FIT | {"epochs": 4}))
+    whole = tune(config)
+    config = config.model_copy(update={"runs": tmp_path / "b", "num_samples": 3})
+    tune(config)
+    folder = tmp_path / "b" / "tune"
+    state = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(state | {"status": "running"}))
+    logs = {path: path.read_text() for path in folder.glob("trials/*/log.txt")}
+    assert len(logs) == 3
+    more = tune(config.model_copy(update={"num_samples": 5}))
+    assert more.trials == whole.trials
+    assert all(path.read_text() == text for path, text in logs.items())
+
+
+def test_a_search_ends_when_its_time_is_up(shards: Path, tmp_path: Path) -> None:
+    config = TuneConfig(
+        shards=shards, runs=tmp_path, num_samples=300, budget=4, color="rgb", scheduler="none", **(FIT | {"epochs": 2})
+    )
+    report = tune(config)
+    assert 1 <= len(report.trials) < 300
+    assert report.seconds < 60
+    assert {t.status for t in report.trials} <= {"finished", "cut"}
+    assert tune(config) == report
 
 
 def test_a_search_over_heads_shares_the_features(shards: Path, tmp_path: Path) -> None:
@@ -231,7 +248,7 @@ def test_a_search_over_heads_shares_the_features(shards: Path, tmp_path: Path) -
     kept = Path(os.environ["MLIC_CACHE_DIR"])
     before = set(kept.glob("*.f32"))
     config = TuneConfig(
-        shards=shards, runs=tmp_path, num_samples=3, archs=("resnet18",), weights=str(file), train="head", epochs=2,
+        shards=shards, runs=tmp_path, num_samples=3, arch="resnet18", weights=str(file), train="head", epochs=2,
         image_size=64, batch_size=32, grace_epochs=2,
     )  # fmt: skip
     report = tune(config)
@@ -240,8 +257,9 @@ def test_a_search_over_heads_shares_the_features(shards: Path, tmp_path: Path) -
     for trial in report.trials:
         log = (tmp_path / "tune" / "trials" / f"{trial.number:05d}" / "log.txt").read_text()
         assert "begins with resnet18.pth, " in log
-    with pytest.raises(ConfigError, match=r"are those of one architecture, and archs has 2\."):
-        tune(config.model_copy(update={"archs": ("resnet18", "resnet34"), "name": "two"}))
+    two = {"arch": Dimension(choice=("resnet18", "resnet34"))}
+    with pytest.raises(ConfigError, match=r"are those of one architecture, and space.arch has 2\."):
+        tune(config.model_copy(update={"space": two, "name": "two"}))
     with pytest.raises(ConfigError, match="pos_weights names 'discs'") as caught:
         tune(config.model_copy(update={"pos_weights": {"discs": 2.0}, "name": "three"}))
     assert caught.value.hint == "did you mean disc?"
@@ -253,25 +271,22 @@ def test_a_search_with_failing_trials_says_so(shards: Path, tmp_path: Path) -> N
     config = TuneConfig(
         shards=shards,
         runs=tmp_path,
-        num_samples=2,
-        lrs=(1e12, 1e12),
-        archs=("b-final",),
-        **(FIT | {"optimizer": "sgd"}),
+        num_samples=5,
+        arch="b-final",
+        space={"lr": Dimension(grid=(1e12, 1e12, 1e12, 1e-3, 1e12))},
+        **(FIT | {"optimizer": "sgd", "epochs": 2}),
     )
-    with pytest.raises(RunError, match="none of the 2 trials finished an epoch: the loss is not finite"):
+    with pytest.raises(RunError, match="the first 3 trials all died of one error: the loss is not finite"):
         tune(config)
+    config = config.model_copy(update={"space": {"lr": Dimension(grid=(1e12, 1e-3, 1e12))}, "name": "some"})
+    report = tune(config)
+    assert [(t.number, t.status) for t in report.trials] == [
+        (1, "finished"), (4, "finished"), (0, "failed"), (2, "failed"), (3, "failed"),
+    ]  # fmt: skip
+    assert report.trials[2].error is not None
+    assert "the loss is not finite at step" in report.text()
     with pytest.raises(ClusterError, match="a trial needs 64 CPUs; the largest node has"):
         tune(config.model_copy(update={"cpus_per_trial": 64, "name": "big"}))
-
-
-def test_draws_are_a_function_of_the_settings(shards: Path) -> None:
-    config = TuneConfig(shards=shards, num_samples=30)
-    plans = draw(config)
-    assert plans == draw(config)
-    assert plans[:10] == draw(config.model_copy(update={"num_samples": 10}))
-    assert {p.arch for p in plans} == {"small", "b-final"}
-    assert {p.threshold_policy for p in plans} == {"global", "per-label"}
-    assert all(3e-4 <= p.lr <= 3e-3 and 0 <= p.pos_weight_power <= 1 for p in plans)
 
 
 def test_predict_gives_every_image_once_in_order(trained: TrainReport, corpus: Path, tmp_path: Path) -> None:

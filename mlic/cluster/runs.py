@@ -41,8 +41,8 @@ _LOCK_ALONE = re.compile(r"\.lock")
 # What the stages write into their folders; nothing else is ever thrown away.
 _OWN = re.compile(
     r"\.lock|\.ray|\.failure\.json|\.scan\.npz|\..*\.tar\.(json|parquet)|\..*\.part|"
-    r"(run|config|report|index|doctor|noise)\.json|metrics\.jsonl|log\.txt|best\.yaml|left_out\.tsv|suspects\.tsv|"
-    r"[a-z_0-9]+-\d{6}\.tar|(samples|trials|scores|part-\d{6})\.parquet|"
+    r"(run|config|report|index|doctor|noise|search)\.json|metrics\.jsonl|log\.txt|best\.yaml|left_out\.tsv|suspects\.tsv|"
+    r"[a-z_0-9]+-\d{6}\.tar|(samples|trials|epochs|scores|part-\d{6})\.parquet|"
     r"checkpoints|model|trials|folds|predictions|report|corpus|shards|runs|evaluation|preds\.tsv(\.parts|\.errors\.tsv)?"
 )
 _RAY_JOB_FOLDER = "working_dir_files"

@@ -23,6 +23,7 @@ from mlic.data.augment import Normalizer, crops, distort, distortions, margin, m
 from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches, train_batches
 from mlic.data.shards import Split, read_split
 from mlic.errors import DataError, RunError
+from mlic.fitting import FitSettings
 from mlic.model import depth, losses, optimization, precision, weights, zoo
 from mlic.schema import result_settings
 from mlic.score import metrics, thresholds
@@ -33,10 +34,14 @@ from mlic.stages.place import Place
 
 Reader = ShardReader | FeatureReader
 
-OBJECTIVE = "val/f1_micro"
 _SETTLE_STEPS = 20  # a look at the loss makes a GPU wait and asks all ranks, so it is not taken at every step
 _MOST_SKIPS = 20  # steps in a row that are left out before the run stops all the same
 _NAMED_KEYS = 5
+
+
+def objective(config: FitSettings) -> str:
+    """The name in an epoch's metrics of what the best epoch has most of."""
+    return f"val/{config.objective}"
 
 
 def is_done(config: TrainConfig, history: list[dict[str, float]]) -> bool:
@@ -53,8 +58,10 @@ def is_done(config: TrainConfig, history: list[dict[str, float]]) -> bool:
 _LOWER_IS_BETTER = {f"val/{name}" for name in ("loss", *metrics.LOWER_IS_BETTER)}
 
 
-def fit(config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]], None]) -> None:
-    """Train to the last epoch, from the last checkpoint in the folder where there is one.
+def fit(
+    config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]], None], until: int | None = None
+) -> None:
+    """Train to the last epoch, or until there are so many, from the last checkpoint in the folder where there is one.
 
     `on_epoch` is called with the metrics of every epoch, those before the checkpoint included, when the epoch's files
     are written. Raises DataError for samples that do not decode and RunError for a loss that is not finite.
@@ -69,7 +76,7 @@ def fit(config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]]
         history = fitting.resume()
         for row in history:
             on_epoch(row)
-        while not is_done(config, history):
+        while not is_done(config, history) and (until is None or len(history) < until):
             row = fitting.epoch(len(history))
             history.append(row)
             on_epoch(row)
@@ -180,8 +187,9 @@ class _Fitting:
         fitted = thresholds.fit(config.threshold_policy, found.scores, found.targets, config.seed)
         row |= {"step": self.step} | validation.row(found, fitted, self.val.labels)
         self.history.append(row)
-        better = row[OBJECTIVE] > self.best_value
-        self.best_value = max(self.best_value, row[OBJECTIVE])
+        value = row[objective(config)]
+        better = value > self.best_value
+        self.best_value = max(self.best_value, value)
         best = {
             "epoch": epoch + 1, "metrics": row, "state": self.shadow or self.net.state_dict(),
             "thresholds": torch.from_numpy(fitted.thresholds), "scores": torch.from_numpy(found.scores),
@@ -190,7 +198,7 @@ class _Fitting:
         self.checkpoints.write(self._last(), best if better else None, row)
         self.checkpoints.wait()  # an epoch that has been reported is one that a stopped run does not do again
         self.place.say(
-            f"val  epoch {epoch + 1}/{config.epochs} | loss {found.loss:.4f} | f1_micro {row[OBJECTIVE]:.4f} | "
+            f"val  epoch {epoch + 1}/{config.epochs} | loss {found.loss:.4f} | f1_micro {row['val/f1_micro']:.4f} | "
             f"f1_macro {row['val/f1_macro']:.4f} | map {row['val/map']:.4f}" + (" | best" if better else "")
         )
         if epoch == min(1, config.epochs - 1) and config.train != "none":

@@ -1,0 +1,210 @@
+"""Which trials go on and how far, decided in the order of their numbers.
+
+Whether a trial goes on at an epoch depends on the trials with lower numbers at that epoch and on nothing else, so the
+same trials are stopped whatever finishes first: on one worker or on a hundred, and after any interruption. A trial
+whose predecessors are not there yet is set aside, and others are begun in its place.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+Kind = Literal["asha", "hyperband", "median", "none"]
+Verdict = Literal["go", "stop", "wait"]
+_WORST = -1e9  # of a value that is not finite; finite itself, so that quantiles are
+_MEDIAN_OF = 3  # trials, at least, that a median is taken of
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How trials are stopped early, over `epochs` epochs of which each has `grace` for sure.
+
+    asha: at grace, grace * factor, grace * factor^2, ... epochs a trial goes on when its value is not below the
+    (1 - 1/factor) quantile of its predecessors' (the stopping variant of Li et al., arXiv:1810.05934, as in Ray Tune).
+    hyperband: the same with several brackets of trials, of which each begins to stop them one rung later.
+    median: after each epoch a trial goes on when its best value is not below the median of its predecessors' means up
+    to there (Golovin et al., Google Vizier, 2017). Values are larger for better trials; not a number is the worst.
+    """
+
+    kind: Kind
+    epochs: int
+    grace: int
+    factor: int
+
+    def brackets(self) -> int:
+        if self.kind != "hyperband":
+            return 1
+        return max(1, math.floor(math.log(self.epochs / self.grace, self.factor) + 1e-9) + 1)
+
+    def bracket(self, number: int) -> int:
+        """The bracket of a trial: those that stop early have as many more trials as they cost less."""
+        weights = [self.factor**i for i in reversed(range(self.brackets()))]
+        place = number % sum(weights)
+        return next(i for i in range(len(weights)) if place < sum(weights[: i + 1]))
+
+    def milestones(self, number: int) -> list[int]:
+        """The epochs after which it is asked whether a trial goes on."""
+        if self.kind == "none":
+            return []
+        if self.kind == "median":
+            return list(range(self.grace, self.epochs))
+        found, epoch = [], self.grace * self.factor ** self.bracket(number)
+        while epoch < self.epochs:
+            found.append(epoch)
+            epoch *= self.factor
+        return found
+
+
+class Work(NamedTuple):
+    """Train a trial until it has so many epochs."""
+
+    trial: int
+    until: int
+
+
+@dataclass
+class _State:
+    """A trial: its values by epoch, whether it has ended, and how."""
+
+    values: list[float] = field(default_factory=list)
+    status: str = ""  # "", "finished", "pruned" or "failed"
+
+
+class Search:
+    """What to do next, from what trials have reported.
+
+    `ask(busy)` names work for a worker; `tell` takes what came of it. Both orders of telling give the same answers.
+    """
+
+    def __init__(self, rule: Rule, count: int) -> None:
+        self.rule, self.count = rule, count
+        self._trials: dict[int, _State] = {}
+        self._fresh = 0  # the first trial that nobody has begun
+        self._open: list[int] = []  # begun and not ended, by number
+        self._rungs: dict[tuple[int, int], _Rung] = {}
+
+    def tell(self, trial: int, values: Sequence[float], ended: str | None = None) -> None:
+        """Take the values of all epochs of a trial so far; `ended` is "finished" or "failed" when no more will come."""
+        state = self._begin(trial)
+        state.values = [value if math.isfinite(value) else _WORST for value in values]
+        if ended is None and len(values) >= self.rule.epochs:
+            ended = "finished"
+        if ended is not None:
+            self._end(trial, ended)
+
+    def ask(self, busy: Collection[int], may_begin: bool = True) -> Work | None:
+        """Work that can be done now, of the trial with the lowest number; None while that depends on the busy ones."""
+        for trial in list(self._open):
+            if trial in busy:
+                continue
+            verdict = self._verdict(trial)
+            if verdict == "stop":
+                self._end(trial, "pruned")
+            elif verdict == "go":
+                return Work(trial, self._until(trial))
+        if may_begin and self._fresh < self.count:
+            trial = self._fresh
+            self._begin(trial)
+            return Work(trial, self._until(trial))
+        return None
+
+    def settle(self) -> None:
+        """Decide what can be decided of trials that nobody works at."""
+        self.ask((), may_begin=False)
+
+    def begun(self, trial: int) -> bool:
+        """Whether it has been given to a worker."""
+        return trial in self._trials
+
+    @property
+    def next_fresh(self) -> int | None:
+        """The trial that would be begun next."""
+        return self._fresh if self._fresh < self.count else None
+
+    @property
+    def done(self) -> bool:
+        return self._fresh >= self.count and not self._open
+
+    def status(self, trial: int) -> str:
+        """ "finished", "pruned", "failed", or "" of a trial that has not ended."""
+        return self._trials[trial].status if trial in self._trials else ""
+
+    def values(self, trial: int) -> list[float]:
+        return self._trials[trial].values if trial in self._trials else []
+
+    def rungs(self) -> Mapping[int, int]:
+        """How many trials have been trained to each milestone."""
+        reached: dict[int, int] = {}
+        for number, state in self._trials.items():
+            for epoch in [*self.rule.milestones(number), self.rule.epochs]:
+                reached[epoch] = reached.get(epoch, 0) + (len(state.values) >= epoch)
+        return dict(sorted(reached.items()))
+
+    def _begin(self, trial: int) -> _State:
+        if trial not in self._trials:
+            self._trials[trial] = _State()
+            bisect.insort(self._open, trial)
+            while self._fresh in self._trials:
+                self._fresh += 1
+        return self._trials[trial]
+
+    def _end(self, trial: int, status: str) -> None:
+        self._trials[trial].status = status
+        if trial in self._open:
+            self._open.remove(trial)
+
+    def _until(self, trial: int) -> int:
+        done = len(self._trials[trial].values)
+        return next((epoch for epoch in self.rule.milestones(trial) if epoch > done), self.rule.epochs)
+
+    def _verdict(self, trial: int) -> Verdict:
+        epoch = len(self._trials[trial].values)
+        if epoch not in self.rule.milestones(trial):
+            return "go"
+        bracket = self.rule.bracket(trial)
+        rung = self._rungs.setdefault((bracket, epoch), _Rung())
+        if not self._fill(rung, bracket, epoch, trial):
+            return "wait"
+        before = rung.values[: bisect.bisect_left(rung.trials, trial)]
+        values = self._trials[trial].values
+        if self.rule.kind == "median":
+            if len(before) < _MEDIAN_OF:
+                return "go"
+            return "go" if max(values) >= statistics.median(before) else "stop"
+        if not before:
+            return "go"
+        return "go" if values[-1] >= np.quantile(before, 1 - 1 / self.rule.factor, method="linear") else "stop"
+
+    def _fill(self, rung: _Rung, bracket: int, epoch: int, trial: int) -> bool:
+        """Note at a rung the predecessors of a trial that got there; False while it is not known of one of them."""
+        while rung.looked_at < trial:
+            other = rung.looked_at
+            state = self._trials.get(other)
+            if self.rule.bracket(other) == bracket:
+                if state is not None and len(state.values) >= epoch:
+                    if self.rule.kind == "median":
+                        value = statistics.fmean(state.values[:epoch])
+                    else:
+                        value = state.values[epoch - 1]
+                    rung.trials.append(other)
+                    rung.values.append(value)
+                elif state is None or not state.status:
+                    return False
+            rung.looked_at += 1
+        return True
+
+
+@dataclass
+class _Rung:
+    """The trials that got to an epoch, by number, with their values there; those below `looked_at` are noted."""
+
+    trials: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    looked_at: int = 0

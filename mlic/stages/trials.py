@@ -1,0 +1,358 @@
+"""The trials of a search on a Ray cluster: which of them is trained how far next, and what comes of it.
+
+What happens is decided by `search`, here in the driver; Ray Tune finds a worker for each piece of work, gives it what
+it needs of CPUs and GPUs, keeps its process for the next one, and does again what was lost with a worker. A piece of
+work ends where the search decides, so no trial has to be stopped from outside. Each trial's own folder is the record:
+its history is told to the search when a search goes on, and Ray Tune starts anew.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlic.cluster import ray as cluster_ray
+from mlic.cluster.runs import Run, is_current, write_json
+from mlic.config import TrainConfig, TuneConfig
+from mlic.errors import ClusterError, MlicError, PartialError, RunError
+from mlic.search.rungs import Rule, Search, Work
+from mlic.space import Value
+from mlic.stages import checkpoints, loop
+from mlic.stages.place import Place
+from mlic.stages.progress import LOG_EVERY_S
+
+logger = logging.getLogger(__name__)
+
+_TRIALS, _CLOCK = "trials", "search.json"
+_SAME_DEATHS = 3  # trials that die of one error before any lives: then the search would be no better
+_SHOW_EVERY_S, _CLOCK_EVERY_S = 0.5, 5.0
+
+Draw = Callable[[int], "dict[str, Value] | None"]
+
+
+def folder_of(run: Path, number: int) -> Path:
+    """The folder of a trial."""
+    return run / _TRIALS / f"{number:05d}"
+
+
+def failure(run: Path, number: int) -> str | None:
+    """Why a trial failed; None of one that did not."""
+    path = folder_of(run, number) / "failed.json"
+    return str(json.loads(path.read_text(encoding="utf-8"))["error"]) if path.is_file() else None
+
+
+def rule(config: TuneConfig) -> Rule:
+    """How weak trials of this search are stopped."""
+    return Rule(config.scheduler, config.epochs, config.grace_epochs, config.reduction_factor)
+
+
+def recall(config: TuneConfig, run: Path) -> Search:
+    """The search as far as its trials' folders tell."""
+    search = Search(rule(config), config.trials)
+    metric = loop.objective(config)
+    for number in range(config.trials):
+        own = folder_of(run, number)
+        if not own.is_dir():
+            break  # trials are begun in the order of their numbers
+        values = [row[metric] for row in checkpoints.read_history(own)]
+        search.tell(number, values, "failed" if failure(run, number) is not None else None)
+    return search
+
+
+def seconds_spent(run: Path) -> float:
+    """How long the search has been at it, in all its attempts."""
+    path = run / _CLOCK
+    return float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path.is_file() else 0.0
+
+
+def search_on(cluster: cluster_ray.Cluster, config: TuneConfig, search: Search, draw: Draw, run: Run[Path]) -> None:
+    """Do what the search asks for until it is done or its time is up.
+
+    Raises ClusterError when not even one trial fits, RunError when trials die of one error from the first on, and
+    PartialError when it is interrupted.
+    """
+    at_once, resources = _fitting(cluster, config)
+    _announce(config, search, at_once)
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours to answer
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    from ray import tune as ray_tune
+
+    if not logger.isEnabledFor(logging.DEBUG):
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what is lost with a worker is done again, or told
+    driver = _Driver(config, search, draw, run, at_once)
+    arguments = {"folder": str(run.folder), "attempt": run.attempt, "deadline": driver.deadline}
+    trainable = ray_tune.with_resources(ray_tune.with_parameters(_work, arguments=arguments), resources)
+    scratch = Path(tempfile.mkdtemp(prefix="mlic-tune-"))  # what Ray Tune notes of pieces of work is of no use later
+    tuner = ray_tune.Tuner(
+        trainable,
+        tune_config=ray_tune.TuneConfig(
+            search_alg=_queue(driver), num_samples=-1, reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=ray_tune.RunConfig(
+            name="tune", storage_path=str(scratch), verbose=0,
+            failure_config=ray_tune.FailureConfig(max_failures=config.max_failures),
+        ),
+    )  # fmt: skip
+    try:
+        failed = cluster_ray.run_beside(tuner.fit, driver.look)
+    except KeyboardInterrupt:
+        raise PartialError(
+            f"stopped; {driver.ended} of {config.trials} trials are done, and the others keep their epochs.",
+            "run the same command again to go on.",
+        ) from None
+    finally:
+        driver.save_clock()
+        shutil.rmtree(scratch, ignore_errors=True)
+    if failed is not None:
+        raise failed
+    if driver.hopeless is not None:
+        raise RunError(
+            f"the first {_SAME_DEATHS} trials all died of one error: {driver.hopeless}", "mend that and use --fresh."
+        )
+
+
+def _fitting(cluster: cluster_ray.Cluster, config: TuneConfig) -> tuple[int, dict[str, float]]:
+    """How many trials fit at a time, and what each is given. Ray Tune itself would wait for ever for what is not."""
+    gpus = config.gpus_per_trial if config.gpus_per_trial is not None else float(cluster.gpus > 0)
+    cpus, counts = config.cpus_per_trial, []
+    for node in cluster.nodes:
+        fits = int(node.cpus / cpus + 1e-9)
+        counts.append(min(fits, int(node.gpus / gpus + 1e-9)) if gpus else fits)
+    for what, need, have in (
+        ("CPUs", cpus, max((node.cpus for node in cluster.nodes), default=0)),
+        ("GPUs", gpus, max((node.gpus for node in cluster.nodes), default=0)),
+    ):
+        if need > have:
+            flag = f"--{what[:3].lower()}s-per-trial {have}"
+            raise ClusterError(f"a trial needs {need:g} {what}; the largest node has {have}.", flag + ".")
+    if not sum(counts):
+        raise ClusterError(f"no node has {cpus:g} CPUs and {gpus:g} GPUs for a trial.", "give it fewer of them.")
+    at_once = sum(counts) if config.workers == "auto" else min(sum(counts), config.workers)
+    return at_once, {"cpu": cpus, "gpu": gpus}
+
+
+def _announce(config: TuneConfig, search: Search, at_once: int) -> None:
+    """Say what is to come and the most that it can be."""
+    most = config.trials * config.epochs
+    longest = -(-config.trials // at_once) * config.epochs
+    looked = sorted({epoch for number in range(config.trials) for epoch in search.rule.milestones(number)})
+    some = f"{', '.join(str(epoch) for epoch in looked[:8])}{', ...' if len(looked) > 8 else ''}"
+    early = f"{config.scheduler} looks at them after epochs {some}" if looked else "none is stopped early"
+    budget = "" if config.budget is None else f"; {config.budget / 3600:.3g} h at the longest"
+    logger.info(
+        "search: %d trials of up to %d epochs, %d at a time; %s; at most %d epochs, %d one after another%s",
+        config.trials, config.epochs, at_once, early, most, longest, budget,
+    )  # fmt: skip
+
+
+class _Driver:
+    """Gives out work and takes what comes of it; all calls come from the thread of Ray Tune's loop but `look`."""
+
+    def __init__(self, config: TuneConfig, search: Search, draw: Draw, run: Run[Path], at_once: int) -> None:
+        self.config, self.search, self.draw, self.run, self.at_once = config, search, draw, run, at_once
+        self.metric = loop.objective(config)
+        self.busy: dict[str, Work] = {}
+        self.values = {number: list(search.values(number)) for number in range(config.trials)}
+        self.best = max((max(v) for v in self.values.values() if v), default=-math.inf)
+        self.begun, self.spent, self.epochs = time.monotonic(), seconds_spent(run.folder), 0
+        self.deadline = None if config.budget is None else time.time() + max(0.0, config.budget - self.spent)
+        self.hopeless: str | None = None
+        self.said = self.shown = self.clocked = time.monotonic()
+
+    @property
+    def ended(self) -> int:
+        return sum(bool(self.search.status(number)) for number in range(self.config.trials))
+
+    def suggest(self, name: str) -> dict[str, Any] | None:
+        """A piece of work, None while there is none; raises StopIteration when there will be no more."""
+        if self.hopeless is not None or self._time_is_up():
+            raise StopIteration
+        if len(self.busy) >= self.at_once:
+            return None
+        fresh = self.search.next_fresh
+        drawn = None if fresh is None else self.draw(fresh)
+        work = self.search.ask({work.trial for work in self.busy.values()}, may_begin=drawn is not None)
+        if work is None:
+            if self.search.done:
+                raise StopIteration
+            return None
+        settings = self.draw(work.trial) or {}
+        own = folder_of(self.run.folder, work.trial)
+        if not own.is_dir():
+            own.mkdir(parents=True)
+            write_json(own / "trial.json", settings)
+        self.busy[name] = work
+        plan = self.config.plan(settings).model_dump_json()
+        return {"number": work.trial, "until": work.until, "plan": plan}
+
+    def heard(self, name: str, result: dict[str, Any]) -> None:
+        """Take an epoch's value."""
+        number, epoch, value = self.busy[name].trial, int(result["epoch"]), float(result["value"])
+        values = self.values[number]
+        if epoch <= len(values):
+            return  # a worker tells a trial's history again when it takes it up
+        values.append(value)
+        self.epochs += 1
+        if value > self.best:
+            self.best = value
+            logger.info("tune  trial %d, epoch %d | %s %.4f | best", number, epoch, self.metric, value)
+
+    def took(self, name: str, failed: str | None) -> None:
+        """A piece of work is done, or has failed for good."""
+        work = self.busy.pop(name)
+        own = folder_of(self.run.folder, work.trial)
+        if failed is None:
+            failed = failure(self.run.folder, work.trial)
+        else:
+            write_json(own / "failed.json", {"error": failed})
+        values = self.values[work.trial]
+        if failed is not None:
+            logger.warning("trial %d failed: %s", work.trial, failed)
+        stopped_itself = len(values) < work.until and not self._time_is_up()
+        self.search.tell(work.trial, values, "failed" if failed else "finished" if stopped_itself else None)
+        self._give_up_at_same_deaths()
+        drop_checkpoints(self.run.folder, self.search, self.config)
+
+    def _time_is_up(self) -> bool:
+        return self.deadline is not None and time.time() >= self.deadline
+
+    def _give_up_at_same_deaths(self) -> None:
+        ended = [number for number in range(self.config.trials) if self.search.status(number)]
+        if len(ended) < min(_SAME_DEATHS, self.config.trials) or any(self.values.values()):
+            return
+        reasons = {failure(self.run.folder, number) for number in ended}
+        if len(reasons) == 1:
+            self.hopeless = reasons.pop()
+
+    def look(self) -> None:
+        """Say how far it is, and note the time that it took."""
+        now = time.monotonic()
+        if now - self.clocked >= _CLOCK_EVERY_S:
+            self.save_clock()
+            self.clocked = now
+        if now - self.said >= LOG_EVERY_S:
+            self.said = self.shown = now
+            logger.info("%s", self)
+        elif now - self.shown >= _SHOW_EVERY_S:
+            self.shown = now
+            logger.info("%s", self, extra={"transient": True})
+
+    def save_clock(self) -> None:
+        """Keep the time that the search has taken."""
+        write_json(self.run.folder / _CLOCK, {"seconds": round(self.spent + time.monotonic() - self.begun, 1)})
+
+    def __str__(self) -> str:
+        statuses = [self.search.status(number) for number in range(self.config.trials)]
+        left = sum(
+            self.config.epochs - len(self.values[number]) for number, status in enumerate(statuses) if not status
+        )
+        seconds = time.monotonic() - self.begun
+        most = f" | at most {left * seconds / self.epochs / 60:.1f}m left" if self.epochs else ""
+        best = f" | best {self.best:.4f}" if math.isfinite(self.best) else ""
+        return (
+            f"tune  {sum(map(bool, statuses))}/{len(statuses)} trials | {statuses.count('pruned')} stopped early | "
+            f"{statuses.count('failed')} failed | {len(self.busy)} at work | {self.epochs} epochs{best}{most}"
+        )
+
+
+def _queue(driver: _Driver) -> Any:
+    """Ray Tune's side of the driver; the class needs Ray to be defined."""
+    from ray.tune.search import Searcher
+
+    class Queue(Searcher):  # type: ignore[misc]
+        def suggest(self, trial_id: str) -> Any:
+            try:
+                return driver.suggest(trial_id)
+            except StopIteration:
+                return Searcher.FINISHED
+
+        def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+            if "epoch" in result:
+                driver.heard(trial_id, result)
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            if result is not None and not error:
+                self.on_trial_result(trial_id, result)
+            driver.took(trial_id, "its worker was lost again and again" if error else None)
+
+        def save(self, checkpoint_path: str) -> None:
+            """The trials' own folders are the record."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """As `save`."""
+
+    return Queue()
+
+
+class _TimeIsUpError(Exception):
+    """The search's time is up."""
+
+
+def _work(config: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """A piece of work in a Ray Tune worker: a trial, from where it is, until it has so many epochs."""
+    import torch
+    from ray import tune as ray_tune
+
+    owner = Path(arguments["folder"])
+    folder = folder_of(owner, config["number"])
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = TrainConfig(**json.loads(config["plan"]))
+    metric, deadline = loop.objective(plan), arguments["deadline"]
+    device = torch.device(cluster_ray.assigned_device())
+    begun = len(checkpoints.read_history(folder))
+
+    def report(row: dict[str, float]) -> None:
+        ray_tune.report({"epoch": int(row["epoch"]), "value": row[metric]})
+        if deadline is not None and row["epoch"] > begun and time.time() >= deadline:
+            raise _TimeIsUpError
+
+    try:
+        loop.fit(plan, Place(0, 1, device, folder, owner, arguments["attempt"]), report, config["until"])
+    except _TimeIsUpError:
+        return
+    except Exception as error:
+        if is_current(owner, arguments["attempt"]):
+            with (folder / "log.txt").open("a", encoding="utf-8") as file:
+                traceback.print_exc(file=file)
+            write_json(folder / "failed.json", {"error": _reason(error)})
+    finally:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MlicError):
+        return str(error)
+    line = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line.strip()[:300]}"
+
+
+def ranking(search: Search, count: int) -> list[int]:
+    """The trials that have a value and did not fail, best first; equal ones by number."""
+    scored = [number for number in range(count) if search.values(number) and search.status(number) != "failed"]
+    return sorted(scored, key=lambda number: (-max(search.values(number)), number))
+
+
+def drop_checkpoints(run: Path, search: Search, config: TuneConfig) -> None:
+    """Remove the checkpoints of ended trials that nobody will need: all but the best epochs of the best ones."""
+    ended = [number for number in ranking(search, config.trials) if search.status(number)]
+    for place, number in enumerate(ended):
+        kept = folder_of(run, number) / "checkpoints"
+        if place >= config.keep:
+            shutil.rmtree(kept, ignore_errors=True)
+        else:
+            (kept / "last.pt").unlink(missing_ok=True)

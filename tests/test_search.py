@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import math
+import random
+import time
+
+import pytest
+
+from mlic.errors import ConfigError
+from mlic.search.rungs import Kind, Rule, Search, Work
+from mlic.search.tpe import Tpe
+from mlic.space import Dimension
+
+EPOCHS = 9
+KINDS: tuple[Kind, ...] = ("asha", "hyperband", "median", "none")
+
+
+def value(trial: int, epoch: int) -> float:
+    """A learning curve of its own for each trial; some are not finite now and then."""
+    rng = random.Random(trial)
+    level, speed = rng.random(), rng.uniform(0.1, 1)
+    if trial % 13 == 5 and epoch == 3:
+        return math.nan
+    return level * (1 - math.exp(-speed * epoch))
+
+
+def run(search: Search, workers: int, seed: int) -> list[Work]:
+    """Do all the work of a search with so many workers, whose work ends in a random order; returns it in its order."""
+    rng, busy, done = random.Random(seed), dict[int, Work](), list[Work]()
+    while not search.done:
+        while len(busy) < workers and (work := search.ask(busy)) is not None:
+            busy[work.trial] = work
+        if not busy:
+            continue
+        work = busy.pop(rng.choice(list(busy)))
+        done.append(work)
+        died = work.trial % 11 == 7 and work.until > 1
+        values = [value(work.trial, epoch) for epoch in range(1, (2 if died else work.until) + 1)]
+        search.tell(work.trial, values, "failed" if died else None)
+    return done
+
+
+def ends(search: Search) -> list[tuple[str, int]]:
+    return [(search.status(trial), len(search.values(trial))) for trial in range(search.count)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_trials_are_stopped_whatever_finishes_first(kind: Kind) -> None:
+    rule = Rule(kind, EPOCHS, 1, 3)
+    alone = Search(rule, 60)
+    run(alone, 1, 0)
+    for workers, seed in ((2, 1), (7, 2), (60, 3)):
+        many = Search(rule, 60)
+        run(many, workers, seed)
+        assert ends(many) == ends(alone)
+    statuses = {status for status, _ in ends(alone)}
+    assert statuses == ({"finished", "failed"} if kind == "none" else {"finished", "failed", "pruned"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_search_that_goes_on_is_the_one_that_was_never_stopped(kind: Kind) -> None:
+    """It is told what its trials came to before, more of them may follow, and the end is that of one long search."""
+    rule = Rule(kind, EPOCHS, 1, 3)
+    whole = Search(rule, 50)
+    run(whole, 3, 4)
+    stopped, rng = Search(rule, 20), random.Random(9)
+    for _ in range(15):
+        work = stopped.ask(())
+        assert work is not None
+        stopped.tell(work.trial, [value(work.trial, epoch) for epoch in range(1, rng.randint(0, work.until) + 1)])
+    again = Search(rule, 50)
+    for trial in range(20):
+        if stopped.begun(trial):
+            again.tell(trial, stopped.values(trial))
+    run(again, 2, 5)
+    assert ends(again) == ends(whole)
+
+
+def test_asha_stops_the_trials_that_ray_tune_stops_on_one_worker() -> None:
+    from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+    class Trial:
+        def __init__(self, number: int) -> None:
+            self.trial_id = str(number)
+
+    theirs = ASHAScheduler(
+        time_attr="epoch", metric="value", mode="max", max_t=EPOCHS, grace_period=1, reduction_factor=3
+    )
+    curves = [[value(trial, epoch) for epoch in range(1, EPOCHS + 1)] for trial in range(80) if trial % 13 != 5]
+    epochs = []
+    for number, curve in enumerate(curves):
+        trial = Trial(number)
+        theirs.on_trial_add(None, trial)
+        for epoch, at in enumerate(curve, 1):
+            if theirs.on_trial_result(None, trial, {"epoch": epoch, "value": at}) == TrialScheduler.STOP:
+                break
+        theirs.on_trial_complete(None, trial, {"epoch": epoch, "value": at})
+        epochs.append(epoch)
+    search = Search(Rule("asha", EPOCHS, 1, 3), len(curves))
+    while not search.done:
+        work = search.ask(())
+        if work is not None:
+            search.tell(work.trial, curves[work.trial][: work.until])
+    assert [length for _, length in ends(search)] == epochs
+    assert len(set(epochs)) == 3
+
+
+def test_brackets_of_hyperband() -> None:
+    rule = Rule("hyperband", 27, 1, 3)
+    assert rule.brackets() == 4
+    assert [rule.milestones(number) for number in (0, 26, 27, 36, 39)] == [
+        [1, 3, 9], [1, 3, 9], [3, 9], [9], []
+    ]  # fmt: skip
+    assert Rule("asha", 9, 2, 3).milestones(5) == [2, 6]
+
+
+def test_a_trial_that_ends_by_itself_stops_nobody() -> None:
+    search = Search(Rule("asha", EPOCHS, 1, 3), 2)
+    search.tell(0, [], "finished")
+    search.tell(1, [0.5])
+    assert search.ask(()) == Work(1, 3)
+
+
+def test_two_thousand_trials_cost_no_more_each_than_the_first() -> None:
+    """What is done for a trial does not grow with their number; measured as a ratio, on the same machine at once."""
+
+    def seconds(count: int) -> float:
+        started = time.process_time()
+        run(Search(Rule("asha", EPOCHS, 1, 3), count), 8, 1)
+        return (time.process_time() - started) / count
+
+    assert seconds(2000) < 4 * min(seconds(200) for _ in range(3))
+
+
+SPACE = {
+    "arch": Dimension(choice=("a", "b")),
+    "lr": Dimension(loguniform=(1e-4, 1e-1)),
+    "hidden": Dimension(logint=(16, 256)),
+    "momentum": Dimension(uniform=(0.5, 0.9), when={"arch": ("b",)}),
+}
+
+
+def tried(search: Search, draw: Tpe, workers: int, seed: int) -> list[object]:
+    rng, busy = random.Random(seed), dict[int, Work]()
+    while not search.done:
+        while len(busy) < workers:
+            fresh = search.next_fresh
+            work = search.ask(busy, may_begin=fresh is not None and draw(fresh) is not None)
+            if work is None:
+                break
+            busy[work.trial] = work
+        if busy:
+            work = busy.pop(rng.choice(list(busy)))
+            settings = draw(work.trial)
+            assert settings is not None
+            lr = settings["lr"]
+            assert isinstance(lr, float)
+            good = 1 / (1 + abs(math.log10(lr) + 2)) - 0.3 * (settings["arch"] == "a")
+            search.tell(work.trial, [good * epoch / EPOCHS for epoch in range(1, work.until + 1)])
+    return [draw(number) for number in range(search.count)]
+
+
+def test_tpe_learns_and_draws_the_same_on_any_number_of_workers() -> None:
+    drawn = []
+    for workers, seed in ((1, 0), (4, 1)):
+        search = Search(Rule("asha", EPOCHS, 1, 3), 40)
+        drawn.append(tried(search, Tpe(SPACE, 7, search, 4), workers, seed))
+    assert drawn[0] == drawn[1]
+    late = [each for each in drawn[0][20:] if isinstance(each, dict)]
+    assert sum(each["arch"] == "b" for each in late) >= 15
+    assert all(("momentum" in each) == (each["arch"] == "b") for each in late)
+
+
+def test_tpe_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "optuna", None)
+    with pytest.raises(ConfigError, match="tpe needs optuna, which is not installed"):
+        Tpe(SPACE, 7, Search(Rule("asha", EPOCHS, 1, 3), 1), 4)
