@@ -53,6 +53,12 @@ class Dimension(Model):
                 raise ValueError(f"{given[0]} should be [low, high]{above}, not [{low:g}, {high:g}]")
         return self
 
+    def __repr__(self) -> str:
+        """As it stands in a configuration file."""
+        kind = next(name for name in _KINDS if getattr(self, name) is not None)
+        when = ", ".join(f"{name}: {list(allowed)}" for name, allowed in self.when.items())
+        return f"{{{kind}: {list(getattr(self, kind))}" + (f", when: {{{when}}}" if when else "") + "}"
+
     @property
     def listed(self) -> tuple[Value, ...] | None:
         """The values that it has, where they are given one by one."""
