@@ -237,6 +237,11 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
     gpus_per_trial: float | None = setting(
         None, "GPUs of a trial; a share of one is fine; default: 1 where the cluster has any", cli="flag", ge=0
     )
+    confirm: int = setting(
+        0, "Train the winner, the runner-up and what mlic train does by itself again from so many other seeds, and "
+        "say whether the winner is surely better",
+        cli="flag", ge=0, le=50, place=True,
+    )  # fmt: skip
     keep: int = setting(3, "Trials, the best ones, whose checkpoints are kept", ge=1)
 
     @model_validator(mode="before")

@@ -209,6 +209,9 @@ def test_tune_searches_prunes_and_leaves_a_config(shards: Path, tmp_path: Path) 
     epochs = pd.read_parquet(tmp_path / "tune" / "epochs.parquet")
     assert epochs.groupby("trial").size().to_dict() == {t.number: t.epochs for t in report.trials}
     assert table["space.pos_weight_power"].tolist() == table["pos_weight_power"].tolist()
+    page = report.page.read_text()
+    assert all(f"<td>{t.number}</td>" in page for t in report.trials)
+    assert {path.stem for path in report.page.parent.glob("*.png")} >= {"history", "curves", "rungs", "coordinates"}
     kept = {int(path.parent.parent.name) for path in (tmp_path / "tune" / "trials").glob("*/checkpoints/best.pt")}
     assert kept == {t.number for t in report.trials[:3]}
 
@@ -227,6 +230,30 @@ def test_a_search_goes_on_with_more_trials(shards: Path, tmp_path: Path) -> None
     more = tune(config.model_copy(update={"num_samples": 5}))
     assert more.trials == whole.trials
     assert all(path.read_text() == text for path, text in logs.items())
+
+
+def test_a_winner_is_confirmed_on_what_it_never_saw(shards: Path, tmp_path: Path) -> None:
+    config = TuneConfig(
+        shards=shards, runs=tmp_path, num_samples=3, confirm=2, color="rgb", arch="b-final",
+        space={"lr": Dimension(grid=(1e-6, 1e-3, 2e-3))}, scheduler="none", **(FIT | {"epochs": 3}),
+    )  # fmt: skip
+    report = tune(config)
+    found = report.confirmation
+    assert found is not None
+    assert (found.split, found.seeds, list(found.values)) == ("test", 2, ["winner", "runner-up", "default"])
+    assert all(len(values) == 2 for values in found.values.values())
+    lead, low, high = found.lead["runner-up"]
+    assert low <= lead <= high
+    assert lead == pytest.approx(np.mean(found.values["winner"]) - np.mean(found.values["runner-up"]))
+    assert "trained again from 2 other seeds" in report.text()
+    winner = read_file(tmp_path / "tune" / "best.yaml")
+    for number, seed in enumerate((43, 44)):
+        own = tmp_path / "tune" / "confirm" / f"{number:05d}"
+        settings = json.loads((own / "trial.json").read_text())
+        assert settings == {"lr": winner["lr"], "seed": seed}
+        scored = evaluate(EvaluateConfig(predictions=own, labels=shards, split="test"))
+        assert scored.measurement.values["f1_micro"] == pytest.approx(found.values["winner"][number])
+    assert tune(config) == report
 
 
 def test_a_search_ends_when_its_time_is_up(shards: Path, tmp_path: Path) -> None:

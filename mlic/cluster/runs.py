@@ -43,7 +43,7 @@ _OWN = re.compile(
     r"\.lock|\.ray|\.failure\.json|\.scan\.npz|\..*\.tar\.(json|parquet)|\..*\.part|"
     r"(run|config|report|index|doctor|noise|search)\.json|metrics\.jsonl|log\.txt|best\.yaml|left_out\.tsv|suspects\.tsv|"
     r"[a-z_0-9]+-\d{6}\.tar|(samples|trials|epochs|scores|part-\d{6})\.parquet|"
-    r"checkpoints|model|trials|folds|predictions|report|corpus|shards|runs|evaluation|preds\.tsv(\.parts|\.errors\.tsv)?"
+    r"checkpoints|model|trials|confirm|folds|predictions|report|corpus|shards|runs|evaluation|preds\.tsv(\.parts|\.errors\.tsv)?"
 )
 _RAY_JOB_FOLDER = "working_dir_files"
 _PACKAGES = ("mlic", "ray", "torch", "torchvision", "numpy", "pillow", "simplejpeg")

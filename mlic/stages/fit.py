@@ -95,8 +95,8 @@ def fit(config: TrainConfig) -> TrainReport:
     return report
 
 
-def finish(config: TrainConfig, folder: Path, fitted: Path) -> TrainReport:
-    """Write the bundle of `folder` from the best epoch in `fitted` and measure it."""
+def finish(config: TrainConfig, folder: Path, fitted: Path, warn: bool = True) -> TrainReport:
+    """Write the bundle of `folder` from the best epoch in `fitted` and measure it; `warn` of uncertain thresholds."""
     best = checkpoints.read_best(fitted)
     index = read_index(config.shards)
     labels = tuple(index["labels"])
@@ -116,7 +116,7 @@ def finish(config: TrainConfig, folder: Path, fitted: Path) -> TrainReport:
         },
     )  # fmt: skip
     bundle.save(model, best.state, folder / "model")
-    for text in thresholds.warnings(labels, best.targets, config.threshold_policy):
+    for text in thresholds.warnings(labels, best.targets, config.threshold_policy) if warn else ():
         logger.warning("%s", text)
     return TrainReport(
         run=folder, model=folder / "model", arch=config.arch, epochs=len(checkpoints.read_history(fitted)),

@@ -18,6 +18,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,40 +34,72 @@ from mlic.stages.progress import LOG_EVERY_S
 
 logger = logging.getLogger(__name__)
 
-_TRIALS, _CLOCK = "trials", "search.json"
+_CLOCK = "search.json"
 _SAME_DEATHS = 3  # trials that die of one error before any lives: then the search would be no better
 _SHOW_EVERY_S, _CLOCK_EVERY_S = 0.5, 5.0
 
 Draw = Callable[[int], "dict[str, Value] | None"]
 
 
-def folder_of(run: Path, number: int) -> Path:
+@dataclass(frozen=True)
+class Trials:
+    """What is to be trained: the search that decides it, the folder of the trials' folders, and what they are.
+
+    `draw` has the settings of a trial by its number, None while they wait for other trials; `plan` makes a
+    configuration of them.
+    """
+
+    search: Search
+    base: Path
+    draw: Draw
+    plan: Callable[[dict[str, Value]], TrainConfig]
+
+    @property
+    def count(self) -> int:
+        return self.search.count
+
+    def folder(self, number: int) -> Path:
+        """The folder of a trial."""
+        return folder_of(self.base, number)
+
+    def failure(self, number: int) -> str | None:
+        """Why a trial failed; None of one that did not."""
+        path = self.folder(number) / "failed.json"
+        return str(json.loads(path.read_text(encoding="utf-8"))["error"]) if path.is_file() else None
+
+    def ranking(self) -> list[int]:
+        """The trials that have a value and did not fail, best first; equal ones by number."""
+        search = self.search
+        scored = [number for number in range(self.count) if search.values(number) and search.status(number) != "failed"]
+        return sorted(scored, key=lambda number: (-max(search.values(number)), number))
+
+    def recall(self, metric: str) -> None:
+        """Tell the search what the trials' folders know."""
+        for number in range(self.count):
+            if not self.folder(number).is_dir():
+                break  # trials are begun in the order of their numbers
+            values = [row[metric] for row in checkpoints.read_history(self.folder(number))]
+            self.search.tell(number, values, "failed" if self.failure(number) is not None else None)
+
+    def drop_checkpoints(self, keep: int) -> None:
+        """Remove the checkpoints of ended trials that nobody will need: all but the best epochs of the best ones."""
+        ended = [number for number in self.ranking() if self.search.status(number)]
+        for place, number in enumerate(ended):
+            kept = self.folder(number) / "checkpoints"
+            if place >= keep:
+                shutil.rmtree(kept, ignore_errors=True)
+            else:
+                (kept / "last.pt").unlink(missing_ok=True)
+
+
+def folder_of(base: Path, number: int) -> Path:
     """The folder of a trial."""
-    return run / _TRIALS / f"{number:05d}"
-
-
-def failure(run: Path, number: int) -> str | None:
-    """Why a trial failed; None of one that did not."""
-    path = folder_of(run, number) / "failed.json"
-    return str(json.loads(path.read_text(encoding="utf-8"))["error"]) if path.is_file() else None
+    return base / f"{number:05d}"
 
 
 def rule(config: TuneConfig) -> Rule:
     """How weak trials of this search are stopped."""
     return Rule(config.scheduler, config.epochs, config.grace_epochs, config.reduction_factor)
-
-
-def recall(config: TuneConfig, run: Path) -> Search:
-    """The search as far as its trials' folders tell."""
-    search = Search(rule(config), config.trials)
-    metric = loop.objective(config)
-    for number in range(config.trials):
-        own = folder_of(run, number)
-        if not own.is_dir():
-            break  # trials are begun in the order of their numbers
-        values = [row[metric] for row in checkpoints.read_history(own)]
-        search.tell(number, values, "failed" if failure(run, number) is not None else None)
-    return search
 
 
 def seconds_spent(run: Path) -> float:
@@ -75,14 +108,14 @@ def seconds_spent(run: Path) -> float:
     return float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path.is_file() else 0.0
 
 
-def search_on(cluster: cluster_ray.Cluster, config: TuneConfig, search: Search, draw: Draw, run: Run[Path]) -> None:
-    """Do what the search asks for until it is done or its time is up.
+def train_on(cluster: cluster_ray.Cluster, config: TuneConfig, trials: Trials, run: Run[Path], timed: bool) -> None:
+    """Do what the search of the trials asks for until it is done or, where it is `timed`, its time is up.
 
     Raises ClusterError when not even one trial fits, RunError when trials die of one error from the first on, and
     PartialError when it is interrupted.
     """
     at_once, resources = _fitting(cluster, config)
-    _announce(config, search, at_once)
+    _announce(config, trials.search, at_once, timed)
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours to answer
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
@@ -91,8 +124,10 @@ def search_on(cluster: cluster_ray.Cluster, config: TuneConfig, search: Search, 
 
     if not logger.isEnabledFor(logging.DEBUG):
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what is lost with a worker is done again, or told
-    driver = _Driver(config, search, draw, run, at_once)
-    arguments = {"folder": str(run.folder), "attempt": run.attempt, "deadline": driver.deadline}
+    driver = _Driver(config, trials, run, at_once, timed)
+    arguments = {
+        "folder": str(run.folder), "base": str(trials.base), "attempt": run.attempt, "deadline": driver.deadline,
+    }  # fmt: skip
     trainable = ray_tune.with_resources(ray_tune.with_parameters(_work, arguments=arguments), resources)
     scratch = Path(tempfile.mkdtemp(prefix="mlic-tune-"))  # what Ray Tune notes of pieces of work is of no use later
     tuner = ray_tune.Tuner(
@@ -110,7 +145,7 @@ def search_on(cluster: cluster_ray.Cluster, config: TuneConfig, search: Search, 
         failed = cluster_ray.run_beside(tuner.fit, driver.look)
     except KeyboardInterrupt:
         raise PartialError(
-            f"stopped; {driver.ended} of {config.trials} trials are done, and the others keep their epochs.",
+            f"stopped; {driver.ended} of {trials.count} trials are done, and the others keep their epochs.",
             "run the same command again to go on.",
         ) from None
     finally:
@@ -144,37 +179,40 @@ def _fitting(cluster: cluster_ray.Cluster, config: TuneConfig) -> tuple[int, dic
     return at_once, {"cpu": cpus, "gpu": gpus}
 
 
-def _announce(config: TuneConfig, search: Search, at_once: int) -> None:
+def _announce(config: TuneConfig, search: Search, at_once: int, timed: bool) -> None:
     """Say what is to come and the most that it can be."""
-    most = config.trials * config.epochs
-    longest = -(-config.trials // at_once) * config.epochs
-    looked = sorted({epoch for number in range(config.trials) for epoch in search.rule.milestones(number)})
+    most = search.count * config.epochs
+    longest = -(-search.count // at_once) * config.epochs
+    looked = sorted({epoch for number in range(search.count) for epoch in search.rule.milestones(number)})
     some = f"{', '.join(str(epoch) for epoch in looked[:8])}{', ...' if len(looked) > 8 else ''}"
-    early = f"{config.scheduler} looks at them after epochs {some}" if looked else "none is stopped early"
-    budget = "" if config.budget is None else f"; {config.budget / 3600:.3g} h at the longest"
+    early = f"{search.rule.kind} looks at them after epochs {some}" if looked else "none is stopped early"
+    budget = "" if config.budget is None or not timed else f"; {config.budget / 3600:.3g} h at the longest"
     logger.info(
         "search: %d trials of up to %d epochs, %d at a time; %s; at most %d epochs, %d one after another%s",
-        config.trials, config.epochs, at_once, early, most, longest, budget,
+        search.count, config.epochs, at_once, early, most, longest, budget,
     )  # fmt: skip
 
 
 class _Driver:
     """Gives out work and takes what comes of it; all calls come from the thread of Ray Tune's loop but `look`."""
 
-    def __init__(self, config: TuneConfig, search: Search, draw: Draw, run: Run[Path], at_once: int) -> None:
-        self.config, self.search, self.draw, self.run, self.at_once = config, search, draw, run, at_once
+    def __init__(self, config: TuneConfig, trials: Trials, run: Run[Path], at_once: int, timed: bool) -> None:
+        self.config, self.trials, self.run, self.at_once, self.timed = config, trials, run, at_once, timed
+        self.search = search = trials.search
         self.metric = loop.objective(config)
         self.busy: dict[str, Work] = {}
-        self.values = {number: list(search.values(number)) for number in range(config.trials)}
+        self.values = {number: list(search.values(number)) for number in range(trials.count)}
         self.best = max((max(v) for v in self.values.values() if v), default=-math.inf)
         self.begun, self.spent, self.epochs = time.monotonic(), seconds_spent(run.folder), 0
-        self.deadline = None if config.budget is None else time.time() + max(0.0, config.budget - self.spent)
+        self.deadline = (
+            None if config.budget is None or not timed else time.time() + max(0.0, config.budget - self.spent)
+        )
         self.hopeless: str | None = None
         self.said = self.shown = self.clocked = time.monotonic()
 
     @property
     def ended(self) -> int:
-        return sum(bool(self.search.status(number)) for number in range(self.config.trials))
+        return sum(bool(self.search.status(number)) for number in range(self.trials.count))
 
     def suggest(self, name: str) -> dict[str, Any] | None:
         """A piece of work, None while there is none; raises StopIteration when there will be no more."""
@@ -183,19 +221,19 @@ class _Driver:
         if len(self.busy) >= self.at_once:
             return None
         fresh = self.search.next_fresh
-        drawn = None if fresh is None else self.draw(fresh)
+        drawn = None if fresh is None else self.trials.draw(fresh)
         work = self.search.ask({work.trial for work in self.busy.values()}, may_begin=drawn is not None)
         if work is None:
             if self.search.done:
                 raise StopIteration
             return None
-        settings = self.draw(work.trial) or {}
-        own = folder_of(self.run.folder, work.trial)
+        settings = self.trials.draw(work.trial) or {}
+        own = self.trials.folder(work.trial)
         if not own.is_dir():
             own.mkdir(parents=True)
             write_json(own / "trial.json", settings)
         self.busy[name] = work
-        plan = self.config.plan(settings).model_dump_json()
+        plan = self.trials.plan(settings).model_dump_json()
         return {"number": work.trial, "until": work.until, "plan": plan}
 
     def heard(self, name: str, result: dict[str, Any]) -> None:
@@ -213,27 +251,27 @@ class _Driver:
     def took(self, name: str, failed: str | None) -> None:
         """A piece of work is done, or has failed for good."""
         work = self.busy.pop(name)
-        own = folder_of(self.run.folder, work.trial)
         if failed is None:
-            failed = failure(self.run.folder, work.trial)
+            failed = self.trials.failure(work.trial)
         else:
-            write_json(own / "failed.json", {"error": failed})
+            write_json(self.trials.folder(work.trial) / "failed.json", {"error": failed})
         values = self.values[work.trial]
         if failed is not None:
             logger.warning("trial %d failed: %s", work.trial, failed)
         stopped_itself = len(values) < work.until and not self._time_is_up()
         self.search.tell(work.trial, values, "failed" if failed else "finished" if stopped_itself else None)
         self._give_up_at_same_deaths()
-        drop_checkpoints(self.run.folder, self.search, self.config)
+        if self.timed:
+            self.trials.drop_checkpoints(self.config.keep)
 
     def _time_is_up(self) -> bool:
         return self.deadline is not None and time.time() >= self.deadline
 
     def _give_up_at_same_deaths(self) -> None:
-        ended = [number for number in range(self.config.trials) if self.search.status(number)]
-        if len(ended) < min(_SAME_DEATHS, self.config.trials) or any(self.values.values()):
+        ended = [number for number in range(self.trials.count) if self.search.status(number)]
+        if len(ended) < min(_SAME_DEATHS, self.trials.count) or any(self.values.values()):
             return
-        reasons = {failure(self.run.folder, number) for number in ended}
+        reasons = {self.trials.failure(number) for number in ended}
         if len(reasons) == 1:
             self.hopeless = reasons.pop()
 
@@ -252,10 +290,11 @@ class _Driver:
 
     def save_clock(self) -> None:
         """Keep the time that the search has taken."""
-        write_json(self.run.folder / _CLOCK, {"seconds": round(self.spent + time.monotonic() - self.begun, 1)})
+        if self.timed:
+            write_json(self.run.folder / _CLOCK, {"seconds": round(self.spent + time.monotonic() - self.begun, 1)})
 
     def __str__(self) -> str:
-        statuses = [self.search.status(number) for number in range(self.config.trials)]
+        statuses = [self.search.status(number) for number in range(self.trials.count)]
         left = sum(
             self.config.epochs - len(self.values[number]) for number, status in enumerate(statuses) if not status
         )
@@ -307,7 +346,7 @@ def _work(config: dict[str, Any], arguments: dict[str, Any]) -> None:
     from ray import tune as ray_tune
 
     owner = Path(arguments["folder"])
-    folder = folder_of(owner, config["number"])
+    folder = folder_of(Path(arguments["base"]), config["number"])
     folder.mkdir(parents=True, exist_ok=True)
     plan = TrainConfig(**json.loads(config["plan"]))
     metric, deadline = loop.objective(plan), arguments["deadline"]
@@ -339,20 +378,3 @@ def _reason(error: Exception) -> str:
         return str(error)
     line = next((line for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line.strip()[:300]}"
-
-
-def ranking(search: Search, count: int) -> list[int]:
-    """The trials that have a value and did not fail, best first; equal ones by number."""
-    scored = [number for number in range(count) if search.values(number) and search.status(number) != "failed"]
-    return sorted(scored, key=lambda number: (-max(search.values(number)), number))
-
-
-def drop_checkpoints(run: Path, search: Search, config: TuneConfig) -> None:
-    """Remove the checkpoints of ended trials that nobody will need: all but the best epochs of the best ones."""
-    ended = [number for number in ranking(search, config.trials) if search.status(number)]
-    for place, number in enumerate(ended):
-        kept = folder_of(run, number) / "checkpoints"
-        if place >= config.keep:
-            shutil.rmtree(kept, ignore_errors=True)
-        else:
-            (kept / "last.pt").unlink(missing_ok=True)

@@ -25,10 +25,13 @@ from mlic.schema import Model
 from mlic.search.rungs import Search
 from mlic.search.tpe import Tpe
 from mlic.space import Value
-from mlic.stages import checkpoints, start, trials
+from mlic.stages import checkpoints, loop, start
+from mlic.stages.confirm import Confirmation, confirm
 from mlic.stages.doctor import doctor as examine
 from mlic.stages.fit import finish
 from mlic.stages.measure import Measurement, aligned
+from mlic.stages.trials import Trials, rule, seconds_spent, train_on
+from mlic.stages.tune_page import render
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,7 @@ class TuneReport(Model):
     run: Path
     model: Path
     best_config: Path
+    page: Path
     objective: str
     trials: tuple[Trial, ...]
     rungs: dict[int, int]
@@ -65,6 +69,7 @@ class TuneReport(Model):
     possible: int
     seconds: float
     measurement: Measurement
+    confirmation: Confirmation | None
 
     def text(self) -> str:
         counts = {status: sum(t.status == status for t in self.trials) for status in ("pruned", "failed", "cut")}
@@ -79,7 +84,8 @@ class TuneReport(Model):
                 f"{ended}; {self.epochs:,} epochs, {share:.0%} of {self.possible:,}; trial {self.trials[0].number} won",
                 f"its validation split, {self.measurement.samples:,} samples, cross-fitted thresholds "
                 "(the best of several trials looks better than it is)",
-                self.measurement.table(), f"config  {self.best_config}", f"model   {self.model}",
+                self.measurement.table(), *([] if self.confirmation is None else self.confirmation.lines()),
+                f"config  {self.best_config}", f"model   {self.model}", f"page    {self.page}",
             ]
         )  # fmt: skip
 
@@ -112,14 +118,17 @@ def tune(config: TuneConfig) -> TuneReport:
     folder = config.runs / str(config.name)
     inputs = {"shards": index["fingerprint"], "weights": " ".join(begins_with)}
     with Run.open(folder, "tune", config, inputs, config.fresh) as run:
-        if config.fresh and config.checkpoint_copy is not None:
-            for number in range(config.trials):
-                checkpoints.forget_copy(config.checkpoint_copy, trials.folder_of(folder, number), folder)
-        search = trials.recall(config, folder)
+        search = Search(rule(config), config.trials)
         draw = Tpe(config.space, config.seed, search, _LAG) if config.searcher == "tpe" else config.drawn
+        trials = Trials(search, folder / "trials", draw, config.plan)
+        if config.fresh and config.checkpoint_copy is not None:
+            for number in range(trials.count):
+                checkpoints.forget_copy(config.checkpoint_copy, trials.folder(number), folder)
+        trials.recall(loop.objective(config))
         search.settle()
-        if run.finished and (search.done or _time_is_up(config, folder)) and (folder / "model" / bundle.SPEC).is_file():
-            return TuneReport(**run.report)
+        kept = _kept(config, trials, run)
+        if kept is not None:
+            return kept
         if run.finished:
             run.reopen()
         if not search.done and not _time_is_up(config, folder):
@@ -127,14 +136,25 @@ def tune(config: TuneConfig) -> TuneReport:
                 if config.doctor:
                     examine(DoctorConfig(shards=config.shards, address=config.address))
                 cluster_ray.check_shared(cluster, folder, config.shards)
-                trials.search_on(cluster, config, search, draw, run)
-        report = _finish(config, search, draw, run)
+                train_on(cluster, config, trials, run, timed=True)
+        report = _finish(config, trials, run)
         run.finish(report)
     return report
 
 
+def _kept(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport | None:
+    """The report of a finished search, unless it is to have more trials, more time or another confirmation."""
+    ended = trials.search.done or _time_is_up(config, run.folder)
+    if not (run.finished and ended and (run.folder / "model" / bundle.SPEC).is_file()):
+        return None
+    report = TuneReport(**run.report)
+    confirmed = 0 if report.confirmation is None else report.confirmation.seeds
+    whole = len(report.trials) == trials.count or not trials.search.done
+    return report if whole and config.confirm in (0, confirmed) else None
+
+
 def _time_is_up(config: TuneConfig, folder: Path) -> bool:
-    return config.budget is not None and trials.seconds_spent(folder) >= config.budget
+    return config.budget is not None and seconds_spent(folder) >= config.budget
 
 
 def _check_networks(config: TuneConfig, labels: tuple[str, ...]) -> list[str]:
@@ -158,41 +178,51 @@ def _check_networks(config: TuneConfig, labels: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _finish(config: TuneConfig, search: Search, draw: Any, run: Run[Path]) -> TuneReport:
-    """Write the tables, the winner's configuration and its bundle."""
-    ranking = trials.ranking(search, config.trials)
+def _finish(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport:
+    """Write the tables, the winner's configuration and its bundle, and train it again where that is asked for."""
+    ranking, search = trials.ranking(), trials.search
     if not ranking:
-        reasons = [trials.failure(run.folder, number) for number in range(config.trials)]
+        reasons = [trials.failure(number) for number in range(trials.count)]
         first = next((reason for reason in reasons if reason), "there was no time for one.")
-        raise RunError(f"none of the {config.trials} trials finished an epoch: {first}", "mend that and use --fresh.")
-    trials.drop_checkpoints(run.folder, search, config)
-    begun = [number for number in range(config.trials) if search.begun(number)]
-    rows = [_trial(run.folder, search, number, draw(number) or {}) for number in begun]
+        raise RunError(f"none of the {trials.count} trials finished an epoch: {first}", "mend that and use --fresh.")
+    trials.drop_checkpoints(config.keep)
+    begun = [number for number in range(trials.count) if search.begun(number)]
+    rows = [_trial(trials, number) for number in begun]
     rows.sort(key=lambda trial: (ranking.index(trial.number) if trial.number in ranking else len(begun), trial.number))
     winner = config.plan(rows[0].settings)
-    _write_tables(config, run.folder, rows)
+    _write_tables(config, trials, rows)
     best = winner.model_dump(mode="json", exclude={"address", "workers", "fresh", "name"})
     head = f"# The winner of {run.folder.name}: trial {rows[0].number}, {config.objective} {rows[0].value:.4f}.\n"
     write_atomic(run.folder / "best.yaml", (head + yaml.safe_dump(best, sort_keys=False)).encode())
-    fitted = finish(winner, run.folder, trials.folder_of(run.folder, rows[0].number))
-    return TuneReport(
-        run=run.folder, model=fitted.model, best_config=run.folder / "best.yaml", objective=config.objective,
-        trials=tuple(rows), rungs=dict(search.rungs()), epochs=sum(trial.epochs for trial in rows),
-        possible=len(begun) * config.epochs, seconds=trials.seconds_spent(run.folder), measurement=fitted.measurement,
+    fitted = finish(winner, run.folder, trials.folder(rows[0].number))
+    contest = [rows[number].settings for number in range(min(2, len(ranking)))]
+    report = TuneReport(
+        run=run.folder, model=fitted.model, best_config=run.folder / "best.yaml",
+        page=run.folder / "report" / "search.html", objective=config.objective, trials=tuple(rows),
+        rungs=dict(search.rungs()), epochs=sum(trial.epochs for trial in rows), possible=len(begun) * config.epochs,
+        seconds=seconds_spent(run.folder), measurement=fitted.measurement,
+        confirmation=confirm(config, contest, run) if config.confirm else None,
     )  # fmt: skip
+    curves = {number: search.values(number) for number in begun}
+    text, pictures = render(report, config, curves)
+    for name, data in pictures.items():
+        (run.folder / "report").mkdir(exist_ok=True)
+        write_atomic(run.folder / "report" / f"{name}.png", data)
+    write_atomic(report.page, text.encode())
+    return report
 
 
-def _trial(run: Path, search: Search, number: int, settings: dict[str, Value]) -> Trial:
-    values = search.values(number)
+def _trial(trials: Trials, number: int) -> Trial:
+    values = trials.search.values(number)
     value = max(values, default=None)
     return Trial(
-        number=number, status=search.status(number) or "cut", epochs=len(values), value=value,
-        best_epoch=None if value is None else values.index(value) + 1, settings=settings,
-        error=trials.failure(run, number),
+        number=number, status=trials.search.status(number) or "cut", epochs=len(values), value=value,
+        best_epoch=None if value is None else values.index(value) + 1, settings=trials.draw(number) or {},
+        error=trials.failure(number),
     )  # fmt: skip
 
 
-def _write_tables(config: TuneConfig, folder: Path, rows: Sequence[Trial]) -> None:
+def _write_tables(config: TuneConfig, trials: Trials, rows: Sequence[Trial]) -> None:
     """`trials.parquet`, a row a trial with all its settings, and `epochs.parquet`, a row for each of their epochs."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -206,13 +236,13 @@ def _write_tables(config: TuneConfig, folder: Path, rows: Sequence[Trial]) -> No
         }
         kept = trial.model_dump(exclude={"settings"})
         of_trials.append(kept | {f"space.{name}": _column(value) for name, value in trial.settings.items()} | plain)
-        for row in checkpoints.read_history(trials.folder_of(folder, trial.number)):
+        for row in checkpoints.read_history(trials.folder(trial.number)):
             of_epochs.append({"trial": trial.number, **row})
     for name, table in (("trials", of_trials), ("epochs", of_epochs)):
         columns = list(dict.fromkeys(key for row in table for key in row))
         sink = io.BytesIO()
         pq.write_table(pa.table({key: [row.get(key) for row in table] for key in columns}), sink)
-        write_atomic(folder / f"{name}.parquet", sink.getvalue())
+        write_atomic(trials.base.parent / f"{name}.parquet", sink.getvalue())
 
 
 def _column(value: Value) -> Any:

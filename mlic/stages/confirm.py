@@ -1,0 +1,156 @@
+"""Is the winner of a search really better? It, the runner-up and the default, trained again from other seeds.
+
+The best of many trials looks better than it is, by its luck on the validation split. So the contest is held anew, on
+seeds that the search did not use and, where the shards have one, on a test split that it never saw.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlic.cluster import ray as cluster_ray
+from mlic.cluster.runs import Run
+from mlic.config import PredictConfig, TrainConfig, TuneConfig
+from mlic.data import predictions
+from mlic.data.shards import read_index
+from mlic.errors import RunError
+from mlic.model import bundle
+from mlic.schema import Model
+from mlic.score import bootstrap, metrics
+from mlic.search.rungs import Rule, Search
+from mlic.space import Value
+from mlic.stages import checkpoints, loop
+from mlic.stages.evaluate import join
+from mlic.stages.fit import finish
+from mlic.stages.measure import aligned
+from mlic.stages.predict import predict
+from mlic.stages.trials import Trials, train_on
+
+Array = np.ndarray[Any, Any]
+
+_RESAMPLES = 1000
+
+
+class Confirmation(Model):
+    """A contest over `seeds` trainings each: the objective of each on `split`, and the winner's lead over the others.
+
+    A lead has its 95% interval, over images and over seeds at once; the winner is surely better where it is above 0.
+    """
+
+    split: str
+    samples: int
+    seeds: int
+    objective: str
+    values: dict[str, tuple[float, ...]]
+    lead: dict[str, tuple[float, float, float]]
+
+    def lines(self) -> list[str]:
+        rows = [[f"{self.objective} on {self.split}", "mean", "lowest", "highest", "winner's lead", "95% interval"]]
+        for name, values in self.values.items():
+            lead = self.lead.get(name)
+            ends = ["", ""] if lead is None else [f"{lead[0]:+.4f}", f"{lead[1]:+.4f} to {lead[2]:+.4f}"]
+            rows.append([name, f"{np.mean(values):.4f}", f"{min(values):.4f}", f"{max(values):.4f}", *ends])
+        said = [self.verdict(name) for name in self.lead]
+        return [f"trained again from {self.seeds} other seeds, {self.samples:,} samples", *aligned(rows), *said]
+
+    def verdict(self, name: str) -> str:
+        """In words, whether the winner is better than another."""
+        lead, low, high = self.lead[name]
+        if low > 0:
+            return f"the winner beats {name}: by {lead:.4f}, surely by {low:.4f}"
+        if high < 0:
+            return f"the winner is worse than {name}, surely: by {-lead:.4f}"
+        return f"the winner cannot be told apart from {name} by these images and seeds"
+
+
+def confirm(config: TuneConfig, contest: Sequence[Mapping[str, Value]], run: Run[Any]) -> Confirmation:
+    """Train the settings of the first two trials and the default from `config.confirm` other seeds, and compare them.
+
+    Raises RunError when one of the trainings fails.
+    """
+    names = [*("winner", "runner-up")[: len(contest)], "default"]
+    count = config.confirm
+    seeds = [(config.seed + 1 + number) % 2**31 for number in range(count)]
+    settings: list[dict[str, Value]] = [
+        {**given, "seed": seed} for given in (*contest, _default(config)) for seed in seeds
+    ]
+    search = Search(Rule("none", config.epochs, 1, 2), len(settings))
+    trials = Trials(search, run.folder / "confirm", lambda number: settings[number], config.plan)
+    for number, given in enumerate(settings):
+        own = trials.folder(number)
+        if own.is_dir() and json.loads((own / "trial.json").read_text(encoding="utf-8")) != given:
+            shutil.rmtree(own)  # of another winner, before there were more trials
+    trials.recall(loop.objective(config))
+    split = "test" if read_index(config.shards)["splits"].get("test", {}).get("samples") else "val"
+    with cluster_ray.connect(config.address) as cluster:
+        if not search.done:
+            train_on(cluster, config, trials, run, timed=False)
+        failed = next((reason for number in range(trials.count) if (reason := trials.failure(number))), None)
+        if failed is not None:
+            raise RunError(f"a training of the contest failed: {failed}", "lower --confirm to 0 for the search alone.")
+        found = [_decided(config, trials, number, split) for number in range(trials.count)]
+    drawn = [
+        bootstrap.draws(decisions, targets, scores, _RESAMPLES, config.seed)[config.objective]
+        for decisions, targets, scores in found
+    ]
+    values = [_value(config.objective, *each) for each in found]
+    by_name = {name: slice(i * count, (i + 1) * count) for i, name in enumerate(names)}
+    first = by_name["winner"]
+    return Confirmation(
+        split=split, samples=len(found[0][1]), seeds=count, objective=config.objective,
+        values={name: tuple(values[part]) for name, part in by_name.items()},
+        lead={
+            name: _lead(values[first], values[part], np.array(drawn[first]), np.array(drawn[part]), config.seed)
+            for name, part in by_name.items() if name != "winner"
+        },
+    )  # fmt: skip
+
+
+def _default(config: TuneConfig) -> dict[str, Value]:
+    """What of the searched settings `mlic train` has by itself."""
+    plain = {name: field.default for name, field in TrainConfig.model_fields.items()}
+    return {name: plain[name] for name in config.space if "." not in name}
+
+
+def _decided(config: TuneConfig, trials: Trials, number: int, split: str) -> tuple[Array, Array, Array]:
+    """Decisions (N, L), targets and scores of a training on a split that no threshold of it was fitted to."""
+    folder = trials.folder(number)
+    settings = trials.draw(number) or {}
+    if not (folder / "model" / bundle.SPEC).is_file():
+        finish(trials.plan(settings), folder, folder, warn=False)
+    if split == "val":
+        best = checkpoints.read_best(folder)
+        return best.decisions, best.targets, best.scores
+    out = folder / f"{split}.parquet"
+    where = {"address": config.address, "workers": config.workers}
+    predict(PredictConfig(model=folder, images=config.shards, split=split, out=out, values="both", **where))
+    found = predictions.read(out)
+    rows, targets, _, _ = join(found, config.shards, split, "auto")
+    if found.scores is None or found.decisions is None:
+        raise RunError(f"{out} has no scores.", "remove it and run the same command again.")
+    return found.decisions[rows], targets, found.scores[rows]
+
+
+def _value(objective: str, decisions: Array, targets: Array, scores: Array) -> float:
+    measured = metrics.decision_metrics(decisions, targets) | metrics.score_metrics(scores, targets)
+    return float(measured[objective])
+
+
+def _lead(
+    one: Sequence[float], two: Sequence[float], drawn: Array, other: Array, seed: int
+) -> tuple[float, float, float]:
+    """Difference of means and its 95% interval; `drawn` and `other` are (S, R): a row of resamples a seed.
+
+    In each resample the same images are drawn for all, and for each of the two as many of its seeds as it has.
+    """
+    rng = np.random.default_rng([seed, 17])
+    seeds, resamples = drawn.shape
+    columns = np.arange(resamples)
+    means = [each[rng.integers(0, seeds, (seeds, resamples)), columns].mean(axis=0) for each in (drawn, other)]
+    low, high = np.nanquantile(means[0] - means[1], [0.025, 0.975])
+    return float(np.mean(one) - np.mean(two)), float(low), float(high)
