@@ -42,6 +42,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.tune
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mlic needs Python 3.11 or newer: make PYTHON=python3.11")'

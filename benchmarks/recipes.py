@@ -53,7 +53,7 @@ def main(
     shards: Path, names: tuple[str, ...], minutes: float, sets: tuple[str, ...], label: str | None, runs: Path
 ) -> None:
     torch.set_num_threads(1)
-    files = {recipe.name: recipe.path for recipe in recipes() if not recipe.name.startswith("pack-")}
+    files = {recipe.name: recipe.path for recipe in recipes() if not recipe.name.startswith(("pack-", "tune-"))}
     for name in (names or ("default", *files)) if minutes else ():
         plain: dict[str, Any] = {} if name == "default" else read_file(files[name])
         config = build(TrainConfig, plain, read_sets(list(sets)), {"shards": shards})
@@ -76,7 +76,7 @@ def write_table() -> None:
     lines += ["|---|---|---|---|---|"]
     every = [("default", "", {}), *((r.name, r.reported, read_file(r.path)) for r in recipes())]
     for name, reported, plain in every:
-        if not name.startswith("pack-"):
+        if not name.startswith(("pack-", "tune-")):
             measured, interval, why = cells(found.get(name), plain)
             lines.append(f"| `{name}` | {reported or 'no numbers'} | {measured} | {interval} | {why} |")
     text = TABLE.read_text()

@@ -231,6 +231,10 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
     scheduler: Literal["asha", "hyperband", "median", "none"] = setting(
         "asha", "How weak trials are stopped early", cli="flag"
     )
+    cross_validate: bool = setting(
+        False, "Train each trial on all folds of the shards but one in turn, and compare the means over the folds",
+        cli="flag",
+    )  # fmt: skip
     grace_epochs: int = setting(1, "Epochs that every trial may run", ge=1)
     reduction_factor: int = setting(3, "ASHA goes on with one in so many trials at each rung", ge=2)
     cpus_per_trial: float = setting(1.0, "CPUs of a trial", cli="flag", gt=0)
@@ -257,6 +261,8 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
     def _space_makes_sense(self) -> Self:
         if self.grace_epochs > self.epochs:
             raise ValueError(f"grace_epochs is {self.grace_epochs}, more than epochs, which is {self.epochs}")
+        if self.cross_validate and self.fold is not None:
+            raise ValueError("cross_validate goes over all folds; leave fold out")
         if not self.space:
             raise ValueError("space is empty; give it a setting to search over")
         if self.searcher == "tpe" and any(each.grid is not None for each in self.space.values()):
@@ -294,7 +300,7 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         for name, value in given.items():
             if isinstance(value, dict):
                 given[name] = {**fixed[name], **value}
-        left_out = ("address", "workers", "fresh", "name")
+        left_out = ("address", "workers", "fresh", "name", "cross_validate")
         return TrainConfig(**{**{name: value for name, value in fixed.items() if name not in left_out}, **given})
 
     def _check_name(self, name: str) -> None:

@@ -63,6 +63,44 @@ def b_final(num_labels: int, channels: int, image_size: int, hidden: float = 256
     return _b(num_labels, channels, image_size, (32, 64, 128, 256), 3, hidden, dropout)
 
 
+def b_drawn(
+    num_labels: int,
+    channels: int,
+    image_size: int,
+    convs: float = 3,
+    denses: float = 1,
+    dropout: float = 0.5,
+    **layers: float,
+) -> nn.Module:
+    """System B, what its random search draws from, layer by layer.
+
+    Layer i of the `convs` convolutions has `width_i`, `kernel_i`, `tanh_i` (1, else ReLU), `norm_i` (batch norm) and
+    `pool_i` (0: none, 1: max, 2: average); layer i of the `denses` dense ones has `hidden_i`. B does not tell its
+    ranges; the defaults are those of its best net.
+    """
+    known = {f"{what}_{i}" for what in _DRAWN for i in range(1, _MOST_DRAWN + 1)}
+    odd = next((name for name in layers if name not in known), None)
+    if odd is not None:
+        raise ValueError(f"there is no option {odd}")
+    net: list[nn.Module] = []
+    before = channels
+    for i in range(1, int(convs) + 1):
+        own = {what: int(layers.get(f"{what}_{i}", default)) for what, default in _DRAWN.items()}
+        net.append(nn.Conv2d(before, own["width"], own["kernel"], padding="same"))
+        net.append(nn.Tanh() if own["tanh"] else nn.ReLU())
+        if own["norm"]:
+            net.append(nn.BatchNorm2d(own["width"]))
+        if own["pool"]:
+            net.append(nn.MaxPool2d(2) if own["pool"] == 1 else nn.AvgPool2d(2))
+        before = own["width"]
+    hidden = [int(layers.get(f"hidden_{i}", _DRAWN["hidden"])) for i in range(1, int(denses) + 1)]
+    return _with_head(net, num_labels, channels, image_size, hidden, dropout)
+
+
+_DRAWN = {"width": 32, "kernel": 3, "tanh": 0, "norm": 1, "pool": 1, "hidden": 128}
+_MOST_DRAWN = 5  # layers of a kind
+
+
 def c_1(
     num_labels: int, channels: int, image_size: int, width: float = 32, hidden: float = 256, dropout: float = 0.5
 ) -> nn.Module:
@@ -124,8 +162,8 @@ def e_cnn(num_labels: int, channels: int, image_size: int, width: float = 16, hi
 NETS: dict[str, tuple[Builder, Color]] = {
     "a-ffnn": (a_ffnn, "rgb"), "a-cnn1": (a_cnn1, "rgb"), "a-cnn2": (a_cnn2, "rgb"), "a-cnn3": (a_cnn3, "rgb"),
     "b-baseline": (b_baseline, "gray"), "b-iter1": (b_iter1, "gray"), "b-iter2": (b_iter2, "gray"),
-    "b-final": (b_final, "gray"), "c-1": (c_1, "rgb"), "c-2": (c_2, "rgb"), "c-3": (c_3, "rgb"),
-    "c-dummy": (c_dummy, "rgb"), "d-cnn": (d_cnn, "rgb"), "e-cnn": (e_cnn, "rgb"),
+    "b-final": (b_final, "gray"), "b-drawn": (b_drawn, "gray"), "c-1": (c_1, "rgb"), "c-2": (c_2, "rgb"),
+    "c-3": (c_3, "rgb"), "c-dummy": (c_dummy, "rgb"), "d-cnn": (d_cnn, "rgb"), "e-cnn": (e_cnn, "rgb"),
 }  # fmt: skip
 
 

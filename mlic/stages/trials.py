@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mlic.cluster import ray as cluster_ray
-from mlic.cluster.runs import Run, is_current, write_json
+from mlic.cluster.runs import Run, is_current, write_atomic, write_json
 from mlic.config import TrainConfig, TuneConfig
 from mlic.errors import ClusterError, MlicError, PartialError, RunError
 from mlic.search.rungs import Rule, Search, Work
@@ -46,13 +46,14 @@ class Trials:
     """What is to be trained: the search that decides it, the folder of the trials' folders, and what they are.
 
     `draw` has the settings of a trial by its number, None while they wait for other trials; `plan` makes a
-    configuration of them.
+    configuration of them. With `folds` a trial is a model for each of them, and its metrics are their means.
     """
 
     search: Search
     base: Path
     draw: Draw
     plan: Callable[[dict[str, Value]], TrainConfig]
+    folds: int = 0
 
     @property
     def count(self) -> int:
@@ -61,6 +62,10 @@ class Trials:
     def folder(self, number: int) -> Path:
         """The folder of a trial."""
         return folder_of(self.base, number)
+
+    def fitted(self, number: int) -> Path:
+        """The folder with the checkpoints of a trial, of its first fold where it has several."""
+        return parts(self.folder(number), self.folds)[0]
 
     def failure(self, number: int) -> str | None:
         """Why a trial failed; None of one that did not."""
@@ -85,11 +90,11 @@ class Trials:
         """Remove the checkpoints of ended trials that nobody will need: all but the best epochs of the best ones."""
         ended = [number for number in self.ranking() if self.search.status(number)]
         for place, number in enumerate(ended):
-            kept = self.folder(number) / "checkpoints"
-            if place >= keep:
-                shutil.rmtree(kept, ignore_errors=True)
-            else:
-                (kept / "last.pt").unlink(missing_ok=True)
+            for kept in (part / "checkpoints" for part in parts(self.folder(number), self.folds)):
+                if place >= keep:
+                    shutil.rmtree(kept, ignore_errors=True)
+                else:
+                    (kept / "last.pt").unlink(missing_ok=True)
 
 
 def folder_of(base: Path, number: int) -> Path:
@@ -100,6 +105,11 @@ def folder_of(base: Path, number: int) -> Path:
 def rule(config: TuneConfig) -> Rule:
     """How weak trials of this search are stopped."""
     return Rule(config.scheduler, config.epochs, config.grace_epochs, config.reduction_factor)
+
+
+def parts(folder: Path, folds: int) -> list[Path]:
+    """Where the models of a trial are: its folder, or one in it for each fold."""
+    return [folder / f"fold{fold}" for fold in range(folds)] or [folder]
 
 
 def seconds_spent(run: Path) -> float:
@@ -234,7 +244,7 @@ class _Driver:
             write_json(own / "trial.json", settings)
         self.busy[name] = work
         plan = self.trials.plan(settings).model_dump_json()
-        return {"number": work.trial, "until": work.until, "plan": plan}
+        return {"number": work.trial, "until": work.until, "plan": plan, "folds": self.trials.folds}
 
     def heard(self, name: str, result: dict[str, Any]) -> None:
         """Take an epoch's value."""
@@ -351,15 +361,28 @@ def _work(config: dict[str, Any], arguments: dict[str, Any]) -> None:
     plan = TrainConfig(**json.loads(config["plan"]))
     metric, deadline = loop.objective(plan), arguments["deadline"]
     device = torch.device(cluster_ray.assigned_device())
-    begun = len(checkpoints.read_history(folder))
 
     def report(row: dict[str, float]) -> None:
         ray_tune.report({"epoch": int(row["epoch"]), "value": row[metric]})
+
+    def look_at_clock(row: dict[str, float]) -> None:
         if deadline is not None and row["epoch"] > begun and time.time() >= deadline:
             raise _TimeIsUpError
 
+    def say(row: dict[str, float]) -> None:
+        if not config["folds"]:
+            report(row)
+        look_at_clock(row)
+
     try:
-        loop.fit(plan, Place(0, 1, device, folder, owner, arguments["attempt"]), report, config["until"])
+        for fold, part in enumerate(parts(folder, config["folds"])):
+            part.mkdir(exist_ok=True)
+            begun = len(checkpoints.read_history(part))
+            own = plan.model_copy(update={"fold": fold}) if config["folds"] else plan
+            loop.fit(own, Place(0, 1, device, part, owner, arguments["attempt"]), say, config["until"])
+        if config["folds"]:
+            for row in _join_folds(folder, config["folds"]):
+                report(row)
     except _TimeIsUpError:
         return
     except Exception as error:
@@ -371,6 +394,15 @@ def _work(config: dict[str, Any], arguments: dict[str, Any]) -> None:
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _join_folds(folder: Path, folds: int) -> list[dict[str, float]]:
+    """Write the means over the folds, of the epochs that all of them have, as the trial's history, and return them."""
+    histories = [checkpoints.read_history(part) for part in parts(folder, folds)]
+    epochs = zip(*histories, strict=False)  # patience may end a fold before the others
+    rows = [{name: sum(row[name] for row in of_folds) / folds for name in of_folds[0]} for of_folds in epochs]
+    write_atomic(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    return rows
 
 
 def _reason(error: Exception) -> str:

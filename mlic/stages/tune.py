@@ -29,6 +29,7 @@ from mlic.stages import checkpoints, loop, start
 from mlic.stages.confirm import Confirmation, confirm
 from mlic.stages.doctor import doctor as examine
 from mlic.stages.fit import finish
+from mlic.stages.folds import check_folds
 from mlic.stages.measure import Measurement, aligned
 from mlic.stages.trials import Trials, rule, seconds_spent, train_on
 from mlic.stages.tune_page import render
@@ -67,6 +68,7 @@ class TuneReport(Model):
     rungs: dict[int, int]
     epochs: int
     possible: int
+    folds: int
     seconds: float
     measurement: Measurement
     confirmation: Confirmation | None
@@ -82,8 +84,8 @@ class TuneReport(Model):
             [
                 *aligned(_table(self.trials[:_SHOWN], self.objective)), *more, *failed,
                 f"{ended}; {self.epochs:,} epochs, {share:.0%} of {self.possible:,}; trial {self.trials[0].number} won",
-                f"its validation split, {self.measurement.samples:,} samples, cross-fitted thresholds "
-                "(the best of several trials looks better than it is)",
+                f"{'its first fold' if self.folds else 'its validation split'}, {self.measurement.samples:,} samples, "
+                "cross-fitted thresholds (the best of several trials looks better than it is)",
                 self.measurement.table(), *([] if self.confirmation is None else self.confirmation.lines()),
                 f"config  {self.best_config}", f"model   {self.model}", f"page    {self.page}",
             ]
@@ -113,6 +115,7 @@ def tune(config: TuneConfig) -> TuneReport:
     """
     index = read_index(config.shards)
     check_trainable(config.shards, index, config.fold)
+    folds = check_folds(config.shards, index) if config.cross_validate else 0
     begins_with = _check_networks(config, tuple(index["labels"]))
     config = config.model_copy(update={"name": config.name or "tune"})
     folder = config.runs / str(config.name)
@@ -120,7 +123,7 @@ def tune(config: TuneConfig) -> TuneReport:
     with Run.open(folder, "tune", config, inputs, config.fresh) as run:
         search = Search(rule(config), config.trials)
         draw = Tpe(config.space, config.seed, search, _LAG) if config.searcher == "tpe" else config.drawn
-        trials = Trials(search, folder / "trials", draw, config.plan)
+        trials = Trials(search, folder / "trials", draw, config.plan, folds)
         if config.fresh and config.checkpoint_copy is not None:
             for number in range(trials.count):
                 checkpoints.forget_copy(config.checkpoint_copy, trials.folder(number), folder)
@@ -194,12 +197,15 @@ def _finish(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport:
     best = winner.model_dump(mode="json", exclude={"address", "workers", "fresh", "name"})
     head = f"# The winner of {run.folder.name}: trial {rows[0].number}, {config.objective} {rows[0].value:.4f}.\n"
     write_atomic(run.folder / "best.yaml", (head + yaml.safe_dump(best, sort_keys=False)).encode())
-    fitted = finish(winner, run.folder, trials.folder(rows[0].number))
+    if trials.folds:
+        winner = winner.model_copy(update={"fold": 0})
+    fitted = finish(winner, run.folder, trials.fitted(rows[0].number))
     contest = [rows[number].settings for number in range(min(2, len(ranking)))]
     report = TuneReport(
         run=run.folder, model=fitted.model, best_config=run.folder / "best.yaml",
         page=run.folder / "report" / "search.html", objective=config.objective, trials=tuple(rows),
         rungs=dict(search.rungs()), epochs=sum(trial.epochs for trial in rows), possible=len(begun) * config.epochs,
+        folds=trials.folds,
         seconds=seconds_spent(run.folder), measurement=fitted.measurement,
         confirmation=confirm(config, contest, run) if config.confirm else None,
     )  # fmt: skip
