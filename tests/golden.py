@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from click.testing import CliRunner
 
 from mlic.cli import cli
 from mlic.cluster.slurm import render
-from mlic.config import STAGES, SlurmConfig
+from mlic.config import STAGES, SlurmConfig, TuneConfig
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (*sorted(cli.commands), "")
@@ -34,6 +35,7 @@ def help_text(command: str) -> str:
 def expected() -> dict[Path, str]:
     """Every golden file with what it should hold."""
     files = {ROOT / "tests" / "golden" / f"help-{name or 'mlic'}.txt": help_text(name) for name in COMMANDS}
+    files[ROOT / "jobs" / "tune.schema.json"] = json.dumps(TuneConfig.model_json_schema(), indent=1) + "\n"
     files |= {ROOT / "slurm" / f"{stage}.sbatch": render(config) for stage, config in SBATCH.items()}
     return files
 
