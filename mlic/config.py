@@ -237,10 +237,17 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
     )  # fmt: skip
     grace_epochs: int = setting(1, "Epochs that every trial may run", ge=1)
     reduction_factor: int = setting(3, "ASHA goes on with one in so many trials at each rung", ge=2)
-    cpus_per_trial: float = setting(1.0, "CPUs of a trial", cli="flag", gt=0)
-    gpus_per_trial: float | None = setting(
-        None, "GPUs of a trial; a share of one is fine; default: 1 where the cluster has any", cli="flag", ge=0
+    workers_per_trial: int = setting(
+        1, "Workers that train a trial together, over several nodes perhaps", cli="flag", ge=1
     )
+    cpus_per_trial: float | None = setting(
+        None, "CPUs of a trial, or of each of its workers; default: 1, or what there are for its share of a GPU",
+        cli="flag", gt=0,
+    )  # fmt: skip
+    gpus_per_trial: float | None = setting(
+        None, "GPUs of a trial, or of each of its workers; a share of one is fine; default: 1 where there are any",
+        cli="flag", ge=0,
+    )  # fmt: skip
     confirm: int = setting(
         0, "Train the winner, the runner-up and what mlic train does by itself again from so many other seeds, and "
         "say whether the winner is surely better",

@@ -232,6 +232,23 @@ def test_a_search_goes_on_with_more_trials(shards: Path, tmp_path: Path) -> None
     assert all(path.read_text() == text for path, text in logs.items())
 
 
+def test_trials_of_several_workers(shards: Path, tmp_path: Path) -> None:
+    """Batches of two workers are those of one, so the values are the same but for the order of sums."""
+    space = {"lr": Dimension(grid=(1e-4, 1e-3))}
+    config = TuneConfig(
+        shards=shards, runs=tmp_path, num_samples=2, arch="a-cnn1", space=space, **(FIT | {"epochs": 2}), name="one"
+    )
+    one = tune(config)
+    two = tune(config.model_copy(update={"workers_per_trial": 2, "name": "two"}))
+    assert [(t.number, t.status, t.epochs) for t in two.trials] == [(t.number, t.status, t.epochs) for t in one.trials]
+    for a, b in zip(one.trials, two.trials, strict=True):
+        assert a.value == pytest.approx(b.value, abs=0.02)
+    log = (tmp_path / "two" / "trials" / "00000" / "log.txt").read_text()
+    assert log.count("val  epoch") == 2
+    with pytest.raises(ClusterError, match="a trial needs 3 workers; this cluster has room for 2"):
+        tune(config.model_copy(update={"workers_per_trial": 3, "name": "three"}))
+
+
 def test_a_winner_is_confirmed_on_what_it_never_saw(shards: Path, tmp_path: Path) -> None:
     config = TuneConfig(
         shards=shards, runs=tmp_path, num_samples=3, confirm=2, color="rgb", arch="b-final",

@@ -64,8 +64,8 @@ class Share:
     """Workers and what each of them gets."""
 
     workers: int
-    cpus: int
-    gpus: int
+    cpus: float
+    gpus: float
 
 
 @contextlib.contextmanager

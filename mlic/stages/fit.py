@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,8 @@ def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run[Path]) -
     others = cluster_ray.reserved()
     try:
         for start_number in range(config.max_failures + 1):
-            trainer = _trainer(config, run, share, cluster.embedded, start_number)
+            where = {"folder": str(run.folder), "owner": str(run.folder), "attempt": run.attempt}
+            trainer = group(config, where, share, cluster.embedded, f"attempt-{run.attempt}-{start_number}")
             failed = cluster_ray.run_beside(trainer.fit, lambda: next(log))
             if failed is None or not _lost_at_start(failed):
                 break
@@ -176,7 +177,7 @@ def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run[Path]) -
             f"stopped; {done} of {config.epochs} epochs are done and kept.",
             "run the same command again to go on.",
         ) from None
-    _raise_failure(run, failed)
+    raise_failure(run.folder, run.attempt, failed)
 
 
 def _lost_at_start(failed: BaseException) -> bool:
@@ -188,8 +189,14 @@ def _lost_at_start(failed: BaseException) -> bool:
     return any(isinstance(error, RayActorError) for error in seen)
 
 
-def _trainer(config: TrainConfig, run: Run[Path], share: cluster_ray.Share, embedded: bool, number: int) -> Any:
-    """Ray Train's trainer for the start `number` of this attempt."""
+def group(
+    config: TrainConfig, where: Mapping[str, Any], share: cluster_ray.Share, embedded: bool, name: str,
+    until: int | None = None,
+) -> Any:  # fmt: skip
+    """Ray Train's trainer of a group of workers for one start, by its name, to the last epoch or `until` an earlier.
+
+    `where` has the `folder` of the run or trial, that of its `owner` and the `attempt` that may write there.
+    """
     # Ray Train reads these when it is imported, and hands them on to its controller and workers.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -208,9 +215,7 @@ def _trainer(config: TrainConfig, run: Run[Path], share: cluster_ray.Share, embe
             callbacks = super()._create_default_callbacks()
             return [c for c in callbacks if not (embedded and type(c).__name__ == "PlacementGroupCleanerCallback")]
 
-    arguments = {
-        "config": config.model_dump(mode="json"), "folder": str(run.folder), "attempt": run.attempt,
-    }  # fmt: skip
+    arguments = {"config": config.model_dump(mode="json"), "until": until, **where}
     # A worker that is lost while the group starts is counted by the controller, one that is lost later as a failure.
     limit = max(1, config.max_failures)
     workers = share.workers if config.min_workers is None else (config.min_workers, share.workers)
@@ -223,8 +228,8 @@ def _trainer(config: TrainConfig, run: Run[Path], share: cluster_ray.Share, embe
             num_workers=workers, use_gpu=bool(share.gpus), resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
-            name=f"attempt-{run.attempt}-{number}",
-            storage_path=str(run.folder / ".ray"),
+            name=name,
+            storage_path=str(Path(where["folder"]) / ".ray"),
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures, controller_failure_limit=limit),
         ),
     )
@@ -242,13 +247,13 @@ def _worker(arguments: dict[str, Any]) -> None:
     folder = Path(arguments["folder"])
     context = ray.train.get_context()
     place = Place(
-        context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), folder, folder,
-        arguments["attempt"],
+        context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), folder,
+        Path(arguments["owner"]), arguments["attempt"],
     )  # fmt: skip
     if _read_failure(folder, place.attempt) is not None:
         return  # our own error would only come again; leaving quietly spares the restarts meant for lost workers
     try:
-        loop.fit(TrainConfig(**arguments["config"]), place, lambda _: None)
+        loop.fit(TrainConfig(**arguments["config"]), place, lambda _: None, arguments["until"])
     except MlicError as error:
         failure = {
             "kind": type(error).__name__,
@@ -271,8 +276,9 @@ def _read_failure(folder: Path, attempt: int) -> MlicError | None:
     return kinds.get(failure["kind"], MlicError)(failure["message"], failure["hint"])
 
 
-def _raise_failure(run: Run[Path], failed: BaseException | None) -> None:
-    ours = _read_failure(run.folder, run.attempt)
+def raise_failure(folder: Path, attempt: int, failed: BaseException | None) -> None:
+    """Raise what went wrong in a group of workers: our own error, as it was raised there, or a RunError of Ray's."""
+    ours = _read_failure(folder, attempt)
     if ours is not None:
         raise ours
     if failed is not None:

@@ -8,6 +8,7 @@ its history is told to the search when a search goes on, and Ray Tune starts ane
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import logging
@@ -17,7 +18,8 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from mlic.errors import ClusterError, MlicError, PartialError, RunError
 from mlic.search.rungs import Rule, Search, Work
 from mlic.space import Value
 from mlic.stages import checkpoints, loop
+from mlic.stages.fit import group, raise_failure
 from mlic.stages.place import Place
 from mlic.stages.progress import LOG_EVERY_S
 
@@ -124,7 +127,7 @@ def train_on(cluster: cluster_ray.Cluster, config: TuneConfig, trials: Trials, r
     Raises ClusterError when not even one trial fits, RunError when trials die of one error from the first on, and
     PartialError when it is interrupted.
     """
-    at_once, resources = _fitting(cluster, config)
+    at_once, share = _fitting(cluster, config)
     _announce(config, trials.search, at_once, timed)
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours to answer
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
@@ -137,7 +140,10 @@ def train_on(cluster: cluster_ray.Cluster, config: TuneConfig, trials: Trials, r
     driver = _Driver(config, trials, run, at_once, timed)
     arguments = {
         "folder": str(run.folder), "base": str(trials.base), "attempt": run.attempt, "deadline": driver.deadline,
+        "share": dataclasses.astuple(share), "embedded": cluster.embedded,
     }  # fmt: skip
+    # A group of workers takes what it needs by itself, and the function that waits for it next to nothing.
+    resources = {"memory": 2**20} if share.workers > 1 else {"cpu": share.cpus, "gpu": share.gpus}
     trainable = ray_tune.with_resources(ray_tune.with_parameters(_work, arguments=arguments), resources)
     scratch = Path(tempfile.mkdtemp(prefix="mlic-tune-"))  # what Ray Tune notes of pieces of work is of no use later
     tuner = ray_tune.Tuner(
@@ -169,10 +175,13 @@ def train_on(cluster: cluster_ray.Cluster, config: TuneConfig, trials: Trials, r
         )
 
 
-def _fitting(cluster: cluster_ray.Cluster, config: TuneConfig) -> tuple[int, dict[str, float]]:
-    """How many trials fit at a time, and what each is given. Ray Tune itself would wait for ever for what is not."""
+def _fitting(cluster: cluster_ray.Cluster, config: TuneConfig) -> tuple[int, cluster_ray.Share]:
+    """How many trials fit at a time, and the workers of each. Ray Tune itself would wait for ever for what is not."""
     gpus = config.gpus_per_trial if config.gpus_per_trial is not None else float(cluster.gpus > 0)
-    cpus, counts = config.cpus_per_trial, []
+    cpus, counts = config.cpus_per_trial or 1.0, []
+    if gpus and config.cpus_per_trial is None:
+        with_gpus = [node for node in cluster.nodes if node.gpus]
+        cpus = float(max(1, min((int(node.cpus * gpus / node.gpus) for node in with_gpus), default=1)))
     for node in cluster.nodes:
         fits = int(node.cpus / cpus + 1e-9)
         counts.append(min(fits, int(node.gpus / gpus + 1e-9)) if gpus else fits)
@@ -185,8 +194,14 @@ def _fitting(cluster: cluster_ray.Cluster, config: TuneConfig) -> tuple[int, dic
             raise ClusterError(f"a trial needs {need:g} {what}; the largest node has {have}.", flag + ".")
     if not sum(counts):
         raise ClusterError(f"no node has {cpus:g} CPUs and {gpus:g} GPUs for a trial.", "give it fewer of them.")
-    at_once = sum(counts) if config.workers == "auto" else min(sum(counts), config.workers)
-    return at_once, {"cpu": cpus, "gpu": gpus}
+    fits = sum(counts) // config.workers_per_trial
+    if not fits:
+        raise ClusterError(
+            f"a trial needs {config.workers_per_trial} workers; this cluster has room for {sum(counts)}.",
+            f"--workers-per-trial {sum(counts)}.",
+        )
+    at_once = fits if config.workers == "auto" else min(fits, config.workers)
+    return at_once, cluster_ray.Share(config.workers_per_trial, cpus, gpus)
 
 
 def _announce(config: TuneConfig, search: Search, at_once: int, timed: bool) -> None:
@@ -352,37 +367,27 @@ class _TimeIsUpError(Exception):
 
 def _work(config: dict[str, Any], arguments: dict[str, Any]) -> None:
     """A piece of work in a Ray Tune worker: a trial, from where it is, until it has so many epochs."""
-    import torch
     from ray import tune as ray_tune
 
     owner = Path(arguments["folder"])
     folder = folder_of(Path(arguments["base"]), config["number"])
     folder.mkdir(parents=True, exist_ok=True)
     plan = TrainConfig(**json.loads(config["plan"]))
-    metric, deadline = loop.objective(plan), arguments["deadline"]
-    device = torch.device(cluster_ray.assigned_device())
+    metric = loop.objective(plan)
 
     def report(row: dict[str, float]) -> None:
         ray_tune.report({"epoch": int(row["epoch"]), "value": row[metric]})
 
-    def look_at_clock(row: dict[str, float]) -> None:
-        if deadline is not None and row["epoch"] > begun and time.time() >= deadline:
-            raise _TimeIsUpError
-
-    def say(row: dict[str, float]) -> None:
-        if not config["folds"]:
-            report(row)
-        look_at_clock(row)
-
     try:
-        for fold, part in enumerate(parts(folder, config["folds"])):
-            part.mkdir(exist_ok=True)
-            begun = len(checkpoints.read_history(part))
-            own = plan.model_copy(update={"fold": fold}) if config["folds"] else plan
-            loop.fit(own, Place(0, 1, device, part, owner, arguments["attempt"]), say, config["until"])
         if config["folds"]:
+            for fold, part in enumerate(parts(folder, config["folds"])):
+                part.mkdir(exist_ok=True)
+                own = plan.model_copy(update={"fold": fold})
+                _fit(own, part, config["until"], arguments, lambda _: None)
             for row in _join_folds(folder, config["folds"]):
                 report(row)
+        else:
+            _fit(plan, folder, config["until"], arguments, report)
     except _TimeIsUpError:
         return
     except Exception as error:
@@ -390,7 +395,46 @@ def _work(config: dict[str, Any], arguments: dict[str, Any]) -> None:
             with (folder / "log.txt").open("a", encoding="utf-8") as file:
                 traceback.print_exc(file=file)
             write_json(folder / "failed.json", {"error": _reason(error)})
-    finally:
+
+
+def _fit(
+    plan: TrainConfig,
+    folder: Path,
+    until: int,
+    arguments: Mapping[str, Any],
+    report: Callable[[dict[str, float]], None],
+) -> None:
+    """Train one model of a trial: here, or on a group of workers where it is to have several.
+
+    Raises _TimeIsUpError after the epoch in which the search's time is up, a group's after its last.
+    """
+    import torch
+
+    deadline, share = arguments["deadline"], cluster_ray.Share(*arguments["share"])
+    begun = len(checkpoints.read_history(folder))
+
+    def say(row: dict[str, float]) -> None:
+        report(row)
+        if deadline is not None and row["epoch"] > begun and time.time() >= deadline:
+            raise _TimeIsUpError
+
+    if share.workers > 1:
+        where = {"folder": str(folder), "owner": arguments["folder"], "attempt": arguments["attempt"]}
+        name = f"attempt-{arguments['attempt']}-{uuid.uuid4().hex[:8]}"  # what another start left there is not taken up
+        failed: BaseException | None = None
+        try:
+            group(plan, where, share, arguments["embedded"], name, until).fit()
+        except Exception as error:
+            failed = error
+        raise_failure(folder, arguments["attempt"], failed)
+        for row in checkpoints.read_history(folder):
+            say(row)
+        return
+    device = torch.device(cluster_ray.assigned_device())
+    try:
+        place = Place(0, 1, device, folder, Path(arguments["folder"]), arguments["attempt"])
+        loop.fit(plan, place, say, until)
+    finally:  # the process has other trials to come
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
