@@ -63,7 +63,7 @@ def main(trials: int, documented: int, epochs: int) -> None:
         lines = ["| | trials | wall, s a trial | CPU, s a trial |", "|---|---|---|---|"]
         lines += [f"| {name} | {n} | {wall / n:.2f} | {cpu / n:.2f} |" for name, n, (wall, cpu) in rows]
         whole, asha = (pd.read_parquet(folder / name / "tune" / "trials.parquet") for name in ("whole", "asha"))
-        share = asha["epochs"].sum() / whole["epochs"].sum()
+        share = asha["epochs_trained"].sum() / whole["epochs_trained"].sum()
         values = dict(zip(whole["number"], whole["value"], strict=True))
         lost = max(values.values()) - values[asha["number"].iloc[0]]
         wall, cpu = pattern[0] / documented / (ours[0] / trials), pattern[1] / documented / (ours[1] / trials)

@@ -97,7 +97,7 @@ def test_a_search_killed_at_random_points(nodes: Any, shards: Path, tmp_path: Pa
     search = ["tune", shards, *common(nodes), "--num-samples", 6, "--epochs", 4, "--lr", "0.001", "--loss", "bce"]
     folders = killed_at_random(nodes, search, tmp_path)
     tables = [pd.read_parquet(folder / "runs" / "tune" / "trials.parquet") for folder in folders]
-    shown = ["number", "status", "epochs", "value", "best_epoch", "error"]
+    shown = ["number", "status", "epochs_trained", "value", "best_epoch", "error"]
     assert set(tables[0]["status"]) == {"finished", "pruned"}
     for table in tables[1:]:
         pd.testing.assert_frame_equal(table[shown], tables[0][shown])

@@ -198,6 +198,7 @@ def test_tune_searches_prunes_and_leaves_a_config(shards: Path, tmp_path: Path) 
     assert report.trials[0].value == max(t.value or 0 for t in report.trials)
     table = pd.read_parquet(tmp_path / "tune" / "trials.parquet")
     assert table["number"].tolist() == [t.number for t in report.trials]
+    assert table["epochs_trained"].tolist() == [t.epochs for t in report.trials]
     assert bundle.read(report.run).arch == report.trials[0].settings["arch"]
     assert tune(config) == report
 

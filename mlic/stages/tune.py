@@ -240,7 +240,7 @@ def _write_tables(config: TuneConfig, trials: Trials, rows: Sequence[Trial]) -> 
             key: value if isinstance(value, bool | int | float | str | None) else str(value)
             for key, value in plan.items()
         }
-        kept = trial.model_dump(exclude={"settings"})
+        kept = trial.model_dump(exclude={"settings", "epochs"}) | {"epochs_trained": trial.epochs}
         of_trials.append(kept | {f"space.{name}": _column(value) for name, value in trial.settings.items()} | plain)
         for row in checkpoints.read_history(trials.folder(trial.number)):
             of_epochs.append({"trial": trial.number, **row})
