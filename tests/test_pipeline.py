@@ -295,6 +295,7 @@ def test_a_search_over_heads_shares_the_features(shards: Path, tmp_path: Path) -
     config = TuneConfig(
         shards=shards, runs=tmp_path, num_samples=3, arch="resnet18", weights=str(file), train="head", epochs=2,
         image_size=64, batch_size=32, grace_epochs=2,
+        space={"arch_options.head_hidden": Dimension(grid=(0, 16, 32)), "lr": Dimension(loguniform=(1e-4, 1e-2))},
     )  # fmt: skip
     report = tune(config)
     assert [trial.status for trial in report.trials] == ["finished"] * 3

@@ -70,9 +70,17 @@ def _given(
 
 
 def _digest(net: nn.Module, head: nn.Module) -> str:
-    """A name of everything but the head: what is computed from an image depends on nothing else."""
+    """A name of everything but the head: what is computed from an image depends on nothing else.
+
+    So heads of any width and dropout share the features.
+    """
     own = {id(tensor) for tensor in head.state_dict(keep_vars=True).values()}
-    digest = hashlib.sha256(repr(net).encode())
+    of_head = {id(module) for module in head.modules()}
+    digest = hashlib.sha256()
+    for name, module in net.named_modules():
+        if id(module) not in of_head:
+            text = type(module).__name__ if any(module.children()) else repr(module)
+            digest.update(f"{name} {text}\0".encode())
     for name, tensor in net.state_dict(keep_vars=True).items():
         if id(tensor) not in own:
             digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
