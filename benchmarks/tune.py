@@ -5,8 +5,7 @@
 The same trials (architecture, learning rate, weighting) and generated images, decoded beforehand for all, without early
 stops, so that all do the same steps. "Alone" are the trials one after another in one process that is warm; on several
 cores the bound is that time over their number. The documented pattern is a TorchTrainer of one worker within each Tune
-trial; as each takes half a minute, fewer are run, and its figure is for each trial. Last comes ASHA on the same trials:
-its epochs and its winner beside those of the whole search.
+trial; as each takes half a minute, fewer are run, and its figure is for each trial.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import pandas as pd
 
 from benchmarks.results import write_section
 from benchmarks.train import prepare
@@ -49,10 +47,9 @@ def main(trials: int, documented: int, epochs: int) -> None:
         (folder / "search.json").write_text(json.dumps(settings))
         alone = apart("alone", folder, trials)  # also decodes for all that follow
         alone = apart("alone", folder, trials)
-        ours = of_mlic(folder, "whole")
+        ours = of_mlic(folder)
         optuna = apart("optuna", folder, trials)
         pattern = apart("documented", folder, documented)
-        of_mlic(folder, "asha", "--scheduler", "asha")
         bound = alone[0] / CORES
         rows = [
             ("the steps alone, in one warm process", trials, alone),
@@ -62,26 +59,20 @@ def main(trials: int, documented: int, epochs: int) -> None:
         ]
         lines = ["| | trials | wall, s a trial | CPU, s a trial |", "|---|---|---|---|"]
         lines += [f"| {name} | {n} | {wall / n:.2f} | {cpu / n:.2f} |" for name, n, (wall, cpu) in rows]
-        whole, asha = (pd.read_parquet(folder / name / "tune" / "trials.parquet") for name in ("whole", "asha"))
-        share = asha["epochs_trained"].sum() / whole["epochs_trained"].sum()
-        values = dict(zip(whole["number"], whole["value"], strict=True))
-        lost = max(values.values()) - values[asha["number"].iloc[0]]
         wall, cpu = pattern[0] / documented / (ours[0] / trials), pattern[1] / documented / (ours[1] / trials)
         text = [
             f"{trials} trials of {epochs} epochs, {CORES} at a time, from the command to its end.", "", *lines, "",
             f"mlic tune takes {ours[0] / bound:.2f} times the steps' time over {CORES} cores and "
             f"{ours[1] / alone[1]:.2f} times their CPU time; a trial of the documented pattern takes {wall:.1f} times "
             f"as long as one of mlic tune, and {cpu:.1f} times the CPU time.",
-            f"ASHA took {share:.0%} of the epochs; the trial that won there is {lost:.4f} below the best of the whole "
-            "search when both are trained to the end.",
         ]  # fmt: skip
         write_section("Searching", "\n".join(text) + "\n")
 
 
-def of_mlic(folder: Path, name: str, *more: str) -> tuple[float, float]:
+def of_mlic(folder: Path) -> tuple[float, float]:
     """Seconds of wall and CPU time of the command, Ray's start included."""
     command = [sys.executable, "-m", "mlic", "tune", "--config", str(folder / "search.json"), "--runs",
-               str(folder / name), "--name", "tune", "-q", *more]  # fmt: skip
+               str(folder / "runs"), "--name", "tune", "-q"]  # fmt: skip
     return measured(command)
 
 

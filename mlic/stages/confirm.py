@@ -7,6 +7,7 @@ seeds that the search did not use and, where the shards have one, on a test spli
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,6 +31,8 @@ from mlic.stages.fit import finish
 from mlic.stages.measure import aligned
 from mlic.stages.predict import predict
 from mlic.stages.trials import Trials, train_on
+
+logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
@@ -93,12 +96,16 @@ def confirm(config: TuneConfig, contest: Sequence[Mapping[str, Value]], run: Run
         failed = next((reason for number in range(trials.count) if (reason := trials.failure(number))), None)
         if failed is not None:
             raise RunError(f"a training of the contest failed: {failed}", "lower --confirm to 0 for the search alone.")
-        found = [_decided(config, trials, number, split) for number in range(trials.count)]
+        found, values = [], []
+        for number in range(trials.count):
+            found.append(_decided(config, trials, number, split))
+            values.append(_value(config.objective, *found[-1]))
+            who, seed = names[number // count], settings[number]["seed"]
+            logger.info("contest  %s, seed %s | %s %.4f on %s", who, seed, config.objective, values[-1], split)
     drawn = [
         bootstrap.draws(decisions, targets, scores, _RESAMPLES, config.seed)[config.objective]
         for decisions, targets, scores in found
     ]
-    values = [_value(config.objective, *each) for each in found]
     by_name = {name: slice(i * count, (i + 1) * count) for i, name in enumerate(names)}
     first = by_name["winner"]
     return Confirmation(
