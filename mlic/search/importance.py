@@ -38,6 +38,7 @@ def importance(
     from sklearn.inspection import permutation_importance
 
     columns = np.array([[code(space[name], each.get(name)) for name in space] for each in settings])
+    columns[columns < 0] = 0.5  # that one was not drawn is told by the setting that it waits for
     forest = RandomForestRegressor(_TREES, oob_score=True, min_samples_leaf=2, random_state=seed).fit(columns, values)
     found: Any = permutation_importance(forest, columns, values, n_repeats=_REPEATS, random_state=seed)
     losses = found.importances_mean.clip(0)

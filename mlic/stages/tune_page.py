@@ -20,6 +20,7 @@ Curves = Mapping[int, Sequence[float]]
 
 _TOP = 3  # trials that system B laid beside each other to see what they share
 _NAMED_WIDTH = 14
+_ACROSS = 110  # characters side by side in a drawing
 
 
 def render(report: TuneReport, config: TuneConfig, curves: Curves) -> tuple[str, dict[str, bytes]]:
@@ -49,7 +50,7 @@ def render(report: TuneReport, config: TuneConfig, curves: Curves) -> tuple[str,
                      _trend(scored, config.space)),
         page.section("Trials", "", _table(report)),
     ]  # fmt: skip
-    return page.page(f"{report.run.name}: a search over {', '.join(config.space)}", "".join(parts)), drawn
+    return page.page(f"{report.run.name}: a search over {len(config.space)} settings", "".join(parts)), drawn
 
 
 def _head(report: TuneReport) -> str:
@@ -221,7 +222,9 @@ def _coordinates(scored: Sequence[Trial], space: Mapping[str, Dimension]) -> byt
         top = place < best
         axes.plot(range(len(line)), line, color=figures.PARTS[4] if top else figures.SOFT,
                   linewidth=1.6 if top else 0.6, alpha=1 if top else 0.4, marker="o", markersize=2)  # fmt: skip
-    axes.set_xticks(range(len(names) + 1), [figures.short(name) for name in names] + ["value"], fontsize=8)
+    shown = [*(name.rpartition(".")[2] for name in names), "value"]
+    crowded = max(map(len, shown)) * len(shown) > _ACROSS
+    axes.set_xticks(range(len(shown)), shown, fontsize=8, **({"rotation": 20, "ha": "right"} if crowded else {}))
     axes.set_yticks([])
     for place, name in enumerate(names):
         _ends(axes, place, *_limits(space[name]))
