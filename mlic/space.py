@@ -6,12 +6,14 @@ import itertools
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from mlic.schema import Model
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Scalar = bool | int | float | str
 Value = Scalar | list[Scalar] | dict[str, float] | None
@@ -103,6 +105,8 @@ def draw(space: Mapping[str, Dimension], seed: int, number: int) -> dict[str, Va
 
     So a dimension more leaves the others' draws as they were, and so does a trial more.
     """
+    import numpy as np  # not for those who ask for --help alone
+
     grid = _cells({name: dimension for name, dimension in space.items() if dimension.grid is not None})
     values: dict[str, Value] = dict(grid[number % len(grid)])
     for name, dimension in space.items():
