@@ -274,10 +274,11 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
             raise ValueError("space is empty; give it a setting to search over")
         if self.searcher == "tpe" and any(each.grid is not None for each in self.space.values()):
             raise ValueError("tpe chooses values by itself; give those of a grid as choice")
+        order(self.space)
         if self.searcher == "grid":
             grid(self.space)
-        elif order(self.space):
-            pass
+        if self.min_workers is not None and self.min_workers > self.workers_per_trial:
+            raise ValueError(f"min_workers is {self.min_workers}, and a trial has {self.workers_per_trial} workers")
         for name in self.space:
             self._check_name(name)
         for name, dimension in self.space.items():

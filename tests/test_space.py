@@ -94,6 +94,7 @@ def test_what_is_given_is_not_searched() -> None:
         ({"lr": {"grid": [1, 2]}}, {"searcher": "tpe"}, "give those of a grid as choice"),
         ({}, {}, "space is empty"),
         ({"lr": {"choice": [1]}}, {"grace_epochs": 11}, "grace_epochs is 11, more than epochs"),
+        ({"lr": {"choice": [1]}}, {"min_workers": 2}, "min_workers is 2, and a trial has 1 workers"),
         ({"lr": {"choice": [1]}}, {"budget": "4 hours"}, "should look like 4h, 30m or 90s, not '4 hours'"),
         ({"lr": 3}, {}, "space.lr should be a mapping of names to values, not 3"),
     ],
