@@ -110,6 +110,7 @@ def _stage_command(name: str) -> click.Command:
         _set_up_logging(given.pop("verbose") - given.pop("quiet"))
         try:
             settings = _settings(model, given)
+            import_module("mlic.stages.preflight").check(settings)
             report = getattr(import_module(module), function)(settings)
         except MlicError as error:
             return _fail(error, as_json)
@@ -327,7 +328,7 @@ def _fail(error: MlicError, as_json: bool) -> int:
 
 
 def _sentence(text: str) -> str:
-    return text if text.endswith(".") else text + "."
+    return text if text.endswith((".", "?")) else text + "."
 
 
 def _stopped() -> PartialError:

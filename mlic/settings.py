@@ -82,7 +82,7 @@ def _as_config_error(model: type[BaseModel], values: Mapping[str, Any], error: V
         )
     else:
         text = what
-    return ConfigError(text.rstrip(".") + ".", hint)
+    return ConfigError(text if text.endswith("?") else text.rstrip(".") + ".", hint)
 
 
 def _named(error: Any, values: Mapping[str, Any]) -> str:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from mlic.cluster.ray import Share
 from mlic.config import TuneConfig
 from mlic.errors import ClusterError
-from mlic.stages import trials
+from mlic.stages import preflight
 from tests.test_cluster import cluster
 
 
@@ -24,7 +28,7 @@ from tests.test_cluster import cluster
 )
 def test_trials_at_a_time(nodes: list[tuple[int, int]], settings: dict[str, float], at_once: int, share: Share) -> None:
     config = TuneConfig(shards="s", **settings)  # type: ignore[arg-type]
-    assert trials._fitting(cluster(*nodes), config) == (at_once, share)
+    assert preflight.trials_at_once(cluster(*nodes), config) == (at_once, share)
 
 
 @pytest.mark.parametrize(
@@ -37,4 +41,28 @@ def test_trials_at_a_time(nodes: list[tuple[int, int]], settings: dict[str, floa
 )
 def test_what_does_not_fit(settings: dict[str, float], error: str) -> None:
     with pytest.raises(ClusterError, match=error):
-        trials._fitting(cluster((4, 0), (4, 0)), TuneConfig(shards="s", **settings))  # type: ignore[arg-type]
+        preflight.trials_at_once(cluster((4, 0), (4, 0)), TuneConfig(shards="s", **settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (("SHARDS", "--cpus-per-trial", "5000"), 4, "a trial needs 5000 CPUs; the largest node has"),
+        (("EMPTY",), 3, "holds no index.json"),
+        (("SHARDS", "--fold", "7"), 3, "fold 7 is asked for"),
+        (("SHARDS", "--set", "space.optimiser={choice: [sgd]}"), 2, "did you mean optimizer?"),
+    ],
+)
+def test_mistakes_are_refused_before_torch_and_ray_are_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shards: Path, arguments: tuple[str, ...], code: int, error: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    given = ["tune", *(each.replace("SHARDS", str(shards)).replace("EMPTY", str(tmp_path)) for each in arguments)]
+    program = (
+        "import sys\nfrom mlic import cli\n"
+        f"try:\n    cli.main({given!r})\n"
+        "finally:\n    print([name for name in ('torch', 'ray') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "[]\n")
+    assert error in done.stderr

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 # mlic passes paths, not pixels, between processes, so the object store of an embedded Ray can be small.
 _OBJECT_STORE_BYTES = 200 * 2**20
 
+_GPU_DEVICES = ("/proc/driver/nvidia", "/dev/dxg", "/dev/kfd")  # of NVIDIA, of Windows' Linux, of AMD
+
 _signals: list[int] = []  # that came to this process since it connected
 
 
@@ -97,6 +99,17 @@ def connect(address: str | None) -> Iterator[Cluster]:
             yield cluster
         finally:
             ray.shutdown()
+
+
+def foreseen(address: str | None) -> Cluster | None:
+    """What a Ray inside this process will have, before it is started; None of others, and where there may be GPUs.
+
+    So what cannot fit is refused at once and not after the seconds that a start takes.
+    """
+    given = address or os.environ.get("RAY_ADDRESS") or "local"
+    if given != "local" or any(Path(each).exists() for each in _GPU_DEVICES):
+        return None
+    return Cluster((Node("", "", _usable_cpus(), 0),), True)
 
 
 def done(running: Collection[Any]) -> list[Any]:

@@ -27,12 +27,13 @@ from typing import Any
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, is_current, write_atomic, write_json
 from mlic.config import TrainConfig, TuneConfig
-from mlic.errors import ClusterError, MlicError, PartialError, RunError
+from mlic.errors import MlicError, PartialError, RunError
 from mlic.search.rungs import Rule, Search, Work
 from mlic.space import Value
 from mlic.stages import checkpoints, loop
 from mlic.stages.fit import group, raise_failure
 from mlic.stages.place import Place
+from mlic.stages.preflight import trials_at_once
 from mlic.stages.progress import LOG_EVERY_S
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def train_on(cluster: cluster_ray.Cluster, config: TuneConfig, trials: Trials, r
     Raises ClusterError when not even one trial fits, RunError when trials die of one error from the first on, and
     PartialError when it is interrupted.
     """
-    at_once, share = _fitting(cluster, config)
+    at_once, share = trials_at_once(cluster, config)
     _announce(config, trials.search, at_once, timed)
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours to answer
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
@@ -173,35 +174,6 @@ def train_on(cluster: cluster_ray.Cluster, config: TuneConfig, trials: Trials, r
         raise RunError(
             f"the first {_SAME_DEATHS} trials all died of one error: {driver.hopeless}", "mend that and use --fresh."
         )
-
-
-def _fitting(cluster: cluster_ray.Cluster, config: TuneConfig) -> tuple[int, cluster_ray.Share]:
-    """How many trials fit at a time, and the workers of each. Ray Tune itself would wait for ever for what is not."""
-    gpus = config.gpus_per_trial if config.gpus_per_trial is not None else float(cluster.gpus > 0)
-    cpus, counts = config.cpus_per_trial or 1.0, []
-    if gpus and config.cpus_per_trial is None:
-        with_gpus = [node for node in cluster.nodes if node.gpus]
-        cpus = float(max(1, min((int(node.cpus * gpus / node.gpus) for node in with_gpus), default=1)))
-    for node in cluster.nodes:
-        fits = int(node.cpus / cpus + 1e-9)
-        counts.append(min(fits, int(node.gpus / gpus + 1e-9)) if gpus else fits)
-    for what, need, have in (
-        ("CPUs", cpus, max((node.cpus for node in cluster.nodes), default=0)),
-        ("GPUs", gpus, max((node.gpus for node in cluster.nodes), default=0)),
-    ):
-        if need > have:
-            flag = f"--{what[:3].lower()}s-per-trial {have}"
-            raise ClusterError(f"a trial needs {need:g} {what}; the largest node has {have}.", flag + ".")
-    if not sum(counts):
-        raise ClusterError(f"no node has {cpus:g} CPUs and {gpus:g} GPUs for a trial.", "give it fewer of them.")
-    fits = sum(counts) // config.workers_per_trial
-    if not fits:
-        raise ClusterError(
-            f"a trial needs {config.workers_per_trial} workers; this cluster has room for {sum(counts)}.",
-            f"--workers-per-trial {sum(counts)}.",
-        )
-    at_once = fits if config.workers == "auto" else min(fits, config.workers)
-    return at_once, cluster_ray.Share(config.workers_per_trial, cpus, gpus)
 
 
 def _announce(config: TuneConfig, search: Search, at_once: int, timed: bool) -> None:
