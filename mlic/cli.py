@@ -277,18 +277,22 @@ cli.add_command(recipes)
 
 
 class _Handler(logging.Handler):
-    """Lines to stderr; transient ones in place on a terminal, and not at all elsewhere."""
+    """Lines to stderr; transient ones, several at a time perhaps, in place on a terminal and not at all elsewhere."""
 
-    open_line = False
+    open_lines = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record)
+        text = self.format(record)
         transient = getattr(record, "transient", False)
         if transient and not sys.stderr.isatty():
             return
-        start = "\r\x1b[2K" if _Handler.open_line else ""
-        _Handler.open_line = transient
-        sys.stderr.write(start + line + ("" if transient else "\n"))
+        start = "\r\x1b[2K" + "\x1b[1A\x1b[2K" * (_Handler.open_lines - 1) if _Handler.open_lines else ""
+        if transient:  # a line that wraps, or more of them than fit, could not be taken back
+            width, height = os.get_terminal_size(sys.stderr.fileno())
+            lines = [line[: max(1, width - 1)] for line in text.splitlines()][-max(1, height - 1) :]
+            text = "\n".join(lines)
+        _Handler.open_lines = len(lines) if transient else 0
+        sys.stderr.write(start + text + ("" if transient else "\n"))
         sys.stderr.flush()
 
 
@@ -311,9 +315,9 @@ def _set_up_logging(verbosity: int) -> None:
 
 
 def _end_transient() -> None:
-    if _Handler.open_line:
+    if _Handler.open_lines:
         sys.stderr.write("\n")
-        _Handler.open_line = False
+        _Handler.open_lines = 0
 
 
 def _fail(error: MlicError, as_json: bool) -> int:

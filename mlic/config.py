@@ -253,7 +253,12 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         "say whether the winner is surely better",
         cli="flag", ge=0, le=50, place=True,
     )  # fmt: skip
-    keep: int = setting(3, "Trials, the best ones, whose checkpoints are kept", ge=1)
+    ensemble: int = setting(
+        0, "Make one more model, RUN/ensemble, of the best so many trials: its scores are the means of theirs; 0: none",
+        cli="flag", ge=0, place=True,
+    )  # fmt: skip
+    keep: int = setting(3, "Trials, the best ones, whose checkpoints are kept; as many as an ensemble has, at least",
+                        ge=1)  # fmt: skip
 
     @model_validator(mode="before")
     @classmethod
@@ -270,6 +275,12 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
             raise ValueError(f"grace_epochs is {self.grace_epochs}, more than epochs, which is {self.epochs}")
         if self.cross_validate and self.fold is not None:
             raise ValueError("cross_validate goes over all folds; leave fold out")
+        if self.ensemble == 1 or (self.ensemble and self.cross_validate):
+            raise ValueError(
+                "ensemble averages models that share a validation split; leave cross_validate out"
+                if self.cross_validate
+                else "an ensemble has 2 trials or more; leave ensemble at 0 for none"
+            )
         if not self.space:
             raise ValueError("space is empty; give it a setting to search over")
         if self.searcher == "tpe" and any(each.grid is not None for each in self.space.values()):

@@ -14,7 +14,7 @@ Loss = Literal["bce", "class-balanced", "focal", "asymmetric", "soft-margin", "m
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 WEIGHTED: tuple[Loss, ...] = ("bce", "class-balanced", "focal", "asymmetric")  # by weights of positives
 Optimizer = Literal["adam", "adamw", "adamax", "adadelta", "adagrad", "rmsprop", "sgd"]
-Activation = Literal["sigmoid", "softmax"]
+Activation = Literal["sigmoid", "softmax", "none"]
 Calibrator = Literal["auto", "none", "prior", "temperature", "platt", "isotonic"]
 
 

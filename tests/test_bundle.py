@@ -9,7 +9,8 @@ import torch
 
 from mlic.config import Preprocessing
 from mlic.errors import DataError
-from mlic.model import bundle, zoo
+from mlic.model import bundle, losses, zoo
+from mlic.model.average import Member, joined
 
 PREP = Preprocessing(image_size=64, color="rgb", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -42,6 +43,27 @@ def test_round_trip(saved: tuple[Path, torch.nn.Module]) -> None:
         assert not loaded.training
     assert sorted(p.name for p in (run / "model").iterdir()) == ["model.json", "weights.safetensors"]
     assert [p.name for p in run.iterdir()] == ["model"]
+
+
+def test_an_average_scores_as_the_mean_of_its_members(tmp_path: Path) -> None:
+    """Each of which has its own activation and its own normalisation of the same images."""
+    torch.manual_seed(1)
+    members = (
+        Member("b-final", {"hidden": 16}, "sigmoid", PREP.mean, PREP.std),
+        Member("a-cnn1", {}, "softmax", (0.1, 0.4, 0.9), (0.5, 0.25, 0.125)),
+    )
+    nets = [zoo.build(member.arch, 3, 3, 64, member.arch_options).eval() for member in members]
+    spec = bundle.Bundle(
+        "average", {}, ("c", "a", "b"), PREP, "none", (0.1, 0.25, 0.7), {"policy": "global"}, {}, {}, members=members
+    )
+    bundle.save(spec, joined([net.state_dict() for net in nets]), tmp_path / "model")
+    read, loaded = bundle.load_model(tmp_path)
+    assert read.members == members
+    images = torch.rand(4, 3, 64, 64)
+    seen = [(images - torch.tensor(m.mean).view(-1, 1, 1)) / torch.tensor(m.std).view(-1, 1, 1) for m in members]
+    expected = [torch.sigmoid(nets[0](seen[0])), torch.softmax(nets[1](seen[1]), dim=1)]
+    found = losses.scores(read.activation, loaded(seen[0]))
+    assert torch.allclose(found, (expected[0] + expected[1]) / 2, atol=1e-6)
 
 
 def test_saving_again_replaces(saved: tuple[Path, torch.nn.Module]) -> None:

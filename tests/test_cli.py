@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def test_mistakes(mlic: Run, arguments: list[str], code: int, error: str, hint: 
     assert done.stdout == ""
     *story, first, second = done.stderr.strip().splitlines()
     assert first.startswith("Error: "), done.stderr
-    assert first.endswith(".")
+    assert first.endswith((".", "?"))
     assert error in first
     assert second.startswith("Hint: ")
     assert hint in second
@@ -119,3 +120,31 @@ def test_every_exit_code(
     assert "Error: " in err
     assert "Hint: " in err
     assert ("Traceback" in err) == (code == 1)
+
+
+def test_what_passes_is_shown_in_place_on_a_terminal() -> None:
+    """Several lines are taken back before others come, and none of them is wider or higher than the terminal."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    program = """
+import logging
+from mlic import cli
+cli._set_up_logging(0)
+log = logging.getLogger('mlic.x')
+log.info('a story')
+log.info('%s', 'one\\ntwo\\n' + 3 * 'three ', extra={'transient': True})
+log.info('%s', '\\n'.join(str(i) for i in range(9)), extra={'transient': True})
+log.info('the end')
+"""
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 5, 12, 0, 0))
+    subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=terminal, check=True)
+    os.close(terminal)
+    seen = os.read(controller, 65536).decode().replace("\r\n", "\n")
+    os.close(controller)
+    back = "\r\x1b[2K" + "\x1b[1A\x1b[2K"
+    again = "\x1b[1A\x1b[2K"
+    assert seen == f"a story\none\ntwo\nthree three{back}{again}5\n6\n7\n8{back}{again}{again}the end\n"

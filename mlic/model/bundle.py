@@ -25,6 +25,7 @@ from torch import nn
 from mlic.config import Preprocessing
 from mlic.errors import DataError
 from mlic.model import zoo
+from mlic.model.average import Average, Member
 from mlic.values import Activation, parse_policy
 
 SPEC, WEIGHTS = "model.json", "weights.safetensors"
@@ -37,7 +38,8 @@ class Bundle:
     `activation` makes scores of logits. `thresholds` holds one number a label: the label is given where the calibrated
     score >= threshold.
     `threshold_fit` says how they were fitted and what they are expected to give, `calibration` how scores are
-    calibrated before (empty: not at all), `provenance` where the model comes from.
+    calibrated before (empty: not at all), `provenance` where the model comes from. With `members` the model is the
+    average of several networks, and `arch` is "average".
     """
 
     arch: str
@@ -50,6 +52,7 @@ class Bundle:
     calibration: dict[str, Any]
     provenance: dict[str, Any]
     weights_sha256: str = ""
+    members: tuple[Member, ...] = ()
 
     @property
     def top_k(self) -> int:
@@ -63,7 +66,7 @@ class Bundle:
         parts = [
             self.arch, sorted(self.arch_options.items()), self.labels, self.preprocessing.model_dump_json(),
             self.activation, self.thresholds, self.top_k, sorted(self.calibration.items()), self.weights_sha256,
-        ]  # fmt: skip
+        ] + [self.members] * bool(self.members)  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
@@ -101,6 +104,8 @@ def _spec(bundle: Bundle) -> str:
         "threshold_fit": bundle.threshold_fit, "provenance": bundle.provenance,
         "weights_sha256": bundle.weights_sha256,
     }  # fmt: skip
+    if bundle.members:
+        spec["members"] = [dataclasses.asdict(member) for member in bundle.members]
     return json.dumps(spec, indent=2) + "\n"
 
 
@@ -126,6 +131,8 @@ def read(path: Path) -> Bundle:
             spec["activation"],
             tuple(float(spec["thresholds"][label]) for label in labels), spec["threshold_fit"], spec["calibration"],
             spec["provenance"], spec["weights_sha256"],
+            tuple(Member(**each | {name: tuple(each[name]) for name in ("mean", "std")})
+                  for each in spec.get("members", ())),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -154,8 +161,12 @@ def load_model(path: Path) -> tuple[Bundle, nn.Module]:
     file = find(path) / WEIGHTS
     try:
         data = file.read_bytes()
-        size = bundle.preprocessing.image_size
-        model = zoo.build(bundle.arch, len(bundle.labels), bundle.preprocessing.channels, size, bundle.arch_options)
+        prep, num_labels = bundle.preprocessing, len(bundle.labels)
+        model: nn.Module
+        if bundle.members:
+            model = Average(bundle.members, num_labels, prep)
+        else:
+            model = zoo.build(bundle.arch, num_labels, prep.channels, prep.image_size, bundle.arch_options)
         model.load_state_dict(load(data))
     except (OSError, SafetensorError, RuntimeError) as error:
         line = " ".join(str(error).split())[:200]

@@ -102,7 +102,9 @@ def activation(name: Loss) -> Activation:
 
 
 def scores(activation: Activation, logits: torch.Tensor) -> torch.Tensor:
-    """Scores float32 (B, L) in [0, 1] of logits (B, L)."""
+    """Scores float32 (B, L) in [0, 1] of logits (B, L), which for the activation `none` are scores already."""
+    if activation == "none":
+        return logits.float()
     return torch.softmax(logits.float(), dim=1) if activation == "softmax" else torch.sigmoid(logits.float())
 
 

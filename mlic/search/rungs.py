@@ -89,6 +89,7 @@ class Search:
         self._fresh = 0  # the first trial that nobody has begun
         self._open: list[int] = []  # begun and not ended, by number
         self._rungs: dict[tuple[int, int], _Rung] = {}
+        self.ended: list[int] = []  # the trials that have ended, in the order in which they did
 
     def tell(self, trial: int, values: Sequence[float], ended: str | None = None) -> None:
         """Take the values of all epochs of a trial so far; `ended` is "finished" or "failed" when no more will come."""
@@ -156,6 +157,8 @@ class Search:
         return self._trials[trial]
 
     def _end(self, trial: int, status: str) -> None:
+        if not self._trials[trial].status:
+            self.ended.append(trial)
         self._trials[trial].status = status
         if trial in self._open:
             self._open.remove(trial)

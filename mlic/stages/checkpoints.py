@@ -54,6 +54,13 @@ def read_best(folder: Path) -> Best:
     return Best(best["epoch"], best["metrics"], best["state"], *(best[name].numpy() for name in _BEST_ARRAYS))
 
 
+def write_best(folder: Path, best: Best) -> None:
+    """Write what `read_best` reads."""
+    arrays = {name: torch.from_numpy(getattr(best, name)) for name in _BEST_ARRAYS}
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    _save(folder / _BEST, {"epoch": best.epoch, "metrics": best.metrics, "state": best.state, **arrays})
+
+
 def read_history(folder: Path) -> list[dict[str, float]]:
     """The metrics of the finished epochs of a run's folder, in their order."""
     path = folder / _HISTORY

@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,18 @@ from mlic.search.rungs import Rule, Search, Work
 from mlic.space import Value
 from mlic.stages import checkpoints, loop
 from mlic.stages.fit import group, raise_failure
+from mlic.stages.measure import aligned
 from mlic.stages.place import Place
 from mlic.stages.preflight import trials_at_once
 from mlic.stages.progress import LOG_EVERY_S
+from mlic.stages.trial import Trial, table
 
 logger = logging.getLogger(__name__)
 
 _CLOCK = "search.json"
 _SAME_DEATHS = 3  # trials that die of one error before any lives: then the search would be no better
 _SHOW_EVERY_S, _CLOCK_EVERY_S = 0.5, 5.0
+_BEST_SHOWN, _SHOWN = 5, 20  # trials in the table on a terminal: of the ended ones, and altogether
 
 Draw = Callable[[int], "dict[str, Value] | None"]
 
@@ -76,10 +79,11 @@ class Trials:
         path = self.folder(number) / "failed.json"
         return str(json.loads(path.read_text(encoding="utf-8"))["error"]) if path.is_file() else None
 
-    def ranking(self) -> list[int]:
-        """The trials that have a value and did not fail, best first; equal ones by number."""
+    def ranking(self, among: Sequence[int] | None = None) -> list[int]:
+        """The trials, all or some, that have a value and did not fail, best first; equal ones by number."""
         search = self.search
-        scored = [number for number in range(self.count) if search.values(number) and search.status(number) != "failed"]
+        some = range(self.count) if among is None else among
+        scored = [number for number in some if search.values(number) and search.status(number) != "failed"]
         return sorted(scored, key=lambda number: (-max(search.values(number)), number))
 
     def recall(self, metric: str) -> None:
@@ -90,15 +94,20 @@ class Trials:
             values = [row[metric] for row in checkpoints.read_history(self.folder(number))]
             self.search.tell(number, values, "failed" if self.failure(number) is not None else None)
 
-    def drop_checkpoints(self, keep: int) -> None:
-        """Remove the checkpoints of ended trials that nobody will need: all but the best epochs of the best ones."""
-        ended = [number for number in self.ranking() if self.search.status(number)]
-        for place, number in enumerate(ended):
+    def drop_checkpoints(self, ended: Sequence[int], keep: int) -> list[int]:
+        """Remove the checkpoints of ended trials that nobody will need: all but the best epochs of the best ones.
+
+        Returns those that have theirs, best first, so that the next call can be about them and the new ones alone.
+        """
+        best = [number for number in self.ranking(ended) if self.search.status(number)]
+        for number in ended:
+            kept_on = number in best[:keep]
             for kept in (part / "checkpoints" for part in parts(self.folder(number), self.folds)):
-                if place >= keep:
-                    shutil.rmtree(kept, ignore_errors=True)
-                else:
+                if kept_on:
                     (kept / "last.pt").unlink(missing_ok=True)
+                else:
+                    shutil.rmtree(kept, ignore_errors=True)
+        return best[:keep]
 
 
 def folder_of(base: Path, number: int) -> Path:
@@ -109,6 +118,11 @@ def folder_of(base: Path, number: int) -> Path:
 def rule(config: TuneConfig) -> Rule:
     """How weak trials of this search are stopped."""
     return Rule(config.scheduler, config.epochs, config.grace_epochs, config.reduction_factor)
+
+
+def kept(config: TuneConfig) -> int:
+    """How many trials keep their checkpoints."""
+    return max(config.keep, config.ensemble)
 
 
 def parts(folder: Path, folds: int) -> list[Path]:
@@ -205,11 +219,15 @@ class _Driver:
             None if config.budget is None or not timed else time.time() + max(0.0, config.budget - self.spent)
         )
         self.hopeless: str | None = None
+        self.lived = any(self.values.values())
+        self.kept: list[int] = []  # ended trials that have their checkpoints, best first
+        self.looked_at = 0  # of the ended ones, for that
+        self._drop_checkpoints()
         self.said = self.shown = self.clocked = time.monotonic()
 
     @property
     def ended(self) -> int:
-        return sum(bool(self.search.status(number)) for number in range(self.trials.count))
+        return len(self.search.ended)
 
     def suggest(self, name: str) -> dict[str, Any] | None:
         """A piece of work, None while there is none; raises StopIteration when there will be no more."""
@@ -240,6 +258,7 @@ class _Driver:
         if epoch <= len(values):
             return  # a worker tells a trial's history again when it takes it up
         values.append(value)
+        self.lived = True
         self.epochs += 1
         if value > self.best:
             self.best = value
@@ -258,15 +277,20 @@ class _Driver:
         stopped_itself = len(values) < work.until and not self._time_is_up()
         self.search.tell(work.trial, values, "failed" if failed else "finished" if stopped_itself else None)
         self._give_up_at_same_deaths()
+        self._drop_checkpoints()
+
+    def _drop_checkpoints(self) -> None:
         if self.timed:
-            self.trials.drop_checkpoints(self.config.keep)
+            new = self.search.ended[self.looked_at :]
+            self.looked_at += len(new)
+            self.kept = self.trials.drop_checkpoints([*self.kept, *new], kept(self.config))
 
     def _time_is_up(self) -> bool:
         return self.deadline is not None and time.time() >= self.deadline
 
     def _give_up_at_same_deaths(self) -> None:
-        ended = [number for number in range(self.trials.count) if self.search.status(number)]
-        if len(ended) < min(_SAME_DEATHS, self.trials.count) or any(self.values.values()):
+        ended = self.search.ended
+        if self.lived or len(ended) < min(_SAME_DEATHS, self.trials.count):
             return
         reasons = {self.trials.failure(number) for number in ended}
         if len(reasons) == 1:
@@ -283,7 +307,24 @@ class _Driver:
             logger.info("%s", self)
         elif now - self.shown >= _SHOW_EVERY_S:
             self.shown = now
-            logger.info("%s", self, extra={"transient": True})
+            logger.info("%s", "\n".join([*aligned(table(self._shown(), self.config.objective)), str(self)]),
+                        extra={"transient": True})  # fmt: skip
+
+    def _shown(self) -> list[Trial]:
+        """What a terminal shows of the trials: the best of the ended ones, and those that are at work."""
+        at_work = {work.trial: f"to epoch {work.until}" for work in list(self.busy.values())}
+        rows = []
+        for number in [*[number for number in self.kept if number not in at_work][:_BEST_SHOWN], *at_work]:
+            values = self.values[number]
+            value = max(values, default=None)
+            best_epoch = None if value is None else values.index(value) + 1
+            rows.append(
+                Trial(
+                    number=number, status=at_work.get(number) or self.search.status(number), epochs=len(values),
+                    value=value, best_epoch=best_epoch, settings=self.trials.draw(number) or {}, error=None,
+                )
+            )  # fmt: skip
+        return rows[:_SHOWN]
 
     def save_clock(self) -> None:
         """Keep the time that the search has taken."""
@@ -291,15 +332,14 @@ class _Driver:
             write_json(self.run.folder / _CLOCK, {"seconds": round(self.spent + time.monotonic() - self.begun, 1)})
 
     def __str__(self) -> str:
-        statuses = [self.search.status(number) for number in range(self.trials.count)]
-        left = sum(
-            self.config.epochs - len(self.values[number]) for number, status in enumerate(statuses) if not status
-        )
+        statuses = [self.search.status(number) for number in self.search.ended]
+        done = sum(len(self.values[number]) for number in range(self.trials.count) if not self.search.status(number))
+        left = (self.trials.count - len(statuses)) * self.config.epochs - done
         seconds = time.monotonic() - self.begun
         most = f" | at most {left * seconds / self.epochs / 60:.1f}m left" if self.epochs else ""
         best = f" | best {self.best:.4f}" if math.isfinite(self.best) else ""
         return (
-            f"tune  {sum(map(bool, statuses))}/{len(statuses)} trials | {statuses.count('pruned')} stopped early | "
+            f"tune  {len(statuses)}/{self.trials.count} trials | {statuses.count('pruned')} stopped early | "
             f"{statuses.count('failed')} failed | {len(self.busy)} at work | {self.epochs} epochs{best}{most}"
         )
 

@@ -28,28 +28,18 @@ from mlic.space import Value
 from mlic.stages import checkpoints, loop, start
 from mlic.stages.confirm import Confirmation, confirm
 from mlic.stages.doctor import doctor as examine
+from mlic.stages.ensemble import Ensemble, ensemble
 from mlic.stages.fit import finish
 from mlic.stages.folds import check_folds
 from mlic.stages.measure import Measurement, aligned
-from mlic.stages.trials import Trials, rule, seconds_spent, train_on
+from mlic.stages.trial import Trial, table
+from mlic.stages.trials import Trials, kept, rule, seconds_spent, train_on
 from mlic.stages.tune_page import render
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 20  # trials in the printed table
 _LAG = 8  # trials that tpe draws without knowing what came of them: as many as can be at work
-
-
-class Trial(Model):
-    """A trial: how it ended, its best value of the objective (None when it has none) and what it was given."""
-
-    number: int
-    status: str
-    epochs: int
-    value: float | None
-    best_epoch: int | None
-    settings: dict[str, Value]
-    error: str | None
 
 
 class TuneReport(Model):
@@ -72,6 +62,7 @@ class TuneReport(Model):
     seconds: float
     measurement: Measurement
     confirmation: Confirmation | None
+    ensemble: Ensemble | None = None
 
     def text(self) -> str:
         counts = {status: sum(t.status == status for t in self.trials) for status in ("pruned", "failed", "cut")}
@@ -82,28 +73,15 @@ class TuneReport(Model):
         share = self.epochs / self.possible
         return "\n".join(
             [
-                *aligned(_table(self.trials[:_SHOWN], self.objective)), *more, *failed,
+                *aligned(table(self.trials[:_SHOWN], self.objective)), *more, *failed,
                 f"{ended}; {self.epochs:,} epochs, {share:.0%} of {self.possible:,}; trial {self.trials[0].number} won",
                 f"{'its first fold' if self.folds else 'its validation split'}, {self.measurement.samples:,} samples, "
                 "cross-fitted thresholds (the best of several trials looks better than it is)",
                 self.measurement.table(), *([] if self.confirmation is None else self.confirmation.lines()),
+                *([] if self.ensemble is None else self.ensemble.lines()),
                 f"config  {self.best_config}", f"model   {self.model}", f"page    {self.page}",
             ]
         )  # fmt: skip
-
-
-def _table(shown: Sequence[Trial], objective: str) -> list[list[str]]:
-    names = list(dict.fromkeys(name for trial in shown for name in trial.settings))
-    rows = [["trial", "status", "epochs", objective, *names]]
-    for trial in shown:
-        value = "-" if trial.value is None else f"{trial.value:.4f}"
-        given = [_short(trial.settings[name]) if name in trial.settings else "-" for name in names]
-        rows.append([f"{trial.number}", trial.status, f"{trial.epochs}", value, *given])
-    return rows
-
-
-def _short(value: Value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def tune(config: TuneConfig) -> TuneReport:
@@ -129,9 +107,9 @@ def tune(config: TuneConfig) -> TuneReport:
                 checkpoints.forget_copy(config.checkpoint_copy, trials.folder(number), folder)
         trials.recall(loop.objective(config))
         search.settle()
-        kept = _kept(config, trials, run)
-        if kept is not None:
-            return kept
+        done = _kept(config, trials, run)
+        if done is not None:
+            return done
         if run.finished:
             run.reopen()
         if not search.done and not _time_is_up(config, folder):
@@ -153,7 +131,8 @@ def _kept(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport | No
     report = TuneReport(**run.report)
     confirmed = 0 if report.confirmation is None else report.confirmation.seeds
     whole = len(report.trials) == trials.count or not trials.search.done
-    return report if whole and config.confirm in (0, confirmed) else None
+    averaged = 0 if report.ensemble is None else report.ensemble.asked
+    return report if whole and config.confirm in (0, confirmed) and config.ensemble in (0, averaged) else None
 
 
 def _time_is_up(config: TuneConfig, folder: Path) -> bool:
@@ -188,7 +167,7 @@ def _finish(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport:
         reasons = [trials.failure(number) for number in range(trials.count)]
         first = next((reason for reason in reasons if reason), "there was no time for one.")
         raise RunError(f"none of the {trials.count} trials finished an epoch: {first}", "mend that and use --fresh.")
-    trials.drop_checkpoints(config.keep)
+    trials.drop_checkpoints(search.ended, kept(config))
     begun = [number for number in range(trials.count) if search.begun(number)]
     rows = [_trial(trials, number) for number in begun]
     rows.sort(key=lambda trial: (ranking.index(trial.number) if trial.number in ranking else len(begun), trial.number))
@@ -208,6 +187,7 @@ def _finish(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport:
         folds=trials.folds,
         seconds=seconds_spent(run.folder), measurement=fitted.measurement,
         confirmation=confirm(config, contest, run) if config.confirm else None,
+        ensemble=ensemble(config, trials, run) if config.ensemble else None,
     )  # fmt: skip
     curves = {number: search.values(number) for number in begun}
     text, pictures = render(report, config, curves)
@@ -244,10 +224,10 @@ def _write_tables(config: TuneConfig, trials: Trials, rows: Sequence[Trial]) -> 
         of_trials.append(kept | {f"space.{name}": _column(value) for name, value in trial.settings.items()} | plain)
         for row in checkpoints.read_history(trials.folder(trial.number)):
             of_epochs.append({"trial": trial.number, **row})
-    for name, table in (("trials", of_trials), ("epochs", of_epochs)):
-        columns = list(dict.fromkeys(key for row in table for key in row))
+    for name, records in (("trials", of_trials), ("epochs", of_epochs)):
+        columns = list(dict.fromkeys(key for row in records for key in row))
         sink = io.BytesIO()
-        pq.write_table(pa.table({key: [row.get(key) for row in table] for key in columns}), sink)
+        pq.write_table(pa.table({key: [row.get(key) for row in records] for key in columns}), sink)
         write_atomic(trials.base.parent / f"{name}.parquet", sink.getvalue())
 
 

@@ -12,9 +12,10 @@ from mlic.config import TrainConfig, TuneConfig
 from mlic.search.importance import Importance, code, importance
 from mlic.space import Dimension, Value
 from mlic.stages import figures, page
+from mlic.stages.trial import Trial, short
 
 if TYPE_CHECKING:
-    from mlic.stages.tune import Trial, TuneReport
+    from mlic.stages.tune import TuneReport
 
 Curves = Mapping[int, Sequence[float]]
 
@@ -80,7 +81,7 @@ def _changes(report: TuneReport) -> str:
         default = TrainConfig.model_fields[head].default
         plain = default.get(part) if isinstance(default, dict) and part else default
         same = "" if value == plain else '<td class="good">changed</td>'
-        rows.append([escape(name), escape(_short(value)), escape(_short(plain)), same or "same"])
+        rows.append([escape(name), escape(short(value)), escape(short(plain)), same or "same"])
     return page.table(["Setting", "Winner", "Default", ""], rows)
 
 
@@ -123,7 +124,7 @@ def _trend(scored: Sequence[Trial], space: Mapping[str, Dimension]) -> str:
     for name in space:
         others = [trial.settings[name] for trial in rest if name in trial.settings]
         rows.append(
-            [escape(name), *(escape(_short(trial.settings.get(name))) for trial in top), escape(_middle(others))]
+            [escape(name), *(escape(short(trial.settings.get(name))) for trial in top), escape(_middle(others))]
         )
     return page.table(head, rows)
 
@@ -136,7 +137,7 @@ def _middle(values: Sequence[Value]) -> str:
     if len(numbers) == len(values):
         low, middle, high = np.quantile(numbers, [0.25, 0.5, 0.75])
         return f"{middle:.4g} ({low:.4g} to {high:.4g})"
-    names = [_short(value) for value in values]
+    names = [short(value) for value in values]
     most = max(sorted(set(names)), key=names.count)
     return f"{most} ({names.count(most) / len(names):.0%})"
 
@@ -147,13 +148,9 @@ def _table(report: TuneReport) -> str:
     for trial in report.trials:
         value = "-" if trial.value is None else f"{trial.value:.4f}"
         status = escape(trial.status if trial.error is None else f"{trial.status}: {trial.error}")
-        given = [escape(_short(trial.settings.get(name))) for name in names]
+        given = [escape(short(trial.settings.get(name))) for name in names]
         rows.append([f"{trial.number}", f'<td class="text">{status}</td>', f"{trial.epochs}", value, *given])
     return page.folded_table(["Trial", "Status", "Epochs", report.objective, *names], rows, 50, "trials")
-
-
-def _short(value: Value) -> str:
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _history(report: TuneReport) -> bytes:
@@ -235,7 +232,7 @@ def _coordinates(scored: Sequence[Trial], space: Mapping[str, Dimension]) -> byt
 
 def _limits(dimension: Dimension) -> tuple[str, str]:
     given = dimension.ends
-    return _short(given[0])[:_NAMED_WIDTH], _short(given[-1])[:_NAMED_WIDTH] if len(given) > 1 else ""
+    return short(given[0])[:_NAMED_WIDTH], short(given[-1])[:_NAMED_WIDTH] if len(given) > 1 else ""
 
 
 def _ends(axes: Any, place: int, low: str, high: str) -> None:

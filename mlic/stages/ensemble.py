@@ -1,0 +1,128 @@
+"""The best trials of a search as one model, whose scores are the means of theirs."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlic.cluster.runs import Run, read_state
+from mlic.config import TrainConfig, TuneConfig
+from mlic.data.shards import read_index
+from mlic.model import average, bundle, losses
+from mlic.schema import Model
+from mlic.score import bootstrap, metrics
+from mlic.score.decision import Settled
+from mlic.stages import checkpoints, start
+from mlic.stages.fit import decide, expected
+from mlic.stages.measure import Measurement, measure
+from mlic.stages.trials import Trials
+
+logger = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, Any]
+
+_RESAMPLES = 1000
+
+
+class Ensemble(Model):
+    """A model of several trials, measured on the validation split with cross-fitted thresholds.
+
+    `asked` is the number of trials that it was to have, `lead` its lead over the winner alone in the search's
+    objective, with the 95% interval over images.
+    """
+
+    model: Path
+    asked: int
+    trials: tuple[int, ...]
+    objective: str
+    measurement: Measurement
+    lead: tuple[float, float, float]
+
+    def lines(self) -> list[str]:
+        value, (low, high) = self.measurement.values[self.objective], self.measurement.intervals[self.objective]
+        lead, least, most = self.lead
+        sure = "surely better" if least > 0 else "surely worse" if most < 0 else "not to be told apart by these images"
+        return [
+            f"average of trials {', '.join(str(number) for number in self.trials)}: {self.objective} {value:.4f} "
+            f"({low:.4f}-{high:.4f}), {lead:+.4f} ({least:+.4f} to {most:+.4f}) to the winner alone: {sure}",
+            f"average {self.model}",
+        ]
+
+
+def ensemble(config: TuneConfig, trials: Trials, run: Run[Any]) -> Ensemble | None:
+    """Write the bundle of the average of the best `config.ensemble` trials that see the same images as the winner.
+
+    Its thresholds, and its calibration, are fitted to the average's own scores, by the policy of the winner. With fewer
+    such trials that have their checkpoints, it is made of them, with a warning; None where there are no two.
+    """
+    plans = {number: config.plan(trials.draw(number) or {}) for number in trials.ranking()}
+    numbers = _chosen(config, trials, plans)
+    if len(numbers) < config.ensemble:
+        logger.warning(
+            "an ensemble of %d was asked for; %d trials have their checkpoints and see the images that the winner sees",
+            config.ensemble, len(numbers),
+        )  # fmt: skip
+    if len(numbers) < 2:
+        return None
+    winner = plans[numbers[0]]
+    bests = [checkpoints.read_best(trials.fitted(number)) for number in numbers]
+    scores = bests[0].scores.copy()
+    for best in bests[1:]:
+        scores += best.scores
+    together = dataclasses.replace(bests[0], epoch=0, metrics={}, state={}, scores=scores / len(bests))
+    folder, index = run.folder / "ensemble", read_index(config.shards)
+    labels = tuple(index["labels"])
+    unweighted = [1.0] * len(labels)  # the mean of scores that were trained with different weights has none
+    settled, fit = decide(winner.threshold_policy, winner.calibration, together, unweighted, config.seed)
+    fit |= {"fitted_on": "val", "data": index["fingerprint"], "samples": len(together.targets)}
+    measurement = measure(labels, settled.decisions, together.targets, settled.scores, _RESAMPLES, config.seed)
+    checkpoints.write_best(folder, together)
+    state = read_state(run.folder) or {}
+    model = bundle.Bundle(
+        "average", {}, labels, start.preprocessing(winner), "none",
+        tuple(float(value) for value in settled.thresholds), fit | expected(measurement), settled.calibration.plain(),
+        {
+            "run": run.folder.name, "trials": numbers, "shards": index["fingerprint"], "seed": config.seed,
+            "checkpoint": ".", "pos_weight": unweighted, "versions": state.get("versions"),
+            "git_commit": state.get("git_commit"),
+        },
+        members=tuple(_member(plans[number]) for number in numbers),
+    )  # fmt: skip
+    bundle.save(model, average.joined([best.state for best in bests]), folder / "model")
+    weight = bundle.read(run.folder).provenance["pos_weight"]
+    alone, _ = decide(winner.threshold_policy, winner.calibration, bests[0], weight, config.seed)
+    return Ensemble(
+        model=folder / "model", asked=config.ensemble, trials=tuple(numbers), objective=config.objective,
+        measurement=measurement, lead=_lead(config, settled, alone, together.targets),
+    )  # fmt: skip
+
+
+def _chosen(config: TuneConfig, trials: Trials, plans: Mapping[int, TrainConfig]) -> list[int]:
+    """The best trials, of those that keep their checkpoints and see the images that the winner sees."""
+    images = {number: (plan.image_size, start.preprocessing(plan).color) for number, plan in plans.items()}
+    wanted = next(iter(images.values()))
+    return [
+        number for number in plans
+        if images[number] == wanted and (trials.fitted(number) / "checkpoints" / "best.pt").is_file()
+    ][: config.ensemble]  # fmt: skip
+
+
+def _member(plan: TrainConfig) -> average.Member:
+    own = start.preprocessing(plan)
+    return average.Member(plan.arch, plan.arch_options, losses.activation(plan.loss), own.mean, own.std)
+
+
+def _lead(config: TuneConfig, one: Settled, two: Settled, targets: Array) -> tuple[float, float, float]:
+    """By how much the objective of the first is above that of the second, with the 95% interval over images."""
+    values, drawn = [], []
+    for each in (one, two):
+        found = metrics.decision_metrics(each.decisions, targets) | metrics.score_metrics(each.scores, targets)
+        values.append(float(found[config.objective]))
+        drawn.append(bootstrap.draws(each.decisions, targets, each.scores, _RESAMPLES, config.seed)[config.objective])
+    low, high = np.nanquantile(np.subtract(*drawn), [0.025, 0.975])
+    return values[0] - values[1], float(low), float(high)

@@ -1,0 +1,36 @@
+"""A trial of a search as it is shown while the search runs, and as it is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlic.schema import Model
+from mlic.space import Value
+
+
+class Trial(Model):
+    """A trial: how it ended, its best value of the objective (None when it has none) and what it was given."""
+
+    number: int
+    status: str
+    epochs: int
+    value: float | None
+    best_epoch: int | None
+    settings: dict[str, Value]
+    error: str | None
+
+
+def table(trials: Sequence[Trial], objective: str) -> list[list[str]]:
+    """A row for each trial below a head, with a column for each setting that one of them was given."""
+    names = list(dict.fromkeys(name for trial in trials for name in trial.settings))
+    rows = [["trial", "status", "epochs", objective, *names]]
+    for trial in trials:
+        value = "-" if trial.value is None else f"{trial.value:.4f}"
+        given = [short(trial.settings.get(name)) for name in names]
+        rows.append([f"{trial.number}", trial.status, f"{trial.epochs}", value, *given])
+    return rows
+
+
+def short(value: Value) -> str:
+    """A setting as it is shown; "-" for one that a trial was not given."""
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
