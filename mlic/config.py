@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ValidationError, model_validator
 
-from mlic.fitting import Color, FitSettings, ModelSettings, RunSettings, ShardSettings, check_fit
+from mlic.fitting import MOVABLE, Color, FitSettings, ModelSettings, RunSettings, ShardSettings, check_fit
 from mlic.schema import Model, Settings, setting
 from mlic.space import Dimension, Value, draw, grid, nested, order
 from mlic.values import (
@@ -50,7 +50,7 @@ DEFAULT_SPACE = {
 # Settings that all trials share: the data, where and how long they run, and by what they are compared.
 _NOT_DRAWN = (
     "address", "workers", "fresh", "name", "runs", "shards", "fold", "cross_validate", "epochs", "objective", "doctor",
-    "min_workers", "max_failures", "checkpoint_copy", "checkpoint_minutes",
+    "min_workers", "max_failures", "checkpoint_copy", "checkpoint_minutes", "changes",
 )  # fmt: skip
 _TRIED = 50  # draws that are made before a search begins, to see that they make sense
 
@@ -228,15 +228,18 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
     searcher: Literal["random", "grid", "tpe"] = setting(
         "random", "How trials are drawn; tpe learns from those before (needs optuna)", cli="flag"
     )
-    scheduler: Literal["asha", "hyperband", "median", "none"] = setting(
-        "asha", "How weak trials are stopped early", cli="flag"
-    )
+    scheduler: Literal["asha", "hyperband", "median", "pbt", "none"] = setting(
+        "asha", "How weak trials are stopped early; pbt: they take over the best ones, and change settings on the way",
+        cli="flag",
+    )  # fmt: skip
     cross_validate: bool = setting(
         False, "Train each trial on all folds of the shards but one in turn, and compare the means over the folds",
         cli="flag",
     )  # fmt: skip
-    grace_epochs: int = setting(1, "Epochs that every trial may run", ge=1)
-    reduction_factor: int = setting(3, "ASHA goes on with one in so many trials at each rung", ge=2)
+    grace_epochs: int = setting(1, "Epochs that every trial may run; with pbt, those between two exchanges", ge=1)
+    reduction_factor: int = setting(
+        3, "ASHA goes on with one in so many trials at each rung; with pbt, so many take over and are taken over", ge=2
+    )
     workers_per_trial: int = setting(
         1, "Workers that train a trial together, over several nodes perhaps", cli="flag", ge=1
     )
@@ -288,6 +291,8 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         order(self.space)
         if self.searcher == "grid":
             grid(self.space)
+        if self.scheduler == "pbt":
+            self._check_population()
         if self.min_workers is not None and self.min_workers > self.workers_per_trial:
             raise ValueError(f"min_workers is {self.min_workers}, and a trial has {self.workers_per_trial} workers")
         for name in self.space:
@@ -299,6 +304,20 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         for number in range(min(_TRIED, self.trials)):
             self._try("space", self.drawn(number))
         return self
+
+    @property
+    def movable(self) -> tuple[str, ...]:
+        """What of the space can change while a trial is trained."""
+        return tuple(name for name in self.space if name in MOVABLE)
+
+    def _check_population(self) -> None:
+        if not self.movable:
+            raise ValueError(f"with scheduler pbt the space needs a setting that can change: {', '.join(MOVABLE)}")
+        if self.trials < self.reduction_factor:
+            raise ValueError(f"a population of {self.trials} has no 1/{self.reduction_factor}; raise num_samples")
+        odd = next((name for name in ("cross_validate", "checkpoint_copy", "changes") if getattr(self, name)), None)
+        if odd is not None or self.searcher == "tpe":
+            raise ValueError(f"with scheduler pbt trials change; leave {odd or 'searcher tpe'} out")
 
     @property
     def trials(self) -> int:

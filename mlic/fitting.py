@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
 from mlic.schema import Settings, setting
 from mlic.values import (
@@ -25,6 +25,12 @@ from mlic.values import (
 )  # fmt: skip
 
 Color = Literal["rgb", "gray"]
+
+# Settings that a network's training can go on with when they are changed in its middle.
+MOVABLE = (
+    "lr", "weight_decay", "momentum", "clip_norm", "label_smoothing", "hflip", "rand_augment", "rand_magnitude",
+    "mixup", "cutmix",
+)  # fmt: skip
 
 
 class ShardSettings(Settings):
@@ -116,6 +122,10 @@ class FitSettings(Settings):
         None, "Folder, s3://... perhaps, that gets a copy of the checkpoints, to go on from where the run's is lost",
         place=True,
     )  # fmt: skip
+    changes: dict[int, dict[str, bool | int | float]] = setting(
+        {}, "Settings that change after so many epochs, such as {5: {lr: 1e-4}}; of those that can: "
+        f"{', '.join(MOVABLE)}",
+    )  # fmt: skip
     max_bad: Share = setting(0.01, "Largest share of undecodable samples before the run stops", ge=0, le=1)
     doctor: bool = setting(True, "Examine the shards first, as mlic doctor does", cli="flag", place=True)
     cache_gb: float = setting(
@@ -126,6 +136,30 @@ class FitSettings(Settings):
         ge=0, le=64,
     )  # fmt: skip
     seed: int = setting(42, "Seed of weights, order of samples and augmentation", cli="flag", ge=0, le=2**31 - 1)
+
+    def after(self, epochs: int) -> Self:
+        """The settings that hold after so many epochs."""
+        changed = {
+            name: value for when in sorted(self.changes) if when <= epochs for name, value in self.changes[when].items()
+        }
+        return self.model_copy(update=changed) if changed else self
+
+    @model_validator(mode="after")
+    def _changes_make_sense(self) -> Self:
+        for epochs in sorted(self.changes):
+            odd = next((name for name in self.changes[epochs] if name not in MOVABLE), None)
+            if odd is not None:
+                raise ValueError(f"changes.{epochs}: {odd} cannot change in a run; what can is {', '.join(MOVABLE)}")
+            if not 0 < epochs < self.epochs:
+                raise ValueError(f"changes.{epochs}: give a number of epochs from 1 to {self.epochs - 1}")
+            try:
+                type(self)(**{**dict(self.after(epochs)), "changes": {}})
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in first["loc"])
+                what = first["msg"].removeprefix("Value error, ")
+                raise ValueError(f"changes.{epochs}: {where + ': ' if where else ''}{what}") from None
+        return self
 
     @model_validator(mode="after")
     def _amounts_make_sense(self) -> Self:

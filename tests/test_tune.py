@@ -45,3 +45,30 @@ def test_the_best_trials_are_averaged(shards: Path, tmp_path: Path, caplog: pyte
     assert more.ensemble is not None
     assert (more.trials, more.ensemble.trials) == (report.trials, made.trials)
     assert "an ensemble of 3 was asked for; 2 trials have their checkpoints" in caplog.text
+
+
+def test_a_population_is_the_same_on_any_number_of_workers(shards: Path, tmp_path: Path) -> None:
+    """And what came of it can be trained again by one run whose settings change at the same epochs."""
+    space = {"lr": Dimension(loguniform=(1e-4, 1e-1)), "weight_decay": Dimension(uniform=(0, 0.2))}
+    config = TuneConfig(
+        shards=shards, runs=tmp_path, num_samples=5, scheduler="pbt", color="rgb", space=space, arch="a-cnn1",
+        reduction_factor=2, precision="fp32", name="one", workers=1,
+        **(FIT | {"epochs": 4, "optimizer": "sgd", "schedule": "constant"}),
+    )  # fmt: skip
+    one = tune(config)
+    assert [trial.epochs for trial in one.trials] == [4] * 5
+    two = tune(config.model_copy(update={"workers": 2, "name": "two"}))
+    assert two.trials == one.trials
+    assert tune(config) == one
+    trial = next(each for each in one.trials if any(name.startswith("changes.") for name in each.settings))
+    plan = config.plan(trial.settings)
+    changes = {"lr": plan.lr, "weight_decay": plan.weight_decay, "changes": plan.changes}
+    alone = {"space": {"seed": Dimension(choice=(plan.seed,))}, "num_samples": 1, "scheduler": "none", "name": "alone"}
+    tune(config.model_copy(update={**alone, **changes}))
+    rows = [
+        checkpoints.read_history(tmp_path / name) for name in (f"one/trials/{trial.number:05d}", "alone/trials/00000")
+    ]
+    timed = ("time/images_per_s", "time/data_pct")
+    plain = [[{name: value for name, value in row.items() if name not in timed} for row in each] for each in rows]
+    assert plain[0] == plain[1]
+    assert len({row["lr"] for row in rows[0]}) > 1

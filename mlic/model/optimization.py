@@ -31,6 +31,14 @@ def optimizer(config: TrainConfig, parameters: Iterable[dict[str, Any]]) -> torc
     return kinds[config.optimizer](parameters, lr=lr, weight_decay=decay)  # type: ignore[no-any-return]
 
 
+def adjust(config: TrainConfig, optimizer: torch.optim.Optimizer) -> None:
+    """Give an optimiser what a configuration has of it, but for the learning rate, which each step sets."""
+    for group in optimizer.param_groups:
+        group["weight_decay"] = config.weight_decay
+        if "momentum" in group:
+            group["momentum"] = config.momentum
+
+
 def lr_factor(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """What the learning rate is multiplied by at a step, which counts from 0 over all epochs.
 

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-Kind = Literal["asha", "hyperband", "median", "none"]
+Kind = Literal["asha", "hyperband", "median", "pbt", "none"]
 Verdict = Literal["go", "stop", "wait"]
 _WORST = -1e9  # of a value that is not finite; finite itself, so that quantiles are
 _MEDIAN_OF = 3  # trials, at least, that a median is taken of
@@ -30,7 +30,9 @@ class Rule:
     (1 - 1/factor) quantile of its predecessors' (the stopping variant of Li et al., arXiv:1810.05934, as in Ray Tune).
     hyperband: the same with several brackets of trials, of which each begins to stop them one rung later.
     median: after each epoch a trial goes on when its best value is not below the median of its predecessors' means up
-    to there (Golovin et al., Google Vizier, 2017). Values are larger for better trials; not a number is the worst.
+    to there (Golovin et al., Google Vizier, 2017).
+    pbt: none is stopped; every `grace` epochs all wait for each other (see `search.population`).
+    Values are larger for better trials; not a number is the worst.
     """
 
     kind: Kind
@@ -55,6 +57,8 @@ class Rule:
             return []
         if self.kind == "median":
             return list(range(self.grace, self.epochs))
+        if self.kind == "pbt":
+            return list(range(self.grace, self.epochs, self.grace))
         found, epoch = [], self.grace * self.factor ** self.bracket(number)
         while epoch < self.epochs:
             found.append(epoch)
@@ -89,6 +93,7 @@ class Search:
         self._fresh = 0  # the first trial that nobody has begun
         self._open: list[int] = []  # begun and not ended, by number
         self._rungs: dict[tuple[int, int], _Rung] = {}
+        self.compared = 0  # epochs after which the members of a population have been compared last
         self.ended: list[int] = []  # the trials that have ended, in the order in which they did
 
     def tell(self, trial: int, values: Sequence[float], ended: str | None = None) -> None:
@@ -128,6 +133,19 @@ class Search:
     def next_fresh(self) -> int | None:
         """The trial that would be begun next."""
         return self._fresh if self._fresh < self.count else None
+
+    @property
+    def open(self) -> list[int]:
+        """The trials that have begun and not ended, by number."""
+        return list(self._open)
+
+    @property
+    def due(self) -> int | None:
+        """The epochs that all members of a population have by now, when they are to be compared at that."""
+        if self.rule.kind != "pbt" or self._fresh < self.count or not self._open:
+            return None
+        epoch = min(len(self._trials[trial].values) for trial in self._open)
+        return epoch if epoch > self.compared and epoch in self.rule.milestones(0) else None
 
     @property
     def done(self) -> bool:
@@ -171,6 +189,8 @@ class Search:
         epoch = len(self._trials[trial].values)
         if epoch not in self.rule.milestones(trial):
             return "go"
+        if self.rule.kind == "pbt":
+            return "go" if epoch <= self.compared else "wait"
         bracket = self.rule.bracket(trial)
         rung = self._rungs.setdefault((bracket, epoch), _Rung())
         if not self._fill(rung, bracket, epoch, trial):

@@ -25,6 +25,7 @@ from mlic.stages.place import Place
 from mlic.values import Location
 
 _LAST, _BEST, _HISTORY = "checkpoints/last.pt", "checkpoints/best.pt", "metrics.jsonl"
+FILES = (_BEST, _HISTORY, _LAST)  # in the order in which they are written
 _BEST_ARRAYS = ("thresholds", "scores", "targets", "decisions")
 
 
@@ -165,7 +166,7 @@ class Checkpoints:
         folder = self._place.folder
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         try:
-            there = [name for name in (_BEST, _HISTORY, _LAST) if storage.size(storage.join(copy, name)) is not None]
+            there = [name for name in FILES if storage.size(storage.join(copy, name)) is not None]
             if _LAST not in there:
                 return ""
             with temporary(folder / _LAST) as part:
@@ -185,7 +186,7 @@ def forget_copy(copy: Location, folder: Path, owner: Path) -> None:
     """Remove what a run that is thrown away has copied. Raises ConfigError when that fails."""
     where = copy_of(copy, folder, owner)
     try:
-        for name in (_LAST, _BEST, _HISTORY):
+        for name in reversed(FILES):
             storage.delete(storage.join(where, name))
     except OSError as error:
         raise ConfigError(f"cannot remove the checkpoints in {where}: {error}.", "check checkpoint_copy.") from None

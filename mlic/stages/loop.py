@@ -94,6 +94,7 @@ class _Fitting:
         self, config: TrainConfig, place: Place, train: Split, val: Split, checkpoints: Checkpoints, stack: ExitStack
     ) -> None:
         self.config, self.place, self.train, self.val, self.checkpoints = config, place, train, val, checkpoints
+        self.planned = config  # `self.config` has what of it changes after some epochs
         prep = start.preprocessing(config)
         torch.manual_seed(config.seed)
         net, head, self.begins_with = start.network(config, train, prep)
@@ -179,7 +180,9 @@ class _Fitting:
 
     def epoch(self, epoch: int) -> dict[str, float]:
         """Train one epoch, evaluate, and write the checkpoint; returns the epoch's metrics."""
-        config = self.config
+        config = self.config = self.planned.after(epoch)
+        if config.changes:
+            optimization.adjust(config, self.optimizer)
         row: dict[str, float] = {"epoch": epoch + 1}
         if config.train != "none":
             row |= self._train_epoch(epoch)

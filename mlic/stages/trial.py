@@ -19,14 +19,21 @@ class Trial(Model):
     settings: dict[str, Value]
     error: str | None
 
+    @property
+    def drawn(self) -> dict[str, Value]:
+        """The settings that it began with, and in `changes` how many of them changed on the way, where some did."""
+        began = {name: value for name, value in self.settings.items() if not name.startswith("changes.")}
+        changed = len(self.settings) - len(began)
+        return began | ({"changes": changed} if changed else {})
+
 
 def table(trials: Sequence[Trial], objective: str) -> list[list[str]]:
     """A row for each trial below a head, with a column for each setting that one of them was given."""
-    names = list(dict.fromkeys(name for trial in trials for name in trial.settings))
+    names = list(dict.fromkeys(name for trial in trials for name in trial.drawn))
     rows = [["trial", "status", "epochs", objective, *names]]
     for trial in trials:
         value = "-" if trial.value is None else f"{trial.value:.4f}"
-        given = [short(trial.settings.get(name)) for name in names]
+        given = [short(trial.drawn.get(name)) for name in names]
         rows.append([f"{trial.number}", trial.status, f"{trial.epochs}", value, *given])
     return rows
 

@@ -34,6 +34,7 @@ from mlic.stages import checkpoints, loop
 from mlic.stages.fit import group, raise_failure
 from mlic.stages.measure import aligned
 from mlic.stages.place import Place
+from mlic.stages.population import Population
 from mlic.stages.preflight import trials_at_once
 from mlic.stages.progress import LOG_EVERY_S
 from mlic.stages.trial import Trial, table
@@ -53,7 +54,8 @@ class Trials:
     """What is to be trained: the search that decides it, the folder of the trials' folders, and what they are.
 
     `draw` has the settings of a trial by its number, None while they wait for other trials; `plan` makes a
-    configuration of them. With `folds` a trial is a model for each of them, and its metrics are their means.
+    configuration of them. With `folds` a trial is a model for each of them, and its metrics are their means. A
+    `population` is what the draws come from, where trials take over each other.
     """
 
     search: Search
@@ -61,6 +63,7 @@ class Trials:
     draw: Draw
     plan: Callable[[dict[str, Value]], TrainConfig]
     folds: int = 0
+    population: Population | None = None
 
     @property
     def count(self) -> int:
@@ -235,6 +238,9 @@ class _Driver:
             raise StopIteration
         if len(self.busy) >= self.at_once:
             return None
+        if self.trials.population is not None and self.search.due is not None:
+            for number in self.trials.population.exchange(self.search.due):
+                self.values[number] = list(self.search.values(number))
         fresh = self.search.next_fresh
         drawn = None if fresh is None else self.trials.draw(fresh)
         work = self.search.ask({work.trial for work in self.busy.values()}, may_begin=drawn is not None)

@@ -32,8 +32,9 @@ from mlic.stages.ensemble import Ensemble, ensemble
 from mlic.stages.fit import finish
 from mlic.stages.folds import check_folds
 from mlic.stages.measure import Measurement, aligned
+from mlic.stages.population import Population
 from mlic.stages.trial import Trial, table
-from mlic.stages.trials import Trials, kept, rule, seconds_spent, train_on
+from mlic.stages.trials import Trials, folder_of, kept, rule, seconds_spent, train_on
 from mlic.stages.tune_page import render
 
 logger = logging.getLogger(__name__)
@@ -100,8 +101,12 @@ def tune(config: TuneConfig) -> TuneReport:
     inputs = {"shards": index["fingerprint"], "weights": " ".join(begins_with)}
     with Run.open(folder, "tune", config, inputs, config.fresh) as run:
         search = Search(rule(config), config.trials)
-        draw = Tpe(config.space, config.seed, search, _LAG) if config.searcher == "tpe" else config.drawn
-        trials = Trials(search, folder / "trials", draw, config.plan, folds)
+        base = folder / "trials"
+        population = None
+        if config.scheduler == "pbt":
+            population = Population(config, folder, lambda number: folder_of(base, number), search)
+        draw = Tpe(config.space, config.seed, search, _LAG) if config.searcher == "tpe" else population or config.drawn
+        trials = Trials(search, base, draw, config.plan, folds, population)
         if config.fresh and config.checkpoint_copy is not None:
             for number in range(trials.count):
                 checkpoints.forget_copy(config.checkpoint_copy, trials.folder(number), folder)
@@ -221,7 +226,7 @@ def _write_tables(config: TuneConfig, trials: Trials, rows: Sequence[Trial]) -> 
             for key, value in plan.items()
         }
         kept = trial.model_dump(exclude={"settings", "epochs"}) | {"epochs_trained": trial.epochs}
-        of_trials.append(kept | {f"space.{name}": _column(value) for name, value in trial.settings.items()} | plain)
+        of_trials.append(kept | {f"space.{name}": _column(value) for name, value in trial.drawn.items()} | plain)
         for row in checkpoints.read_history(trials.folder(trial.number)):
             of_epochs.append({"trial": trial.number, **row})
     for name, records in (("trials", of_trials), ("epochs", of_epochs)):
