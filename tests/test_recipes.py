@@ -51,6 +51,14 @@ def test_a_recipe_is_a_configuration_and_says_what_was_reported(path: Path) -> N
     assert f"system {path.stem[0].upper()}" in head.group()
 
 
+@pytest.mark.parametrize("path", sorted(FOLDER.parent.glob("tune*.yaml")), ids=lambda path: path.stem)
+def test_a_search_to_begin_with_is_a_configuration(path: Path) -> None:
+    found = build(TuneConfig, read_file(path), {"shards": "shards"})
+    assert len({repr(found.drawn(number)) for number in range(found.trials)}) == found.trials
+    for name in {str(value) for value in found.space["arch"].ends} if "arch" in found.space else {found.arch}:
+        zoo.check(name)
+
+
 @pytest.mark.parametrize("path", PACKS, ids=lambda path: path.stem)
 def test_shards_as_a_system_dealt_them_out(path: Path) -> None:
     found = build(PackConfig, read_file(path), {"images": "i", "labels": "l"})

@@ -63,11 +63,12 @@ def write_best(folder: Path, best: Best) -> None:
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
-    """The metrics of the finished epochs of a run's folder, in their order."""
+    """The metrics of the finished epochs of a run's folder, in their order; without a line that is being written."""
     path = folder / _HISTORY
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 class Checkpoints:

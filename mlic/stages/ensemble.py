@@ -60,7 +60,7 @@ def ensemble(config: TuneConfig, trials: Trials, run: Run[Any]) -> Ensemble | No
     Its thresholds, and its calibration, are fitted to the average's own scores, by the policy of the winner. With fewer
     such trials that have their checkpoints, it is made of them, with a warning; None where there are no two.
     """
-    plans = {number: config.plan(trials.draw(number) or {}) for number in trials.ranking()}
+    plans = {number: config.plan(trials.draw(number) or {}) for number in trials.distinct(trials.ranking())}
     numbers = _chosen(config, trials, plans)
     if len(numbers) < config.ensemble:
         logger.warning(

@@ -9,41 +9,39 @@ its history is told to the search when a search goes on, and Ray Tune starts ane
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import logging
 import math
 import os
 import shutil
 import tempfile
+import threading
 import time
-import traceback
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlic.cluster import ray as cluster_ray
-from mlic.cluster.runs import Run, is_current, write_atomic, write_json
+from mlic.cluster.runs import Run, write_json
 from mlic.config import TrainConfig, TuneConfig
-from mlic.errors import MlicError, PartialError, RunError
+from mlic.errors import PartialError, RunError
 from mlic.search.rungs import Rule, Search, Work
 from mlic.space import Value
-from mlic.stages import checkpoints, loop
-from mlic.stages.fit import group, raise_failure
+from mlic.stages import checkpoints, loop, work
 from mlic.stages.measure import aligned
-from mlic.stages.place import Place
 from mlic.stages.population import Population
 from mlic.stages.preflight import trials_at_once
 from mlic.stages.progress import LOG_EVERY_S
 from mlic.stages.trial import Trial, table
+from mlic.stages.work import folder_of, parts
 
 logger = logging.getLogger(__name__)
 
 _CLOCK = "search.json"
 _SAME_DEATHS = 3  # trials that die of one error before any lives: then the search would be no better
 _SHOW_EVERY_S, _CLOCK_EVERY_S = 0.5, 5.0
+_OVERHEARD = 32  # trials, at most, whose files are looked at while they are at work
 _BEST_SHOWN, _SHOWN = 5, 20  # trials in the table on a terminal: of the ended ones, and altogether
 
 Draw = Callable[[int], "dict[str, Value] | None"]
@@ -89,6 +87,21 @@ class Trials:
         scored = [number for number in some if search.values(number) and search.status(number) != "failed"]
         return sorted(scored, key=lambda number: (-max(search.values(number)), number))
 
+    def distinct(self, numbers: Sequence[int]) -> list[int]:
+        """Those of some trials whose best epochs are models of their own: members of a population share their past."""
+        seen, found = set[str](), []
+        for number in numbers:
+            values, settings = self.search.values(number), self.draw(number) or {}
+            best = values.index(max(values)) + 1
+            past = {
+                name: value for name, value in settings.items()
+                if not name.startswith("changes.") or int(name.split(".")[1]) < best
+            }  # fmt: skip
+            if repr(past) not in seen:
+                seen.add(repr(past))
+                found.append(number)
+        return found
+
     def recall(self, metric: str) -> None:
         """Tell the search what the trials' folders know."""
         for number in range(self.count):
@@ -113,11 +126,6 @@ class Trials:
         return best[:keep]
 
 
-def folder_of(base: Path, number: int) -> Path:
-    """The folder of a trial."""
-    return base / f"{number:05d}"
-
-
 def rule(config: TuneConfig) -> Rule:
     """How weak trials of this search are stopped."""
     return Rule(config.scheduler, config.epochs, config.grace_epochs, config.reduction_factor)
@@ -126,11 +134,6 @@ def rule(config: TuneConfig) -> Rule:
 def kept(config: TuneConfig) -> int:
     """How many trials keep their checkpoints."""
     return max(config.keep, config.ensemble)
-
-
-def parts(folder: Path, folds: int) -> list[Path]:
-    """Where the models of a trial are: its folder, or one in it for each fold."""
-    return [folder / f"fold{fold}" for fold in range(folds)] or [folder]
 
 
 def seconds_spent(run: Path) -> float:
@@ -149,7 +152,7 @@ def train_on(cluster: cluster_ray.Cluster, config: TuneConfig, trials: Trials, r
     _announce(config, trials.search, at_once, timed)
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours to answer
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the trials' folders have their own files
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune as ray_tune
 
@@ -162,7 +165,7 @@ def train_on(cluster: cluster_ray.Cluster, config: TuneConfig, trials: Trials, r
     }  # fmt: skip
     # A group of workers takes what it needs by itself, and the function that waits for it next to nothing.
     resources = {"memory": 2**20} if share.workers > 1 else {"cpu": share.cpus, "gpu": share.gpus}
-    trainable = ray_tune.with_resources(ray_tune.with_parameters(_work, arguments=arguments), resources)
+    trainable = ray_tune.with_resources(work.trainable(arguments), resources)
     scratch = Path(tempfile.mkdtemp(prefix="mlic-tune-"))  # what Ray Tune notes of pieces of work is of no use later
     tuner = ray_tune.Tuner(
         trainable,
@@ -208,7 +211,7 @@ def _announce(config: TuneConfig, search: Search, at_once: int, timed: bool) -> 
 
 
 class _Driver:
-    """Gives out work and takes what comes of it; all calls come from the thread of Ray Tune's loop but `look`."""
+    """Gives out work and takes what comes of it; all calls come from the thread of Ray Tune's loop, but for `look`."""
 
     def __init__(self, config: TuneConfig, trials: Trials, run: Run[Path], at_once: int, timed: bool) -> None:
         self.config, self.trials, self.run, self.at_once, self.timed = config, trials, run, at_once, timed
@@ -221,6 +224,7 @@ class _Driver:
         self.deadline = (
             None if config.budget is None or not timed else time.time() + max(0.0, config.budget - self.spent)
         )
+        self.lock = threading.Lock()
         self.hopeless: str | None = None
         self.lived = any(self.values.values())
         self.kept: list[int] = []  # ended trials that have their checkpoints, best first
@@ -243,7 +247,7 @@ class _Driver:
                 self.values[number] = list(self.search.values(number))
         fresh = self.search.next_fresh
         drawn = None if fresh is None else self.trials.draw(fresh)
-        work = self.search.ask({work.trial for work in self.busy.values()}, may_begin=drawn is not None)
+        work = self.search.ask({each.trial for each in self.busy.values()}, may_begin=drawn is not None)
         if work is None:
             if self.search.done:
                 raise StopIteration
@@ -257,18 +261,23 @@ class _Driver:
         plan = self.trials.plan(settings).model_dump_json()
         return {"number": work.trial, "until": work.until, "plan": plan, "folds": self.trials.folds}
 
-    def heard(self, name: str, result: dict[str, Any]) -> None:
-        """Take an epoch's value."""
-        number, epoch, value = self.busy[name].trial, int(result["epoch"]), float(result["value"])
-        values = self.values[number]
-        if epoch <= len(values):
-            return  # a worker tells a trial's history again when it takes it up
-        values.append(value)
-        self.lived = True
-        self.epochs += 1
-        if value > self.best:
-            self.best = value
-            logger.info("tune  trial %d, epoch %d | %s %.4f | best", number, epoch, self.metric, value)
+    def heard(self, number: int, found: Sequence[float]) -> None:
+        """Take the values of a trial's epochs, of which the first ones are known."""
+        with self.lock:
+            values = self.values[number]
+            for epoch, value in enumerate(found[len(values) :], len(values) + 1):
+                values.append(value)
+                self.lived = True
+                self.epochs += 1
+                if value > self.best:
+                    self.best = value
+                    logger.info("tune  trial %d, epoch %d | %s %.4f | best", number, epoch, self.metric, value)
+
+    def overhear(self) -> None:
+        """Take from their folders the values of trials that are at work: they report when they are done."""
+        for each in list(self.busy.values())[:_OVERHEARD]:
+            rows = checkpoints.read_history(self.trials.folder(each.trial))
+            self.heard(each.trial, [row[self.metric] for row in rows])
 
     def took(self, name: str, failed: str | None) -> None:
         """A piece of work is done, or has failed for good."""
@@ -313,12 +322,13 @@ class _Driver:
             logger.info("%s", self)
         elif now - self.shown >= _SHOW_EVERY_S:
             self.shown = now
+            self.overhear()
             logger.info("%s", "\n".join([*aligned(table(self._shown(), self.config.objective)), str(self)]),
                         extra={"transient": True})  # fmt: skip
 
     def _shown(self) -> list[Trial]:
         """What a terminal shows of the trials: the best of the ended ones, and those that are at work."""
-        at_work = {work.trial: f"to epoch {work.until}" for work in list(self.busy.values())}
+        at_work = {each.trial: f"to epoch {each.until}" for each in list(self.busy.values())}
         rows = []
         for number in [*[number for number in self.kept if number not in at_work][:_BEST_SHOWN], *at_work]:
             values = self.values[number]
@@ -355,20 +365,24 @@ def _queue(driver: _Driver) -> Any:
     from ray.tune.search import Searcher
 
     class Queue(Searcher):  # type: ignore[misc]
+        def __init__(self, driver: _Driver) -> None:
+            super().__init__()
+            self.driver = driver
+
         def suggest(self, trial_id: str) -> Any:
             try:
-                return driver.suggest(trial_id)
+                return self.driver.suggest(trial_id)
             except StopIteration:
                 return Searcher.FINISHED
 
-        def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-            if "epoch" in result:
-                driver.heard(trial_id, result)
-
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             if result is not None and not error:
-                self.on_trial_result(trial_id, result)
-            driver.took(trial_id, "its worker was lost again and again" if error else None)
+                self.driver.heard(self.driver.busy[trial_id].trial, result["values"])
+            self.driver.took(trial_id, "its worker was lost again and again" if error else None)
+
+        def __getstate__(self) -> dict[str, Any]:
+            """Nothing: a search goes on from its trials' folders, and never from what Ray Tune keeps of it."""
+            return {}
 
         def save(self, checkpoint_path: str) -> None:
             """The trials' own folders are the record."""
@@ -376,99 +390,4 @@ def _queue(driver: _Driver) -> Any:
         def restore(self, checkpoint_path: str) -> None:
             """As `save`."""
 
-    return Queue()
-
-
-class _TimeIsUpError(Exception):
-    """The search's time is up."""
-
-
-def _work(config: dict[str, Any], arguments: dict[str, Any]) -> None:
-    """A piece of work in a Ray Tune worker: a trial, from where it is, until it has so many epochs."""
-    from ray import tune as ray_tune
-
-    owner = Path(arguments["folder"])
-    folder = folder_of(Path(arguments["base"]), config["number"])
-    folder.mkdir(parents=True, exist_ok=True)
-    plan = TrainConfig(**json.loads(config["plan"]))
-    metric = loop.objective(plan)
-
-    def report(row: dict[str, float]) -> None:
-        ray_tune.report({"epoch": int(row["epoch"]), "value": row[metric]})
-
-    try:
-        if config["folds"]:
-            for fold, part in enumerate(parts(folder, config["folds"])):
-                part.mkdir(exist_ok=True)
-                own = plan.model_copy(update={"fold": fold})
-                _fit(own, part, config["until"], arguments, lambda _: None)
-            for row in _join_folds(folder, config["folds"]):
-                report(row)
-        else:
-            _fit(plan, folder, config["until"], arguments, report)
-    except _TimeIsUpError:
-        return
-    except Exception as error:
-        if is_current(owner, arguments["attempt"]):
-            with (folder / "log.txt").open("a", encoding="utf-8") as file:
-                traceback.print_exc(file=file)
-            write_json(folder / "failed.json", {"error": _reason(error)})
-
-
-def _fit(
-    plan: TrainConfig,
-    folder: Path,
-    until: int,
-    arguments: Mapping[str, Any],
-    report: Callable[[dict[str, float]], None],
-) -> None:
-    """Train one model of a trial: here, or on a group of workers where it is to have several.
-
-    Raises _TimeIsUpError after the epoch in which the search's time is up, a group's after its last.
-    """
-    import torch
-
-    deadline, share = arguments["deadline"], cluster_ray.Share(*arguments["share"])
-    begun = len(checkpoints.read_history(folder))
-
-    def say(row: dict[str, float]) -> None:
-        report(row)
-        if deadline is not None and row["epoch"] > begun and time.time() >= deadline:
-            raise _TimeIsUpError
-
-    if share.workers > 1:
-        where = {"folder": str(folder), "owner": arguments["folder"], "attempt": arguments["attempt"]}
-        name = f"attempt-{arguments['attempt']}-{uuid.uuid4().hex[:8]}"  # what another start left there is not taken up
-        failed: BaseException | None = None
-        try:
-            group(plan, where, share, arguments["embedded"], name, until).fit()
-        except Exception as error:
-            failed = error
-        raise_failure(folder, arguments["attempt"], failed)
-        for row in checkpoints.read_history(folder):
-            say(row)
-        return
-    device = torch.device(cluster_ray.assigned_device())
-    try:
-        place = Place(0, 1, device, folder, Path(arguments["folder"]), arguments["attempt"])
-        loop.fit(plan, place, say, until)
-    finally:  # the process has other trials to come
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def _join_folds(folder: Path, folds: int) -> list[dict[str, float]]:
-    """Write the means over the folds, of the epochs that all of them have, as the trial's history, and return them."""
-    histories = [checkpoints.read_history(part) for part in parts(folder, folds)]
-    epochs = zip(*histories, strict=False)  # patience may end a fold before the others
-    rows = [{name: sum(row[name] for row in of_folds) / folds for name in of_folds[0]} for of_folds in epochs]
-    write_atomic(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-    return rows
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, MlicError):
-        return str(error)
-    line = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {line.strip()[:300]}"
+    return Queue(driver)

@@ -22,6 +22,7 @@ from mlic.data.shards import check_trainable, read_index
 from mlic.errors import ConfigError, RunError
 from mlic.model import bundle, losses, weights, zoo
 from mlic.schema import Model
+from mlic.search.population import Exchange
 from mlic.search.rungs import Search
 from mlic.search.tpe import Tpe
 from mlic.space import Value
@@ -34,8 +35,9 @@ from mlic.stages.folds import check_folds
 from mlic.stages.measure import Measurement, aligned
 from mlic.stages.population import Population
 from mlic.stages.trial import Trial, table
-from mlic.stages.trials import Trials, folder_of, kept, rule, seconds_spent, train_on
+from mlic.stages.trials import Trials, kept, rule, seconds_spent, train_on
 from mlic.stages.tune_page import render
+from mlic.stages.work import folder_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class TuneReport(Model):
     """What a search came to: its trials, best first, and the winner's model and configuration file.
 
     `rungs` has the number of trials that were trained for so many epochs, `epochs` those of all trials together, of
-    `possible` ones if none had been stopped.
+    `possible` ones if none had been stopped. `exchanges` are those of a population.
     """
 
     run: Path
@@ -64,6 +66,7 @@ class TuneReport(Model):
     measurement: Measurement
     confirmation: Confirmation | None
     ensemble: Ensemble | None = None
+    exchanges: tuple[Exchange, ...] = ()
 
     def text(self) -> str:
         counts = {status: sum(t.status == status for t in self.trials) for status in ("pruned", "failed", "cut")}
@@ -76,6 +79,7 @@ class TuneReport(Model):
             [
                 *aligned(table(self.trials[:_SHOWN], self.objective)), *more, *failed,
                 f"{ended}; {self.epochs:,} epochs, {share:.0%} of {self.possible:,}; trial {self.trials[0].number} won",
+                *([f"{len(self.exchanges)} times a trial took over a better one"] if self.exchanges else []),
                 f"{'its first fold' if self.folds else 'its validation split'}, {self.measurement.samples:,} samples, "
                 "cross-fitted thresholds (the best of several trials looks better than it is)",
                 self.measurement.table(), *([] if self.confirmation is None else self.confirmation.lines()),
@@ -184,7 +188,7 @@ def _finish(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport:
     if trials.folds:
         winner = winner.model_copy(update={"fold": 0})
     fitted = finish(winner, run.folder, trials.fitted(rows[0].number))
-    contest = [rows[number].settings for number in range(min(2, len(ranking)))]
+    contest = [trials.draw(number) or {} for number in trials.distinct(ranking)[:2]]
     report = TuneReport(
         run=run.folder, model=fitted.model, best_config=run.folder / "best.yaml",
         page=run.folder / "report" / "search.html", objective=config.objective, trials=tuple(rows),
@@ -193,6 +197,7 @@ def _finish(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport:
         seconds=seconds_spent(run.folder), measurement=fitted.measurement,
         confirmation=confirm(config, contest, run) if config.confirm else None,
         ensemble=ensemble(config, trials, run) if config.ensemble else None,
+        exchanges=() if trials.population is None else tuple(trials.population.exchanges),
     )  # fmt: skip
     curves = {number: search.values(number) for number in begun}
     text, pictures = render(report, config, curves)

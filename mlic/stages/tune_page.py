@@ -40,9 +40,10 @@ def render(report: TuneReport, config: TuneConfig, curves: Curves) -> tuple[str,
         _confirmed(report),
         page.section("History", "Each trial's best value, and the best one so far.",
                      page.figure(drawn["history"], "values of trials by number")),
-        page.section("Early stops", "Each trial by epoch; grey ones were stopped. Below, where the epochs went.",
+        page.section("Epochs", "Each trial by epoch; grey ones were stopped. Below, where the epochs went.",
                      page.figure(drawn["curves"], "learning curves of all trials")
                      + page.figure(drawn["rungs"], "trials by the epoch that they came to")),
+        _exchanged(report),
         page.section("Settings and values", "A line a trial, from its settings to its value; the best tenth in colour.",
                      page.figure(drawn["coordinates"], "parallel coordinates of settings and values")),
         page.section("What mattered", _said(weight, len(scored)),
@@ -104,6 +105,20 @@ def _confirmed(report: TuneReport) -> str:
     )
 
 
+def _exchanged(report: TuneReport) -> str:
+    if not report.exchanges:
+        return ""
+    rows = []
+    for each in report.exchanges:
+        prefix = f"changes.{each.epoch}."
+        now = {name.removeprefix(prefix): value for name, value in each.settings.items() if name.startswith(prefix)}
+        given = ", ".join(f"{name} {short(value)}" for name, value in now.items())
+        rows.append([f"{each.epoch}", f"{each.trial}", f"{each.value:.4f}", f"{each.source}", escape(given)])
+    text = "Which trial went on as which better one, with its weights, and with what settings from then on."
+    head = ["After epoch", "Trial", f"Its {report.objective}", "Went on as", "With"]
+    return page.section("Exchanges", text, page.folded_table(head, rows, 20, "exchanges"))
+
+
 def _said(found: Importance | None, count: int) -> str:
     if found is None:
         return f"{count} trials are too few to say; it takes ten with different values."
@@ -143,12 +158,12 @@ def _middle(values: Sequence[Value]) -> str:
 
 
 def _table(report: TuneReport) -> str:
-    names = list(dict.fromkeys(name for trial in report.trials for name in trial.settings))
+    names = list(dict.fromkeys(name for trial in report.trials for name in trial.drawn))
     rows = []
     for trial in report.trials:
         value = "-" if trial.value is None else f"{trial.value:.4f}"
         status = escape(trial.status if trial.error is None else f"{trial.status}: {trial.error}")
-        given = [escape(short(trial.settings.get(name))) for name in names]
+        given = [escape(short(trial.drawn.get(name))) for name in names]
         rows.append([f"{trial.number}", f'<td class="text">{status}</td>', f"{trial.epochs}", value, *given])
     return page.folded_table(["Trial", "Status", "Epochs", report.objective, *names], rows, 50, "trials")
 

@@ -1,0 +1,134 @@
+"""A piece of the work of a search, in a worker of Ray Tune: a trial is trained until it has so many epochs."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import time
+import traceback
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlic.cluster import ray as cluster_ray
+from mlic.cluster.runs import is_current, write_atomic, write_json
+from mlic.config import TrainConfig
+from mlic.errors import MlicError
+from mlic.stages import checkpoints, loop
+from mlic.stages.fit import group, raise_failure
+from mlic.stages.place import Place
+
+logger = logging.getLogger(__name__)
+
+
+def folder_of(base: Path, number: int) -> Path:
+    """The folder of a trial."""
+    return base / f"{number:05d}"
+
+
+def parts(folder: Path, folds: int) -> list[Path]:
+    """Where the models of a trial are: its folder, or one in it for each fold."""
+    return [folder / f"fold{fold}" for fold in range(folds)] or [folder]
+
+
+class _TimeIsUpError(Exception):
+    """The search's time is up."""
+
+
+def trainable(arguments: dict[str, Any]) -> Any:
+    """The class of Ray Tune's workers; it needs Ray to be defined.
+
+    A piece of work is one step and reports once, at its end: each report more is a round to the driver and back that
+    the worker waits for, and a function in place of a class is one more, too.
+    """
+    from ray import tune as ray_tune
+
+    class Worker(ray_tune.Trainable):  # type: ignore[misc]
+        def step(self) -> dict[str, Any]:
+            return {"values": _do(self.config, arguments), "done": True}
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            """Whether this process can do another piece: always, since a piece leaves nothing behind."""
+            return bool(new_config)
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """The trials' own folders have them."""
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """As `save_checkpoint`."""
+
+    return Worker
+
+
+def _do(config: dict[str, Any], arguments: dict[str, Any]) -> list[float]:
+    """Train a trial, from where it is, until it has so many epochs; returns the values of all of them."""
+    owner = Path(arguments["folder"])
+    folder = folder_of(Path(arguments["base"]), config["number"])
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = TrainConfig(**json.loads(config["plan"]))
+    try:
+        if config["folds"]:
+            for fold, part in enumerate(parts(folder, config["folds"])):
+                part.mkdir(exist_ok=True)
+                own = plan.model_copy(update={"fold": fold})
+                _fit(own, part, config["until"], arguments)
+            _join_folds(folder, config["folds"])
+        else:
+            _fit(plan, folder, config["until"], arguments)
+    except _TimeIsUpError:
+        logger.debug("%s ends, as the time of its search is up", folder)
+    except Exception as error:
+        if is_current(owner, arguments["attempt"]):
+            with (folder / "log.txt").open("a", encoding="utf-8") as file:
+                traceback.print_exc(file=file)
+            write_json(folder / "failed.json", {"error": _reason(error)})
+    return [row[loop.objective(plan)] for row in checkpoints.read_history(folder)]
+
+
+def _fit(plan: TrainConfig, folder: Path, until: int, arguments: Mapping[str, Any]) -> None:
+    """Train one model of a trial: here, or on a group of workers where it is to have several.
+
+    Raises _TimeIsUpError after the epoch in which the search's time is up, a group's after its last.
+    """
+    import torch
+
+    deadline, share = arguments["deadline"], cluster_ray.Share(*arguments["share"])
+    begun = len(checkpoints.read_history(folder))
+
+    def check_time(row: dict[str, float]) -> None:
+        if deadline is not None and row["epoch"] > begun and time.time() >= deadline:
+            raise _TimeIsUpError
+
+    if share.workers > 1:
+        where = {"folder": str(folder), "owner": arguments["folder"], "attempt": arguments["attempt"]}
+        name = f"attempt-{arguments['attempt']}-{uuid.uuid4().hex[:8]}"  # what another start left there is not taken up
+        failed = cluster_ray.run_beside(group(plan, where, share, arguments["embedded"], name, until).fit)
+        raise_failure(folder, arguments["attempt"], failed)
+        for row in checkpoints.read_history(folder):
+            check_time(row)
+        return
+    device = torch.device(cluster_ray.assigned_device())
+    try:
+        place = Place(0, 1, device, folder, Path(arguments["folder"]), arguments["attempt"])
+        loop.fit(plan, place, check_time, until)
+    finally:  # the process has other trials to come
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _join_folds(folder: Path, folds: int) -> None:
+    """Write the means over the folds, of the epochs that all of them have, as the trial's history."""
+    histories = [checkpoints.read_history(part) for part in parts(folder, folds)]
+    epochs = zip(*histories, strict=False)  # patience may end a fold before the others
+    rows = [{name: sum(row[name] for row in of_folds) / folds for name in of_folds[0]} for of_folds in epochs]
+    write_atomic(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MlicError):
+        return str(error)
+    line = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line.strip()[:300]}"
