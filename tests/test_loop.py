@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ def fit_until(config: TrainConfig, here: Place, epoch: int) -> None:
 
     with pytest.raises(Killed):
         loop.fit(config, here, stop)
+
+
+@pytest.mark.ray
+def test_after_its_deadline_a_call_trains_one_epoch_more(shards: Path, tmp_path: Path) -> None:
+    config = settings(shards)
+    for epochs in (1, 2, 3):
+        loop.fit(config, place(tmp_path / "run"), deadline=time.time() - 1)
+        assert len(checkpoints.read_history(tmp_path / "run")) == epochs
 
 
 @pytest.mark.ray

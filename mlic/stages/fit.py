@@ -191,11 +191,12 @@ def _lost_at_start(failed: BaseException) -> bool:
 
 def group(
     config: TrainConfig, where: Mapping[str, Any], share: cluster_ray.Share, embedded: bool, name: str,
-    until: int | None = None,
+    until: int | None = None, deadline: float | None = None,
 ) -> Any:  # fmt: skip
     """Ray Train's trainer of a group of workers for one start, by its name, to the last epoch or `until` an earlier.
 
-    `where` has the `folder` of the run or trial, that of its `owner` and the `attempt` that may write there.
+    After `deadline`, in seconds since 1970, no epoch but its first is begun. `where` has the `folder` of the run or
+    trial, that of its `owner` and the `attempt` that may write there.
     """
     # Ray Train reads these when it is imported, and hands them on to its controller and workers.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -215,7 +216,7 @@ def group(
             callbacks = super()._create_default_callbacks()
             return [c for c in callbacks if not (embedded and type(c).__name__ == "PlacementGroupCleanerCallback")]
 
-    arguments = {"config": config.model_dump(mode="json"), "until": until, **where}
+    arguments = {"config": config.model_dump(mode="json"), "until": until, "deadline": deadline, **where}
     # A worker that is lost while the group starts is counted by the controller, one that is lost later as a failure.
     limit = max(1, config.max_failures)
     workers = share.workers if config.min_workers is None else (config.min_workers, share.workers)
@@ -253,7 +254,8 @@ def _worker(arguments: dict[str, Any]) -> None:
     if _read_failure(folder, place.attempt) is not None:
         return  # our own error would only come again; leaving quietly spares the restarts meant for lost workers
     try:
-        loop.fit(TrainConfig(**arguments["config"]), place, lambda _: None, arguments["until"])
+        config = TrainConfig(**arguments["config"])
+        loop.fit(config, place, until=arguments["until"], deadline=arguments["deadline"])
     except MlicError as error:
         failure = {
             "kind": type(error).__name__,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from typing import Any
@@ -60,12 +61,14 @@ _LOWER_IS_BETTER = {f"val/{name}" for name in ("loss", *metrics.LOWER_IS_BETTER)
 
 
 def fit(
-    config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]], None], until: int | None = None
-) -> None:
+    config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
+    until: int | None = None, deadline: float | None = None,
+) -> None:  # fmt: skip
     """Train to the last epoch, or until there are so many, from the last checkpoint in the folder where there is one.
 
     `on_epoch` is called with the metrics of every epoch, those before the checkpoint included, when the epoch's files
-    are written. Raises DataError for samples that do not decode and RunError for a loss that is not finite.
+    are written. After `deadline`, in seconds since 1970 by the clock of rank 0, no epoch but the first of this call is
+    begun. Raises DataError for samples that do not decode and RunError for a loss that is not finite.
     """
     if not gc.get_freeze_count():
         gc.freeze()  # what is imported by now stays; looking through it at each collection took a fifth of short runs
@@ -77,9 +80,12 @@ def fit(
         checkpoints = stack.enter_context(Checkpoints(place, copy, known_by))
         fitting = _Fitting(config, place, train, val, checkpoints, stack)
         history = fitting.resume()
+        begun = len(history)
         for row in history:
             on_epoch(row)
         while not is_done(config, history) and (until is None or len(history) < until):
+            if deadline is not None and len(history) > begun and place.gather(time.time() >= deadline)[0]:
+                return
             row = fitting.epoch(len(history))
             history.append(row)
             on_epoch(row)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
-import time
 import traceback
 import uuid
 from collections.abc import Mapping
@@ -20,8 +18,6 @@ from mlic.stages import checkpoints, loop
 from mlic.stages.fit import group, raise_failure
 from mlic.stages.place import Place
 
-logger = logging.getLogger(__name__)
-
 
 def folder_of(base: Path, number: int) -> Path:
     """The folder of a trial."""
@@ -31,10 +27,6 @@ def folder_of(base: Path, number: int) -> Path:
 def parts(folder: Path, folds: int) -> list[Path]:
     """Where the models of a trial are: its folder, or one in it for each fold."""
     return [folder / f"fold{fold}" for fold in range(folds)] or [folder]
-
-
-class _TimeIsUpError(Exception):
-    """The search's time is up."""
 
 
 def trainable(arguments: dict[str, Any]) -> Any:
@@ -77,8 +69,6 @@ def _do(config: dict[str, Any], arguments: dict[str, Any]) -> list[float]:
             _join_folds(folder, config["folds"])
         else:
             _fit(plan, folder, config["until"], arguments)
-    except _TimeIsUpError:
-        logger.debug("%s ends, as the time of its search is up", folder)
     except Exception as error:
         if is_current(owner, arguments["attempt"]):
             with (folder / "log.txt").open("a", encoding="utf-8") as file:
@@ -88,31 +78,20 @@ def _do(config: dict[str, Any], arguments: dict[str, Any]) -> list[float]:
 
 
 def _fit(plan: TrainConfig, folder: Path, until: int, arguments: Mapping[str, Any]) -> None:
-    """Train one model of a trial: here, or on a group of workers where it is to have several.
-
-    Raises _TimeIsUpError after the epoch in which the search's time is up, a group's after its last.
-    """
+    """Train one model of a trial: here, or on a group of workers where it is to have several."""
     import torch
 
     deadline, share = arguments["deadline"], cluster_ray.Share(*arguments["share"])
-    begun = len(checkpoints.read_history(folder))
-
-    def check_time(row: dict[str, float]) -> None:
-        if deadline is not None and row["epoch"] > begun and time.time() >= deadline:
-            raise _TimeIsUpError
-
     if share.workers > 1:
         where = {"folder": str(folder), "owner": arguments["folder"], "attempt": arguments["attempt"]}
         name = f"attempt-{arguments['attempt']}-{uuid.uuid4().hex[:8]}"  # what another start left there is not taken up
-        failed = cluster_ray.run_beside(group(plan, where, share, arguments["embedded"], name, until).fit)
+        failed = cluster_ray.run_beside(group(plan, where, share, arguments["embedded"], name, until, deadline).fit)
         raise_failure(folder, arguments["attempt"], failed)
-        for row in checkpoints.read_history(folder):
-            check_time(row)
         return
     device = torch.device(cluster_ray.assigned_device())
     try:
         place = Place(0, 1, device, folder, Path(arguments["folder"]), arguments["attempt"])
-        loop.fit(plan, place, check_time, until)
+        loop.fit(plan, place, until=until, deadline=deadline)
     finally:  # the process has other trials to come
         gc.collect()
         if device.type == "cuda":
