@@ -391,10 +391,13 @@ class PredictConfig(Settings):
 
     model: LocalPath = setting(..., "Run folder, or the bundle inside one", cli="argument", place=True)
     images: AnyPath = setting(..., "Images as for mlic pack, or a folder of its shards", cli="argument", place=True)
-    out: LocalPath = setting(..., "File to write: .tsv, .csv, .jsonl or .parquet", cli="flag", place=True)
+    out: LocalPath = setting(..., "File to write: .tsv, .csv, .txt, .jsonl or .parquet", cli="flag", place=True)
     split: str | None = setting(None, "Split of the shards to predict; default: all", cli="flag")
     values: Literal["auto", "decisions", "scores", "both"] = setting(
-        "auto", "What to write; auto: decisions for .tsv, both for the rest", cli="flag"
+        "auto", "What to write; auto: decisions for .tsv and .txt, both for the rest", cli="flag", place=True
+    )
+    top_k: int = setting(
+        0, "Decide for the so many best labels of each image; 0: as the model decides", cli="flag", ge=0, place=True
     )
     batch_size: int = setting(64, "Images in a forward pass", cli="flag", ge=1)
     chunk: int = setting(500, "Images in a part, the unit that is written and resumed", ge=1)
@@ -402,10 +405,12 @@ class PredictConfig(Settings):
 
     @model_validator(mode="after")
     def _format_is_known(self) -> Self:
-        if self.out.suffix not in {".tsv", ".csv", ".jsonl", ".parquet"}:
+        if self.out.suffix not in {".tsv", ".csv", ".txt", ".jsonl", ".parquet"}:
             raise ValueError(
-                f"out should end in .tsv, .csv, .jsonl or .parquet, not {self.out.suffix or self.out.name!r}"
+                f"out should end in .tsv, .csv, .txt, .jsonl or .parquet, not {self.out.suffix or self.out.name!r}"
             )
+        if self.out.suffix == ".txt" and self.values == "both":
+            raise ValueError("a .txt file has one number for each label; give values as decisions or scores")
         return self
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import get_args
@@ -48,6 +49,19 @@ def test_reference_layout(tmp_path: Path) -> None:
     path = tmp_path / "p.tsv"
     predictions.write(path, ".tsv", LABELS, predictions.resolve_values(".tsv", "auto"), parts())
     assert path.read_text().splitlines()[:2] == ["Filename\tcat\tbig dog\tant", "x/im1.jpg\t0\t1\t0"]
+
+
+def test_layout_of_reference_system_a(tmp_path: Path) -> None:
+    path, plain = tmp_path / "p.txt", [dataclasses.replace(part, files=("im1.jpg",)) for part in parts()]
+    predictions.write(path, ".txt", LABELS, predictions.resolve_values(".txt", "auto"), plain)
+    assert path.read_text().splitlines()[0] == "im1.jpg 0 1 0"
+    found = predictions.read(path)
+    assert (found.labels, found.files) == ((), ("im1.jpg",) * 2)
+    assert found.decisions is not None
+    assert (found.decisions == DECIDED).all()
+    with pytest.raises(DataError, match="'a b.jpg' has a space in its name, which a .txt file cannot hold"):
+        predictions.check_names(["a.jpg", "a b.jpg"], ".txt")
+    predictions.check_names(["a b.jpg"], ".tsv")
 
 
 def test_others_can_read_them(tmp_path: Path) -> None:

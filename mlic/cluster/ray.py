@@ -101,13 +101,17 @@ def connect(address: str | None) -> Iterator[Cluster]:
             ray.shutdown()
 
 
+def is_embedded(address: str | None) -> bool:
+    """Whether `connect` would start a Ray inside this process."""
+    return (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+
+
 def foreseen(address: str | None) -> Cluster | None:
     """What a Ray inside this process will have, before it is started; None of others, and where there may be GPUs.
 
     So what cannot fit is refused at once and not after the seconds that a start takes.
     """
-    given = address or os.environ.get("RAY_ADDRESS") or "local"
-    if given != "local" or any(Path(each).exists() for each in _GPU_DEVICES):
+    if not is_embedded(address) or any(Path(each).exists() for each in _GPU_DEVICES):
         return None
     return Cluster((Node("", "", _usable_cpus(), 0),), True)
 

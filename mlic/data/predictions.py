@@ -1,6 +1,7 @@
 """Prediction files: .tsv in the reference layout, .csv, .jsonl and .parquet, written in batches and read back.
 
 .tsv      `Filename baby bird ...`: one image a line, by default the decisions as 0 and 1
+.txt      `NAME 0 1 ...`, the layout of reference system A: no head, columns by spaces
 .csv      `key,file,` decisions by label, scores as LABEL_score
 .parquet  the same columns
 .jsonl    {"key", "file", "labels": [...], "scores": {label: score}}
@@ -51,7 +52,14 @@ def resolve_values(suffix: str, values: Values | Literal["auto"]) -> Values:
     """What a format holds when the user does not say: decisions in the reference layout, both in the others."""
     if values != "auto":
         return values
-    return "decisions" if suffix == ".tsv" else "both"
+    return "decisions" if suffix in (".tsv", ".txt") else "both"
+
+
+def check_names(files: Sequence[str], suffix: str) -> None:
+    """Raise DataError when the format that `suffix` names cannot hold one of the names: one with a space in .txt."""
+    odd = next((name for name in files if len(name.split()) != 1), None) if suffix == ".txt" else None
+    if odd is not None:
+        raise DataError(f"{odd!r} has a space in its name, which a .txt file cannot hold.", "write .tsv or .csv.")
 
 
 def write(path: Path, suffix: str, labels: Sequence[str], values: Values, parts: Iterable[Predictions]) -> int:
@@ -63,6 +71,12 @@ def write(path: Path, suffix: str, labels: Sequence[str], values: Values, parts:
         if suffix == ".jsonl":
             for part in parts:
                 file.writelines(json.dumps(record) + "\n" for record in _records(part, labels, values))
+                rows += len(part.keys)
+            return rows
+        if suffix == ".txt":
+            for part in parts:
+                rows_of = zip(part.files, _numbers(part, values), strict=True)
+                file.writelines(" ".join([name, *numbers]) + "\n" for name, numbers in rows_of)
                 rows += len(part.keys)
             return rows
         tab = suffix == ".tsv"

@@ -8,56 +8,35 @@ every bad image come for free, at half of the CPU time.
 from __future__ import annotations
 
 import csv
-import functools
 import hashlib
 import io
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlic.cluster import ray as cluster_ray
-from mlic.cluster.runs import Run, disk_errors, fingerprint, temporary, write_atomic, write_json
+from mlic.cluster.runs import Run, disk_errors, fingerprint, read_state, temporary, write_atomic, write_json
 from mlic.config import PredictConfig
 from mlic.data import predictions, sources, storage
 from mlic.data.shards import INDEX, Split, read_split
 from mlic.data.sources import Listing
-from mlic.errors import ConfigError, DataError, PartialError
-from mlic.model import bundle, losses
+from mlic.errors import ClusterError, ConfigError, DataError, PartialError
+from mlic.model import bundle
 from mlic.schema import Model
 from mlic.score import thresholds
 from mlic.score.calibration import Calibration
+from mlic.stages.predictor import Items, Predictor, Trail
 from mlic.stages.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-_RETRIES = 3
-
-
-@dataclass(frozen=True)
-class Items:
-    """N images to predict in the order of their keys: a listing of images, or the samples of shards.
-
-    `keys` and `files` are text, made to fit a file; `rows` numbers them in `source`.
-    """
-
-    source: Listing | Split
-    rows: np.ndarray[Any, Any]
-    keys: Sequence[str]
-    files: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def part(self, start: int, end: int) -> Items:
-        """Those from `start` to `end`, fit to be sent to another process."""
-        rows = self.rows[start:end]
-        source = self.source.take(rows)
-        return Items(source, np.arange(len(rows)), self.keys[start:end], self.files[start:end])
+_HERE = 500  # images, at most, that are predicted in this process
+_ATTEMPTS = 40  # at a part, with workers that die in the middle of it
+_IN_VAIN = 6  # workers that die one after another without having begun
 
 
 class PredictReport(Model):
@@ -68,6 +47,7 @@ class PredictReport(Model):
     fingerprint: str
     sha256: str
     values: str
+    top_k: int
     found: int
     predicted: int
     bad: int
@@ -87,11 +67,12 @@ def predict(config: PredictConfig) -> PredictReport:
     """Predict every image of a folder or of shards; one that does not decode is listed with its reason.
 
     Every image found is a row of the output or a row of the errors, in the order of the keys. Raises DataError for a
-    bad model or input, ConfigError where the output belongs to something else and PartialError when it is interrupted
-    or parts failed.
+    bad model or input or a name that the format cannot hold, ConfigError where the output belongs to something else
+    and PartialError when it is interrupted or parts failed.
     """
     model = bundle.read(config.model)
     items = list_items(config)
+    predictions.check_names(items.files, config.out.suffix)
     values = predictions.resolve_values(config.out.suffix, config.values)
     if config.out.is_dir():
         raise ConfigError(f"the output {config.out} is a folder.", "name a file.")
@@ -107,9 +88,10 @@ def predict(config: PredictConfig) -> PredictReport:
     with Run.open(parts, "batch-predict", config, inputs, config.fresh) as run:
         if run.finished and config.out.is_file():
             report = PredictReport(**run.report)
-            if _sha256(config.out) == report.sha256:
+            if _sha256(config.out) != report.sha256:
+                logger.warning("%s was changed since it was written; it is written again", config.out)
+            elif (report.values, report.top_k) == (values, config.top_k):
                 return report
-            logger.warning("%s was changed since it was written; it is written again", config.out)
         if run.finished:
             run.reopen()
         count = -(-len(items) // config.chunk)
@@ -151,29 +133,45 @@ def _of_split(split: Split) -> str:
 
 
 def _predict_parts(config: PredictConfig, items: Items, count: int, todo: Sequence[int], parts: Path) -> None:
+    """Make the parts that are missing: here when there are few images, which are done before a Ray has started."""
     progress = Progress(logger, "predict", len(todo), "parts", "images")
-    with cluster_ray.connect(config.address) as cluster:
-        cluster_ray.check_shared(cluster, parts, config.images, config.model)
-        share = cluster_ray.task_share(cluster, config.workers, use_gpus=True)
-        failed: dict[int, str] = {}
-        try:
-            for number, rows, bad, error in _map_parts(config, items, todo, parts, share):
-                if error is not None:
-                    failed[number] = error
-                    logger.warning("part %d failed: %s", number, error)
+    failed: dict[int, str] = {}
+    try:
+        if len(items) <= _HERE and config.workers == "auto" and cluster_ray.is_embedded(config.address):
+            for rows, bad in _make_here(config, items, todo, parts):
                 progress.add(rows, bad)
-        except KeyboardInterrupt:
-            left = sum(not _part(parts, number).is_file() for number in range(count))
-            raise PartialError(
-                f"stopped after {count - left:,} of {count:,} parts.",
-                "run the same command again to go on.",
-            ) from None
+        else:
+            with cluster_ray.connect(config.address) as cluster:
+                cluster_ray.check_shared(cluster, parts, config.images, config.model)
+                share = cluster_ray.task_share(cluster, config.workers, use_gpus=True)
+                for number, rows, bad, error in _map_parts(config, items, todo, parts, share):
+                    if error is not None:
+                        failed[number] = error
+                        logger.warning("part %d failed: %s", number, error)
+                    progress.add(rows, bad)
+    except KeyboardInterrupt:
+        left = sum(not _part(parts, number).is_file() for number in range(count))
+        raise PartialError(
+            f"stopped after {count - left:,} of {count:,} parts.",
+            "run the same command again to go on.",
+        ) from None
     if failed:
         number, error = min(failed.items())
         raise PartialError(
             f"{len(failed)} of {count} parts failed; part {number}: {error}.",
             "run the same command again.",
         )
+
+
+def _make_here(config: PredictConfig, items: Items, todo: Sequence[int], parts: Path) -> Iterator[tuple[int, int]]:
+    """Make parts in this process; yields (rows, bad rows)."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    predictor = Predictor(config.model, config.batch_size, config.max_pixels, device)
+    for number in todo:
+        part = items.part(number * config.chunk, (number + 1) * config.chunk)
+        yield predictor.run(part, _part(parts, number))
 
 
 def _map_parts(
@@ -183,96 +181,53 @@ def _map_parts(
     parts: Path,
     share: cluster_ray.Share,
 ) -> Iterator[tuple[int, int, int, str | None]]:
-    """Give parts to idle actors until all are done; yields (part, rows, bad rows, error)."""
+    """Give parts to idle actors until all are done; yields (part, rows, bad rows, error).
+
+    An actor that dies is replaced, and does its part again, with care. Raises ClusterError when actors die again and
+    again before they have begun.
+    """
     import ray
 
-    actor = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=_RETRIES, max_task_retries=_RETRIES)(
-        _Predictor
-    )
+    actor = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0)(Predictor)
     settings = (config.model, config.batch_size, config.max_pixels)
     idle: list[Any] = [actor.remote(*settings) for _ in range(min(share.workers, len(todo)))]
     waiting = list(reversed(todo))
     running: dict[Any, tuple[int, Any]] = {}
+    begun, in_vain = dict.fromkeys(todo, 0), 0
     while waiting or running:
         while waiting and idle:
             number, worker = waiting.pop(), idle.pop()
             part = items.part(number * config.chunk, (number + 1) * config.chunk)
+            begun[number] = Trail.attempts(_part(parts, number))
             running[worker.run.remote(part, _part(parts, number))] = (number, worker)
         for reference in cluster_ray.done(running):
             number, worker = running.pop(reference)
             try:
                 rows, bad = ray.get(reference)
                 yield number, rows, bad, None
+                in_vain = 0
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
             except ray.exceptions.RayActorError as error:
-                yield number, 0, 0, " ".join(str(error).split())[:200]
+                why = " ".join(str(error).split())[:200]
+                attempts = Trail.attempts(_part(parts, number))
+                in_vain = 0 if attempts > begun[number] else in_vain + 1
+                if in_vain >= _IN_VAIN:
+                    raise ClusterError(
+                        f"{in_vain} workers died before they began, one after another: {why}.",
+                        "look at the memory that each worker has; -v shows Ray's own log.",
+                    ) from None
+                if attempts >= _ATTEMPTS:
+                    yield number, 0, 0, why
+                else:
+                    logger.warning("a worker died at part %d, which is done again with care", number)
+                    waiting.append(number)
                 worker = actor.remote(*settings)
             idle.append(worker)
 
 
-class _Predictor:
-    """A Ray actor that holds the model and turns one work item after another into a part."""
-
-    def __init__(self, path: Path, batch_size: int, max_pixels: int) -> None:
-        import torch
-
-        from mlic.data.augment import Normalizer
-
-        self._torch = torch
-        device = torch.device(cluster_ray.assigned_device())
-        self._bundle, net = bundle.load_model(path)
-        self._net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        prep = self._bundle.preprocessing
-        self._normalize = Normalizer(prep.mean, prep.std, device)
-        self._batch_size, self._max_pixels = batch_size, max_pixels
-
-    def run(self, items: Items, out: Path) -> tuple[int, int]:
-        """Predict the items and write their part; returns the numbers of rows and of bad ones."""
-        from mlic.data.loader import ahead, decode_batch
-
-        batches = [range(i, min(i + self._batch_size, len(items))) for i in range(0, len(items), self._batch_size)]
-        scores, errors = [], []
-        with items.source.opened() as read:
-
-            def decode(batch: range) -> Any:
-                readers = [functools.partial(read, i) for i in batch]
-                return decode_batch(readers, self._bundle.preprocessing, self._max_pixels)
-
-            for batch, (pixels, bad) in zip(batches, ahead(decode, batches, 1), strict=True):
-                with self._torch.inference_mode():
-                    logits = self._net(self._normalize(pixels))
-                    scores.append(losses.scores(self._bundle.activation, logits).cpu().numpy())
-                errors += [bad.get(position) for position in range(len(batch))]
-        _write_part(out, items, np.concatenate(scores), errors)
-        return len(items), sum(error is not None for error in errors)
-
-
 def _part(parts: Path, number: int) -> Path:
     return parts / f"part-{number:06d}.parquet"
-
-
-def _write_part(path: Path, items: Items, scores: np.ndarray[Any, Any], errors: Sequence[str | None]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    flat = pa.array(scores.astype(np.float32).ravel(), pa.float32())
-    table = pa.table(
-        {
-            "key": pa.array([_text(key) for key in items.keys], pa.string()),
-            "file": pa.array([_text(file) for file in items.files], pa.string()),
-            "error": pa.array(errors, pa.string()),
-            "scores": pa.FixedSizeListArray.from_arrays(flat, scores.shape[1]),
-        }
-    )
-    with disk_errors(path), temporary(path) as part:
-        pq.write_table(table, part)
-        os.replace(part, path)  # noqa: PTH105 - the counterpart of the write above
-
-
-def _text(name: str) -> str:
-    """A name as text that Parquet takes; bytes that are no UTF-8 are shown as \\xNN."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _merge(
@@ -283,7 +238,7 @@ def _merge(
 
     def good() -> Iterator[predictions.Predictions]:
         for number in range(count):
-            part, bad = _read_part(_part(parts, number), model)
+            part, bad = _read_part(_part(parts, number), model, config.top_k or model.top_k)
             errors.extend(bad)
             yield part
 
@@ -304,13 +259,16 @@ def _merge(
         named.unlink(missing_ok=True)
     report = PredictReport(
         out=config.out, model=config.model, fingerprint=model.fingerprint, sha256=_sha256(config.out), values=values,
+        top_k=config.top_k,
         found=predicted + len(errors), predicted=predicted, bad=len(errors), errors=named if errors else None,
     )  # fmt: skip
     index = {
         "format": 1, "kind": "predictions", "model": model.fingerprint, "labels": list(model.labels),
         "thresholds": dict(zip(model.labels, model.thresholds, strict=True)),
         "threshold_fit": model.threshold_fit, "calibration": model.calibration,
-        "values": values, "found": report.found, "predicted": predicted, "bad": len(errors), "parts": count,
+        "values": values, "top_k": config.top_k or model.top_k, "scores": "float32, in text six significant digits",
+        "versions": (read_state(parts) or {}).get("versions"),
+        "found": report.found, "predicted": predicted, "bad": len(errors), "parts": count,
     }  # fmt: skip
     write_json(parts / INDEX, index)
     return report
@@ -321,7 +279,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_part(path: Path, model: bundle.Bundle) -> tuple[predictions.Predictions, list[tuple[str, str]]]:
+def _read_part(path: Path, model: bundle.Bundle, top_k: int) -> tuple[predictions.Predictions, list[tuple[str, str]]]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
@@ -332,6 +290,6 @@ def _read_part(path: Path, model: bundle.Bundle) -> tuple[predictions.Prediction
     calibrated = Calibration.read(model.calibration).apply(scores[good])
     part = predictions.Predictions(
         model.labels, tuple(keys[i] for i in good), tuple(files[i] for i in good), calibrated,
-        thresholds.decide(calibrated, np.array(model.thresholds), model.top_k),
+        thresholds.decide(calibrated, np.array(model.thresholds), top_k),
     )  # fmt: skip
     return part, [(file, error) for file, error in zip(files, errors, strict=True) if error is not None]

@@ -1,0 +1,139 @@
+"""What batch-predict outlives: images that kill the process that decodes them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlic.config import PredictConfig, TrainConfig
+from mlic.data import predictions
+from mlic.score import thresholds
+from mlic.stages.predict import predict
+from mlic.stages.predictor import Trail
+from mlic.stages.train import train
+from tests.test_pipeline import FIT, NET
+
+pytestmark = pytest.mark.ray
+
+# Loaded by every Python process of a test: an image whose file ends in POISON kills the one that decodes it.
+_POISON = """
+import os, signal, sys
+from mlic.data import images
+plain = images.decode
+def decode(data, *arguments, **settings):
+    if data.endswith(b"POISON"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(data, *arguments, **settings)
+images.decode = decode
+"""
+
+
+@pytest.fixture(scope="module")
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    return train(TrainConfig(shards=shards, runs=runs, workers=1, **(FIT | NET | {"epochs": 1}))).run
+
+
+@pytest.fixture
+def poisoned(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The unlabelled images, of which the 3rd and the 5th are poison."""
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(_POISON)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'hook'}:{Path(__file__).parents[1]}")
+    images = tmp_path / "images"
+    shutil.copytree(corpus / "unlabelled", images)
+    for path in sorted(images.iterdir())[2:5:2]:
+        path.write_bytes(path.read_bytes() + b"POISON")
+    return images
+
+
+def predicted(tmp_path: Path, run: Path, images: Path, *more: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "mlic", "batch-predict", str(run), str(images), "--out", "p.csv", *more]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    return done.returncode, done.stderr
+
+
+def whole(tmp_path: Path, run: Path, images: Path) -> None:
+    """All images but the poison are predicted as without it."""
+    clean = tmp_path / "clean"
+    shutil.copytree(images, clean)
+    for path in sorted(clean.iterdir())[2:5:2]:
+        path.write_bytes(path.read_bytes().removesuffix(b"POISON"))
+    found = predictions.read(tmp_path / "p.csv")
+    bad = (tmp_path / "p.csv.errors.tsv").read_text().splitlines()
+    names = sorted(path.name for path in images.iterdir())
+    assert bad[1:] == [f"{name}\tthe process that decoded it died, 3 times" for name in names[2:5:2]]
+    (tmp_path / "p.csv").rename(tmp_path / "poisoned.csv")
+    assert predicted(tmp_path, run, clean, "--out", "q.csv")[0] == 0
+    expected = predictions.read(tmp_path / "q.csv")
+    kept = [i for i, name in enumerate(expected.files) if name in found.files]
+    assert found.files == tuple(expected.files[i] for i in kept)
+    assert len(kept) == len(names) - 2
+    assert found.scores is not None
+    assert expected.scores is not None
+    assert found.scores == pytest.approx(expected.scores[kept], abs=1e-5)
+
+
+def test_an_image_that_kills_its_worker_costs_itself_alone(run: Path, poisoned: Path, tmp_path: Path) -> None:
+    code, err = predicted(tmp_path, run, poisoned, "--workers", "2", "--set", "chunk=8", "--batch-size", "4")
+    assert code == 0, err
+    assert "a worker died at part 0, which is done again with care" in err
+    whole(tmp_path, run, poisoned)
+    assert not list((tmp_path / "p.csv.parts").glob("*.trail"))
+
+
+def test_an_image_that_kills_the_command_is_given_up_by_the_next_ones(
+    run: Path, poisoned: Path, tmp_path: Path
+) -> None:
+    """Few images are predicted in the command's own process: once at speed, then three times with care for each."""
+    codes = []
+    while not codes or (codes[-1] and len(codes) < 12):
+        codes.append(predicted(tmp_path, run, poisoned)[0])
+    assert codes == [-9] * 7 + [0]
+    whole(tmp_path, run, poisoned)
+
+
+def test_few_images_start_no_cluster(run: Path, corpus: Path, tmp_path: Path) -> None:
+    code, err = predicted(tmp_path, run, corpus / "unlabelled")
+    assert (code, err) == (0, "")
+    code, err = predicted(tmp_path, run, corpus / "unlabelled", "--out", "two.csv", "--workers", "2")
+    assert code == 0
+    assert "Ray inside this process" in err
+    one, two = (predictions.read(tmp_path / name) for name in ("p.csv", "two.csv"))
+    assert one.scores is not None
+    assert two.scores == pytest.approx(one.scores, abs=1e-5)
+
+
+def test_only_deaths_in_the_middle_of_an_image_count_against_it(tmp_path: Path) -> None:
+    part = tmp_path / "part-000000.parquet"
+    trail = tmp_path / "part-000000.trail"
+    trail.write_text("begin begin +0 -0 +1 begin +0 -0 +1 -1 begin +0 -0 +1 begin +0 -0 +1 begin +0")
+    assert Trail.attempts(part) == 6
+    with Trail(part) as found:
+        assert found.careful
+        assert found.deadly == {1}
+    assert not trail.exists()
+    with Trail(part) as found:
+        assert not found.careful
+
+
+def test_another_choice_of_values_predicts_nothing_anew(run: Path, corpus: Path, tmp_path: Path) -> None:
+    config = PredictConfig(model=run, images=corpus / "unlabelled", out=tmp_path / "p.csv", chunk=10)
+    predict(config)
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "p.csv.parts").glob("part-*")}
+    both = predictions.read(tmp_path / "p.csv")
+    predict(config.model_copy(update={"top_k": 2, "values": "decisions"}))
+    two = predictions.read(tmp_path / "p.csv")
+    assert both.scores is not None
+    assert two.scores is None
+    assert (two.decisions == thresholds.decide(both.scores, np.zeros(both.columns), 2)).all()
+    assert json.loads((tmp_path / "p.csv.parts" / "index.json").read_text())["top_k"] == 2
+    predict(config)
+    assert (predictions.read(tmp_path / "p.csv").decisions == both.decisions).all()
+    assert {path: path.stat().st_mtime_ns for path in parts} == parts
