@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/mlic demo
 
+# Two files of tests at a time: they wait for processes more than they compute. Each file's tests share what they need.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Without the tests that start Ray, train, kill and resume.
 test-fast: $(VENV)/installed

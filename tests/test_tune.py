@@ -31,6 +31,7 @@ def test_the_best_trials_are_averaged(shards: Path, tmp_path: Path, caplog: pyte
     assert made.lead[0] == pytest.approx(
         made.measurement.values["f1_micro"] - report.measurement.values["f1_micro"], abs=1e-9
     )
+    assert "Average of trials" in report.page.read_text()
     assert f"average of trials {made.trials[0]}, {made.trials[1]}: f1_micro" in report.text()
 
     out = tmp_path / "val.parquet"

@@ -43,13 +43,17 @@ class Ensemble(Model):
     measurement: Measurement
     lead: tuple[float, float, float]
 
+    def verdict(self) -> str:
+        """In words, whether it is better than the winner."""
+        _, least, most = self.lead
+        return "surely better" if least > 0 else "surely worse" if most < 0 else "not to be told apart by these images"
+
     def lines(self) -> list[str]:
         value, (low, high) = self.measurement.values[self.objective], self.measurement.intervals[self.objective]
         lead, least, most = self.lead
-        sure = "surely better" if least > 0 else "surely worse" if most < 0 else "not to be told apart by these images"
         return [
             f"average of trials {', '.join(str(number) for number in self.trials)}: {self.objective} {value:.4f} "
-            f"({low:.4f}-{high:.4f}), {lead:+.4f} ({least:+.4f} to {most:+.4f}) to the winner alone: {sure}",
+            f"({low:.4f}-{high:.4f}), {lead:+.4f} ({least:+.4f} to {most:+.4f}) to the winner alone: {self.verdict()}",
             f"average {self.model}",
         ]
 

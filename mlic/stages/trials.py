@@ -153,6 +153,7 @@ def train_on(cluster: cluster_ray.Cluster, config: TuneConfig, trials: Trials, r
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours to answer
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the trials' folders have their own files
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # nobody goes on from what Ray Tune notes of its trials
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune as ray_tune
 

@@ -38,6 +38,7 @@ def render(report: TuneReport, config: TuneConfig, curves: Curves) -> tuple[str,
         _head(report),
         page.section("Winner", "What it was given, beside what mlic train does by itself.", _changes(report)),
         _confirmed(report),
+        _averaged(report),
         page.section("History", "Each trial's best value, and the best one so far.",
                      page.figure(drawn["history"], "values of trials by number")),
         page.section("Epochs", "Each trial by epoch; grey ones were stopped. Below, where the epochs went.",
@@ -103,6 +104,21 @@ def _confirmed(report: TuneReport) -> str:
     return page.section(
         "Confirmation", text, page.table(["Settings", "Mean", "By seed", "The winner's lead, 95% interval"], rows)
     )
+
+
+def _averaged(report: TuneReport) -> str:
+    found = report.ensemble
+    if found is None:
+        return ""
+    low, high = found.measurement.intervals[found.objective]
+    numbers = ", ".join(str(number) for number in found.trials)
+    rows = [[
+        numbers, f"{found.measurement.values[found.objective]:.4f}", f"{low:.4f} to {high:.4f}",
+        f"{found.lead[0]:+.4f} ({found.lead[1]:+.4f} to {found.lead[2]:+.4f})", found.verdict(),
+    ]]  # fmt: skip
+    text = "One model whose scores are the means of theirs, on the same images, beside the winner alone."
+    head = ["Average of trials", found.objective, "95% interval", "Lead over the winner", "It is"]
+    return page.section("Average", text, page.table(head, rows))
 
 
 def _exchanged(report: TuneReport) -> str:
