@@ -19,6 +19,7 @@ from mlic.schema import Model, Settings, setting
 from mlic.space import Dimension, Value, draw, grid, nested, order
 from mlic.values import (
     AnyPath,
+    Backend,
     Calibrator,
     Gates,
     LocalPath,
@@ -400,6 +401,11 @@ class PredictConfig(Settings):
         0, "Decide for the so many best labels of each image; 0: as the model decides", cli="flag", ge=0, place=True
     )
     batch_size: int = setting(64, "Images in a forward pass", cli="flag", ge=1)
+    backend: Backend | Literal["auto"] = setting(
+        "auto", "What computes on CPUs; auto: for many images the fastest that is installed; each is checked against "
+        "torch on the first batch",
+        cli="flag",
+    )  # fmt: skip
     chunk: int = setting(500, "Images in a part, the unit that is written and resumed", ge=1)
     max_pixels: int = setting(100_000_000, "Largest image, in pixels, that is decoded at all", ge=1)
 

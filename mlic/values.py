@@ -15,6 +15,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 WEIGHTED: tuple[Loss, ...] = ("bce", "class-balanced", "focal", "asymmetric")  # by weights of positives
 Optimizer = Literal["adam", "adamw", "adamax", "adadelta", "adagrad", "rmsprop", "sgd"]
 Activation = Literal["sigmoid", "softmax", "none"]
+Backend = Literal["torch", "compile", "onnx", "openvino"]
 Calibrator = Literal["auto", "none", "prior", "temperature", "platt", "isotonic"]
 
 

@@ -25,15 +25,17 @@ from mlic.data import predictions, sources, storage
 from mlic.data.shards import INDEX, Split, read_split
 from mlic.data.sources import Listing
 from mlic.errors import ClusterError, ConfigError, DataError, PartialError
-from mlic.model import bundle
+from mlic.model import backends, bundle
 from mlic.schema import Model
 from mlic.score import thresholds
 from mlic.score.calibration import Calibration
 from mlic.stages.predictor import Items, Predictor, Trail
 from mlic.stages.progress import Progress
+from mlic.values import Backend
 
 logger = logging.getLogger(__name__)
 
+_FEW = 1000  # images for which a backend takes longer to be made than it saves
 _HERE = 500  # images, at most, that are predicted in this process
 _ATTEMPTS = 40  # at a part, with workers that die in the middle of it
 _IN_VAIN = 6  # workers that die one after another without having begun
@@ -98,7 +100,7 @@ def predict(config: PredictConfig) -> PredictReport:
         todo = [number for number in range(count) if not _part(parts, number).is_file()]
         if todo:
             bundle.check_weights(config.model)
-            _predict_parts(config, items, count, todo, parts)
+            _predict_parts(config, items, count, todo, run)
         report = _merge(config, model, values, parts, count)
         run.finish(report)
     return report
@@ -132,19 +134,34 @@ def _of_split(split: Split) -> str:
     return fingerprint(split.fingerprint, split.name)
 
 
-def _predict_parts(config: PredictConfig, items: Items, count: int, todo: Sequence[int], parts: Path) -> None:
+def _backend(config: PredictConfig, count: int, run: Run[Path]) -> Backend:
+    """The backend for so many images, the same in every attempt. Raises ConfigError when it is not installed."""
+    noted = (read_state(run.folder) or {}).get("backend")
+    if config.backend != "auto":
+        backends.check(config.backend)
+        return config.backend
+    found: Backend = noted or ("torch" if count < _FEW else backends.best())
+    run.note(backend=found)
+    return found
+
+
+def _predict_parts(config: PredictConfig, items: Items, count: int, todo: Sequence[int], run: Run[Path]) -> None:
     """Make the parts that are missing: here when there are few images, which are done before a Ray has started."""
+    parts, backend = run.folder, _backend(config, len(items), run)
     progress = Progress(logger, "predict", len(todo), "parts", "images")
     failed: dict[int, str] = {}
+    said: set[str] = set()
     try:
         if len(items) <= _HERE and config.workers == "auto" and cluster_ray.is_embedded(config.address):
-            for rows, bad in _make_here(config, items, todo, parts):
+            for rows, bad, used in _make_here(config, items, todo, parts, backend):
+                said.add(used)
                 progress.add(rows, bad)
         else:
             with cluster_ray.connect(config.address) as cluster:
                 cluster_ray.check_shared(cluster, parts, config.images, config.model)
                 share = cluster_ray.task_share(cluster, config.workers, use_gpus=True)
-                for number, rows, bad, error in _map_parts(config, items, todo, parts, share):
+                for number, rows, bad, used, error in _map_parts(config, items, todo, parts, share, backend):
+                    said.add(used)
                     if error is not None:
                         failed[number] = error
                         logger.warning("part %d failed: %s", number, error)
@@ -155,6 +172,10 @@ def _predict_parts(config: PredictConfig, items: Items, count: int, todo: Sequen
             f"stopped after {count - left:,} of {count:,} parts.",
             "run the same command again to go on.",
         ) from None
+    for used in sorted(said - {"", backend}):
+        logger.warning("computed by %s", used)
+    before = (read_state(parts) or {}).get("computed_by") or []
+    run.note(computed_by=sorted({*before, *said} - {""}))
     if failed:
         number, error = min(failed.items())
         raise PartialError(
@@ -163,12 +184,14 @@ def _predict_parts(config: PredictConfig, items: Items, count: int, todo: Sequen
         )
 
 
-def _make_here(config: PredictConfig, items: Items, todo: Sequence[int], parts: Path) -> Iterator[tuple[int, int]]:
-    """Make parts in this process; yields (rows, bad rows)."""
+def _make_here(
+    config: PredictConfig, items: Items, todo: Sequence[int], parts: Path, backend: Backend
+) -> Iterator[tuple[int, int, str]]:
+    """Make parts in this process; yields (rows, bad rows, backend)."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = Predictor(config.model, config.batch_size, config.max_pixels, device)
+    predictor = Predictor(config.model, config.batch_size, config.max_pixels, backend, device)
     for number in todo:
         part = items.part(number * config.chunk, (number + 1) * config.chunk)
         yield predictor.run(part, _part(parts, number))
@@ -180,8 +203,9 @@ def _map_parts(
     todo: Sequence[int],
     parts: Path,
     share: cluster_ray.Share,
-) -> Iterator[tuple[int, int, int, str | None]]:
-    """Give parts to idle actors until all are done; yields (part, rows, bad rows, error).
+    backend: Backend,
+) -> Iterator[tuple[int, int, int, str, str | None]]:
+    """Give parts to idle actors until all are done; yields (part, rows, bad rows, backend, error).
 
     An actor that dies is replaced, and does its part again, with care. Raises ClusterError when actors die again and
     again before they have begun.
@@ -189,7 +213,7 @@ def _map_parts(
     import ray
 
     actor = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0)(Predictor)
-    settings = (config.model, config.batch_size, config.max_pixels)
+    settings = (config.model, config.batch_size, config.max_pixels, backend)
     idle: list[Any] = [actor.remote(*settings) for _ in range(min(share.workers, len(todo)))]
     waiting = list(reversed(todo))
     running: dict[Any, tuple[int, Any]] = {}
@@ -203,8 +227,7 @@ def _map_parts(
         for reference in cluster_ray.done(running):
             number, worker = running.pop(reference)
             try:
-                rows, bad = ray.get(reference)
-                yield number, rows, bad, None
+                yield number, *ray.get(reference), None
                 in_vain = 0
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
@@ -218,7 +241,7 @@ def _map_parts(
                         "look at the memory that each worker has; -v shows Ray's own log.",
                     ) from None
                 if attempts >= _ATTEMPTS:
-                    yield number, 0, 0, why
+                    yield number, 0, 0, "", why
                 else:
                     logger.warning("a worker died at part %d, which is done again with care", number)
                     waiting.append(number)
@@ -268,6 +291,7 @@ def _merge(
         "threshold_fit": model.threshold_fit, "calibration": model.calibration,
         "values": values, "top_k": config.top_k or model.top_k, "scores": "float32, in text six significant digits",
         "versions": (read_state(parts) or {}).get("versions"),
+        "computed_by": (read_state(parts) or {}).get("computed_by"),
         "found": report.found, "predicted": predicted, "bad": len(errors), "parts": count,
     }  # fmt: skip
     write_json(parts / INDEX, index)

@@ -22,10 +22,14 @@ from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import disk_errors, temporary
 from mlic.data.shards import Split
 from mlic.data.sources import Listing
-from mlic.model import bundle, losses
+from mlic.model import backends, bundle, losses
+from mlic.score import thresholds
+from mlic.score.calibration import Calibration
+from mlic.values import Backend
 
 Array = np.ndarray[Any, Any]
 
+_TOLERANCE = 1e-4  # between the scores of two backends
 _DEADLY = 3  # processes that die while they decode an image, before it is given up
 
 
@@ -94,8 +98,13 @@ class Trail:
 class Predictor:
     """Holds the model, in this process or as a Ray actor."""
 
-    def __init__(self, path: Path, batch_size: int, max_pixels: int, device: str | None = None) -> None:
-        """Load the bundle at `path`, for the device that Ray gave to this actor unless one is named."""
+    def __init__(
+        self, path: Path, batch_size: int, max_pixels: int, backend: Backend, device: str | None = None
+    ) -> None:
+        """Load the bundle at `path`, for the device that Ray gave to this actor unless one is named.
+
+        A `backend` other than torch is for CPUs; it is used when the first batch says that it gives torch's scores.
+        """
         import torch
 
         from mlic.data.augment import Normalizer
@@ -107,9 +116,12 @@ class Predictor:
         prep = self._bundle.preprocessing
         self._normalize = Normalizer(prep.mean, prep.std, torch.device(device))
         self._batch_size, self._max_pixels = batch_size, max_pixels
+        self._backend: Backend = backend if device == "cpu" else "torch"
+        self._engine: backends.Scorer | None = None
+        self._said = ""
 
-    def run(self, items: Items, out: Path) -> tuple[int, int]:
-        """Predict the items and write their part; returns the numbers of rows and of bad ones."""
+    def run(self, items: Items, out: Path) -> tuple[int, int, str]:
+        """Predict the items and write their part; returns the numbers of rows and of bad ones, and the backend."""
         from mlic.data.loader import ahead
 
         batches = [range(i, min(i + self._batch_size, len(items))) for i in range(0, len(items), self._batch_size)]
@@ -117,12 +129,39 @@ class Predictor:
         with Trail(out) as trail, items.source.opened() as read:
             decode = functools.partial(self._carefully if trail.careful else self._decode, read, trail)
             for batch, (pixels, bad) in zip(batches, ahead(decode, batches, int(not trail.careful)), strict=True):
-                with self._torch.inference_mode():
-                    logits = self._net(self._normalize(pixels))
-                    scores.append(losses.scores(self._bundle.activation, logits).cpu().numpy())
+                scores.append(self._scores(pixels))
                 errors += [bad.get(position) for position in range(len(batch))]
             write_part(out, items, np.concatenate(scores), errors)
-        return len(items), sum(error is not None for error in errors)
+        return len(items), sum(error is not None for error in errors), self._said or "torch"
+
+    def _scores(self, pixels: Any) -> Array:
+        """The scores float32 (B, L) of images uint8 (B, H, W, C)."""
+        if self._engine is not None:
+            return self._engine(pixels)
+        with self._torch.inference_mode():
+            logits = self._net(self._normalize(pixels))
+            found: Array = losses.scores(self._bundle.activation, logits).cpu().numpy()
+        if self._backend != "torch" and not self._said:
+            self._try_engine(pixels, found)
+        return found
+
+    def _try_engine(self, pixels: Any, expected: Array) -> None:
+        """Go on with the backend when it gives a batch the scores, and the decisions, that torch gave it."""
+        whole = backends.Whole(self._net, self._bundle.preprocessing, self._bundle.activation).eval()
+        shape = tuple(pixels.shape[1:])
+        try:
+            engine = backends.engine(self._backend, whole, self._batch_size, shape, self._torch.get_num_threads())
+            found = engine(pixels)
+        except Exception as error:  # of whatever an engine does not support
+            self._said = f"torch, as {self._backend} does not take this network: {' '.join(str(error).split())[:200]}"
+            return
+        apart = float(np.abs(found - expected).max())
+        cuts, maps = np.array(self._bundle.thresholds), Calibration.read(self._bundle.calibration)
+        decided = [thresholds.decide(maps.apply(each), cuts, self._bundle.top_k) for each in (found, expected)]
+        if apart > _TOLERANCE or (decided[0] != decided[1]).any():
+            self._said = f"torch, as the scores of {self._backend} are up to {apart:.1g} apart from its own"
+        else:
+            self._engine, self._said = engine, self._backend
 
     def _decode(self, read: Callable[[int], bytes], _: Trail, batch: range) -> tuple[Any, dict[int, str]]:
         from mlic.data.loader import decode_batch

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mlic.config import PredictConfig, Preprocessing, TrainConfig
+from mlic.data import predictions
+from mlic.errors import ConfigError
+from mlic.model import backends, zoo
+from mlic.stages.predict import predict
+from mlic.stages.train import train
+from mlic.values import Backend
+from tests.test_pipeline import FIT, NET
+
+PREP = Preprocessing(image_size=64, color="rgb", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+ENGINES: tuple[Backend, ...] = ("compile", "onnx", "openvino")
+
+
+def needed(name: Backend) -> None:
+    if not backends.is_installed(name) or (name == "compile" and shutil.which("g++") is None):
+        pytest.skip(f"{name} is not installed")
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_gives_the_scores_of_torch(name: Backend, activation: Any) -> None:
+    needed(name)
+    torch.manual_seed(3)
+    whole = backends.Whole(zoo.build("small", 5, 3, 64, {}).eval(), PREP, activation).eval()
+    engine = backends.engine(name, whole, 8, (64, 64, 3), 2)
+    images = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected = whole(images).numpy()
+    assert expected.std() > 1e-3
+    for count in (8, 3, 1):
+        found = engine(images[:count])
+        assert found.shape == (count, 5)
+        np.testing.assert_allclose(found, expected[:count], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    return train(TrainConfig(shards=shards, runs=runs, workers=1, **(FIT | NET | {"epochs": 1}))).run
+
+
+def computed(config: PredictConfig) -> tuple[predictions.Predictions, list[str]]:
+    predict(config)
+    index = json.loads((config.out.with_name(config.out.name + ".parts") / "index.json").read_text())
+    return predictions.read(config.out), index["computed_by"]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", ["auto", 2])
+def test_predictions_of_a_backend(run: Path, corpus: Path, tmp_path: Path, workers: Any) -> None:
+    needed("onnx")
+    config = PredictConfig(
+        model=run, images=corpus / "unlabelled", out=tmp_path / "t.csv", batch_size=8, chunk=20, workers=workers
+    )
+    plain, by = computed(config)
+    assert by == ["torch"]
+    found, by = computed(config.model_copy(update={"backend": "onnx", "out": tmp_path / "o.csv"}))
+    assert by == ["onnx"]
+    assert found.scores is not None
+    assert plain.scores is not None
+    np.testing.assert_allclose(found.scores, plain.scores, atol=1e-5)
+    assert (found.decisions == plain.decisions).all()
+
+
+@pytest.mark.ray
+def test_a_backend_that_is_not_right_is_not_used(
+    run: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = PredictConfig(model=run, images=corpus / "unlabelled", out=tmp_path / "t.csv", batch_size=8)
+    plain, _ = computed(config)
+
+    def wrong(*_: object) -> backends.Scorer:
+        return lambda images: np.full((len(images), len(plain.labels)), 0.5, dtype=np.float32)
+
+    def refuses(*_: object) -> backends.Scorer:
+        raise NotImplementedError("no operator for this")
+
+    monkeypatch.setattr(backends, "is_installed", lambda _: True)
+    for number, (engine, why) in enumerate(
+        (
+            (wrong, "torch, as the scores of onnx are up to 0."),
+            (refuses, "torch, as onnx does not take this network: no "),
+        )
+    ):
+        monkeypatch.setattr(backends, "engine", engine)
+        found, by = computed(config.model_copy(update={"backend": "onnx", "out": tmp_path / f"{number}.csv"}))
+        assert by[0].startswith(why)
+        assert f"computed by {by[0]}" in caplog.text
+        assert found.scores is not None
+        assert (found.scores == plain.scores).all()
+    monkeypatch.setattr(backends, "is_installed", lambda name: name == "torch")
+    assert backends.best() == "torch"
+    with pytest.raises(ConfigError, match="the backend openvino needs openvino"):
+        predict(config.model_copy(update={"backend": "openvino", "out": tmp_path / "v.csv"}))
