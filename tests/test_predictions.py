@@ -8,6 +8,7 @@ from typing import get_args
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from mlic.data import predictions
@@ -60,8 +61,8 @@ def test_layout_of_reference_system_a(tmp_path: Path) -> None:
     assert found.decisions is not None
     assert (found.decisions == DECIDED).all()
     with pytest.raises(DataError, match="'a b.jpg' has a space in its name, which a .txt file cannot hold"):
-        predictions.check_names(["a.jpg", "a b.jpg"], ".txt")
-    predictions.check_names(["a b.jpg"], ".tsv")
+        predictions.check_plain(pa.array([b"a.jpg", b"a b.jpg"]))
+    predictions.check_plain(pa.array([b"a.jpg", b"a_\xff.jpg"]))
 
 
 def test_others_can_read_them(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlic.errors import DataError
 
@@ -55,11 +57,12 @@ def resolve_values(suffix: str, values: Values | Literal["auto"]) -> Values:
     return "decisions" if suffix in (".tsv", ".txt") else "both"
 
 
-def check_names(files: Sequence[str], suffix: str) -> None:
-    """Raise DataError when the format that `suffix` names cannot hold one of the names: one with a space in .txt."""
-    odd = next((name for name in files if len(name.split()) != 1), None) if suffix == ".txt" else None
-    if odd is not None:
-        raise DataError(f"{odd!r} has a space in its name, which a .txt file cannot hold.", "write .tsv or .csv.")
+def check_plain(files: pa.Array) -> None:
+    """Raise DataError when a .txt file cannot hold one of the names (bytes), because of a space in it."""
+    odd = files.filter(pc.match_substring_regex(files, r"\s"))
+    if len(odd):
+        name = odd[0].as_py().decode("utf-8", "backslashreplace")
+        raise DataError(f"{name!r} has a space in its name, which a .txt file cannot hold.", "write .tsv or .csv.")
 
 
 def write(path: Path, suffix: str, labels: Sequence[str], values: Values, parts: Iterable[Predictions]) -> int:
@@ -140,7 +143,6 @@ def _records(part: Predictions, labels: Sequence[str], values: Values) -> Iterat
 
 
 def _write_parquet(path: Path, labels: Sequence[str], values: Values, parts: Iterable[Predictions]) -> int:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     fields = [pa.field("key", pa.string()), pa.field("file", pa.string())]
@@ -169,7 +171,6 @@ def _read_parquet(path: Path) -> Predictions:
 
 
 def _read_table(path: Path) -> Predictions:
-    import pyarrow as pa
     import pyarrow.csv as pa_csv
 
     spaces = path.suffix == ".txt"

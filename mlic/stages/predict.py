@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, disk_errors, fingerprint, read_state, temporary, write_atomic, write_json
@@ -74,7 +76,8 @@ def predict(config: PredictConfig) -> PredictReport:
     """
     model = bundle.read(config.model)
     items = list_items(config)
-    predictions.check_names(items.files, config.out.suffix)
+    if config.out.suffix == ".txt":
+        predictions.check_plain(items.files)
     values = predictions.resolve_values(config.out.suffix, config.values)
     if config.out.is_dir():
         raise ConfigError(f"the output {config.out} is a folder.", "name a file.")
@@ -115,19 +118,19 @@ def list_items(config: PredictConfig) -> Items:
         split = read_split(config.images, config.split)
         if not len(split):
             raise DataError(f"the split {config.split!r} of {config.images} is empty.", "name another --split.")
-        keys, files = split.keys.to_pylist(), split.files.to_pylist()
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        return Items(split, np.array(order), [keys[i] for i in order], [files[i] for i in order])
+        order = pc.sort_indices(split.keys)
+        columns = (column.take(order).cast(pa.binary()) for column in (split.keys, split.files))
+        return Items(split, order.to_numpy(), *columns)
     if config.split is not None:
         raise ConfigError(f"--split is for shards, and {config.images} is a folder of images.", "leave --split out.")
     listing = sources.list_images(config.images)
     if listing.others:
         logger.info("passed over %d files in %s that are no images by their name", listing.others, config.images)
     _, doubled, kept = listing.unique()
-    full = {*doubled.tolist(), *kept.tolist()}
-    files = [listing.path(i) for i in range(len(listing))]
-    keys = [files[i] if i in full else listing.key(i) for i in range(len(listing))]
-    return Items(listing, np.arange(len(listing)), keys, files)
+    full = np.zeros(len(listing), dtype=bool)
+    full[doubled], full[kept] = True, True
+    keys = pc.if_else(pa.array(full), listing.paths, listing.keys) if full.any() else listing.keys
+    return Items(listing, np.arange(len(listing)), keys, listing.paths)
 
 
 def _of_split(split: Split) -> str:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import disk_errors, temporary
@@ -37,13 +38,13 @@ _DEADLY = 3  # processes that die while they decode an image, before it is given
 class Items:
     """N images to predict in the order of their keys: a listing of images, or the samples of shards.
 
-    `keys` and `files` are text, made to fit a file; `rows` numbers them in `source`.
+    `keys` and `files` are columns of bytes, as file systems have names; `rows` numbers them in `source`.
     """
 
     source: Listing | Split
     rows: Array
-    keys: Sequence[str]
-    files: Sequence[str]
+    keys: pa.Array
+    files: pa.Array
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,7 +53,9 @@ class Items:
         """Those from `start` to `end`, fit to be sent to another process."""
         rows = self.rows[start:end]
         source = self.source.take(rows)
-        return Items(source, np.arange(len(rows)), self.keys[start:end], self.files[start:end])
+        # A slice would take its whole column with it.
+        keys, files = (pa.concat_arrays([column[start:end]]) for column in (self.keys, self.files))
+        return Items(source, np.arange(len(rows)), keys, files)
 
 
 class Trail:
@@ -187,14 +190,13 @@ class Predictor:
 
 def write_part(path: Path, items: Items, scores: Array, errors: Sequence[str | None]) -> None:
     """Write a part: key, file, error and scores of each image, whole or not at all."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     flat = pa.array(scores.astype(np.float32).ravel(), pa.float32())
     table = pa.table(
         {
-            "key": pa.array([_text(key) for key in items.keys], pa.string()),
-            "file": pa.array([_text(file) for file in items.files], pa.string()),
+            "key": pa.array([_text(key) for key in items.keys.to_pylist()], pa.string()),
+            "file": pa.array([_text(file) for file in items.files.to_pylist()], pa.string()),
             "error": pa.array(errors, pa.string()),
             "scores": pa.FixedSizeListArray.from_arrays(flat, scores.shape[1]),
         }
@@ -204,6 +206,6 @@ def write_part(path: Path, items: Items, scores: Array, errors: Sequence[str | N
         os.replace(part, path)  # noqa: PTH105 - the counterpart of the write above
 
 
-def _text(name: str) -> str:
+def _text(name: bytes) -> str:
     """A name as text that Parquet takes; bytes that are no UTF-8 are shown as \\xNN."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return name.decode("utf-8", "backslashreplace")
