@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from mlic.config import PredictConfig, TrainConfig
 from mlic.data import predictions
@@ -137,3 +141,59 @@ def test_another_choice_of_values_predicts_nothing_anew(run: Path, corpus: Path,
     predict(config)
     assert (predictions.read(tmp_path / "p.csv").decisions == both.decisions).all()
     assert {path: path.stat().st_mtime_ns for path in parts} == parts
+
+
+def ten_kinds(folder: Path, source: Path) -> tuple[set[str], set[str]]:
+    """Files of ten kinds that break programs; returns the names of those that are images, and of those that are not."""
+    good, bad = set(), set()
+    photo = Image.open(source).convert("RGB")
+    data = source.read_bytes()
+    for number in range(2):
+        files = {
+            "zero": b"", "cut": data[: len(data) // 2], "text": b"Dear Sir or Madam,\n" * 9,
+        }  # fmt: skip
+        for name, content in files.items():
+            (folder / f"{name}{number}.jpg").write_bytes(content)
+            bad.add(f"{name}{number}.jpg")
+        Image.new("1", (20_000, 20_000)).save(folder / f"huge{number}.png")
+        (folder / f"gone{number}.jpg").symlink_to(folder / "nowhere.jpg")
+        bad |= {f"huge{number}.png", f"gone{number}.jpg"}
+        photo.convert("CMYK").save(folder / f"cmyk{number}.jpg")
+        Image.fromarray(np.full((40, 40), 40_000, dtype=np.uint16)).save(folder / f"deep{number}.png")
+        photo.save(folder / f"film{number}.webp", save_all=True, append_images=[photo.rotate(90)])
+        shutil.copy(source, folder / f"closed{number}.jpg")
+        (folder / f"closed{number}.jpg").chmod(0)
+        odd = os.fsencode(folder) + b"/a 'b' \"c\"\n" + str(number).encode() + b"\xff.jpg"
+        Path(os.fsdecode(odd)).write_bytes(data)
+        good |= {f"cmyk{number}.jpg", f"deep{number}.png", f"film{number}.webp", f"a 'b' \"c\"\n{number}\\xff.jpg"}
+        (good if os.geteuid() == 0 else bad).add(f"closed{number}.jpg")
+    return good, bad
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl", ".parquet"])
+def test_files_of_ten_kinds_that_break_programs(run: Path, corpus: Path, tmp_path: Path, suffix: str) -> None:
+    """Each is predicted or listed with its reason, and what is written reads back with the names as they are."""
+    images = tmp_path / "images"
+    shutil.copytree(corpus / "unlabelled", images)
+    plain = {path.name for path in images.iterdir()}
+    good, bad = ten_kinds(images, sorted(images.iterdir())[0])
+    out = tmp_path / f"p{suffix}"
+    report = predict(PredictConfig(model=run, images=images, out=out, values="both", batch_size=8))
+    assert (report.found, report.predicted, report.bad) == (len(plain | good | bad), len(plain | good), len(bad))
+    assert set(predictions.read(out).files) == plain | good
+    with Path(f"{out}.errors.tsv").open(newline="", encoding="utf-8") as file:
+        listed = dict(list(csv.reader(file, delimiter="\t"))[1:])
+    assert set(listed) == bad
+    assert listed["zero0.jpg"] == "zero bytes"
+    assert listed["text0.jpg"] == "not an image"
+    assert listed["huge1.png"] == "20,000 x 20,000 pixels, above the limit of 100,000,000"
+    readers = {
+        ".tsv": lambda: pd.read_csv(out, sep="\t")["Filename"], ".csv": lambda: pd.read_csv(out)["file"],
+        ".jsonl": lambda: pd.read_json(out, lines=True)["file"], ".parquet": lambda: pd.read_parquet(out)["file"],
+    }  # fmt: skip
+    assert set(readers[suffix]()) == plain | good
+    if suffix in (".tsv", ".csv"):
+        with out.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file, delimiter="\t" if suffix == ".tsv" else ","))
+        assert {row[0 if suffix == ".tsv" else 1] for row in rows[1:]} == plain | good
+        assert len({len(row) for row in rows}) == 1

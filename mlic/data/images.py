@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +34,8 @@ _TURNS = {
 
 MAX_BYTES = 512 * 2**20  # a larger file is no photograph and would fill a worker's memory
 MAX_PIXELS = 100_000_000  # of an image that is decoded at all, where no setting says otherwise
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit would refuse what `max_pixels` allows, with another reason
 
 
 class BadImage(Exception):
@@ -174,9 +175,7 @@ def _decode_jpeg(data: bytes, color: Color, max_pixels: int, side: int, out: Arr
 
 def _pillow(data: Any, max_pixels: int) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise BadImage("not an image") from None
     except Exception as error:  # Pillow's parsers raise many types on broken headers
