@@ -401,6 +401,11 @@ class PredictConfig(Settings):
         0, "Decide for the so many best labels of each image; 0: as the model decides", cli="flag", ge=0, place=True
     )
     batch_size: int = setting(64, "Images in a forward pass", cli="flag", ge=1)
+    tta: Literal["none", "mirror"] = setting(
+        "none", "Test-time augmentation; mirror: the mean of the scores of an image and of its mirror image, at twice "
+        "the time, decided by the thresholds of the model",
+        cli="flag",
+    )  # fmt: skip
     backend: Backend | Literal["auto"] = setting(
         "auto", "What computes on CPUs; auto: for many images the fastest that is installed; each is checked against "
         "torch on the first batch",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from mlic.config import PredictConfig, Preprocessing, TrainConfig
 from mlic.data import predictions
@@ -71,6 +72,23 @@ def test_predictions_of_a_backend(run: Path, corpus: Path, tmp_path: Path, worke
     assert plain.scores is not None
     np.testing.assert_allclose(found.scores, plain.scores, atol=1e-5)
     assert (found.decisions == plain.decisions).all()
+
+
+@pytest.mark.ray
+def test_the_mean_of_an_image_and_its_mirror_image(run: Path, corpus: Path, tmp_path: Path) -> None:
+    needed("onnx")
+    (tmp_path / "mirrored").mkdir()
+    for path in (corpus / "unlabelled").iterdir():
+        ImageOps.mirror(Image.open(path)).save(tmp_path / "mirrored" / f"{path.stem}.png")
+    config = PredictConfig(model=run, images=tmp_path / "mirrored", out=tmp_path / "m.csv", values="scores")
+    plain = [computed(config.model_copy(update={"images": images, "out": tmp_path / f"{number}.csv"}))[0].scores
+             for number, images in enumerate((tmp_path / "mirrored", corpus / "unlabelled"))]  # fmt: skip
+    for backend in ("torch", "onnx"):
+        given = {"tta": "mirror", "backend": backend, "out": tmp_path / f"{backend}.csv"}
+        both, _ = computed(config.model_copy(update=given))
+        assert both.scores is not None
+        assert plain[0] is not None
+        np.testing.assert_allclose(both.scores, (plain[0] + plain[1]) / 2, atol=2e-5)
 
 
 @pytest.mark.ray

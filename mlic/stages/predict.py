@@ -194,7 +194,7 @@ def _make_here(
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = Predictor(config.model, config.batch_size, config.max_pixels, backend, device)
+    predictor = Predictor(config, backend, device)
     for number in todo:
         part = items.part(number * config.chunk, (number + 1) * config.chunk)
         yield predictor.run(part, _part(parts, number))
@@ -216,8 +216,7 @@ def _map_parts(
     import ray
 
     actor = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0)(Predictor)
-    settings = (config.model, config.batch_size, config.max_pixels, backend)
-    idle: list[Any] = [actor.remote(*settings) for _ in range(min(share.workers, len(todo)))]
+    idle: list[Any] = [actor.remote(config, backend) for _ in range(min(share.workers, len(todo)))]
     waiting = list(reversed(todo))
     running: dict[Any, tuple[int, Any]] = {}
     begun, in_vain = dict.fromkeys(todo, 0), 0
@@ -248,7 +247,7 @@ def _map_parts(
                 else:
                     logger.warning("a worker died at part %d, which is done again with care", number)
                     waiting.append(number)
-                worker = actor.remote(*settings)
+                worker = actor.remote(config, backend)
             idle.append(worker)
 
 

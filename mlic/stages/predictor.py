@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import disk_errors, temporary
+from mlic.config import PredictConfig
 from mlic.data.shards import Split
 from mlic.data.sources import Listing
 from mlic.model import backends, bundle, losses
@@ -101,10 +102,8 @@ class Trail:
 class Predictor:
     """Holds the model, in this process or as a Ray actor."""
 
-    def __init__(
-        self, path: Path, batch_size: int, max_pixels: int, backend: Backend, device: str | None = None
-    ) -> None:
-        """Load the bundle at `path`, for the device that Ray gave to this actor unless one is named.
+    def __init__(self, config: PredictConfig, backend: Backend, device: str | None = None) -> None:
+        """Load the bundle, for the device that Ray gave to this actor unless one is named.
 
         A `backend` other than torch is for CPUs; it is used when the first batch says that it gives torch's scores.
         """
@@ -114,11 +113,12 @@ class Predictor:
 
         self._torch = torch
         device = device or cluster_ray.assigned_device()
-        self._bundle, net = bundle.load_model(path)
+        self._bundle, net = bundle.load_model(config.model)
         self._net = net.to(torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
         prep = self._bundle.preprocessing
         self._normalize = Normalizer(prep.mean, prep.std, torch.device(device))
-        self._batch_size, self._max_pixels = batch_size, max_pixels
+        self._batch_size, self._max_pixels = config.batch_size, config.max_pixels
+        self._mirrors = config.tta == "mirror"
         self._backend: Backend = backend if device == "cpu" else "torch"
         self._engine: backends.Scorer | None = None
         self._said = ""
@@ -138,7 +138,11 @@ class Predictor:
         return len(items), sum(error is not None for error in errors), self._said or "torch"
 
     def _scores(self, pixels: Any) -> Array:
-        """The scores float32 (B, L) of images uint8 (B, H, W, C)."""
+        """The scores float32 (B, L) of images uint8 (B, H, W, C), as test-time augmentation makes them."""
+        found = self._plain(pixels)
+        return (found + self._plain(pixels.flip(2))) / 2 if self._mirrors else found
+
+    def _plain(self, pixels: Any) -> Array:
         if self._engine is not None:
             return self._engine(pixels)
         with self._torch.inference_mode():
