@@ -44,6 +44,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.tune
+	$(BIN)/python -m benchmarks.predict
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mlic needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -1,0 +1,113 @@
+"""`mlic batch-predict` beside a loop by hand, beside Ray Data's image recipe, and beside the forward pass alone.
+
+    python -m benchmarks.predict [--images 1500]
+
+Generated JPEG files of 256 pixels, EfficientNet-Lite0 on 128 pixels with random weights. What a program takes for twice
+as many images less what it takes for them once is its steady state: starts, exports and imports are in neither. All
+decide by the same thresholds; how many decisions agree with those of the loop by hand is in the last column.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.results import write_section
+from mlic.config import Preprocessing
+from mlic.data import predictions, toy
+
+ARCH, SIZE, BATCH = "timm/tf_efficientnet_lite0", 128, 64
+
+
+@click.command()
+@click.option("--images", default=1500, show_default=True)
+def main(images: int) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        prepare(folder, images)
+        rows: list[tuple[str, float, float]] = []
+        decided: dict[str, Any] = {}
+        alone = {name: peer("alone", folder, name)[0] for name in ("torch", "onnx")}
+        programs: dict[str, Callable[[str], tuple[float, str]]] = {
+            "a loop by hand: DataLoader, PyTorch": partial(peer, "loop", folder),
+            "Ray Data's recipe: read_images, map_batches": partial(peer, "ray_data", folder),
+            "mlic batch-predict --backend torch": partial(of_mlic, folder, "torch"),
+            "mlic batch-predict --backend onnx": partial(of_mlic, folder, "onnx"),
+        }
+        for name, run in programs.items():
+            once, twice = run("once"), run("twice")
+            steady = images / (twice[0] - once[0])
+            decided[name] = predictions.read(Path(twice[1])).decisions
+            rows.append((name, once[0], steady))
+        first = next(iter(decided.values()))
+        assert first is not None
+        lines = ["| | whole command, s | steady, images/s | decisions as by hand |", "|---|---|---|---|"]
+        lines += [
+            f"| {name} | {whole:.1f} | {steady:.0f} | {np.mean(decided[name] == first):.3%} |"
+            for name, whole, steady in rows
+        ]
+        lines += [f"| the forward pass alone, {name} | | {rate:.0f} | |" for name, rate in alone.items()]
+        speed = {name: steady for name, _, steady in rows}
+        by_hand, best = rows[0][2], speed["mlic batch-predict --backend onnx"]
+        text = [
+            f"{images:,} images, and {2 * images:,}.", "", *lines, "",
+            f"mlic batch-predict with ONNX Runtime is {best / by_hand:.1f} times as fast as the loop by hand, and has "
+            f"{best / alone['onnx']:.2f} of its own forward pass alone; with PyTorch it has "
+            f"{speed['mlic batch-predict --backend torch'] / alone['torch']:.2f} of PyTorch's.",
+        ]  # fmt: skip
+        write_section("Predicting", "\n".join(text) + "\n")
+
+
+def prepare(folder: Path, images: int) -> None:
+    """Images in `once` and in `twice`, the second with a link more to each, and a bundle in `model`."""
+    import torch
+
+    from mlic.model import bundle, zoo
+
+    toy.generate(folder / "corpus", 0, images, 0, 256)
+    (folder / "corpus" / "unlabelled").rename(folder / "once")
+    (folder / "twice").mkdir()
+    for path in (folder / "once").iterdir():
+        for copy in "ab":
+            (folder / "twice" / f"{copy}{path.name}").hardlink_to(path)
+    torch.manual_seed(0)
+    prep = Preprocessing(image_size=SIZE, color="rgb", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    labels = tuple(f"label{i}" for i in range(14))
+    model = zoo.build(ARCH, len(labels), 3, SIZE, {})
+    spec = bundle.Bundle(
+        ARCH, {}, labels, prep, "sigmoid", (0.5,) * 14, {"policy": "fixed=0.5"},
+        {"method": "none", "scale": [], "shift": [], "knots": []}, {},
+    )  # fmt: skip
+    bundle.save(spec, model.state_dict(), folder / "model")
+
+
+def of_mlic(folder: Path, backend: str, images: str) -> tuple[float, str]:
+    """Seconds of the whole command, and the file that it wrote."""
+    out = folder / f"{backend}-{images}.csv"
+    command = [sys.executable, "-m", "mlic", "batch-predict", str(folder / "model"), str(folder / images), "--out",
+               str(out), "--backend", backend, "--batch-size", str(BATCH), "-q"]  # fmt: skip
+    started = time.monotonic()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - started, str(out)
+
+
+def peer(what: str, folder: Path, argument: str) -> tuple[float, str]:
+    """What a program of `predict_peers` has measured, in a process of its own, and the file that it wrote."""
+    command = [sys.executable, "-m", "benchmarks.predict_peers", what, str(folder), argument]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    number, file = json.loads(out.splitlines()[-1])
+    return number, file
+
+
+if __name__ == "__main__":
+    main()
