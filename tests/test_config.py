@@ -54,7 +54,7 @@ def test_missing_argument_says_which() -> None:
         (PackConfig, {"images": "i", "labels": "l", "split": "train=0.8,val=0.1"}, "should sum to 1, not 0.9"),
         (PackConfig, {"images": "i", "labels": "l", "split": "train"}, "split: .*should look like train=0.8"),
         (PackConfig, {"images": "i", "labels": "l", "workers": 0}, "workers should be auto or at least 1"),
-        (PredictConfig, {"model": "m", "images": "i", "out": "p.txt"}, "out should end in .tsv"),
+        (PredictConfig, {"model": "m", "images": "i", "out": "p.doc"}, "out should end in .tsv"),
         (EvaluateConfig, {"predictions": "p", "resamples": 3}, "resamples should be at least 100"),
         (DemoConfig, {"samples": 3}, "samples should be at least 60"),
     ],

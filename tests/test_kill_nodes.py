@@ -61,13 +61,15 @@ def common(nodes: Any) -> list[object]:
 
 
 def train_workers(nodes: Any) -> list[int]:
-    """The processes that train a model or a trial, on the nodes of this cluster."""
+    """The processes that train a model or a trial, or predict, on the nodes of this cluster."""
     found = []
     for node in nodes.worker_nodes:
         for pid in children(node.all_processes["raylet"][0].process.pid):
             with contextlib.suppress(OSError):
                 name = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if b"RayTrainWorker" in name or b"ImplicitFunc" in name:
+                if any(
+                    each in name for each in (b"RayTrainWorker", b"ResourceTrainable", b"ray::Worker", b"Predictor")
+                ):
                     found.append(pid)
     return found
 
