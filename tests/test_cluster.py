@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -86,3 +89,45 @@ def test_a_lost_interrupt_is_noted(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert ended.stdout.split() == ["SIGINT", "SIGTERM"], ended.stderr
+
+
+@pytest.mark.parametrize("wants", [True, False])
+def test_a_token_is_shown_where_the_cluster_wants_one(wants: bool, tmp_path: Path) -> None:
+    """A driver that has a token for some cluster gets an actor on one with tokens, and on one without."""
+    token = "f" * 64
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if wants else {"RAY_AUTH_MODE": "disabled"}
+    plain = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+    with tempfile.TemporaryDirectory(prefix="mlic-", dir="/tmp") as folder:
+        start = (
+            "import sys\nfrom ray.cluster_utils import Cluster\n"
+            "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 1, 'include_dashboard': False})\n"
+            "print(cluster.address, flush=True)\nsys.stdin.read()\ncluster.shutdown()\n"
+        )
+        cluster = subprocess.Popen(
+            [sys.executable, "-c", start], env=plain | own | {"RAY_TMPDIR": folder},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert cluster.stdout is not None
+        address = next(line for line in cluster.stdout if ":" in line).strip()
+        ask = (
+            "import sys\nfrom mlic.cluster import ray as cluster_ray\n"
+            "class Actor:\n    def work(self):\n        return 'works'\n"
+            "with cluster_ray.connect(sys.argv[1]):\n    import ray\n"
+            "    print(ray.get(ray.remote(Actor).remote().work.remote()))\n"
+        )
+        try:
+            asked = subprocess.run(
+                [sys.executable, "-c", ask, address], env=plain | {"RAY_AUTH_TOKEN": token},
+                capture_output=True, text=True, check=False, timeout=120,
+            )  # fmt: skip
+            assert asked.stdout == "works\n", asked.stderr
+        finally:
+            cluster.communicate(timeout=60)
+
+
+def test_silence_is_refused_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=f"nothing answers at {address}"), cluster_ray.connect(address):
+            pass

@@ -19,6 +19,9 @@ import pandas as pd
 import pytest
 import torch
 
+from mlic.config import Preprocessing
+from mlic.data import toy
+from mlic.model import bundle, zoo
 from tests.test_kill import KILLS, children, run, same_result, start, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -105,6 +108,25 @@ def test_a_search_killed_at_random_points(nodes: Any, shards: Path, tmp_path: Pa
         pd.testing.assert_frame_equal(table[shown], tables[0][shown])
     models = [json.loads((folder / "runs" / "tune" / "model" / "model.json").read_text()) for folder in folders]
     assert len({model["weights_sha256"] for model in models}) == 1
+
+
+@pytest.mark.timeout(300 + 100 * KILLS)
+def test_a_prediction_killed_at_random_points(nodes: Any, corpus: Path, tmp_path: Path) -> None:
+    """An actor on each of two nodes; the file is that of the undisturbed prediction, byte for byte."""
+    torch.manual_seed(0)
+    prep = Preprocessing(image_size=64, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3)
+    net = zoo.build("b-final", len(toy.LABELS), 3, 64, {})
+    spec = bundle.Bundle(
+        "b-final", {}, toy.LABELS, prep, "sigmoid", (0.5,) * len(toy.LABELS), {"policy": "fixed=0.5"},
+        {"method": "none", "scale": [], "shift": [], "knots": []}, {},
+    )  # fmt: skip
+    bundle.save(spec, net.state_dict(), tmp_path / "model")
+    what = ["batch-predict", tmp_path / "model", corpus / "images", "--out", "p.csv", "--address", nodes.address,
+            "--batch-size", 4, "--set", "chunk=4", "--values", "scores"]  # fmt: skip
+    folders = killed_at_random(nodes, what, tmp_path)
+    written = [(folder / "p.csv").read_bytes() for folder in folders]
+    assert written[0].count(b"\n") == 241
+    assert all(other == written[0] for other in written[1:])
 
 
 def killed_at_random(nodes: Any, what: list[object], tmp_path: Path) -> list[Path]:

@@ -7,6 +7,9 @@ import logging
 import os
 import secrets
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -82,8 +85,12 @@ def connect(address: str | None) -> Iterator[Cluster]:
     if embedded:
         _refuse_half_an_allocation()
         _own_token()
-    elif "RAY_AUTH_MODE" not in os.environ and _has_token():
-        os.environ["RAY_AUTH_MODE"] = "token"  # a driver given an address does not look for a token by itself
+    else:
+        _refuse_silence(address)
+        # A driver given host:port does not look for a token by itself, and one given "auto" shows any that there is.
+        # One that shows a token to a cluster that has none sees its actors die.
+        if "RAY_AUTH_MODE" not in os.environ and _has_token():
+            os.environ["RAY_AUTH_MODE"] = "token" if _wants_token(address) else "disabled"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
@@ -304,6 +311,35 @@ def _has_token() -> bool:
     )
 
 
+def _refuse_silence(address: str | None) -> None:
+    """Raise ClusterError where nothing listens at host:port; Ray itself would go on trying for more than a minute."""
+    host, _, port = (address or "").rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return  # "auto", or an address that has a protocol
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"nothing answers at {address}: {error}.",
+            "check --address and RAY_ADDRESS: the port of Ray's head is 6379.",
+        ) from None
+
+
+def _wants_token(address: str | None) -> bool:
+    """Whether a cluster refuses one who shows no token; asked in another process, as Ray settles this only once."""
+    if "://" in str(address):
+        return True
+    ask = (
+        "import sys; from ray._private.services import canonicalize_bootstrap_address as where;"
+        "from ray._raylet import GcsClient; GcsClient(address=where(sys.argv[1]))"
+    )
+    asked = subprocess.run(  # noqa: S603 - Python, with an address as its argument
+        [sys.executable, "-c", ask, str(address)], env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    return "AuthenticationError" in asked.stderr
+
+
 def _init(address: str | None) -> None:
     import ray
 
@@ -329,7 +365,8 @@ def _init(address: str | None) -> None:
         text = " ".join(str(error).split())[:300].rstrip(".")
         if address is not None:
             raise ClusterError(
-                f"cannot connect to the Ray cluster at {address}: {text}.", "check --address and RAY_ADDRESS."
+                f"cannot connect to the Ray cluster at {address}: {text}.",
+                "check --address, and RAY_AUTH_TOKEN_PATH where the cluster has a token.",
             ) from None
         raise ClusterError(
             f"cannot start a Ray inside this process: {text}.", "see that memory and disk are free, and try again."
