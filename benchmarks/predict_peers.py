@@ -31,7 +31,7 @@ def alone(folder: Path, backend: str) -> tuple[float, str]:
     images = torch.randint(0, 256, (BATCH, SIZE, SIZE, 3), dtype=torch.uint8)
     engine: Any = whole
     if backend == "onnx":
-        engine = backends.engine("onnx", whole, BATCH, (SIZE, SIZE, 3), os.cpu_count() or 1)
+        engine = backends.engine("onnx", whole, BATCH, (SIZE, SIZE, 3))
     with torch.inference_mode():
         engine(images)
         started = time.monotonic()

@@ -49,6 +49,14 @@ _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
         config.PredictConfig, "mlic.stages.predict", "predict",
         ["mlic batch-predict runs/small test-photos/ --out preds.tsv"],
     ),
+    "average": (
+        config.AverageConfig, "mlic.stages.average", "average",
+        ["mlic average runs/resnet18 runs/small --out runs/both"],
+    ),
+    "export": (
+        config.ExportConfig, "mlic.stages.export", "export",
+        ["mlic export runs/small --to onnx", "mlic batch-predict runs/small/export-onnx test-photos/ --out preds.tsv"],
+    ),
     "evaluate": (
         config.EvaluateConfig, "mlic.stages.evaluate", "evaluate",
         ["mlic evaluate runs/small", "mlic evaluate preds.tsv --labels annotations/"],
@@ -116,6 +124,10 @@ def _stage_command(name: str) -> click.Command:
             return _fail(error, as_json)
         except KeyboardInterrupt:
             return _fail(_stopped(), as_json)
+        except ModuleNotFoundError as error:  # of an installation that is for predicting with exports alone
+            if (error.name or "mlic").partition(".")[0] == "mlic":
+                raise
+            return _fail(ConfigError(f"this needs {error.name}, which is not installed.", "pip install mlic."), as_json)
         except Exception:
             traceback.print_exc()
             click.echo("Error: this is a bug in mlic.\nHint: report it with the lines above.", err=True)

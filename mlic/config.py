@@ -6,28 +6,30 @@ stands in a second place. Values come from `defaults < --config FILE < --set key
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal, Self
+from pathlib import Path, PurePosixPath
+from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
-from mlic.fitting import MOVABLE, Color, FitSettings, ModelSettings, RunSettings, ShardSettings, check_fit
+from mlic.fitting import Color, FitSettings, ModelSettings, ShardSettings, check_fit
+from mlic.fitting import TrainConfig as TrainConfig
 from mlic.schema import Model, Settings, setting
-from mlic.space import Dimension, Value, draw, grid, nested, order
+from mlic.searching import TuneConfig as TuneConfig
 from mlic.values import (
     AnyPath,
     Backend,
     Calibrator,
+    Engine,
     Gates,
     LocalPath,
     Names,
     Operations,
     Paths,
     Policy,
-    Seconds,
+    Precise,
+    Reduced,
     Share,
     Shares,
     Workers,
@@ -38,22 +40,6 @@ Stage = Literal["pack", "train", "tune", "noise", "batch-predict", "evaluate"]
 
 STAGES: tuple[Stage, ...] = ("pack", "train", "tune", "noise", "batch-predict", "evaluate")
 
-
-# What `mlic tune` searches when it is told nothing else.
-DEFAULT_SPACE = {
-    "arch": Dimension(choice=("small", "b-final")),
-    "loss": Dimension(choice=("bce", "asymmetric")),
-    "pos_weight_power": Dimension(uniform=(0.0, 1.0)),
-    "lr": Dimension(loguniform=(5e-4, 8e-3)),
-    "rand_augment": Dimension(choice=(0, 1, 2)),
-    "threshold_policy": Dimension(choice=("global", "per-label")),
-}
-# Settings that all trials share: the data, where and how long they run, and by what they are compared.
-_NOT_DRAWN = (
-    "address", "workers", "fresh", "name", "runs", "shards", "fold", "cross_validate", "epochs", "objective", "doctor",
-    "min_workers", "max_failures", "checkpoint_copy", "checkpoint_minutes", "changes",
-)  # fmt: skip
-_TRIED = 50  # draws that are made before a search begins, to see that they make sense
 
 _SLURM_TIME = re.compile(r"(\d+-)?\d+(:\d{1,2}){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
 _SLURM_MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
@@ -197,174 +183,6 @@ class DoctorConfig(Settings):
     seed: int = setting(42, "Seed of the choice of samples and of the shuffles", ge=0, le=2**31 - 1)
 
 
-class TrainConfig(ModelSettings, FitSettings, RunSettings):
-    """Train one model, data-parallel over the workers of a Ray cluster."""
-
-    cross_validate: bool = setting(
-        False, "Train on all folds of the shards but one in turn, and measure each by the model of the others",
-        cli="flag",
-    )  # fmt: skip
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        check_fit(self, self.train, self.pos_weight_power)
-        if self.cross_validate and self.fold is not None:
-            raise ValueError("cross_validate goes over all folds; leave fold out")
-        return self
-
-
-class TuneConfig(ModelSettings, FitSettings, RunSettings):
-    """Search architecture, loss, weighting, thresholds or any other setting of mlic train; weak trials stop early."""
-
-    num_samples: int | None = setting(
-        None, "Number of trials, which may grow later; default: 10, or all of a grid", cli="flag", ge=1, place=True
-    )
-    budget: Seconds | None = setting(
-        None, "Time after which no epoch is begun, such as 4h or 30m; a search that goes on goes on counting",
-        cli="flag", place=True,
-    )  # fmt: skip
-    space: dict[str, Dimension] = setting(
-        DEFAULT_SPACE, "What settings are drawn from: choice, grid, uniform, loguniform, int or logint, and when"
-    )
-    searcher: Literal["random", "grid", "tpe"] = setting(
-        "random", "How trials are drawn; tpe learns from those before (needs optuna)", cli="flag"
-    )
-    scheduler: Literal["asha", "hyperband", "median", "pbt", "none"] = setting(
-        "asha", "How weak trials are stopped early; pbt: they take over the best ones, and change settings on the way",
-        cli="flag",
-    )  # fmt: skip
-    cross_validate: bool = setting(
-        False, "Train each trial on all folds of the shards but one in turn, and compare the means over the folds",
-        cli="flag",
-    )  # fmt: skip
-    grace_epochs: int = setting(1, "Epochs that every trial may run; with pbt, those between two exchanges", ge=1)
-    reduction_factor: int = setting(
-        3, "ASHA goes on with one in so many trials at each rung; with pbt, so many take over and are taken over", ge=2
-    )
-    workers_per_trial: int = setting(
-        1, "Workers that train a trial together, over several nodes perhaps", cli="flag", ge=1
-    )
-    cpus_per_trial: float | None = setting(
-        None, "CPUs of a trial, or of each of its workers; default: 1, or what there are for its share of a GPU",
-        cli="flag", gt=0,
-    )  # fmt: skip
-    gpus_per_trial: float | None = setting(
-        None, "GPUs of a trial, or of each of its workers; a share of one is fine; default: 1 where there are any",
-        cli="flag", ge=0,
-    )  # fmt: skip
-    confirm: int = setting(
-        0, "Train the winner, the runner-up and what mlic train does by itself again from so many other seeds, and "
-        "say whether the winner is surely better",
-        cli="flag", ge=0, le=50, place=True,
-    )  # fmt: skip
-    ensemble: int = setting(
-        0, "Make one more model, RUN/ensemble, of the best so many trials: its scores are the means of theirs; 0: none",
-        cli="flag", ge=0, place=True,
-    )  # fmt: skip
-    keep: int = setting(3, "Trials, the best ones, whose checkpoints are kept; as many as an ensemble has, at least",
-                        ge=1)  # fmt: skip
-
-    @model_validator(mode="before")
-    @classmethod
-    def _search_over_what_is_open(cls, given: Any) -> Any:
-        """Without a space, the default one is searched, without the settings that are given."""
-        if not isinstance(given, dict) or given.get("space") is not None:
-            return given
-        fixed = {*given, *(["rand_augment"] if given.get("train") in ("head", "none") else [])}
-        return given | {"space": {name: each for name, each in DEFAULT_SPACE.items() if name not in fixed}}
-
-    @model_validator(mode="after")
-    def _space_makes_sense(self) -> Self:
-        if self.grace_epochs > self.epochs:
-            raise ValueError(f"grace_epochs is {self.grace_epochs}, more than epochs, which is {self.epochs}")
-        if self.cross_validate and self.fold is not None:
-            raise ValueError("cross_validate goes over all folds; leave fold out")
-        if self.ensemble == 1 or (self.ensemble and self.cross_validate):
-            raise ValueError(
-                "ensemble averages models that share a validation split; leave cross_validate out"
-                if self.cross_validate
-                else "an ensemble has 2 trials or more; leave ensemble at 0 for none"
-            )
-        if not self.space:
-            raise ValueError("space is empty; give it a setting to search over")
-        if self.searcher == "tpe" and any(each.grid is not None for each in self.space.values()):
-            raise ValueError("tpe chooses values by itself; give those of a grid as choice")
-        order(self.space)
-        if self.searcher == "grid":
-            grid(self.space)
-        if self.scheduler == "pbt":
-            self._check_population()
-        if self.min_workers is not None and self.min_workers > self.workers_per_trial:
-            raise ValueError(f"min_workers is {self.min_workers}, and a trial has {self.workers_per_trial} workers")
-        for name in self.space:
-            self._check_name(name)
-        for name, dimension in self.space.items():
-            for value in dimension.ends:
-                given = {other: allowed[0] for other, allowed in dimension.when.items()}
-                self._try(f"space.{name}", {**given, name: value})
-        for number in range(min(_TRIED, self.trials)):
-            self._try("space", self.drawn(number))
-        return self
-
-    @property
-    def movable(self) -> tuple[str, ...]:
-        """What of the space can change while a trial is trained."""
-        return tuple(name for name in self.space if name in MOVABLE)
-
-    def _check_population(self) -> None:
-        if not self.movable:
-            raise ValueError(f"with scheduler pbt the space needs a setting that can change: {', '.join(MOVABLE)}")
-        if self.trials < self.reduction_factor:
-            raise ValueError(f"a population of {self.trials} has no 1/{self.reduction_factor}; raise num_samples")
-        odd = next((name for name in ("cross_validate", "checkpoint_copy", "changes") if getattr(self, name)), None)
-        if odd is not None or self.searcher == "tpe":
-            raise ValueError(f"with scheduler pbt trials change; leave {odd or 'searcher tpe'} out")
-
-    @property
-    def trials(self) -> int:
-        """How many trials there are."""
-        if self.searcher != "grid":
-            return 10 if self.num_samples is None else self.num_samples
-        whole = len(grid(self.space))
-        return whole if self.num_samples is None else min(whole, self.num_samples)
-
-    def drawn(self, number: int) -> dict[str, Value]:
-        """The settings that trial `number` is given; with tpe, those that it would be given by chance."""
-        return grid(self.space)[number] if self.searcher == "grid" else draw(self.space, self.seed, number)
-
-    def plan(self, drawn: Mapping[str, Value]) -> TrainConfig:
-        """The configuration of a trial: this one's settings, those drawn over them. Raises ValidationError."""
-        fixed = {name: getattr(self, name) for name in TrainConfig.model_fields if name in type(self).model_fields}
-        given = nested(drawn)
-        for name, value in given.items():
-            if isinstance(value, dict):
-                given[name] = {**fixed[name], **value}
-        left_out = ("address", "workers", "fresh", "name", "cross_validate")
-        return TrainConfig(**{**{name: value for name, value in fixed.items() if name not in left_out}, **given})
-
-    def _check_name(self, name: str) -> None:
-        head, *rest = name.split(".")
-        known = [each for each in TrainConfig.model_fields if each not in _NOT_DRAWN]
-        if head in _NOT_DRAWN:
-            raise ValueError(f"space.{name}: {head} cannot differ between trials")
-        if head not in known:
-            near = difflib.get_close_matches(head, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else "mlic train --help lists the settings"
-            raise ValueError(f"space.{name}: there is no setting {head!r}; {hint}")
-        if len(rest) > 1 or (rest and not isinstance(getattr(self, head), dict)):
-            raise ValueError(f"space.{name}: {head} has no parts")
-
-    def _try(self, where: str, drawn: Mapping[str, Value]) -> None:
-        try:
-            self.plan(drawn)
-        except ValidationError as error:
-            first = error.errors()[0]
-            what = first["msg"].removeprefix("Value error, ")
-            name = ".".join(str(part) for part in first["loc"])
-            drew = ", ".join(f"{key}={value}" for key, value in drawn.items())
-            raise ValueError(f"{where} can draw {drew}: {name + ': ' if name else ''}{what}") from None
-
-
 class NoiseConfig(ModelSettings, FitSettings, ShardSettings):
     """Find suspected label errors: train on every fold, and list what disagrees with the models that did not see it."""
 
@@ -392,7 +210,10 @@ class PredictConfig(Settings):
 
     model: LocalPath = setting(..., "Run folder, or the bundle inside one", cli="argument", place=True)
     images: AnyPath = setting(..., "Images as for mlic pack, or a folder of its shards", cli="argument", place=True)
-    out: LocalPath = setting(..., "File to write: .tsv, .csv, .txt, .jsonl or .parquet", cli="flag", place=True)
+    out: AnyPath = setting(
+        ..., "File to write: .tsv, .csv, .txt, .jsonl or .parquet; a name without ending is a folder of Parquet files",
+        cli="flag", place=True,
+    )  # fmt: skip
     split: str | None = setting(None, "Split of the shards to predict; default: all", cli="flag")
     values: Literal["auto", "decisions", "scores", "both"] = setting(
         "auto", "What to write; auto: decisions for .tsv and .txt, both for the rest", cli="flag", place=True
@@ -400,7 +221,14 @@ class PredictConfig(Settings):
     top_k: int = setting(
         0, "Decide for the so many best labels of each image; 0: as the model decides", cli="flag", ge=0, place=True
     )
-    batch_size: int = setting(64, "Images in a forward pass", cli="flag", ge=1)
+    batch_size: Workers = setting(
+        "auto", "Images in a forward pass; auto: 64 on CPUs, on a GPU as many as its memory takes", cli="flag"
+    )
+    precision: Reduced = setting(
+        "fp32", "bf16: faster on some machines; the share of the decisions that stay the same is measured on the first "
+        "batch, and below 99% it is not used",
+        cli="flag",
+    )  # fmt: skip
     tta: Literal["none", "mirror"] = setting(
         "none", "Test-time augmentation; mirror: the mean of the scores of an image and of its mirror image, at twice "
         "the time, decided by the thresholds of the model",
@@ -416,12 +244,53 @@ class PredictConfig(Settings):
 
     @model_validator(mode="after")
     def _format_is_known(self) -> Self:
-        if self.out.suffix not in {".tsv", ".csv", ".txt", ".jsonl", ".parquet"}:
+        ending = PurePosixPath(urlsplit(self.out).path if isinstance(self.out, str) else self.out).suffix
+        if ending not in {".tsv", ".csv", ".txt", ".jsonl", ".parquet", ""}:
             raise ValueError(
-                f"out should end in .tsv, .csv, .txt, .jsonl or .parquet, not {self.out.suffix or self.out.name!r}"
+                f"out should end in .tsv, .csv, .txt, .jsonl or .parquet, or, as a folder, not at all; not in {ending}"
             )
-        if self.out.suffix == ".txt" and self.values == "both":
+        if isinstance(self.batch_size, int) and self.batch_size < 1:
+            raise ValueError(f"batch_size should be auto or at least 1, not {self.batch_size}")
+        if ending == ".txt" and self.values == "both":
             raise ValueError("a .txt file has one number for each label; give values as decisions or scores")
+        return self
+
+
+class AverageConfig(Model):
+    """Make one model of several trained ones: its scores are the means of theirs, its thresholds its own."""
+
+    runs: Paths = setting(..., "Runs of mlic train or mlic tune, on the same shards", cli="argument", min_length=2,
+                          place=True)  # fmt: skip
+    out: LocalPath = setting(Path("runs/average"), "Folder to write", cli="flag", place=True, validate_default=True)
+    policy: Policy = setting("per-label", "How its thresholds are fitted, as for mlic threshold", cli="flag")
+    calibration: Calibrator = setting("auto", "How its scores are calibrated; auto: where it surely helps", cli="flag")
+    fresh: bool = setting(False, "Throw away what is in the folder and start again", cli="flag", place=True)
+    seed: int = setting(42, "Seed of the folds and of the bootstrap", ge=0, le=2**31 - 1)
+
+
+class ExportConfig(Model):
+    """Write a trained model for another engine, in a folder that predicts without PyTorch and Ray."""
+
+    model: LocalPath = setting(..., "Run folder, or the bundle inside one", cli="argument")
+    to: Engine = setting("onnx", "Engine: onnx (ONNX Runtime), openvino or torchscript", cli="flag")
+    out: LocalPath | None = setting(None, "Folder to write; default: RUN/export-ENGINE", cli="flag")
+    precision: Precise = setting(
+        "fp32", "What openvino computes in; bf16 and int8 are faster, and change decisions: how many is measured",
+        cli="flag",
+    )  # fmt: skip
+    images: AnyPath | None = setting(
+        None, "Images to compare on, and to find the ranges of int8; default: the shards of the run", cli="flag"
+    )
+    split: str | None = setting(None, "Split of the shards to compare on; default: val", cli="flag")
+    samples: int = setting(256, "Images to compare on, at most", cli="flag", ge=2)
+    min_agreement: Share = setting(
+        0.99, "Share of the decisions in bf16 or int8, at least, that are those in fp32", cli="flag", gt=0, le=1
+    )
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if self.precision != "fp32" and self.to != "openvino":
+            raise ValueError(f"{self.to} is written in fp32; give to as openvino for {self.precision}")
         return self
 
 

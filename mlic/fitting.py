@@ -242,3 +242,19 @@ def check_fit(config: FitSettings, train: Trained, power: float) -> None:
         raise ValueError(f"with train {train} images are taken as they are; leave {what} out")
     if config.layer_decay < 1:
         raise ValueError(f"with train {train} there are no stages to decay over; leave layer_decay out")
+
+
+class TrainConfig(ModelSettings, FitSettings, RunSettings):
+    """Train one model, data-parallel over the workers of a Ray cluster."""
+
+    cross_validate: bool = setting(
+        False, "Train on all folds of the shards but one in turn, and measure each by the model of the others",
+        cli="flag",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        check_fit(self, self.train, self.pos_weight_power)
+        if self.cross_validate and self.fold is not None:
+            raise ValueError("cross_validate goes over all folds; leave fold out")
+        return self

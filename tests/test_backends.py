@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from mlic.config import PredictConfig, Preprocessing, TrainConfig
 from mlic.data import predictions
 from mlic.errors import ConfigError
-from mlic.model import backends, zoo
+from mlic.model import backends, engines, zoo
 from mlic.stages.predict import predict
 from mlic.stages.train import train
 from mlic.values import Backend
@@ -24,7 +24,7 @@ ENGINES: tuple[Backend, ...] = ("compile", "onnx", "openvino")
 
 
 def needed(name: Backend) -> None:
-    if not backends.is_installed(name) or (name == "compile" and shutil.which("g++") is None):
+    if not engines.is_installed(name) or (name == "compile" and shutil.which("g++") is None):
         pytest.skip(f"{name} is not installed")
 
 
@@ -34,13 +34,13 @@ def test_an_engine_gives_the_scores_of_torch(name: Backend, activation: Any) -> 
     needed(name)
     torch.manual_seed(3)
     whole = backends.Whole(zoo.build("small", 5, 3, 64, {}).eval(), PREP, activation).eval()
-    engine = backends.engine(name, whole, 8, (64, 64, 3), 2)
+    engine = backends.engine(name, whole, 8, (64, 64, 3))
     images = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
         expected = whole(images).numpy()
     assert expected.std() > 1e-3
     for count in (8, 3, 1):
-        found = engine(images[:count])
+        found = engine(images[:count].numpy())
         assert found.shape == (count, 5)
         np.testing.assert_allclose(found, expected[:count], atol=1e-5)
 
@@ -98,13 +98,13 @@ def test_a_backend_that_is_not_right_is_not_used(
     config = PredictConfig(model=run, images=corpus / "unlabelled", out=tmp_path / "t.csv", batch_size=8)
     plain, _ = computed(config)
 
-    def wrong(*_: object) -> backends.Scorer:
+    def wrong(*_: object) -> engines.Scorer:
         return lambda images: np.full((len(images), len(plain.labels)), 0.5, dtype=np.float32)
 
-    def refuses(*_: object) -> backends.Scorer:
+    def refuses(*_: object) -> engines.Scorer:
         raise NotImplementedError("no operator for this")
 
-    monkeypatch.setattr(backends, "is_installed", lambda _: True)
+    monkeypatch.setattr(engines, "is_installed", lambda _: True)
     for number, (engine, why) in enumerate(
         (
             (wrong, "torch, as the scores of onnx are up to 0."),
@@ -117,7 +117,7 @@ def test_a_backend_that_is_not_right_is_not_used(
         assert f"computed by {by[0]}" in caplog.text
         assert found.scores is not None
         assert (found.scores == plain.scores).all()
-    monkeypatch.setattr(backends, "is_installed", lambda name: name == "torch")
-    assert backends.best() == "torch"
-    with pytest.raises(ConfigError, match="the backend openvino needs openvino"):
+    monkeypatch.setattr(engines, "is_installed", lambda name: name == "torch")
+    assert engines.best() == "torch"
+    with pytest.raises(ConfigError, match="openvino needs openvino"):
         predict(config.model_copy(update={"backend": "openvino", "out": tmp_path / "v.csv"}))

@@ -44,7 +44,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers() -> None:
 
 def test_task_workers() -> None:
     assert cluster_ray.task_share(cluster((8, 0)), "auto", use_gpus=True) == Share(8, 1, 0)
-    assert cluster_ray.task_share(cluster((8, 2)), "auto", use_gpus=True) == Share(2, 1, 1)
+    assert cluster_ray.task_share(cluster((8, 2)), "auto", use_gpus=True) == Share(2, 4, 1)
     assert cluster_ray.task_share(cluster((8, 2)), "auto", use_gpus=False) == Share(8, 1, 0)
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from mlic.config import Preprocessing
 from mlic.data import packing, shards
 from mlic.data.augment import Normalizer, crops, margin, mirrors
-from mlic.data.loader import ShardReader, ahead, eval_batches, train_batches
+from mlic.data.decoding import ahead
+from mlic.data.loader import ShardReader, eval_batches, train_batches
 from mlic.data.sampling import epoch_order
 from mlic.data.sources import list_images
 from mlic.errors import DataError

@@ -5,21 +5,26 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from mlic.config import PredictConfig, TrainConfig
 from mlic.data import predictions
+from mlic.errors import ConfigError
 from mlic.score import thresholds
 from mlic.stages.predict import predict
 from mlic.stages.predictor import Trail
+from mlic.stages.scoring import Network
 from mlic.stages.train import train
 from tests.test_pipeline import FIT, NET
 
@@ -197,3 +202,67 @@ def test_files_of_ten_kinds_that_break_programs(run: Path, corpus: Path, tmp_pat
             rows = list(csv.reader(file, delimiter="\t" if suffix == ".tsv" else ","))
         assert {row[0 if suffix == ".tsv" else 1] for row in rows[1:]} == plain | good
         assert len({len(row) for row in rows}) == 1
+
+
+def test_a_folder_of_parts_is_one_table(run: Path, corpus: Path, tmp_path: Path) -> None:
+    config = PredictConfig(model=run, images=corpus / "unlabelled", out=tmp_path / "parts", chunk=7)
+    report = predict(config)
+    files = sorted(path.name for path in (tmp_path / "parts").iterdir())
+    assert files == [f"part-{number:06d}.parquet" for number in range(-(-report.found // 7))]
+    whole = config.model_copy(update={"out": tmp_path / "p.parquet"})
+    predict(whole)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "parts"), pd.read_parquet(tmp_path / "p.parquet"))
+    found, expected = (predictions.read(tmp_path / name) for name in ("parts", "p.parquet"))
+    assert found.keys == expected.keys
+    assert (found.scores == expected.scores).all()  # type: ignore[union-attr]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
+    predict(config)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()} == before
+    (tmp_path / "parts" / files[1]).unlink()
+    predict(config)
+    assert (predictions.read(tmp_path / "parts").scores == expected.scores).all()  # type: ignore[union-attr]
+    predict(config.model_copy(update={"chunk": 20, "fresh": True}))
+    assert len(list((tmp_path / "parts").iterdir())) == -(-report.found // 20)
+    (tmp_path / "parts" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="holds files that batch-predict did not write"):
+        predict(config.model_copy(update={"chunk": 20}))
+
+
+def test_bf16_is_measured_on_the_first_batch(
+    run: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PredictConfig(model=run, images=corpus / "unlabelled", out=tmp_path / "p.csv", batch_size=16)
+    predict(config)
+    monkeypatch.setattr("mlic.stages.scoring._AGREEMENT", 0.9)
+    reduced = config.model_copy(update={"precision": "bf16", "out": tmp_path / "q.csv", "backend": "torch"})
+    predict(reduced)
+    plain, found = (predictions.read(tmp_path / name) for name in ("p.csv", "q.csv"))
+    assert plain.scores is not None
+    assert found.scores is not None
+    apart = np.abs(plain.scores - found.scores).max(axis=1)  # of every image: the first batch is in bf16 as well
+    assert apart.min() > 0
+    assert apart.max() < 0.02
+    computed = json.loads((tmp_path / "q.csv.parts" / "index.json").read_text())["computed_by"]
+    assert re.fullmatch(r"torch in bf16, \d+\.\d\d% of the decisions of a first batch are those in fp32", computed[0])
+    monkeypatch.setattr("mlic.stages.scoring.agreement", lambda *_: 0.5)
+    predict(reduced.model_copy(update={"out": tmp_path / "r.csv"}))
+    assert (predictions.read(tmp_path / "r.csv").scores == plain.scores).all()
+    computed = json.loads((tmp_path / "r.csv.parts" / "index.json").read_text())["computed_by"]
+    assert computed == ["torch, as by torch in bf16 50.00% of the decisions of a first batch are those in fp32"]
+    with pytest.raises(ConfigError, match="the backend onnx computes in fp32"):
+        predict(reduced.model_copy(update={"backend": "onnx", "out": tmp_path / "s.csv"}))
+
+
+def test_the_largest_batch_that_fits_a_gpu(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for 100 images, as a stand-in for a GPU says it."""
+    network = Network(PredictConfig(model=run, images=run, out=run / "p.csv"), "torch", "cpu")
+    assert network.batch_size == 64
+
+    def run_out(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if len(pixels) > 100:
+            raise torch.cuda.OutOfMemoryError
+        return pixels
+
+    monkeypatch.setattr(network, "_device", "cuda")
+    monkeypatch.setattr(network, "_run", run_out)
+    assert network._fitting() == 32

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from mlic.config import DEFAULT_SPACE, TuneConfig
+from mlic.config import TuneConfig
 from mlic.errors import ConfigError
+from mlic.searching import DEFAULT_SPACE
 from mlic.settings import build
 from mlic.space import Dimension, active, draw, grid, nested
 

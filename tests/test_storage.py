@@ -11,11 +11,16 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mlic.config import TrainConfig
 from mlic.data import sources, storage
 from mlic.data.shards import read_split
 from mlic.errors import DataError
+from mlic.stages.predictor import Trail
+from mlic.stages.train import train
+from tests.test_pipeline import FIT, NET
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +154,42 @@ def test_pack_from_and_to_an_object_store(
     measured = mlic("evaluate", "runs/a-cnn1")
     assert measured.returncode == 0, measured.stderr
     assert f"against {out}" in measured.stdout
+
+
+@pytest.mark.ray
+def test_predictions_in_an_object_store(
+    bucket: str, corpus: Path, shards: Path, tmp_path: Path, mlic: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Images from a store, parts and output in it: the bytes are those of files; what is there is not made again."""
+    trained = TrainConfig(shards=shards, runs=tmp_path, workers=1, **(FIT | NET | {"epochs": 1}))
+    run = train(trained).run
+    images = corpus / "unlabelled"
+    for path in images.iterdir():
+        storage.upload(path, f"{bucket}/wild/{path.name}")
+    storage.put(f"{bucket}/wild/broken.jpg", b"no image")
+    command = ["batch-predict", str(run), f"{bucket}/wild", "--set", "chunk=7", "--out"]
+    assert mlic(*command, f"{bucket}/p.csv", "--workers", "2").returncode == 0
+    local = mlic("batch-predict", str(run), str(images), "--set", "chunk=7", "--out", str(tmp_path / "p.csv"))
+    assert local.returncode == 0
+    rows = storage.read(f"{bucket}/p.csv").decode().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == sorted(path.stem for path in images.iterdir())
+    found, expected = (np.array([[float(x) for x in row.split(",")[2:]] for row in lines[1:]])
+                       for lines in (rows, (tmp_path / "p.csv").read_text().splitlines()))  # fmt: skip
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert b"broken.jpg\tnot an image" in storage.read(f"{bucket}/p.csv.errors.tsv")
+    parts = f"{bucket}/p.csv.parts"
+    before = storage.read(f"{bucket}/p.csv")
+    storage.delete(f"{parts}/part-000001.parquet")
+    storage.delete(f"{bucket}/p.csv")
+    assert mlic(*command, f"{bucket}/p.csv").returncode == 0
+    assert storage.read(f"{bucket}/p.csv") == before
+    assert not [name for name in storage.names(parts) if name.endswith(".trail")]
+    storage.put(f"{parts}/part-000001.trail", b"begin begin +0 -0 +1")
+    with Trail(f"{parts}/part-000001.parquet") as trail:
+        assert trail.careful
+        assert trail.watched(3, lambda: "read") == "read"
+        words = storage.read(f"{parts}/part-000001.trail").split()
+        assert words == [b"begin", b"begin", b"+0", b"-0", b"+1", b"begin", b"+3", b"-3"]
+    assert storage.size(f"{parts}/part-000001.trail") is None
+    assert mlic(*command, f"{bucket}/folder").returncode == 0
+    assert len(storage.names(f"{bucket}/folder")) == -(-len(rows) // 7)

@@ -158,7 +158,8 @@ def train_share(cluster: Cluster, workers: int | Literal["auto"]) -> Share:
 
 
 def task_share(cluster: Cluster, workers: int | Literal["auto"], use_gpus: bool) -> Share:
-    """Independent workers: one a GPU with `use_gpus` where there is one, else one a CPU. Raises ClusterError."""
+    """Independent workers: one a GPU, with its part of the CPUs of its node, with `use_gpus` where there is one, else
+    one a CPU. Raises ClusterError."""
     gpus = use_gpus and cluster.gpus > 0
     have = cluster.gpus if gpus else cluster.cpus
     count = have if workers == "auto" else workers
@@ -167,7 +168,9 @@ def task_share(cluster: Cluster, workers: int | Literal["auto"], use_gpus: bool)
         raise ClusterError(
             f"{count} workers need {count} {unit}s; this cluster has {have}.", f"--workers {max(1, have)}."
         )
-    return Share(count, 1, int(gpus))
+    if not gpus:
+        return Share(count, 1, 0)
+    return Share(count, max(1, min(node.cpus // node.gpus for node in cluster.nodes if node.gpus)), 1)
 
 
 def run_beside(work: Callable[[], object], look: Callable[[], object] = lambda: None) -> BaseException | None:

@@ -7,28 +7,22 @@ depends on the seed and the epoch alone, and a global batch holds the same sampl
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from mlic.config import Preprocessing
 from mlic.data import cache, images, storage
+from mlic.data.decoding import ahead, decode_batch, resize
 from mlic.data.shards import Split
 from mlic.errors import DataError
 
 _CACHE_BATCH = 256
-_AHEAD = 3  # batches decoded ahead of the one in use, for each thread
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -139,7 +133,8 @@ class ShardReader:
             pixels = torch.from_numpy(self._decoded.images[index])
             bad = {row: self._decoded.bad[int(i)] for row, i in enumerate(index) if int(i) in self._decoded.bad}
         else:
-            pixels, bad = decode_batch(self._readers(index), self._preprocessing, images.MAX_PIXELS)
+            decoded, bad = decode_batch(self._readers(index), self._preprocessing, images.MAX_PIXELS)
+            pixels = torch.from_numpy(decoded)
         if crops is not None:
             pixels = _cropped(pixels, crops[index], size)
         targets = split.targets[index]
@@ -180,51 +175,5 @@ def _cropped(pixels: torch.Tensor, boxes: np.ndarray[Any, Any], size: int) -> to
     edges = np.concatenate([np.floor(boxes[:, :2] * side), np.ceil(boxes[:, 2:] * side)], axis=1).astype(int)
     out = torch.empty(len(pixels), size, size, pixels.shape[3], dtype=torch.uint8)
     for i, (top, left, bottom, right) in enumerate(edges.clip(0, side).tolist()):
-        out[i] = _resize(pixels[i, top:bottom, left:right].numpy(), size)
+        out[i] = torch.from_numpy(resize(pixels[i, top:bottom, left:right].numpy(), size))
     return out
-
-
-def decode_batch(
-    readers: Sequence[Callable[[], bytes]], preprocessing: Preprocessing, max_pixels: int
-) -> tuple[torch.Tensor, dict[int, str]]:
-    """Decode what `readers` read into uint8 (B, H, W, C); positions that fail stay zero and get a reason."""
-    size, channels = preprocessing.image_size, preprocessing.channels
-    pixels = torch.empty(len(readers), size, size, channels, dtype=torch.uint8)
-    array = pixels.numpy()
-    bad: dict[int, str] = {}
-    for position, (read, target) in enumerate(zip(readers, array, strict=True)):
-        try:
-            found = images.decode(read(), preprocessing.color, max_pixels, side=size, out=target)
-            if found.shape[:2] != (size, size):
-                pixels[position] = _resize(found, size)
-            elif found is not target:
-                target[:] = found
-        except images.BadImage as error:
-            target[:] = 0
-            bad[position] = str(error)
-    return pixels, bad
-
-
-def _resize(pixels: np.ndarray[Any, Any], size: int) -> torch.Tensor:
-    """uint8 (H, W, C) to (size, size, C), bilinear with antialiasing: as Pillow does it, in a fifth of its time."""
-    whole = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    small = torch.nn.functional.interpolate(whole, (size, size), mode="bilinear", antialias=True)
-    return small[0].permute(1, 2, 0)
-
-
-def ahead(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
-    """`map(work, items)` in order, computed ahead of the consumer in threads; with none, when it is asked for."""
-    if threads == 0:
-        yield from map(work, items)
-        return
-    waiting: deque[Future[R]] = deque()
-    todo = iter(items)
-    with ThreadPoolExecutor(threads, thread_name_prefix="loader") as pool:
-        try:
-            waiting.extend(pool.submit(work, item) for item in islice(todo, threads * _AHEAD))
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(work, item) for item in islice(todo, 1))
-        finally:
-            for future in waiting:
-                future.cancel()

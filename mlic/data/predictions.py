@@ -3,7 +3,7 @@
 .tsv      `Filename baby bird ...`: one image a line, by default the decisions as 0 and 1
 .txt      `NAME 0 1 ...`, the layout of reference system A: no head, columns by spaces
 .csv      `key,file,` decisions by label, scores as LABEL_score
-.parquet  the same columns
+.parquet  the same columns; a folder of such files, one after another, is one table
 .jsonl    {"key", "file", "labels": [...], "scores": {label: score}}
 
 Scores have six significant digits in text and are float32 in Parquet.
@@ -92,16 +92,21 @@ def write(path: Path, suffix: str, labels: Sequence[str], values: Values, parts:
     return rows
 
 
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder of Parquet files, parts of one table."""
+    return path.is_dir() and any(path.glob("part-*.parquet"))
+
+
 def read(path: Path) -> Predictions:
     """Read a prediction file of any of the formats, or `NAME 0 1 ...` lines (.txt), whose columns have no names.
 
     Columns of a table that hold other numbers than 0 and 1 are scores. Raises DataError when the file is missing or
     not one.
     """
-    if not path.is_file():
+    if not path.is_file() and not is_folder(path):
         raise DataError(f"the predictions {path} do not exist.", "mlic batch-predict writes them.")
     try:
-        if path.suffix == ".parquet":
+        if path.suffix == ".parquet" or path.is_dir():
             return _read_parquet(path)
         if path.suffix == ".jsonl":
             return _read_jsonl(path)
@@ -164,10 +169,11 @@ def _write_parquet(path: Path, labels: Sequence[str], values: Values, parts: Ite
 def _read_parquet(path: Path) -> Predictions:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
+    files = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
+    table = pa.concat_tables([pq.read_table(file) for file in files])
     columns = {name: table.column(name).to_numpy() for name in table.column_names if name not in ("key", "file")}
-    keys, files = (tuple(table.column(name).to_pylist()) for name in ("key", "file"))
-    return _from_columns(keys, files, columns)
+    keys, names = (tuple(table.column(name).to_pylist()) for name in ("key", "file"))
+    return _from_columns(keys, names, columns)
 
 
 def _read_table(path: Path) -> Predictions:

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from mlic.config import Preprocessing
 from mlic.model import losses, zoo
-from mlic.values import Activation
-
-
-@dataclass(frozen=True)
-class Member:
-    """One of the networks: `activation` makes scores of its logits, `mean` and `std` are what its images have."""
-
-    arch: str
-    arch_options: dict[str, float]
-    activation: Activation
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+from mlic.model.bundle import Member
 
 
 class Average(nn.Module):

@@ -1,30 +1,25 @@
-"""Engines that compute scores on a CPU: PyTorch itself, its compiler, ONNX Runtime and OpenVINO.
+"""A network of PyTorch as one of another engine: its compiler, ONNX Runtime, OpenVINO, TorchScript.
 
 Each takes uint8 images and gives scores; normalisation and the last activation are inside, so that an engine can join
-them with the network. All but `torch` work on batches of one size, which a smaller one is filled up to.
+them with the network.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
+import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from mlic.config import Preprocessing
-from mlic.errors import ConfigError
-from mlic.model import losses
-from mlic.values import Activation, Backend
-
-Array = np.ndarray[Any, Any]
-Scorer = Callable[[torch.Tensor], Array]
-
-_PACKAGES = {"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino",)}
+from mlic.model import engines, losses
+from mlic.model.engines import Array, Scorer
+from mlic.values import Activation, Backend, Reduced
 
 
 class Whole(nn.Module):
@@ -44,84 +39,75 @@ class Whole(nn.Module):
         return losses.scores(self.activation, self.net(images.permute(0, 3, 1, 2).float() * self.scale + self.shift))
 
 
-def best() -> Backend:
-    """The fastest engine that is installed, as measured over networks: OpenVINO, ONNX Runtime, PyTorch."""
-    return next((name for name in ("openvino", "onnx") if is_installed(name)), "torch")
-
-
-def is_installed(name: str) -> bool:
-    return all(importlib.util.find_spec(package) is not None for package in _PACKAGES.get(name, ()))
-
-
-def check(name: str) -> None:
-    """Raise ConfigError when an engine is not installed."""
-    if not is_installed(name):
-        packages = " and ".join(_PACKAGES[name])
-        raise ConfigError(f"the backend {name} needs {packages}.", f"pip install 'mlic[{name}]', or --backend auto.")
-
-
-def engine(name: Backend, whole: Whole, batch_size: int, shape: tuple[int, int, int], threads: int) -> Scorer:
+def engine(
+    name: Backend, whole: Whole, batch_size: int, shape: tuple[int, int, int], precision: Reduced = "fp32"
+) -> Scorer:
     """What computes the scores (B, L) of images uint8 (B, H, W, C) of `shape`, for B up to `batch_size`."""
     example = torch.zeros(batch_size, *shape, dtype=torch.uint8)
     if name == "openvino":
-        return _filled(_openvino(whole, example, threads), batch_size)
+        model = to_openvino(whole, example)
+        return engines.filled(engines.open_openvino(model, engines.threads(), precision), batch_size)
     if name == "onnx":
-        return _filled(_onnx(whole, example, threads), batch_size)
+        program = to_onnx(whole, example)
+        return engines.filled(engines.open_onnx(program, engines.threads()), batch_size)
     compiled = torch.compile(whole)
 
-    def run(images: torch.Tensor) -> Array:
+    def run(images: Array) -> Array:
         with torch.inference_mode():
-            found: torch.Tensor = compiled(images)
+            found: torch.Tensor = compiled(torch.from_numpy(images))
         return found.numpy()
 
-    return _filled(run, batch_size)
+    return engines.filled(run, batch_size)
 
 
-def _filled(run: Scorer, batch_size: int) -> Scorer:
-    def scores(images: torch.Tensor) -> Array:
-        count = len(images)
-        if count < batch_size:
-            images = torch.cat([images, images.new_zeros(batch_size - count, *images.shape[1:])])
-        return run(images)[:count].copy()
-
-    return scores
-
-
-def _openvino(whole: Whole, example: torch.Tensor, threads: int) -> Scorer:
+def to_openvino(whole: Whole, example: torch.Tensor, any_batch: bool = False) -> Any:
+    """An `openvino.Model` for batches of the size of the example, or of any."""
     import openvino
 
-    with warnings.catch_warnings():  # of the tracer, about shapes that are fixed, as they are to be
-        warnings.simplefilter("ignore")
-        model = openvino.convert_model(whole, example_input=example, input=list(example.shape))
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    compiled = openvino.compile_model(model, "CPU", settings)
-    request = compiled.create_infer_request()
-
-    def run(images: torch.Tensor) -> Array:
-        found: Array = request.infer({0: images.numpy()}, share_inputs=True)[0]
-        return found
-
-    return run
+    with _silence():  # of the tracer, about shapes that are fixed, as they are to be
+        return openvino.convert_model(
+            whole, example_input=example, input=[-1 if any_batch else len(example), *example.shape[1:]]
+        )
 
 
-def _onnx(whole: Whole, example: torch.Tensor, threads: int) -> Scorer:
-    import onnxruntime
+def to_int8(model: Any, images: Array) -> Any:
+    """A network of OpenVINO with layers in int8, whose ranges are those of `images` uint8 (N, H, W, C)."""
+    with _silence(), contextlib.redirect_stdout(io.StringIO()):
+        import nncf
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(whole, (example,), dynamo=True, verbose=False, optimize=True)
+        return nncf.quantize(model, nncf.Dataset([images[i : i + 1] for i in range(len(images))]))
+
+
+def to_onnx(whole: Whole, example: torch.Tensor, any_batch: bool = False) -> bytes:
+    """An ONNX file for batches of the size of the example, or of any. Raises RuntimeError."""
+    shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
+    with _silence():
+        program = torch.onnx.export(
+            whole, (example,), dynamo=True, verbose=False, optimize=True, dynamic_shapes=shapes,
+            input_names=["images"], output_names=["scores"],
+        )  # fmt: skip
     if program is None:
         raise RuntimeError("torch.onnx.export gave nothing")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    session = onnxruntime.InferenceSession(
-        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    name = session.get_inputs()[0].name
+    serialized: bytes = program.model_proto.SerializeToString()
+    return serialized
 
-    def run(images: torch.Tensor) -> Array:
-        found: Array = session.run(None, {name: images.numpy()})[0]
-        return found
 
-    return run
+def to_torchscript(whole: Whole, example: torch.Tensor) -> Any:
+    """A `torch.jit.ScriptModule` for batches of any size."""
+    with _silence(), torch.inference_mode():
+        return torch.jit.freeze(torch.jit.trace(whole, example))  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.utils.cpp_extension", "nncf")]
+    before = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for each, level in zip(loggers, before, strict=True):
+            each.setLevel(level)

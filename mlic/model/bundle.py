@@ -1,34 +1,60 @@
 """The model folder that explains itself: weights, labels in order, preprocessing, thresholds, provenance.
 
 model.json            everything but the weights; "format": 1
-weights.safetensors   the state dict
+weights.safetensors   the state dict; in an export the files of its engine instead, the network's layers in them
+
+Only saving and loading networks needs PyTorch: what an export is used with reads the rest without it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from mlic.config import Preprocessing
 from mlic.errors import DataError
-from mlic.model import zoo
-from mlic.model.average import Average, Member
-from mlic.values import Activation, parse_policy
+from mlic.values import Activation, Engine, Precise, parse_policy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 SPEC, WEIGHTS = "model.json", "weights.safetensors"
+FILES: dict[Engine, tuple[str, ...]] = {
+    "onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torchscript": ("model.pt",),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the networks of an average: `activation` makes scores of its logits; `mean`, `std` are of its images."""
+
+    arch: str
+    arch_options: dict[str, float]
+    activation: Activation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What computes the scores of an export: images uint8 (B, H, W, C) to scores float32 (B, L), before calibration.
+
+    `parity` says on which images it was compared with the bundle that it was made from, and how far apart they are.
+    """
+
+    engine: Engine
+    precision: Precise
+    parity: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,7 +65,8 @@ class Bundle:
     score >= threshold.
     `threshold_fit` says how they were fitted and what they are expected to give, `calibration` how scores are
     calibrated before (empty: not at all), `provenance` where the model comes from. With `members` the model is the
-    average of several networks, and `arch` is "average".
+    average of several networks, and `arch` is "average". With `export` it is computed by another engine than PyTorch,
+    and `weights_sha256` is of that engine's files.
     """
 
     arch: str
@@ -53,6 +80,12 @@ class Bundle:
     provenance: dict[str, Any]
     weights_sha256: str = ""
     members: tuple[Member, ...] = ()
+    export: Export | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files that hold the network."""
+        return FILES[self.export.engine] if self.export else (WEIGHTS,)
 
     @property
     def top_k(self) -> int:
@@ -66,23 +99,48 @@ class Bundle:
         parts = [
             self.arch, sorted(self.arch_options.items()), self.labels, self.preprocessing.model_dump_json(),
             self.activation, self.thresholds, self.top_k, sorted(self.calibration.items()), self.weights_sha256,
-        ] + [self.members] * bool(self.members)  # fmt: skip
+        ] + [self.members] * bool(self.members) + [self.export and (self.export.engine, self.export.precision)] * bool(
+            self.export
+        )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def save(bundle: Bundle, state: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Write the bundle beside `folder` and rename it into place."""
+    from safetensors.torch import save_file
+
+    with written(folder) as part:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, part / WEIGHTS)
+        describe(bundle, part)
+
+
+def describe(bundle: Bundle, part: Path) -> None:
+    """Write model.json beside the files of the network, whose checksum it holds."""
+    spec = _spec(dataclasses.replace(bundle, weights_sha256=_sha256(part, bundle.files)))
+    (part / SPEC).write_text(spec, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def written(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write to, which takes its name afterwards."""
     part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
     part.mkdir(parents=True)
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, part / WEIGHTS)
-        sha256 = hashlib.sha256((part / WEIGHTS).read_bytes()).hexdigest()
-        (part / SPEC).write_text(_spec(dataclasses.replace(bundle, weights_sha256=sha256)), encoding="utf-8")
+        yield part
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(part, folder)  # noqa: PTH105 - Path.replace refuses nothing more, this reads as what it is
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _sha256(folder: Path, files: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for name in files:
+        with (folder / name).open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def rewrite(bundle: Bundle, folder: Path) -> None:
@@ -96,14 +154,17 @@ def rewrite(bundle: Bundle, folder: Path) -> None:
 
 
 def _spec(bundle: Bundle) -> str:
-    spec = {
-        "format": 1, "kind": "bundle", "arch": bundle.arch, "arch_options": bundle.arch_options,
+    spec: dict[str, Any] = {
+        "format": 1, "kind": "export" if bundle.export else "bundle",
+        "arch": bundle.arch, "arch_options": bundle.arch_options,
         "labels": list(bundle.labels), "preprocessing": bundle.preprocessing.model_dump(mode="json"),
         "activation": bundle.activation, "calibration": bundle.calibration,
         "thresholds": dict(zip(bundle.labels, bundle.thresholds, strict=True)),
         "threshold_fit": bundle.threshold_fit, "provenance": bundle.provenance,
         "weights_sha256": bundle.weights_sha256,
     }  # fmt: skip
+    if bundle.export:
+        spec["export"] = dataclasses.asdict(bundle.export)
     if bundle.members:
         spec["members"] = [dataclasses.asdict(member) for member in bundle.members]
     return json.dumps(spec, indent=2) + "\n"
@@ -123,7 +184,7 @@ def read(path: Path) -> Bundle:
     folder = find(path)
     try:
         spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
-        if spec.get("format") != 1 or spec.get("kind") != "bundle":
+        if spec.get("format") != 1 or spec.get("kind") not in ("bundle", "export"):
             raise DataError(f"{folder / SPEC} is no bundle of format 1.", "train the model with this version of mlic.")
         labels = tuple(spec["labels"])
         return Bundle(
@@ -133,6 +194,7 @@ def read(path: Path) -> Bundle:
             spec["provenance"], spec["weights_sha256"],
             tuple(Member(**each | {name: tuple(each[name]) for name in ("mean", "std")})
                   for each in spec.get("members", ())),
+            Export(**spec["export"]) if spec["kind"] == "export" else None,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -142,21 +204,35 @@ def read(path: Path) -> Bundle:
 
 def check_weights(path: Path) -> None:
     """Raise DataError when the weights are not those that model.json was written with."""
-    file = find(path) / WEIGHTS
+    bundle, folder = read(path), find(path)
     try:
-        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        sha256 = _sha256(folder, bundle.files)
     except OSError as error:
-        raise DataError(f"the weights {file} do not load: {error}.", "train or copy the model again.") from None
-    if sha256 != read(path).weights_sha256:
-        raise DataError(f"{file} is not the file that model.json was written with.", "train or copy the model again.")
+        raise DataError(f"the weights of {folder} do not load: {error}.", "train or copy the model again.") from None
+    if sha256 != bundle.weights_sha256:
+        raise DataError(
+            f"{folder / bundle.files[-1]} is not the file that model.json was written with.",
+            "train or copy the model again.",
+        )
 
 
 def load_model(path: Path) -> tuple[Bundle, nn.Module]:
     """Read the bundle and build its network, in evaluation mode on the CPU.
 
-    Raises DataError when the weights are not those that model.json was written with.
+    Raises DataError when the weights are not those that model.json was written with, and for an export.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from mlic.model import zoo
+    from mlic.model.average import Average
+
     bundle = read(path)
+    if bundle.export:
+        raise DataError(
+            f"{find(path)} is an export to {bundle.export.engine}, which has no weights for PyTorch.",
+            "name the run that it was made from.",
+        )
     check_weights(path)
     file = find(path) / WEIGHTS
     try:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlic.cluster.runs import Run, read_state
-from mlic.config import TrainConfig, TuneConfig
+from mlic.config import Preprocessing, TrainConfig, TuneConfig
 from mlic.data.shards import read_index
 from mlic.model import average, bundle, losses
 from mlic.schema import Model
@@ -45,8 +45,7 @@ class Ensemble(Model):
 
     def verdict(self) -> str:
         """In words, whether it is better than the winner."""
-        _, least, most = self.lead
-        return "surely better" if least > 0 else "surely worse" if most < 0 else "not to be told apart by these images"
+        return verdict(self.lead)
 
     def lines(self) -> list[str]:
         value, (low, high) = self.measurement.values[self.objective], self.measurement.intervals[self.objective]
@@ -56,6 +55,12 @@ class Ensemble(Model):
             f"({low:.4f}-{high:.4f}), {lead:+.4f} ({least:+.4f} to {most:+.4f}) to the winner alone: {self.verdict()}",
             f"average {self.model}",
         ]
+
+
+def verdict(lead: tuple[float, float, float]) -> str:
+    """A lead and the ends of its interval in words."""
+    _, least, most = lead
+    return "surely better" if least > 0 else "surely worse" if most < 0 else "not to be told apart by these images"
 
 
 def ensemble(config: TuneConfig, trials: Trials, run: Run[Any]) -> Ensemble | None:
@@ -75,35 +80,49 @@ def ensemble(config: TuneConfig, trials: Trials, run: Run[Any]) -> Ensemble | No
         return None
     winner = plans[numbers[0]]
     bests = [checkpoints.read_best(trials.fitted(number)) for number in numbers]
-    scores = bests[0].scores.copy()
-    for best in bests[1:]:
-        scores += best.scores
-    together = dataclasses.replace(bests[0], epoch=0, metrics={}, state={}, scores=scores / len(bests))
     folder, index = run.folder / "ensemble", read_index(config.shards)
-    labels = tuple(index["labels"])
-    unweighted = [1.0] * len(labels)  # the mean of scores that were trained with different weights has none
-    settled, fit = decide(winner.threshold_policy, winner.calibration, together, unweighted, config.seed)
-    fit |= {"fitted_on": "val", "data": index["fingerprint"], "samples": len(together.targets)}
-    measurement = measure(labels, settled.decisions, together.targets, settled.scores, _RESAMPLES, config.seed)
-    checkpoints.write_best(folder, together)
     state = read_state(run.folder) or {}
-    model = bundle.Bundle(
-        "average", {}, labels, start.preprocessing(winner), "none",
-        tuple(float(value) for value in settled.thresholds), fit | expected(measurement), settled.calibration.plain(),
+    settled, measurement = fuse(
+        folder, bests, [_member(plans[number]) for number in numbers], tuple(index["labels"]),
+        start.preprocessing(winner), winner.threshold_policy, winner.calibration, config.seed,
         {
             "run": run.folder.name, "trials": numbers, "shards": index["fingerprint"], "seed": config.seed,
-            "checkpoint": ".", "pos_weight": unweighted, "versions": state.get("versions"),
-            "git_commit": state.get("git_commit"),
+            "versions": state.get("versions"), "git_commit": state.get("git_commit"),
         },
-        members=tuple(_member(plans[number]) for number in numbers),
     )  # fmt: skip
-    bundle.save(model, average.joined([best.state for best in bests]), folder / "model")
     weight = bundle.read(run.folder).provenance["pos_weight"]
     alone, _ = decide(winner.threshold_policy, winner.calibration, bests[0], weight, config.seed)
     return Ensemble(
         model=folder / "model", asked=config.ensemble, trials=tuple(numbers), objective=config.objective,
-        measurement=measurement, lead=_lead(config, settled, alone, together.targets),
+        measurement=measurement, lead=lead(config.objective, settled, alone, bests[0].targets, config.seed),
     )  # fmt: skip
+
+
+def fuse(
+    folder: Path, bests: Sequence[checkpoints.Best], members: Sequence[bundle.Member], labels: tuple[str, ...],
+    preprocessing: Preprocessing, policy: str, calibration: str, seed: int, provenance: dict[str, Any],
+) -> tuple[Settled, Measurement]:  # fmt: skip
+    """Write the bundle of the average of networks, and its validation scores, to `folder`.
+
+    `bests` and `members` are of the same networks, over one validation split. Thresholds and calibration are fitted to
+    the average's own scores. `provenance` has at least the fingerprint of the "shards".
+    """
+    scores = bests[0].scores.copy()
+    for best in bests[1:]:
+        scores += best.scores
+    together = dataclasses.replace(bests[0], epoch=0, metrics={}, state={}, scores=scores / len(bests))
+    unweighted = [1.0] * len(labels)  # the mean of scores that were trained with different weights has none
+    settled, fit = decide(policy, calibration, together, unweighted, seed)
+    fit |= {"fitted_on": "val", "data": provenance["shards"], "samples": len(together.targets)}
+    measurement = measure(labels, settled.decisions, together.targets, settled.scores, _RESAMPLES, seed)
+    checkpoints.write_best(folder, together)
+    model = bundle.Bundle(
+        "average", {}, labels, preprocessing, "none", tuple(float(value) for value in settled.thresholds),
+        fit | expected(measurement), settled.calibration.plain(),
+        provenance | {"checkpoint": ".", "pos_weight": unweighted}, members=tuple(members),
+    )  # fmt: skip
+    bundle.save(model, average.joined([best.state for best in bests]), folder / "model")
+    return settled, measurement
 
 
 def _chosen(config: TuneConfig, trials: Trials, plans: Mapping[int, TrainConfig]) -> list[int]:
@@ -116,17 +135,17 @@ def _chosen(config: TuneConfig, trials: Trials, plans: Mapping[int, TrainConfig]
     ][: config.ensemble]  # fmt: skip
 
 
-def _member(plan: TrainConfig) -> average.Member:
+def _member(plan: TrainConfig) -> bundle.Member:
     own = start.preprocessing(plan)
-    return average.Member(plan.arch, plan.arch_options, losses.activation(plan.loss), own.mean, own.std)
+    return bundle.Member(plan.arch, plan.arch_options, losses.activation(plan.loss), own.mean, own.std)
 
 
-def _lead(config: TuneConfig, one: Settled, two: Settled, targets: Array) -> tuple[float, float, float]:
+def lead(objective: str, one: Settled, two: Settled, targets: Array, seed: int) -> tuple[float, float, float]:
     """By how much the objective of the first is above that of the second, with the 95% interval over images."""
     values, drawn = [], []
     for each in (one, two):
         found = metrics.decision_metrics(each.decisions, targets) | metrics.score_metrics(each.scores, targets)
-        values.append(float(found[config.objective]))
-        drawn.append(bootstrap.draws(each.decisions, targets, each.scores, _RESAMPLES, config.seed)[config.objective])
+        values.append(float(found[objective]))
+        drawn.append(bootstrap.draws(each.decisions, targets, each.scores, _RESAMPLES, seed)[objective])
     low, high = np.nanquantile(np.subtract(*drawn), [0.025, 0.975])
     return values[0] - values[1], float(low), float(high)

@@ -80,8 +80,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     file, truth = config.predictions, config.labels
     if not file.exists():
         raise DataError(f"the predictions {file} do not exist.", "mlic batch-predict writes them; a run works too.")
-    if file.is_dir():
-        truth = truth or _shards_of(file)
+    if file.is_dir() and not predictions.is_folder(file):
+        truth = truth or shards_of(file)
         if storage.size(storage.join(truth, INDEX)) is None:
             raise ConfigError(f"{truth} is no folder of shards.", "predict the images first, then evaluate the file.")
         file = predict_split(config, file, truth, config.split)
@@ -134,7 +134,7 @@ def _check(gate: str, measurement: Measurement) -> Gate:
     return Gate(gate=gate, value=value, passed=_OPERATORS[sign](value, limit))
 
 
-def _shards_of(run: Path) -> Location:
+def shards_of(run: Path) -> Location:
     """The shards that a run was trained on."""
     try:
         shards: Location = location(json.loads((run / "config.json").read_text(encoding="utf-8"))["shards"])

@@ -1,0 +1,127 @@
+"""Several trained models as one, whose scores are the means of theirs."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from mlic.cluster.runs import Run
+from mlic.config import AverageConfig
+from mlic.errors import DataError
+from mlic.model import bundle
+from mlic.schema import Model
+from mlic.stages import checkpoints
+from mlic.stages.ensemble import fuse, lead, verdict
+from mlic.stages.fit import decide
+from mlic.stages.measure import Measurement
+
+logger = logging.getLogger(__name__)
+
+_OBJECTIVE = "f1_micro"
+
+
+class AverageReport(Model):
+    """A model of several, measured on the validation split that they share, with cross-fitted thresholds.
+
+    `alone` has each model's own value, `best` the best of them, `lead` the lead over it with the 95% interval over
+    images.
+    """
+
+    model: Path
+    objective: str
+    alone: dict[str, float]
+    best: str
+    lead: tuple[float, float, float]
+    measurement: Measurement
+
+    def text(self) -> str:
+        ahead, least, most = self.lead
+        return "\n".join(
+            [
+                self.measurement.table(), "",
+                *(f"{name}  {self.objective} {value:.4f} alone" for name, value in self.alone.items()),
+                f"the average  {self.objective} {self.measurement.values[self.objective]:.4f}, {ahead:+.4f} "
+                f"({least:+.4f} to {most:+.4f}) to {self.best}: {verdict(self.lead)}",
+                f"model  {self.model}",
+            ]
+        )  # fmt: skip
+
+
+def average(config: AverageConfig) -> AverageReport:
+    """Write the average of the models of runs, with thresholds and a calibration of its own.
+
+    Raises DataError for runs that do not share their labels, their images' size and colour and their validation split.
+    """
+    models = {_name(path): bundle.read(path) for path in config.runs}
+    if len(models) < len(config.runs):
+        raise DataError(f"{config.runs[-1].name} is the name of two of the runs.", "name each run once.")
+    inputs = {"models": " ".join(sorted(model.fingerprint for model in models.values()))}
+    with Run.open(config.out, "average", config, inputs, config.fresh) as run:
+        if run.finished:
+            return AverageReport(**run.report)
+        bests = dict(zip(models, (_best(path) for path in config.runs), strict=True))
+        first = next(iter(models))
+        for name in models:
+            _check_same(first, models[first], bests[first], name, models[name], bests[name])
+        model = models[first]
+        settled, measurement = fuse(
+            config.out, list(bests.values()), [_member(each) for each in models.values()], model.labels,
+            model.preprocessing, config.policy, config.calibration, config.seed,
+            {"run": config.out.name, "runs": list(models), "shards": model.provenance["shards"], "seed": config.seed},
+        )  # fmt: skip
+        alone = {
+            name: decide(config.policy, config.calibration, bests[name], models[name].provenance["pos_weight"],
+                         config.seed)[0]
+            for name in models
+        }  # fmt: skip
+        leads = {name: lead(_OBJECTIVE, settled, each, bests[first].targets, config.seed)
+                 for name, each in alone.items()}  # fmt: skip
+        best = min(leads, key=lambda name: leads[name][0])
+        value = measurement.values[_OBJECTIVE]
+        report = AverageReport(
+            model=config.out / "model", objective=_OBJECTIVE,
+            alone={name: value - each[0] for name, each in leads.items()}, best=best, lead=leads[best],
+            measurement=measurement,
+        )  # fmt: skip
+        run.finish(report)
+    return report
+
+
+def _name(path: Path) -> str:
+    folder = bundle.find(path)
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
+def _best(path: Path) -> checkpoints.Best:
+    """The validation scores of a run, and the weights of its bundle."""
+    model, net = bundle.load_model(path)
+    if model.members:
+        raise DataError(f"{path} is an average itself.", "name the runs that it was made of.")
+    run = bundle.find(path).parent / model.provenance.get("checkpoint", ".")
+    best = checkpoints.read_best(run)
+    return checkpoints.Best(
+        best.epoch, best.metrics, net.state_dict(), best.thresholds, best.scores, best.targets, best.decisions
+    )
+
+
+def _member(model: bundle.Bundle) -> bundle.Member:
+    prep = model.preprocessing
+    return bundle.Member(model.arch, model.arch_options, model.activation, prep.mean, prep.std)
+
+
+def _check_same(
+    first: str, one: bundle.Bundle, best: checkpoints.Best, name: str, other: bundle.Bundle, others: checkpoints.Best
+) -> None:
+    """Raise DataError where two models cannot be averaged, or not be measured by the same images."""
+    prep, own = one.preprocessing, other.preprocessing
+    for what, a, b in (
+        ("labels", one.labels, other.labels),
+        ("images", (prep.image_size, prep.color), (own.image_size, own.color)),
+        ("shards", one.provenance["shards"], other.provenance["shards"]),
+    ):
+        if a != b:
+            raise DataError(f"{first} and {name} have other {what}: {a} and {b}.", "average models that share them.")
+    if best.targets.shape != others.targets.shape or (best.targets != others.targets).any():
+        raise DataError(
+            f"{first} and {name} were validated on other images.", "average models of one split: without --fold."
+        )

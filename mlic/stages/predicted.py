@@ -1,0 +1,209 @@
+"""Parts of predictions to the output: one file, or a folder of Parquet files, in the order of the keys."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mlic.cluster.runs import disk_errors, read_state, temporary, write_atomic, write_json
+from mlic.config import PredictConfig
+from mlic.data import predictions, storage
+from mlic.data.shards import INDEX
+from mlic.errors import ConfigError
+from mlic.model import bundle
+from mlic.schema import Model
+from mlic.score import thresholds
+from mlic.score.calibration import Calibration
+from mlic.values import AnyPath, Location
+
+logger = logging.getLogger(__name__)
+
+_PART = re.compile(r"part-\d{6,}\.parquet")
+
+
+class PredictReport(Model):
+    """What was predicted; `found` is `predicted` plus `bad`, and `errors` is the file that names the bad ones."""
+
+    out: AnyPath
+    model: Path
+    fingerprint: str
+    sha256: str
+    values: str
+    top_k: int
+    found: int
+    predicted: int
+    bad: int
+    errors: AnyPath | None
+
+    def text(self) -> str:
+        lines = [
+            f"found {self.found:,} = {self.predicted:,} predicted + {self.bad:,} bad",
+            f"predictions  {self.out}",
+        ]
+        if self.errors is not None:
+            lines.append(f"bad images   {self.errors}")
+        return "\n".join(lines)
+
+
+def check_out(out: Location, fresh: bool) -> None:
+    """Raise ConfigError where the output would take the place of something that no prediction wrote."""
+    folder, parts = storage.is_folder(out), parts_of(out)
+    if storage.suffix(out):
+        if folder:
+            raise ConfigError(f"the output {out} is a folder.", "name a file.")
+    elif folder:
+        foreign = [name for name in storage.names(out) if not _PART.fullmatch(name)]
+        if foreign:
+            raise ConfigError(
+                f"{out} holds files that batch-predict did not write ({foreign[0]!r}).", "name another folder."
+            )
+    there = storage.names(out) if folder else storage.size(out) is not None
+    if there and read_state(parts) is None and not fresh:
+        raise ConfigError(f"{out} exists and was not made by this command.", "name another file, or use --fresh.")
+
+
+def parts_of(out: Location) -> Location:
+    """The folder of the parts that an output is made of."""
+    return _beside(out, ".parts")
+
+
+def part_at(parts: Location, number: int) -> Location:
+    """The file of a part."""
+    return storage.join(parts, f"part-{number:06d}.parquet")
+
+
+def missing(parts: Location, count: int) -> list[int]:
+    """The numbers, of so many parts, of those that are not made yet."""
+    there = set(storage.names(parts))
+    return [number for number in range(count) if storage.name(part_at(parts, number)) not in there]
+
+
+def merge(
+    config: PredictConfig, model: bundle.Bundle, values: predictions.Values, parts: Location, count: int
+) -> PredictReport:
+    """Write the output from the parts in their order, the errors beside it, and the index."""
+    errors: list[tuple[str, str]] = []
+
+    def good() -> Iterator[predictions.Predictions]:
+        for number in range(count):
+            part, bad = _read_part(part_at(parts, number), model, config.top_k or model.top_k)
+            errors.extend(bad)
+            yield part
+
+    with disk_errors(config.out):
+        if storage.suffix(config.out):
+            predicted = _write(config.out, model, values, good())
+        else:
+            predicted = _write_folder(config.out, model, values, good())
+    named = _write_errors(config.out, errors)
+    report = PredictReport(
+        out=config.out, model=config.model, fingerprint=model.fingerprint, sha256=sha256(config.out), values=values,
+        top_k=config.top_k, found=predicted + len(errors), predicted=predicted, bad=len(errors), errors=named,
+    )  # fmt: skip
+    state = read_state(parts) or {}
+    index = {
+        "format": 1, "kind": "predictions", "model": model.fingerprint, "labels": list(model.labels),
+        "thresholds": dict(zip(model.labels, model.thresholds, strict=True)),
+        "threshold_fit": model.threshold_fit, "calibration": model.calibration,
+        "values": values, "top_k": config.top_k or model.top_k, "scores": "float32, in text six significant digits",
+        "versions": state.get("versions"), "computed_by": state.get("computed_by"),
+        "found": report.found, "predicted": predicted, "bad": len(errors), "parts": count,
+    }  # fmt: skip
+    write_json(storage.join(parts, INDEX), index)
+    return report
+
+
+def sha256(out: Location) -> str:
+    """Of an output file, or of the files of a folder one after another."""
+    digest = hashlib.sha256()
+    files = [out] if storage.suffix(out) else [storage.join(out, name) for name in storage.names(out)]
+    for location in files:
+        with storage.stream(location) as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def exists(out: Location) -> bool:
+    """Whether there is an output, a file or a folder with files in it."""
+    return storage.size(out) is not None if storage.suffix(out) else bool(storage.names(out))
+
+
+def _write(
+    out: Location, model: bundle.Bundle, values: predictions.Values, parts: Iterable[predictions.Predictions]
+) -> int:
+    """Write a file whole or not at all; returns the number of its rows."""
+    if isinstance(out, str):
+        with tempfile.TemporaryDirectory() as scratch:
+            local = Path(scratch) / "out"
+            rows = predictions.write(local, storage.suffix(out), model.labels, values, parts)
+            storage.upload(local, out)
+        return rows
+    with temporary(out) as part:
+        rows = predictions.write(part, storage.suffix(out), model.labels, values, parts)
+        os.replace(part, out)  # noqa: PTH105 - the counterpart of the write above
+    return rows
+
+
+def _write_folder(
+    out: Location, model: bundle.Bundle, values: predictions.Values, parts: Iterable[predictions.Predictions]
+) -> int:
+    """Write a Parquet file for each part that has rows; returns the number of rows of all."""
+    if isinstance(out, Path):
+        out.mkdir(parents=True, exist_ok=True)
+    rows, written = 0, set()
+    for number, part in enumerate(parts):
+        file = storage.join(out, f"part-{number:06d}.parquet")
+        written.add(storage.name(file))
+        rows += _write(file, model, values, [part])
+    for name in set(storage.names(out)) - written:
+        storage.delete(storage.join(out, name))
+    return rows
+
+
+def _write_errors(out: Location, errors: Sequence[tuple[str, str]]) -> Location | None:
+    """Write the names of bad images and their reasons beside the output; returns the file, if one is needed."""
+    named = _beside(out, ".errors.tsv")
+    if not errors:
+        storage.delete(named)
+        return None
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerows([("Filename", "reason"), *errors])
+    write_atomic(named, text.getvalue().encode("utf-8", "backslashreplace"))
+    for file, reason in errors[:3]:
+        logger.warning("%s: %s", file, reason)
+    if len(errors) > 3:
+        logger.warning("and %s more bad images, all in %s", f"{len(errors) - 3:,}", named)
+    return named
+
+
+def _beside(out: Location, ending: str) -> Location:
+    return storage.join(storage.parent(out), storage.name(out) + ending)
+
+
+def _read_part(
+    path: Location, model: bundle.Bundle, top_k: int
+) -> tuple[predictions.Predictions, list[tuple[str, str]]]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(io.BytesIO(storage.read(path)))
+    keys, files, errors = (table.column(name).to_pylist() for name in ("key", "file", "error"))
+    flat = table.column("scores").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    scores = flat.reshape(len(keys), len(model.labels))
+    good = [i for i, error in enumerate(errors) if error is None]
+    calibrated = Calibration.read(model.calibration).apply(scores[good])
+    part = predictions.Predictions(
+        model.labels, tuple(keys[i] for i in good), tuple(files[i] for i in good), calibrated,
+        thresholds.decide(calibrated, np.array(model.thresholds), top_k),
+    )  # fmt: skip
+    return part, [(file, error) for file, error in zip(files, errors, strict=True) if error is not None]

@@ -1,0 +1,190 @@
+"""What computes the scores of images: a network in PyTorch, an engine that gives what PyTorch gives, or an export."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlic.config import PredictConfig
+from mlic.model import bundle, engines
+from mlic.score import thresholds
+from mlic.score.calibration import Calibration
+from mlic.values import Backend
+
+Array = np.ndarray[Any, Any]
+
+_TOLERANCE = 1e-4  # between the scores of two engines in float32
+_AGREEMENT = 0.99  # of the decisions in bf16 with those in fp32, below which bf16 is not used
+_CPU_BATCH, _GPU_BATCH = 64, 1024
+
+INSTEAD = ", as "  # between what computes scores and why it is not what was asked for
+
+
+class Network:
+    """The network of a bundle in PyTorch. The first batch decides whether another engine, or bf16, may go on."""
+
+    def __init__(self, config: PredictConfig, backend: Backend, device: str) -> None:
+        """Load the bundle; a `backend` other than torch is for CPUs."""
+        import torch
+
+        from mlic.data.augment import Normalizer
+
+        self.bundle, net = bundle.load_model(config.model)
+        self.net = net.to(torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        prep = self.bundle.preprocessing
+        self._normalize = Normalizer(prep.mean, prep.std, torch.device(device))
+        self._device, self._precision = device, config.precision
+        self._backend: Backend = backend if device == "cpu" else "torch"
+        self._settled = self._backend == "torch" and self._precision == "fp32"
+        self._run: engines.Scorer = functools.partial(self._by_torch, False)
+        self.said = "torch"
+        self.batch_size = config.batch_size if isinstance(config.batch_size, int) else self._fitting()
+
+    def __call__(self, pixels: Array) -> Array:
+        """Scores float32 (B, L) of images uint8 (B, H, W, C)."""
+        found = self._run(pixels)
+        if not self._settled:
+            self._settled = True
+            self._try(pixels, found)
+            found = self._run(pixels)  # so that which batch is the first of a process makes no difference
+        return found
+
+    def _by_torch(self, reduced: bool, pixels: Array) -> Array:
+        import torch
+
+        from mlic.model import losses
+
+        with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=reduced):
+            logits = self.net(self._normalize(torch.from_numpy(pixels)))
+            found: Array = losses.scores(self.bundle.activation, logits).cpu().numpy()
+        return found
+
+    def _try(self, pixels: Array, expected: Array) -> None:
+        """Go on with what was asked for when it gives a batch what PyTorch gives it in fp32."""
+        reduced, name = self._precision == "bf16", self._backend
+        try:
+            run = functools.partial(self._by_torch, True) if name == "torch" else self._engine(pixels)
+            found = run(pixels)
+        except Exception as error:  # of whatever an engine does not support
+            self.said = f"torch{INSTEAD}{name} does not take this network: {' '.join(str(error).split())[:200]}"
+            return
+        said = f"{name}{' in bf16' * reduced}"
+        share = agreement(self.bundle, found, expected)
+        apart = float(np.abs(found - expected).max())
+        if reduced:
+            if share >= _AGREEMENT:
+                self._run, self.said = run, f"{said}, {_as_plain(share)}"
+            else:
+                self.said = f"torch{INSTEAD}by {said} {_as_plain(share)}"
+        elif apart > _TOLERANCE or share < 1:
+            self.said = f"torch{INSTEAD}the scores of {name} are up to {apart:.1g} apart from its own"
+        else:
+            self._run, self.said = run, said
+
+    def _engine(self, pixels: Array) -> engines.Scorer:
+        from mlic.model import backends
+
+        whole = backends.Whole(self.net, self.bundle.preprocessing, self.bundle.activation).eval()
+        shape: tuple[int, int, int] = pixels.shape[1:]
+        return backends.engine(self._backend, whole, self.batch_size, shape, self._precision)
+
+    def _fitting(self) -> int:
+        """The largest batch, a power of two, that the memory of the GPU takes twice: once for the next one."""
+        if self._device == "cpu":
+            return _CPU_BATCH
+        import torch
+
+        prep, size = self.bundle.preprocessing, _GPU_BATCH
+        while size > 1:
+            try:
+                self._run(np.zeros((2 * size, prep.image_size, prep.image_size, prep.channels), np.uint8))
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                size //= 2
+            else:
+                break
+        return size
+
+
+class Exported:
+    """The network of an export, on CPUs and without PyTorch; bf16 is measured once more on the first batch."""
+
+    def __init__(self, config: PredictConfig) -> None:
+        """Open the export. Raises DataError for files that are not its own, ConfigError without its engine."""
+        self.bundle = bundle.read(config.model)
+        export = self.bundle.export
+        if export is None:
+            raise ValueError(f"{config.model} is no export")
+        bundle.check_weights(config.model)
+        engines.check_runs(export.engine)
+        self.batch_size = config.batch_size if isinstance(config.batch_size, int) else _CPU_BATCH
+        self._file = bundle.find(config.model) / self.bundle.files[0]
+        self._settled = export.precision != "bf16"
+        self._run = opened(self._file, export, self.batch_size)
+        self.said = export.engine + " in int8" * (export.precision == "int8")
+
+    def __call__(self, pixels: Array) -> Array:
+        """Scores float32 (B, L) of images uint8 (B, H, W, C)."""
+        found = self._run(pixels)
+        if not self._settled:
+            self._settled = True
+            plain = engines.filled(engines.open_openvino(self._file, engines.threads()), self.batch_size)
+            expected = plain(pixels)
+            share = agreement(self.bundle, found, expected)
+            if share < _AGREEMENT:
+                self._run, found = plain, expected
+                self.said = f"{self.said} in fp32{INSTEAD}in bf16 {_as_plain(share)}"
+            else:
+                self.said = f"{self.said} in bf16, {_as_plain(share)}"
+        return found
+
+
+def _as_plain(share: float) -> str:
+    return f"{share:.2%} of the decisions of a first batch are those in fp32"
+
+
+def any_device() -> str:
+    """The device of a process that may use all that there is."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def opened(file: Any, export: bundle.Export, batch_size: int) -> engines.Scorer:
+    """What computes scores by the file of an export."""
+    count = engines.threads()
+    openers: dict[str, Callable[[], engines.Scorer]] = {
+        "onnx": lambda: engines.open_onnx(file, count),
+        "openvino": lambda: engines.open_openvino(file, count, export.precision),
+        "torchscript": lambda: _open_torchscript(file, count),
+    }
+    return engines.filled(openers[export.engine](), batch_size)
+
+
+def _open_torchscript(model: Path, count: int) -> engines.Scorer:
+    """A network of TorchScript. Loads PyTorch, whose number of threads it sets."""
+    import torch
+
+    torch.set_num_threads(count)
+    with warnings.catch_warnings():  # that the format is going away some day
+        warnings.simplefilter("ignore", FutureWarning)
+        network = torch.jit.load(str(model), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+
+    def run(images: Array) -> Array:
+        with torch.inference_mode():
+            found: Array = network(torch.from_numpy(images)).numpy()
+        return found
+
+    return run
+
+
+def agreement(model: bundle.Bundle, one: Array, other: Array) -> float:
+    """The share of the decisions that two arrays of scores (B, L) give alike, as the bundle calibrates and decides."""
+    cuts, maps = np.array(model.thresholds), Calibration.read(model.calibration)
+    decided = [thresholds.decide(maps.apply(each), cuts, model.top_k) for each in (one, other)]
+    return float((decided[0] == decided[1]).mean())
