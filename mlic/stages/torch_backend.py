@@ -8,6 +8,9 @@ from typing import Any
 
 from ray.train.torch.config import TorchConfig, _TorchBackend
 
+from mlic.cluster.ray import assigned_device
+from mlic.model import memory
+
 
 def set_socket_interface() -> str | None:
     """Point gloo and NCCL to the interface with this node's address in the Ray cluster; a setting of the user's wins.
@@ -26,9 +29,16 @@ def set_socket_interface() -> str | None:
     return None
 
 
+def _prepare() -> None:
+    """What a worker does before the thread that trains is begun."""
+    set_socket_interface()
+    if assigned_device() == "cpu":
+        memory.keep()
+
+
 class _NodeBackend(_TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(set_socket_interface)
+        worker_group.execute(_prepare)
         super().on_start(worker_group, backend_config)
 
 
