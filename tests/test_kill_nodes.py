@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 
+from mlic.cluster import ray as cluster_ray
 from mlic.config import Preprocessing
 from mlic.data import toy
 from mlic.model import bundle, zoo
@@ -33,6 +34,7 @@ PATIENCE_S = 240
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head without CPUs and two nodes of one CPU each, all on this machine; lost nodes are missed within seconds."""
+    cluster_ray._own_token()  # before Ray is loaded, which settles this once for all tests of a process
     from ray.cluster_utils import Cluster
 
     folder = Path(tempfile.mkdtemp(prefix="mlic-", dir="/tmp"))
@@ -77,6 +79,18 @@ def train_workers(nodes: Any) -> list[int]:
     return found
 
 
+def save_model(folder: Path) -> None:
+    """A bundle with weights by chance."""
+    torch.manual_seed(0)
+    prep = Preprocessing(image_size=64, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3)
+    net = zoo.build("b-final", len(toy.LABELS), 3, 64, {})
+    spec = bundle.Bundle(
+        "b-final", {}, toy.LABELS, prep, "sigmoid", (0.5,) * len(toy.LABELS), {"policy": "fixed=0.5"},
+        {"method": "none", "scale": [], "shift": [], "knots": []}, {},
+    )  # fmt: skip
+    bundle.save(spec, net.state_dict(), folder)
+
+
 def kill(what: str, nodes: Any, driver: int, rng: random.Random) -> None:
     """Kill the driver, a worker, or a node, which another one takes the place of."""
     if what == "node":
@@ -113,14 +127,7 @@ def test_a_search_killed_at_random_points(nodes: Any, shards: Path, tmp_path: Pa
 @pytest.mark.timeout(300 + 100 * KILLS)
 def test_a_prediction_killed_at_random_points(nodes: Any, corpus: Path, tmp_path: Path) -> None:
     """An actor on each of two nodes; the file is that of the undisturbed prediction, byte for byte."""
-    torch.manual_seed(0)
-    prep = Preprocessing(image_size=64, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3)
-    net = zoo.build("b-final", len(toy.LABELS), 3, 64, {})
-    spec = bundle.Bundle(
-        "b-final", {}, toy.LABELS, prep, "sigmoid", (0.5,) * len(toy.LABELS), {"policy": "fixed=0.5"},
-        {"method": "none", "scale": [], "shift": [], "knots": []}, {},
-    )  # fmt: skip
-    bundle.save(spec, net.state_dict(), tmp_path / "model")
+    save_model(tmp_path / "model")
     what = ["batch-predict", tmp_path / "model", corpus / "images", "--out", "p.csv", "--address", nodes.address,
             "--batch-size", 4, "--set", "chunk=4", "--values", "scores"]  # fmt: skip
     folders = killed_at_random(nodes, what, tmp_path)
@@ -196,3 +203,24 @@ def test_a_node_that_does_not_come_back(nodes: Any, shards: Path, tmp_path: Path
     ]
     for name, tensor in last[0]["net"].items():
         torch.testing.assert_close(last[1]["net"][name], tensor, rtol=1e-2, atol=1e-4)
+
+
+def test_a_prediction_loses_one_of_three_nodes_for_good(nodes: Any, corpus: Path, tmp_path: Path) -> None:
+    """No node takes its place: the actors on the other two do its parts, and those of the actor that finds no room."""
+    lost = nodes.add_node(num_cpus=1)
+    save_model(tmp_path / "model")
+    what = ["batch-predict", tmp_path / "model", corpus / "images", "--address", nodes.address, "--batch-size", 4,
+            "--set", "chunk=4", "--out"]  # fmt: skip
+    process = start(tmp_path, *what, "p.csv")
+    parts, deadline = tmp_path / "p.csv.parts", time.monotonic() + PATIENCE_S
+    while len(list(parts.glob("part-*.parquet"))) < 6:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    nodes.remove_node(lost, allow_graceful=False)
+    assert len(list(parts.glob("part-*.parquet"))) < 50
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+    code, _, err = run(tmp_path, *what, "q.csv")
+    assert code == 0, err
+    assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "q.csv").read_bytes()
+    assert (tmp_path / "p.csv").read_text().count("\n") == 241

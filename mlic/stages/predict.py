@@ -208,42 +208,51 @@ def _map_parts(
 ) -> Iterator[tuple[int, int, int, str, str | None]]:
     """Give parts to idle actors until all are done; yields (part, rows, bad rows, backend, error).
 
-    An actor that dies is replaced, and does its part again, with care. Raises ClusterError when actors die again and
-    again before they have begun.
+    A part whose actor dies is done again, with care. An actor is given parts when it is ready: one that takes the place
+    of another on a node that is lost may never find room. Raises ClusterError when actors die again and again before
+    they have begun.
     """
     import ray
 
     actor = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0)(Predictor)
-    idle: list[Any] = [actor.remote(config, backend) for _ in range(min(share.workers, len(todo)))]
-    waiting = list(reversed(todo))
-    running: dict[Any, tuple[int, Any]] = {}
+    waiting, idle = list(reversed(todo)), list[Any]()
+    running: dict[Any, tuple[int | None, Any]] = {}  # parts, and actors that become ready, by what they end with
+
+    def start() -> None:
+        worker = actor.remote(config, backend)
+        running[worker.ready.remote()] = (None, worker)
+
+    for _ in range(min(share.workers, len(todo))):
+        start()
     begun, in_vain = dict.fromkeys(todo, 0), 0
-    while waiting or running:
-        while waiting and idle:
-            number, worker = waiting.pop(), idle.pop()
-            part = items.part(number * config.chunk, (number + 1) * config.chunk)
-            begun[number] = Trail.attempts(part_at(parts, number))
-            running[worker.run.remote(part, part_at(parts, number))] = (number, worker)
+    while waiting or any(number is not None for number, _ in running.values()):
         for reference in cluster_ray.done(running):
             number, worker = running.pop(reference)
             try:
-                yield number, *ray.get(reference), None
+                found = ray.get(reference)
+                if number is not None:
+                    yield number, *found, None
                 in_vain = 0
+                idle.append(worker)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
             except ray.exceptions.RayActorError as error:
                 why = " ".join(str(error).split())[:200]
-                attempts = Trail.attempts(part_at(parts, number))
-                in_vain = 0 if attempts > begun[number] else in_vain + 1
+                attempts = 0 if number is None else Trail.attempts(part_at(parts, number))
+                in_vain = 0 if number is not None and attempts > begun[number] else in_vain + 1
                 if in_vain >= _IN_VAIN:
                     raise ClusterError(
                         f"{in_vain} workers died before they began, one after another: {why}.",
                         "look at the memory that each worker has; -v shows Ray's own log.",
                     ) from None
                 if attempts >= _ATTEMPTS:
-                    yield number, 0, 0, "", why
-                else:
+                    yield number, 0, 0, "", why  # type: ignore[misc]  # no part has no attempts
+                elif number is not None:
                     logger.warning("a worker died at part %d, which is done again with care", number)
                     waiting.append(number)
-                worker = actor.remote(config, backend)
-            idle.append(worker)
+                start()
+        while waiting and idle:
+            number, worker = waiting.pop(), idle.pop()
+            part = items.part(number * config.chunk, (number + 1) * config.chunk)
+            begun[number] = Trail.attempts(part_at(parts, number))
+            running[worker.run.remote(part, part_at(parts, number))] = (number, worker)

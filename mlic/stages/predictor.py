@@ -120,6 +120,9 @@ class Predictor:
         self._prep, self._max_pixels = self._model.bundle.preprocessing, config.max_pixels
         self._mirrors = config.tta == "mirror"
 
+    def ready(self) -> None:
+        """Return, which an actor does once it has loaded its model."""
+
     def run(self, items: Items, out: Location) -> tuple[int, int, str]:
         """Predict the items and write their part; returns the numbers of rows and of bad ones, and the engine."""
         size = self._model.batch_size
