@@ -223,6 +223,14 @@ def test_a_folder_of_parts_is_one_table(run: Path, corpus: Path, tmp_path: Path)
     assert (predictions.read(tmp_path / "parts").scores == expected.scores).all()  # type: ignore[union-attr]
     predict(config.model_copy(update={"chunk": 20, "fresh": True}))
     assert len(list((tmp_path / "parts").iterdir())) == -(-report.found // 20)
+    (tmp_path / "parts" / ".part-000000.parquet.0a1b2c3d.part").touch()  # as a kill leaves one
+    (tmp_path / "parts" / ".part-000009.parquet.0a1b2c3d.part").touch()
+    (tmp_path / ".p.parquet.0a1b2c3d.part").touch()
+    (tmp_path / "p.parquet").unlink()
+    predict(config.model_copy(update={"chunk": 20, "values": "scores"}))
+    predict(whole)
+    assert len(list((tmp_path / "parts").iterdir())) == -(-report.found // 20)
+    assert not list(tmp_path.glob(".*.part"))
     (tmp_path / "parts" / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="holds files that batch-predict did not write"):
         predict(config.model_copy(update={"chunk": 20}))

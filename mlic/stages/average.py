@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from mlic.cluster.runs import Run
@@ -14,8 +13,6 @@ from mlic.stages import checkpoints
 from mlic.stages.ensemble import fuse, lead, verdict
 from mlic.stages.fit import decide
 from mlic.stages.measure import Measurement
-
-logger = logging.getLogger(__name__)
 
 _OBJECTIVE = "f1_micro"
 

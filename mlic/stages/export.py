@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ import numpy as np
 import torch
 
 from mlic.cluster.runs import disk_errors
-from mlic.config import ExportConfig, PredictConfig
+from mlic.config import ExportConfig
 from mlic.data import storage
 from mlic.data.decoding import decode_batch
+from mlic.data.images import MAX_PIXELS
+from mlic.data.shards import INDEX
 from mlic.errors import ConfigError, DataError, RunError
 from mlic.model import backends, bundle, engines
 from mlic.schema import Model
@@ -27,8 +28,6 @@ from mlic.stages.evaluate import shards_of
 from mlic.stages.predict import list_items
 from mlic.stages.scoring import agreement, opened
 from mlic.values import Location
-
-logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
@@ -128,13 +127,13 @@ def _images(config: ExportConfig, model: bundle.Bundle, source: Path) -> tuple[A
             images, split = shards_of(source.parent), split or "val"
         except DataError as error:
             raise DataError(error.message, "name images or shards to compare on by --images.") from None
-    elif split is None and storage.size(storage.join(images, "index.json")) is not None:
+    elif split is None and storage.size(storage.join(images, INDEX)) is not None:
         split = "val"
-    items = list_items(PredictConfig(model=config.model, images=images, out=source / "none.csv", split=split))
+    items = list_items(images, split)
     rows = np.unique(np.linspace(0, len(items) - 1, min(config.samples, len(items))).astype(int))
     with items.source.opened() as read:
         order = items.rows[rows].tolist()
-        pixels, bad = decode_batch([functools.partial(read, i) for i in order], model.preprocessing, 100_000_000)
+        pixels, bad = decode_batch([functools.partial(read, i) for i in order], model.preprocessing, MAX_PIXELS)
     good = np.array([position for position in range(len(order)) if position not in bad], dtype=int)
     if not len(good):
         raise DataError(f"none of {len(order)} images of {images} decodes.", "name other images by --images.")

@@ -47,7 +47,7 @@ def predict(config: PredictConfig) -> PredictReport:
     """
     model = bundle.read(config.model)
     _check_engine(config, model)
-    items = list_items(config)
+    items = list_items(config.images, config.split)
     if storage.suffix(config.out) == ".txt":
         predictions.check_plain(items.files)
     values = predictions.resolve_values(storage.suffix(config.out), config.values)
@@ -76,23 +76,23 @@ def predict(config: PredictConfig) -> PredictReport:
     return report
 
 
-def list_items(config: PredictConfig) -> Items:
-    """The images to predict, sorted by key: those of a folder or archive, or the samples of shards.
+def list_items(images: Location, name: str | None) -> Items:
+    """The images to predict, sorted by key: those of a folder or archive, or the samples of shards, of a split perhaps.
 
     Images that would have the same key, a.jpg beside a.png, have their extension in it.
     """
-    if storage.size(storage.join(config.images, INDEX)) is not None:
-        split = read_split(config.images, config.split)
+    if storage.size(storage.join(images, INDEX)) is not None:
+        split = read_split(images, name)
         if not len(split):
-            raise DataError(f"the split {config.split!r} of {config.images} is empty.", "name another --split.")
+            raise DataError(f"the split {name!r} of {images} is empty.", "name another --split.")
         order = pc.sort_indices(split.keys)
         columns = (column.take(order).cast(pa.binary()) for column in (split.keys, split.files))
         return Items(split, order.to_numpy(), *columns)
-    if config.split is not None:
-        raise ConfigError(f"--split is for shards, and {config.images} is a folder of images.", "leave --split out.")
-    listing = sources.list_images(config.images)
+    if name is not None:
+        raise ConfigError(f"--split is for shards, and {images} is a folder of images.", "leave --split out.")
+    listing = sources.list_images(images)
     if listing.others:
-        logger.info("passed over %d files in %s that are no images by their name", listing.others, config.images)
+        logger.info("passed over %d files in %s that are no images by their name", listing.others, images)
     _, doubled, kept = listing.unique()
     full = np.zeros(len(listing), dtype=bool)
     full[doubled], full[kept] = True, True
@@ -176,6 +176,7 @@ def _predict_parts(
             f"stopped after {count - left:,} of {count:,} parts.",
             "run the same command again to go on.",
         ) from None
+    said.discard("")  # of a part that failed
     for used in sorted(said - {"torch", model.export.engine if model.export else backend}):
         logger.log(logging.WARNING if INSTEAD in used else logging.INFO, "computed by %s", used)
     before = (read_state(parts) or {}).get("computed_by") or []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import hashlib
 import io
 import logging
@@ -27,7 +28,7 @@ from mlic.values import AnyPath, Location
 
 logger = logging.getLogger(__name__)
 
-_PART = re.compile(r"part-\d{6,}\.parquet")
+_OURS = re.compile(r"part-\d{6,}\.parquet|\.part-.*\.part")  # of which the second is what a kill has left
 
 
 class PredictReport(Model):
@@ -61,7 +62,7 @@ def check_out(out: Location, fresh: bool) -> None:
         if folder:
             raise ConfigError(f"the output {out} is a folder.", "name a file.")
     elif folder:
-        foreign = [name for name in storage.names(out) if not _PART.fullmatch(name)]
+        foreign = [name for name in storage.names(out) if not _OURS.fullmatch(name)]
         if foreign:
             raise ConfigError(
                 f"{out} holds files that batch-predict did not write ({foreign[0]!r}).", "name another folder."
@@ -148,6 +149,8 @@ def _write(
             rows = predictions.write(local, storage.suffix(out), model.labels, values, parts)
             storage.upload(local, out)
         return rows
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):  # by a kill: nobody else writes this file now
+        left.unlink()
     with temporary(out) as part:
         rows = predictions.write(part, storage.suffix(out), model.labels, values, parts)
         os.replace(part, out)  # noqa: PTH105 - the counterpart of the write above
@@ -157,7 +160,7 @@ def _write(
 def _write_folder(
     out: Location, model: bundle.Bundle, values: predictions.Values, parts: Iterable[predictions.Predictions]
 ) -> int:
-    """Write a Parquet file for each part that has rows; returns the number of rows of all."""
+    """Write a Parquet file for each part; returns the number of rows of all."""
     if isinstance(out, Path):
         out.mkdir(parents=True, exist_ok=True)
     rows, written = 0, set()

@@ -45,7 +45,8 @@ class Network:
         self._backend: Backend = backend if device == "cpu" else "torch"
         self._settled = self._backend == "torch" and self._precision == "fp32"
         self._run: engines.Scorer = functools.partial(self._by_torch, False)
-        self.said = "torch"
+        ignored = device != "cpu" and config.backend not in ("auto", "torch")
+        self.said = f"torch{INSTEAD}{config.backend} is for CPUs" if ignored else "torch"
         self.batch_size = config.batch_size if isinstance(config.batch_size, int) else self._fitting()
 
     def __call__(self, pixels: Array) -> Array:
