@@ -20,7 +20,8 @@ _EXPECTED = {
     "float_parsing": "a number", "float_type": "a number", "bool_parsing": "true or false",
     "bool_type": "true or false", "string_type": "text", "tuple_type": "values with commas between them",
     "dict_type": "a mapping of names to values",
-    "model_type": "a mapping of names to values", "literal_error": "{expected}", "too_short": "at least one value",
+    "model_type": "a mapping of names to values", "literal_error": "{expected}",
+    "too_short": "{min_length} or more values",
     "greater_than_equal": "at least {ge:g}", "less_than_equal": "at most {le:g}", "greater_than": "above {gt:g}",
     "less_than": "below {lt:g}",
 }  # fmt: skip
