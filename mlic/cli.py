@@ -75,7 +75,8 @@ _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and end the process with its exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _terminated)
     code = 0
     try:
         result = cli.main(args=None if arguments is None else list(arguments), prog_name="mlic", standalone_mode=False)
@@ -209,7 +210,7 @@ def _type(field: Any) -> Any:
 
 
 def _default(field: Any) -> str:
-    if field.default in (None, PydanticUndefined) or isinstance(field.default, bool):
+    if field.default in (None, PydanticUndefined, (), {}) or isinstance(field.default, bool):
         return ""
     value = field.default
     if isinstance(value, dict):
@@ -352,5 +353,5 @@ def _stopped() -> PartialError:
 
 
 def _terminated(_number: int, _frame: Any) -> NoReturn:
-    """SIGTERM means what Ctrl-C means: stop in good order."""
+    """SIGTERM and SIGUSR1 mean what Ctrl-C means: stop in good order. Training writes a checkpoint at SIGUSR1 first."""
     raise KeyboardInterrupt

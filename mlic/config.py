@@ -6,7 +6,6 @@ stands in a second place. Values come from `defaults < --config FILE < --set key
 
 from __future__ import annotations
 
-import re
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -15,6 +14,8 @@ from pydantic import model_validator
 
 from mlic.fitting import Color, FitSettings, ModelSettings, ShardSettings, check_fit
 from mlic.fitting import TrainConfig as TrainConfig
+from mlic.scheduling import STAGES as STAGES
+from mlic.scheduling import SlurmConfig as SlurmConfig
 from mlic.schema import Model, Settings, setting
 from mlic.searching import TuneConfig as TuneConfig
 from mlic.values import (
@@ -36,13 +37,6 @@ from mlic.values import (
 )  # fmt: skip
 
 LabelFormat = Literal["auto", "lists", "wide", "delimited", "long", "jsonl", "coco", "voc", "folders", "webdataset"]
-Stage = Literal["pack", "train", "tune", "noise", "batch-predict", "evaluate"]
-
-STAGES: tuple[Stage, ...] = ("pack", "train", "tune", "noise", "batch-predict", "evaluate")
-
-
-_SLURM_TIME = re.compile(r"(\d+-)?\d+(:\d{1,2}){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
-_SLURM_MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
 
 
 class Preprocessing(Model):
@@ -361,29 +355,3 @@ class DemoConfig(Settings):
     samples: int = setting(480, "Images to generate", cli="flag", ge=60)
     seed: int = setting(42, "Seed of the corpus, the split and the training", cli="flag", ge=0, le=2**31 - 1)
     workers: Workers = setting(2, "Training workers, or auto", cli="flag", place=True)
-
-
-class SlurmConfig(Model):
-    """What to ask SLURM for when a stage runs in an allocation."""
-
-    stage: Stage = setting(..., "Stage to run", cli="argument")
-    nodes: int = setting(1, "Nodes", cli="flag", ge=1)
-    cpus_per_task: int = setting(8, "CPUs of each node", cli="flag", ge=1)
-    gpus_per_node: int = setting(0, "GPUs of each node", cli="flag", ge=0)
-    mem: str | None = setting(None, "Memory of each node, such as 64G; default: the site's", cli="flag")
-    time: str = setting("04:00:00", "Time limit", cli="flag")
-    partition: str | None = setting(None, "Partition", cli="flag")
-    account: str | None = setting(None, "Account", cli="flag")
-    job_name: str | None = setting(None, "Name of the job; default: mlic-STAGE", cli="flag")
-
-    @model_validator(mode="after")
-    def _values_are_slurms(self) -> Self:
-        for field in ("mem", "time", "partition", "account", "job_name"):
-            value = getattr(self, field)
-            if value is not None and (not value.strip() or any(ord(c) < 32 for c in value)):
-                raise ValueError(f"{field} should be one line of text, not {value!r}")
-        if not _SLURM_TIME.fullmatch(self.time):
-            raise ValueError(f"time should be minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS, not {self.time!r}")
-        if self.mem is not None and not _SLURM_MEMORY.fullmatch(self.mem):
-            raise ValueError(f"mem should be a number with K, M, G or T, such as 64G, not {self.mem!r}")
-        return self

@@ -59,6 +59,14 @@ def _pairs(value: Any) -> Any:
     return {name.strip(): share.strip() for name, _, share in items}
 
 
+def _options(value: Any) -> Any:
+    """`qos=high,constraint=a100` -> {"qos": "high", "constraint": "a100"}; numbers of files become text."""
+    if isinstance(value, dict):
+        return {key: str(item) if isinstance(item, int) and not isinstance(item, bool) else item
+                for key, item in value.items()}  # fmt: skip
+    return _pairs(value)
+
+
 def _names(value: Any) -> Any:
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
@@ -81,6 +89,7 @@ Trained = Annotated[int | Literal["all", "head", "none"], BeforeValidator(_auto_
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)]
 Share = Annotated[float, BeforeValidator(_share)]
 Shares = Annotated[dict[str, float], BeforeValidator(_pairs)]
+Options = Annotated[dict[str, str], BeforeValidator(_options)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Operations = Annotated[tuple[Operation, ...], BeforeValidator(_names)]
 

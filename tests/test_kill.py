@@ -115,13 +115,17 @@ def test_a_killed_worker_is_replaced(training: list[object], straight: Path, tmp
     same_result(straight, tmp_path / "runs" / "b-final")
 
 
-def test_an_interrupted_training(training: list[object], straight: Path, tmp_path: Path) -> None:
-    """By SIGTERM, as a scheduler does it; the other stages are interrupted by SIGINT, which goes the same way."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_an_interrupted_training(
+    training: list[object], straight: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """As a scheduler does it; the other stages are interrupted by SIGINT, which goes the way of SIGTERM."""
     process = start(tmp_path, *training)
     wait_for(process, "epoch 1/")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 6, err
+    assert ("stops as asked after epoch" in err) == (number == signal.SIGUSR1)
     assert re.search(
         rf"Error: stopped; \d+ of {EPOCHS} epochs are done and kept\.\nHint: run the same command again", err
     )

@@ -72,6 +72,40 @@ def test_after_its_deadline_a_call_trains_one_epoch_more(shards: Path, tmp_path:
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("steps", [0, 3, 6])
+def test_asked_to_stop_it_loses_no_step(
+    shards: Path, tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six steps an epoch, and the request is seen after every second and between epochs."""
+    config = settings(shards, epochs=2)
+    monkeypatch.setattr(loop, "_SETTLE_STEPS", 2)
+    loop.fit(config, place(tmp_path / "straight"))
+    here, taken, ended = place(tmp_path / "stopped"), 0, torch.optim.Adam.step
+
+    def ask(self: Any, *arguments: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == steps:
+            (here.folder / ".stop-1").touch()
+        return ended(self, *arguments)
+
+    if steps == 0:
+        (here.folder / ".stop-1").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", ask)
+        loop.fit(config, here)
+    said = {0: "after epoch 0", 3: "after epoch 0 and 4 steps", 6: "after epoch 1"}[steps]
+    assert (here.folder / "log.txt").read_text().splitlines()[-1] == f"stops as asked {said}"
+    assert taken == {0: 0, 3: 4, 6: 6}[steps]
+    (here.folder / ".stop-1").unlink()
+    loop.fit(config, here)
+    one, two = (checkpoints.read_history(tmp_path / name) for name in ("straight", "stopped"))
+    assert without_times(one) == without_times(two)
+    first, second = weights(tmp_path / "straight"), weights(tmp_path / "stopped")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize("after", [1, 3])
 def test_resumed_equals_straight_bit_for_bit(shards: Path, tmp_path: Path, after: int) -> None:
     config = settings(shards)

@@ -352,6 +352,9 @@ def _init(address: str | None) -> None:
         "logging_level": logging.INFO if verbose else logging.ERROR,
     }
     if address is None:
+        # One heap for all threads of a worker, which trains in a thread that is not its first: see memory.keep. Ray's
+        # workers have it from the environment of their node; cluster/ sets it where it starts one.
+        os.environ.setdefault("MALLOC_ARENA_MAX", "1")
         options |= {
             "address": "local",
             "num_cpus": _usable_cpus(),
@@ -398,7 +401,7 @@ def _describe(embedded: bool) -> Cluster:
 
 @contextlib.contextmanager
 def _noted_signals() -> Iterator[Callable[[], None]]:
-    """Note SIGTERM and SIGINT for `done`, then do what their handlers did before.
+    """Note SIGTERM, SIGINT and SIGUSR1 for `done`, then do what their handlers did before.
 
     Yields what sets the handlers once more: ray.init replaces that of SIGTERM by one that ends the process without a
     word.
@@ -407,7 +410,7 @@ def _noted_signals() -> Iterator[Callable[[], None]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
 
     def note(number: int, frame: Any) -> None:
         _signals.append(number)

@@ -15,9 +15,11 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -40,7 +42,7 @@ _LOCK = ".lock"
 _LOCK_ALONE = re.compile(r"\.lock")
 # What the stages write into their folders; nothing else is ever thrown away.
 _OWN = re.compile(
-    r"\.lock|\.ray|\.failure\.json|\.scan\.npz|\..*\.tar\.(json|parquet)|\..*\.part|"
+    r"\.lock|\.ray|\.stop-\d+|\.failure\.json|\.scan\.npz|\..*\.tar\.(json|parquet)|\..*\.part|"
     r"(run|config|report|index|doctor|noise|search)\.json|metrics\.jsonl|log\.txt|best\.yaml|left_out\.tsv|suspects\.tsv|"
     r"[a-z_0-9]+-\d{6}\.tar|(samples|trials|epochs|scores|part-\d{6})\.parquet|"
     r"checkpoints|model|trials|confirm|folds|predictions|report|corpus|shards|runs|evaluation|preds\.tsv(\.parts|\.errors\.tsv)?"
@@ -188,6 +190,30 @@ class Run(Generic[Folder]):
     def report(self) -> dict[str, Any]:
         return dict(json.loads(storage.read(storage.join(self.folder, "report.json"))))
 
+    @contextlib.contextmanager
+    def stopping_on_request(self) -> Iterator[None]:
+        """While this is open, SIGUSR1 does not stop this process but asks its workers to: see `is_asked_to_stop`.
+
+        SLURM's warning before the end of a job comes so. Only for folders on a disk.
+        """
+        if not isinstance(self.folder, Path) or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        path = _request(self.folder, self.attempt)
+
+        def ask(_number: int, _frame: Any) -> None:
+            path.touch()
+
+        before = signal.signal(signal.SIGUSR1, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        return isinstance(self.folder, Path) and is_asked_to_stop(self.folder, self.attempt)
+
     def reopen(self) -> None:
         """Take back that the run is finished, because what it wrote is no longer whole."""
         self._save(status="running", attempt=self.attempt + 1, started=_now(), ended=None)
@@ -228,6 +254,16 @@ def is_current(folder: Location, attempt: int) -> bool:
     return state is not None and state.get("attempt") == attempt
 
 
+def is_asked_to_stop(folder: Path, attempt: int) -> bool:
+    """Whether the workers of this attempt should write what they have and stop."""
+    path = _request(folder, attempt)
+    return path.name in os.listdir(folder)  # noqa: PTH208 - looks past what a network file system has cached
+
+
+def _request(folder: Path, attempt: int) -> Path:
+    return folder / f".stop-{attempt}"
+
+
 def _lock(folder: Path) -> int:
     lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -243,7 +279,7 @@ def _lock(folder: Path) -> int:
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove what killed writers left under temporary names; at the start and the end of a run nobody else writes."""
-    for path in [*folder.glob(".*.part"), *folder.glob("*/.*.part")]:
+    for path in [*folder.glob(".*.part"), *folder.glob("*/.*.part"), *folder.glob(".stop-*")]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
-from mlic.config import SlurmConfig
 from mlic.errors import ClusterError
+from mlic.scheduling import SlurmConfig
 
 
 def launcher() -> Path:
@@ -23,6 +24,25 @@ def launcher() -> Path:
 
 def render(config: SlurmConfig) -> str:
     """The sbatch file of a stage; whatever follows its name on sbatch's command line goes to the stage."""
+    lines = [
+        "#!/usr/bin/env bash",
+        *_directives(config),
+        "",
+        "set -euo pipefail",
+        *_environment(config),
+        "",
+        *_BEFORE,
+        *([] if config.container else ["launcher=$(mlic slurm --launcher)"]),
+        "# Ray over the whole allocation, and the command on its first node.",
+        f"srun {' '.join(_STEP)} {_launch(config)} \\",
+        f"  {_command(config)} &",
+        *_AFTER,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _directives(config: SlurmConfig) -> list[str]:
+    name, _, indices = (config.array or "").partition("=")
     options = {
         "job-name": config.job_name or f"mlic-{config.stage}",
         "nodes": str(config.nodes),
@@ -33,22 +53,72 @@ def render(config: SlurmConfig) -> str:
         "time": config.time,
         "partition": config.partition,
         "account": config.account,
-        "output": "%x-%j.log",
+        "array": indices if name else None,
+        "exclusive": "" if config.exclusive else None,
+        "output": "%x-%A_%a.log" if name else "%x-%j.log",
+        "open-mode": "append",  # a job that is queued again goes on with its log
+        "signal": f"B:USR1@{config.grace}",
+        "requeue": "",
+        **config.options,
     }
-    head = [f"#SBATCH --{name}={_quoted(value)}" for name, value in options.items() if value is not None]
-    return "\n".join(
-        [
-            "#!/usr/bin/env bash",
-            *head,
-            "#SBATCH --requeue",
-            "",
-            "set -euo pipefail",
-            f"# Ray over the whole allocation, and mlic {config.stage} on it with the arguments of this script.",
-            f'srun --kill-on-bad-exit=0 bash "$(mlic slurm --launcher)" mlic {config.stage} "$@" &',
-            "wait $!  # in the background, so that bash sees a signal at once",
-            "",
-        ]
-    )
+    return [
+        f"#SBATCH --{name}" + (f"={_quoted(value)}" if value else "")
+        for name, value in options.items()
+        if value is not None
+    ]
+
+
+def _environment(config: SlurmConfig) -> list[str]:
+    lines = [f"module load {shlex.join(config.modules)}"] if config.modules else []
+    if config.venv is not None:
+        lines.append(f"source {shlex.quote(str(config.venv / 'bin' / 'activate'))}")
+    if config.scratch is not None:
+        lines.append(f"export MLIC_LOCAL_TMP={shlex.quote(str(config.scratch))}")
+    if config.exclusive:
+        lines.append("export MLIC_EXCLUSIVE=1")
+    return lines
+
+
+# In the background, so that bash sees a signal at once, and waited for again after each.
+_BEFORE = (
+    "# Before the time limit SLURM sends USR1. The command then writes a checkpoint and ends with 6, and the job is",
+    "# queued again to go on. It hears of it by a file, as a signal to the step would end Ray, too.",
+    'export MLIC_JOB_DIR="$SLURM_SUBMIT_DIR/.mlic/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"',
+    "signals=0",
+    'trap \'signals=$((signals + 1)); mkdir -p "$MLIC_JOB_DIR"; touch "$MLIC_JOB_DIR/stop"\' USR1',
+)
+_STEP = ("--kill-on-bad-exit=0", '--cpus-per-task="$SLURM_CPUS_PER_TASK"')
+_AFTER = (
+    "heard=-1",
+    "while [ $heard != $signals ]; do heard=$signals code=0; wait $! || code=$?; done",
+    "if [ $signals != 0 ] && { [ $code = 6 ] || [ $code = 138 ]; }; then  # 138: it had not begun to listen",
+    '  scontrol requeue "$SLURM_JOB_ID" || echo "Error: this site queues no job again; submit the same to go on." >&2',
+    "fi",
+    "exit $code",
+)
+
+
+def _launch(config: SlurmConfig) -> str:
+    """What starts with-ray.sh on each node."""
+    if config.container is None:
+        return 'bash "$launcher"'
+    gpus = ["--nv"] if config.gpus_per_node else []
+    words = ["apptainer", "exec", *gpus, *config.container_options, str(config.container)]
+    return f'{shlex.join(words)} bash -c \'exec bash "$(mlic slurm --launcher)" "$@"\' with-ray'
+
+
+def _command(config: SlurmConfig) -> str:
+    name, _, _ = (config.array or "").partition("=")
+    return shlex.join(["mlic", config.stage, *config.arguments]) + "".join(_of_task(config, name)) + ' "$@"'
+
+
+def _of_task(config: SlurmConfig, name: str) -> Sequence[str]:
+    """What each task of an array is told beside the arguments of all: its fold or seed, and a name of its own."""
+    if not name:
+        return ()
+    words = list(config.arguments)
+    run = words[words.index("--name") + 1] if "--name" in words[:-1] else config.stage
+    return f' --{name} "$SLURM_ARRAY_TASK_ID"', f' --name {shlex.quote(run)}-{name}"$SLURM_ARRAY_TASK_ID"'
 
 
 def _quoted(value: str) -> str:

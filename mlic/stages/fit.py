@@ -165,19 +165,25 @@ def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run[Path]) -
         for start_number in range(config.max_failures + 1):
             where = {"folder": str(run.folder), "owner": str(run.folder), "attempt": run.attempt}
             trainer = group(config, where, share, cluster.embedded, f"attempt-{run.attempt}-{start_number}")
-            failed = cluster_ray.run_beside(trainer.fit, lambda: next(log))
+            with run.stopping_on_request():
+                failed = cluster_ray.run_beside(trainer.fit, lambda: next(log))
             if failed is None or not _lost_at_start(failed):
                 break
             logger.warning("a worker was lost while its group was set up; the group is started anew")
             # Those of a lost controller would be in the way of the new one for as long as this process lives.
             cluster_ray.free(cluster_ray.reserved() - others)
     except KeyboardInterrupt:
-        done = len(checkpoints.read_history(run.folder))
-        raise PartialError(
-            f"stopped; {done} of {config.epochs} epochs are done and kept.",
-            "run the same command again to go on.",
-        ) from None
+        raise _stopped(config, run) from None
     raise_failure(run.folder, run.attempt, failed)
+    if run.is_asked_to_stop and not loop.is_done(config, checkpoints.read_history(run.folder)):
+        raise _stopped(config, run)
+
+
+def _stopped(config: TrainConfig, run: Run[Path]) -> PartialError:
+    done = len(checkpoints.read_history(run.folder))
+    return PartialError(
+        f"stopped; {done} of {config.epochs} epochs are done and kept.", "run the same command again to go on."
+    )
 
 
 def _lost_at_start(failed: BaseException) -> bool:

@@ -68,7 +68,8 @@ def fit(
 
     `on_epoch` is called with the metrics of every epoch, those before the checkpoint included, when the epoch's files
     are written. After `deadline`, in seconds since 1970 by the clock of rank 0, no epoch but the first of this call is
-    begun. Raises DataError for samples that do not decode and RunError for a loss that is not finite.
+    begun. When the run is asked to stop, all ranks return after the same step, and rank 0 has written a checkpoint of
+    it. Raises DataError for samples that do not decode and RunError for a loss that is not finite.
     """
     if not gc.get_freeze_count():
         gc.freeze()  # what is imported by now stays; looking through it at each collection took a fifth of short runs
@@ -83,12 +84,18 @@ def fit(
         fitting = _Fitting(config, place, train, val, checkpoints, stack)
         history = fitting.resume()
         begun = len(history)
-        for row in history:
-            on_epoch(row)
+        for earlier in history:
+            on_epoch(earlier)
         while not is_done(config, history) and (until is None or len(history) < until):
-            if deadline is not None and len(history) > begun and place.gather(time.time() >= deadline)[0]:
+            is_late = deadline is not None and len(history) > begun and time.time() >= deadline
+            asked = place.is_asked_to_stop
+            if place.gather(is_late or asked)[0]:
+                if asked:
+                    place.say(f"stops as asked after epoch {len(history)}")
                 return
             row = fitting.epoch(len(history))
+            if row is None:
+                return
             history.append(row)
             on_epoch(row)
 
@@ -189,14 +196,20 @@ class _Fitting:
         if arithmetic != "fp32":
             self.place.say(f"computes in {arithmetic}: {why}")
 
-    def epoch(self, epoch: int) -> dict[str, float]:
-        """Train one epoch, evaluate, and write the checkpoint; returns the epoch's metrics."""
+    def epoch(self, epoch: int) -> dict[str, float] | None:
+        """Train one epoch, evaluate, and write the checkpoint; returns the epoch's metrics.
+
+        None when the run was asked to stop within the epoch: the checkpoint is then that of the last step.
+        """
         config = self.config = self.planned.after(epoch)
         if config.changes:
             optimization.adjust(config, self.optimizer)
         row: dict[str, float] = {"epoch": epoch + 1}
         if config.train != "none":
-            row |= self._train_epoch(epoch)
+            trained = self._train_epoch(epoch)
+            if trained is None:
+                return None
+            row |= trained
         found = self._evaluate()
         fitted = thresholds.fit(config.threshold_policy, found.scores, found.targets, config.seed)
         row |= {"step": self.step} | validation.row(found, fitted, self.val.labels)
@@ -229,7 +242,7 @@ class _Fitting:
         if problem is not None:
             self.place.say(f"Warning: {problem}")
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
+    def _train_epoch(self, epoch: int) -> dict[str, float] | None:
         config, place = self.config, self.place
         order = sampling.epoch_order(self.rates, config.seed, epoch)
         batches = train_batches(order, config.batch_size, place.rank, place.world_size)
@@ -255,7 +268,11 @@ class _Fitting:
             self.step, self.done = self.step + 1, self.done + 1
             clock.images += len(whole)
             if self.done % _SETTLE_STEPS == 0 and self.done < len(batches):
-                self._settle(total)
+                if self._settle(total):
+                    self.checkpoints.write(self._last())
+                    self.checkpoints.wait()
+                    place.say(f"stops as asked after epoch {epoch} and {self.done} steps")
+                    return None
                 if self.config.checkpoint_minutes * 60 <= clock.since_kept():
                     self.checkpoints.write(self._last())
                     clock.kept()
@@ -370,12 +387,13 @@ class _Fitting:
             "skipped": self.skipped,
         }  # fmt: skip
 
-    def _settle(self, total: torch.Tensor) -> None:
+    def _settle(self, total: torch.Tensor) -> bool:
         """Add the ranks' sums of losses to the epoch's, at the same steps whether or not the run was stopped there.
 
+        Returns whether the run is asked to stop, which all ranks hear at the same step.
         Raises RunError when they are not finite, with the step, the rank and the samples where that began.
         """
-        added = self.place.sum(float(total))
+        added, asked = self.place.sums(float(total), float(self.place.is_asked_to_stop))
         if not math.isfinite(added):
             mine = [(step, self.place.rank, self._keys(batch)) for step, loss, batch in self.recent
                     if not math.isfinite(float(loss))][:1]  # fmt: skip
@@ -384,6 +402,7 @@ class _Fitting:
         self.recent.clear()
         self.total += added
         total.zero_()
+        return asked > 0
 
     def _not_finite(self, step: int, rank: int, keys: str) -> RunError:
         lr = self.optimizer.param_groups[-1]["lr"]

@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 
 import torch
 
-from mlic.cluster.runs import disk_errors, is_current
+from mlic.cluster.runs import disk_errors, is_asked_to_stop, is_current
 from mlic.errors import RunError
 
 T = TypeVar("T")
@@ -39,13 +39,18 @@ class Place:
         if not is_current(self.owner, self.attempt):
             raise RunError("a newer start of this run has taken over.", "let that one run.")
 
-    def sum(self, value: float) -> float:
-        """The sum over all ranks, float64."""
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether this rank knows that the run should write what it has and stop; only rank 0 looks."""
+        return self.rank == 0 and is_asked_to_stop(self.owner, self.attempt)
+
+    def sums(self, *values: float) -> list[float]:
+        """The sum of each value over all ranks, float64."""
         if self.world_size == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(total)
-        return float(total)
+            return list(values)
+        totals = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(totals)
+        return [float(total) for total in totals]
 
     def gather(self, value: T) -> list[T]:
         """What every rank has, in the order of the ranks."""

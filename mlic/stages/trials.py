@@ -180,12 +180,10 @@ def train_on(cluster: cluster_ray.Cluster, config: TuneConfig, trials: Trials, r
         ),
     )  # fmt: skip
     try:
-        failed = cluster_ray.run_beside(tuner.fit, driver.look)
+        with run.stopping_on_request():
+            failed = cluster_ray.run_beside(tuner.fit, driver.look)
     except KeyboardInterrupt:
-        raise PartialError(
-            f"stopped; {driver.ended} of {trials.count} trials are done, and the others keep their epochs.",
-            "run the same command again to go on.",
-        ) from None
+        raise driver.stopped() from None
     finally:
         driver.save_clock()
         shutil.rmtree(scratch, ignore_errors=True)
@@ -195,6 +193,8 @@ def train_on(cluster: cluster_ray.Cluster, config: TuneConfig, trials: Trials, r
         raise RunError(
             f"the first {_SAME_DEATHS} trials all died of one error: {driver.hopeless}", "mend that and use --fresh."
         )
+    if run.is_asked_to_stop and not trials.search.done:
+        raise driver.stopped()
 
 
 def _announce(config: TuneConfig, search: Search, at_once: int, timed: bool) -> None:
@@ -239,7 +239,7 @@ class _Driver:
 
     def suggest(self, name: str) -> dict[str, Any] | None:
         """A piece of work, None while there is none; raises StopIteration when there will be no more."""
-        if self.hopeless is not None or self._time_is_up():
+        if self.hopeless is not None or self._is_over():
             raise StopIteration
         if len(self.busy) >= self.at_once:
             return None
@@ -290,7 +290,7 @@ class _Driver:
         values = self.values[work.trial]
         if failed is not None:
             logger.warning("trial %d failed: %s", work.trial, failed)
-        stopped_itself = len(values) < work.until and not self._time_is_up()
+        stopped_itself = len(values) < work.until and not self._is_over()
         self.search.tell(work.trial, values, "failed" if failed else "finished" if stopped_itself else None)
         self._give_up_at_same_deaths()
         self._drop_checkpoints()
@@ -301,8 +301,14 @@ class _Driver:
             self.looked_at += len(new)
             self.kept = self.trials.drop_checkpoints([*self.kept, *new], kept(self.config))
 
-    def _time_is_up(self) -> bool:
-        return self.deadline is not None and time.time() >= self.deadline
+    def _is_over(self) -> bool:
+        return (self.deadline is not None and time.time() >= self.deadline) or self.run.is_asked_to_stop
+
+    def stopped(self) -> PartialError:
+        return PartialError(
+            f"stopped; {self.ended} of {self.trials.count} trials are done, and the others keep their epochs.",
+            "run the same command again to go on.",
+        )
 
     def _give_up_at_same_deaths(self) -> None:
         ended = self.search.ended

@@ -1,0 +1,70 @@
+"""What to ask SLURM for, and what to send to a Ray cluster as a job."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from mlic.schema import Model, setting
+from mlic.values import LocalPath, Names, Options
+
+Stage = Literal["pack", "train", "tune", "noise", "batch-predict", "evaluate"]
+
+STAGES: tuple[Stage, ...] = ("pack", "train", "tune", "noise", "batch-predict", "evaluate")
+
+_TIME = re.compile(r"(\d+-)?\d+(:\d{1,2}){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
+_MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
+_ARRAY = re.compile(r"(fold|seed)=(\d+(-\d+(:\d+)?)?(,\d+(-\d+(:\d+)?)?)*(%\d+)?)")
+_OPTION = re.compile(r"[a-z][a-z0-9-]*")
+
+
+class SlurmConfig(Model):
+    """What to ask SLURM for when a stage runs in an allocation."""
+
+    stage: Stage = setting(..., "Stage to run", cli="argument")
+    arguments: tuple[str, ...] = setting((), "The stage's own arguments")
+    nodes: int = setting(1, "Nodes", cli="flag", ge=1)
+    cpus_per_task: int = setting(8, "CPUs of each node", cli="flag", ge=1)
+    gpus_per_node: int = setting(0, "GPUs of each node", cli="flag", ge=0)
+    mem: str | None = setting(None, "Memory of each node, such as 64G; default: the site's", cli="flag")
+    time: str = setting("04:00:00", "Time limit", cli="flag")
+    grace: int = setting(
+        120, "Seconds before the time limit at which it writes a checkpoint and is queued again", cli="flag", ge=10
+    )
+    partition: str | None = setting(None, "Partition", cli="flag")
+    account: str | None = setting(None, "Account", cli="flag")
+    job_name: str | None = setting(None, "Name of the job; default: mlic-STAGE", cli="flag")
+    array: str | None = setting(
+        None, "A job for each fold or seed, such as fold=0-4 or seed=1-10%2 (two at a time)", cli="flag"
+    )
+    exclusive: bool = setting(False, "Whole nodes, on which Ray comes up by ray symmetric-run", cli="flag")
+    options: Options = setting({}, "More of sbatch's options, such as qos=high,constraint=a100", cli="flag")
+    modules: Names = setting((), "Environment modules to load first", cli="flag")
+    venv: LocalPath | None = setting(None, "Virtual environment to activate first", cli="flag")
+    container: LocalPath | None = setting(None, "Apptainer image to run in", cli="flag")
+    container_options: tuple[str, ...] = setting((), "More options of apptainer exec, such as --bind=/data")
+    scratch: Path | None = setting(None, "Storage of each node's own; default: /tmp", cli="flag")
+
+    @model_validator(mode="after")
+    def _values_are_slurms(self) -> Self:
+        lines = {name: getattr(self, name) for name in ("mem", "time", "partition", "account", "job_name")}
+        for field, value in {**lines, **self.options}.items():
+            if value is not None and (not value.strip() or any(ord(c) < 32 for c in value)):
+                raise ValueError(f"{field} should be one line of text, not {value!r}")
+        if not _TIME.fullmatch(self.time):
+            raise ValueError(f"time should be minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS, not {self.time!r}")
+        if self.mem is not None and not _MEMORY.fullmatch(self.mem):
+            raise ValueError(f"mem should be a number with K, M, G or T, such as 64G, not {self.mem!r}")
+        for name in self.options:
+            if not _OPTION.fullmatch(name):
+                raise ValueError(f"options should be named as sbatch names them, such as qos, not {name!r}")
+        if self.array is not None and not _ARRAY.fullmatch(self.array):
+            raise ValueError(f"array should look like fold=0-4 or seed=1-10%2, not {self.array!r}")
+        if self.array is not None and self.stage not in ("train", "tune"):
+            raise ValueError(f"an array is of train or tune, not of {self.stage}")
+        if self.scratch is not None and len(str(self.scratch)) > 20:
+            raise ValueError(f"scratch should be at most 20 characters long, for sockets' sake, not {self.scratch}")
+        return self
