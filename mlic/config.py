@@ -15,7 +15,10 @@ from pydantic import model_validator
 from mlic.fitting import Color, FitSettings, ModelSettings, ShardSettings, check_fit
 from mlic.fitting import TrainConfig as TrainConfig
 from mlic.scheduling import STAGES as STAGES
+from mlic.scheduling import ClusterCheckConfig as ClusterCheckConfig
+from mlic.scheduling import PipelineConfig as PipelineConfig
 from mlic.scheduling import SlurmConfig as SlurmConfig
+from mlic.scheduling import SubmitConfig as SubmitConfig
 from mlic.schema import Model, Settings, setting
 from mlic.searching import TuneConfig as TuneConfig
 from mlic.values import (

@@ -24,7 +24,7 @@ _OPTION = re.compile(r"[a-z][a-z0-9-]*")
 class SlurmConfig(Model):
     """What to ask SLURM for when a stage runs in an allocation."""
 
-    stage: Stage = setting(..., "Stage to run", cli="argument")
+    stage: Stage = setting(..., "Stage to run")
     arguments: tuple[str, ...] = setting((), "The stage's own arguments")
     nodes: int = setting(1, "Nodes", cli="flag", ge=1)
     cpus_per_task: int = setting(8, "CPUs of each node", cli="flag", ge=1)
@@ -68,3 +68,60 @@ class SlurmConfig(Model):
         if self.scratch is not None and len(str(self.scratch)) > 20:
             raise ValueError(f"scratch should be at most 20 characters long, for sockets' sake, not {self.scratch}")
         return self
+
+
+class PipelineConfig(Model):
+    """The data of a chain of jobs: pack, tune, train the best settings, and predict."""
+
+    images: LocalPath = setting(..., "Images to learn from", cli="argument")
+    labels: LocalPath = setting(..., "Their label files", cli="flag")
+    test: LocalPath | None = setting(None, "Images to predict", cli="flag")
+    out: LocalPath = setting(..., "Folder for shards, runs and predictions, on storage that all nodes see", cli="flag")
+    num_samples: int = setting(50, "Trials of the search", cli="flag", ge=1)
+
+    def stages(self) -> dict[Stage, tuple[str, ...]]:
+        """The stages in their order, each with its arguments."""
+        shards, runs = self.out / "shards", self.out / "runs"
+        found: dict[Stage, tuple[str, ...]] = {
+            "pack": (f"{self.images}", "--labels", f"{self.labels}", "--out", f"{shards}"),
+            "tune": (f"{shards}", "--runs", f"{runs}", "--name", "tune", "--num-samples", f"{self.num_samples}"),
+            "train": (f"{shards}", "--config", f"{runs / 'tune' / 'best.yaml'}", "--runs", f"{runs}", "--name", "best"),
+        }
+        if self.test is not None:
+            found["batch-predict"] = (f"{runs / 'best'}", f"{self.test}", "--out", f"{self.out / 'preds.tsv'}")
+        return found
+
+
+class SubmitConfig(Model):
+    """A stage as a job of a Ray cluster."""
+
+    job: LocalPath = setting(..., "Configuration file of the stage, such as jobs/train.yaml", cli="argument")
+    arguments: tuple[str, ...] = setting((), "The stage's own arguments")
+    address: str = setting(
+        "http://127.0.0.1:8265", "The cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else", cli="flag"
+    )
+    stage: Stage | None = setting(None, "Stage to run; default: the one that the file is named after", cli="flag")
+    name: str | None = setting(None, "Name of the job; one that is at work is followed, not begun twice", cli="flag")
+
+    @model_validator(mode="after")
+    def _has_a_stage(self) -> Self:
+        if not self.job.is_file():
+            raise ValueError(f"there is no file {self.job}")
+        if self.stage is None and self.named_after not in STAGES:
+            raise ValueError(f"{self.job.name} is named after no stage; give --stage, one of {', '.join(STAGES)}")
+        return self
+
+    @property
+    def named_after(self) -> str:
+        return self.job.stem.replace("_", "-")
+
+
+class ClusterCheckConfig(Model):
+    """Whether the nodes of a Ray cluster can work together."""
+
+    folder: LocalPath | None = setting(
+        None, "A folder that all nodes should share, for shards and runs", cli="argument"
+    )
+    address: str | None = setting(
+        None, "Ray cluster to check; default: RAY_ADDRESS, else Ray inside this process", cli="flag"
+    )

@@ -131,8 +131,8 @@ def test_what_passes_is_shown_in_place_on_a_terminal() -> None:
 
     program = """
 import logging
-from mlic import cli
-cli._set_up_logging(0)
+from mlic import console
+console.set_up_logging(0)
 log = logging.getLogger('mlic.x')
 log.info('a story')
 log.info('%s', 'one\\ntwo\\n' + 3 * 'three ', extra={'transient': True})

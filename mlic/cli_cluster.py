@@ -1,0 +1,302 @@
+"""The commands that say where a stage runs: on SLURM, on a Ray cluster, and whether that can work."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+
+from mlic import config, console, settings
+from mlic.errors import ConfigError, MlicError, PartialError
+
+_REST = {"ignore_unknown_options": True, "allow_interspersed_args": True}
+_JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print the result as one JSON object")
+
+
+def commands(stages: Mapping[str, click.Command]) -> list[click.Command]:
+    """`mlic slurm`, `mlic submit` and `mlic cluster`, for the commands of the stages."""
+    for stage in config.STAGES:
+        slurm.add_command(_slurm_stage(stage, stages))
+    submit.callback = _told(_submit_for(stages))
+    return [slurm, submit, cluster]
+
+
+def _told(work: Callable[..., int]) -> Callable[..., int]:
+    """Errors as users meet them, and as JSON where that is asked for."""
+
+    @wraps(work)
+    def run(*arguments: Any, **given: Any) -> int:
+        console.set_up_logging(0)
+        try:
+            return work(*arguments, **given)
+        except MlicError as error:
+            return console.fail(error, bool(given.get("as_json")))
+        except KeyboardInterrupt:
+            return console.fail(PartialError("stopped; what was submitted goes on."), bool(given.get("as_json")))
+
+    return run
+
+
+@click.group(invoke_without_command=True)
+@click.option("--launcher", is_flag=True, help="Print the path of with-ray.sh and stop")
+@click.pass_context
+def slurm(context: click.Context, launcher: bool) -> int:
+    """Print the sbatch file of a stage, or submit it; see to the jobs that were submitted.
+
+    What a site needs stands in ~/.config/mlic/site.yaml, for all stages or below a stage's name: partition, account,
+    modules, venv, container, container_options, scratch and what else are settings here.
+
+    \b
+    Examples:
+      mlic slurm tune --nodes 4 --gpus-per-node 4 > tune.sbatch && sbatch tune.sbatch shards/ --num-samples 50
+      mlic slurm train --gpus-per-node 4 --submit -- shards/ --epochs 20
+      mlic slurm pipeline photos/ --labels annotations/ --test test-photos/ --out /shared/work --submit
+    """
+    from mlic.cluster import slurm as cluster_slurm
+
+    if context.invoked_subcommand is not None:
+        return 0
+    try:
+        if not launcher:
+            raise ConfigError("name a stage.", "mlic slurm --help lists what there is.")
+        click.echo(cluster_slurm.launcher())
+    except MlicError as error:
+        code = console.fail(error, as_json=False)
+        context.exit(code)
+    return 0
+
+
+def _slurm_stage(stage: str, stages: Mapping[str, click.Command]) -> click.Command:
+    def run(arguments: Sequence[str], submit: bool, wait: bool, as_json: bool, **given: Any) -> int:
+        check_arguments(stages[stage], arguments)
+        wanted = _slurm_config(stage, given, arguments)
+        return _give((wanted,), submit, wait, as_json)
+
+    params: list[click.Parameter] = [
+        click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGUMENTS OF THE STAGE]"),
+        *console.parameters(config.SlurmConfig),
+        *_queueing(),
+    ]
+    text = (
+        f"Print the sbatch file of mlic {stage}, or submit it.\n\nArguments of the stage follow --; those of sbatch's "
+        "command line are added to them."
+    )
+    return click.Command(stage, callback=_told(run), params=params, help=text)
+
+
+def _queueing() -> list[click.Parameter]:
+    return [
+        click.Option(["--submit"], is_flag=True, help="Ask SLURM whether it can run, submit it and print its id"),
+        click.Option(["--wait"], is_flag=True, help="Submit it, show its log, and end with its exit code"),
+        _JSON,
+    ]
+
+
+def check_arguments(command: click.Command, arguments: Sequence[str]) -> None:
+    """Refuse now what the stage would refuse after hours in a queue. Raises ConfigError."""
+    try:
+        context = command.make_context(str(command.name), list(arguments))
+    except click.exceptions.Exit:
+        raise ConfigError(f"{arguments[-1]} is for mlic {command.name} itself.", "leave it out.") from None
+    except click.ClickException as error:
+        raise ConfigError(error.format_message(), f"mlic {command.name} --help lists the settings.") from None
+    context.close()
+
+
+def _slurm_config(stage: str, given: Mapping[str, Any], arguments: Sequence[str] = ()) -> config.SlurmConfig:
+    """Defaults < the site's file < what it has below the stage's name < flags."""
+    file = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "mlic" / "site.yaml"
+    site = settings.read_file(file) if file.is_file() else {}
+    own = site.get(stage) or {}
+    if not isinstance(own, dict):
+        raise ConfigError(f"{file}: {stage} should be a mapping of settings, not {own!r}.", "see mlic slurm --help.")
+    common = {key: value for key, value in site.items() if key not in config.STAGES}
+    flags = {key: value for key, value in given.items() if value not in (None, ())}
+    return settings.build(config.SlurmConfig, common, own, flags, {"stage": stage, "arguments": tuple(arguments)})
+
+
+def _give(wanted: Sequence[config.SlurmConfig], submit: bool, wait: bool, as_json: bool) -> int:
+    """Print the scripts, or submit them as a chain, each after the one before it, and wait for the last."""
+    from mlic.cluster import queue
+    from mlic.cluster.slurm import render
+
+    scripts = [render(each) for each in wanted]
+    if not (submit or wait):
+        if as_json:
+            click.echo(json.dumps({"script": scripts[0]} if len(scripts) == 1 else {"scripts": scripts}))
+        else:
+            click.echo("\n".join(scripts), nl=False)
+        return 0
+    for script in scripts:
+        queue.check(script)
+    ids: list[str] = []
+    for each, script in zip(wanted, scripts, strict=True):
+        click.echo(script, err=True)
+        name = each.job_name or f"mlic-{each.stage}"
+        ids.append(queue.submit(script, name, after=ids[-1] if ids else None))
+        if not as_json:
+            click.echo(ids[-1])
+    if not wait:
+        if as_json:
+            click.echo(json.dumps({"jobs": ids}))
+        return 0
+    for job in ids:
+        ended = queue.follow(job, lambda text: click.echo(text, err=True))
+        if ended.exit_code != 0:
+            break
+    if as_json:
+        click.echo(json.dumps({"jobs": ids, "ended": queue.plain(ended)}))
+    click.echo(f"job {ended.id} is {ended.state}, exit code {ended.code}", err=True)
+    return ended.exit_code
+
+
+def _pipeline(submit: bool, wait: bool, as_json: bool, **given: Any) -> int:
+    data = {key: given.pop(key) for key in config.PipelineConfig.model_fields}
+    plan = settings.build(config.PipelineConfig, {key: value for key, value in data.items() if value is not None})
+    wanted = []
+    for stage, arguments in plan.stages().items():
+        asked = {key: value for key, value in given.items() if stage != "pack" or key not in ("nodes", "gpus_per_node")}
+        wanted.append(_slurm_config(stage, asked, arguments))
+    return _give(wanted, submit, wait, as_json)
+
+
+slurm.add_command(
+    click.Command(
+        "pipeline",
+        callback=_told(_pipeline),
+        params=[
+            *console.parameters(config.PipelineConfig),
+            *(p for p in console.parameters(config.SlurmConfig) if p.name not in ("array", "job_name")),
+            *_queueing(),
+        ],
+        help="Submit pack, tune, train and batch-predict as one chain, each after the one before it.\n\n"
+        "The settings of the request go to all of them but pack, which needs one node and no GPU.",
+    )
+)
+
+
+def _status(ids: Sequence[str], as_json: bool) -> int:
+    from mlic.cluster import queue
+
+    found = queue.jobs(ids)
+    if as_json:
+        click.echo(json.dumps({"jobs": [queue.plain(job) for job in found]}))
+        return 0
+    rows = [("job", "name", "state", "code", "time", "starts", "nodes", "reason")]
+    for job in found:
+        code = "" if job.code is None else str(job.code)
+        rows.append((job.id, job.name, job.state, code, job.elapsed, str(job.restarts + 1), job.nodes, job.reason))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _logs(job: str, follow: bool) -> int:
+    from mlic.cluster import queue
+
+    if follow:
+        return queue.follow(job, click.echo).exit_code
+    for each in queue.jobs([job]):
+        click.echo(queue.log_of(each).read_text(encoding="utf-8", errors="replace"), nl=False)
+    return 0
+
+
+def _cancel(ids: Sequence[str]) -> int:
+    from mlic.cluster import queue
+
+    queue.cancel(ids)
+    click.echo("what they have written stays; the same commands go on from there", err=True)
+    return 0
+
+
+slurm.add_command(
+    click.Command(
+        "status", callback=_told(_status), params=[click.Argument(["ids"], nargs=-1, metavar="[JOB...]"), _JSON],
+        help="Say how jobs stand: those that are named, or those in the queue and the last ones submitted.",
+    )
+)  # fmt: skip
+slurm.add_command(
+    click.Command(
+        "logs", callback=_told(_logs),
+        params=[
+            click.Argument(["job"], metavar="JOB"),
+            click.Option(["-f", "--follow"], is_flag=True, help="Until the job ends, and end with its exit code"),
+        ],
+        help="Print what a job has written.",
+    )
+)  # fmt: skip
+slurm.add_command(
+    click.Command(
+        "cancel", callback=_told(_cancel), params=[click.Argument(["ids"], nargs=-1, required=True, metavar="JOB...")],
+        help="End jobs.",
+    )
+)  # fmt: skip
+
+
+def _submit_for(stages: Mapping[str, click.Command]) -> Callable[..., int]:
+    def run(arguments: Sequence[str], wait: bool, as_json: bool, **given: Any) -> int:
+        from mlic.cluster import jobs
+
+        flags = {key: value for key, value in given.items() if value is not None}
+        asked = {"address": os.environ["RAY_API_SERVER_ADDRESS"]} if "RAY_API_SERVER_ADDRESS" in os.environ else {}
+        wanted = settings.build(config.SubmitConfig, asked, flags, {"arguments": tuple(arguments)})
+        stage = wanted.stage or wanted.named_after
+        check_arguments(stages[stage], ["--config", str(wanted.job), *arguments])
+        name = jobs.submit(wanted, stage, lambda text: click.echo(text, err=True))
+        if not as_json:
+            click.echo(name, err=wait)
+        code = jobs.follow(wanted.address, name, lambda text: click.echo(text, err=as_json)) if wait else 0
+        if as_json:
+            click.echo(json.dumps({"job": name, "exit_code": code if wait else None}))
+        return code
+
+    return run
+
+
+submit = click.Command(
+    "submit",
+    params=[
+        *console.parameters(config.SubmitConfig)[:1],
+        click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGUMENTS OF THE STAGE]"),
+        *console.parameters(config.SubmitConfig)[1:],
+        click.Option(["--wait/--no-wait"], default=True, help="Show what it prints, and end with its exit code"),
+        _JSON,
+    ],
+    help="Run a stage as a job of a Ray cluster, from outside.\n\nOnly the configuration file is uploaded. Give "
+    "absolute paths on storage that all nodes see.\n\n\b\nExample:\n"
+    "  mlic submit jobs/train.yaml --address http://HEAD:8265 -- /shared/shards --runs /shared/runs",
+)
+
+
+@click.group()
+def cluster() -> None:
+    """See to a Ray cluster."""
+
+
+def _check(as_json: bool, **given: Any) -> int:
+    from mlic.cluster import check
+
+    found = check.check(settings.build(config.ClusterCheckConfig, {k: v for k, v in given.items() if v is not None}))
+    click.echo(found.model_dump_json() if as_json else found.text())
+    return found.exit_code
+
+
+def _model_command(name: str, model: type[BaseModel], work: Callable[..., int], text: str) -> click.Command:
+    return click.Command(name, callback=_told(work), params=[*console.parameters(model), _JSON], help=text)
+
+
+cluster.add_command(
+    _model_command(
+        "check", config.ClusterCheckConfig, _check,
+        "See whether the nodes can work together: versions, storage, clocks, network, memory and disk.\n\nEnds "
+        "with 4 and what to do when something is wrong.\n\n"
+        "\b\nExample:\n  mlic cluster check /shared/runs --address HEAD:6379",
+    )
+)  # fmt: skip
