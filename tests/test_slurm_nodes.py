@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,10 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from mlic.cluster.slurm import render
+from mlic.config import SlurmConfig
 from mlic.data.shards import read_split
 from tests.golden import ROOT
 
@@ -144,3 +149,226 @@ def packed(slurm: Slurm, corpus: Path) -> Path:
 def test_pack(slurm: Slurm, packed: Path) -> None:
     assert pq.read_metadata(packed / "samples.parquet").num_rows == 240
     assert sum(len(read_split(packed, name)) for name in ("train", "val", "test")) == 240
+
+
+TRAINING = ("--arch", "b-final", "--image-size", "48", "--batch-size", "32", "--no-doctor", "--set", "color=rgb")
+
+
+def trained(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The report of a run and the weights of its bundle, as its checkpoint has them."""
+    last = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    return json.loads((folder / "report.json").read_text()), last["net"]
+
+
+def assert_same(one: Path, two: Path) -> None:
+    (first, a), (second, b) = trained(one), trained(two)
+    assert first["measurement"] == second["measurement"]
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def epochs(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training over both nodes that nobody disturbs, and the command that repeats it under another name."""
+
+    epochs: int
+    run: Path
+    log: str
+    command: tuple[object, ...]
+
+
+@pytest.fixture(scope="module")
+def straight(slurm: Slurm, packed: Path) -> Training:
+    command = (packed, *TRAINING, "--epochs", "60", "--workers", "2", "--runs", slurm.folder / "runs")
+    job = slurm.submit(*TWO_NODES, sbatch("train"), *command, "--name", "straight")
+    assert slurm.end(job) == Job("COMPLETED", 0, 0), slurm.log(job)
+    return Training(60, slurm.folder / "runs" / "straight", slurm.log(job), command)
+
+
+def test_train_over_both_nodes(straight: Training) -> None:
+    assert "a Ray cluster of 2 nodes: 2 CPUs, 0 GPUs" in straight.log
+    assert "workers: 2, each with 1 CPUs and 0 GPUs" in straight.log
+    assert epochs(straight.run) == straight.epochs
+    assert json.loads((straight.run / "run.json").read_text())["attempt"] == 1
+
+
+def test_a_failing_command_is_a_failed_job_with_its_code(slurm: Slurm) -> None:
+    job = slurm.submit(*ONE_NODE, sbatch("train"), slurm.folder / "nowhere")
+    assert slurm.end(job) == Job("FAILED", 3, 0), slurm.log(job)
+    assert "nowhere does not exist" in slurm.log(job)
+
+
+def test_too_little_time(slurm: Slurm, straight: Training) -> None:
+    """SLURM's own warning, a minute before the end of two: a checkpoint, the queue again, and the rest."""
+    run = slurm.folder / "runs" / "short"
+    job = slurm.submit(
+        *TWO_NODES, "--time=2", "--signal=B:USR1@60", sbatch("train"), *straight.command, "--name", "short"
+    )
+    assert slurm.end(job, 900).state == "COMPLETED", slurm.log(job)
+    starts = slurm.show(job).restarts + 1
+    assert json.loads((run / "run.json").read_text())["attempt"] == starts
+    assert slurm.log(job).count("stops as asked after epoch") == starts - 1
+    assert_same(straight.run, run)
+
+
+def test_a_warning_while_it_trains(slurm: Slurm, straight: Training) -> None:
+    """As `scancel --batch --signal` and preemption give it."""
+    run = slurm.folder / "runs" / "warned"
+    job = slurm.submit(*TWO_NODES, sbatch("train"), *straight.command, "--name", "warned")
+    slurm.wait_until(job, lambda: epochs(run) >= 2)
+    slurm.call("scancel", "--batch", "--signal=USR1", job)
+    slurm.wait_until(job, lambda: slurm.show(job).restarts == 1)
+    begun = epochs(run)
+    assert 2 <= begun < straight.epochs
+    assert slurm.end(job) == Job("COMPLETED", 0, 1), slurm.log(job)
+    assert f"stops as asked after epoch {begun}" in slurm.log(job)
+    assert f"goes on after epoch {begun} of {straight.epochs}" in slurm.log(job)
+    assert_same(straight.run, run)
+
+
+def test_a_node_goes_down(slurm: Slurm, straight: Training) -> None:
+    run = slurm.folder / "runs" / "down"
+    job = slurm.submit(*TWO_NODES, sbatch("train"), *straight.command, "--name", "down")
+    slurm.wait_until(job, lambda: epochs(run) >= 2)
+    try:
+        slurm.call("scontrol", "update", "nodename=node2", "state=down", "reason=test")
+        slurm.wait_until(job, lambda: slurm.show(job).restarts == 1)
+    finally:
+        slurm.call("scontrol", "update", "nodename=node2", "state=resume")
+    assert slurm.end(job) == Job("COMPLETED", 0, 1), slurm.log(job)
+    assert_same(straight.run, run)
+
+
+def test_a_cancelled_job_leaves_nothing_and_goes_on_later(slurm: Slurm, straight: Training) -> None:
+    run = slurm.folder / "runs" / "cancelled"
+    command = (*TWO_NODES, sbatch("train"), *straight.command, "--name", "cancelled")
+    job = slurm.submit(*command)
+    slurm.wait_until(job, lambda: epochs(run) >= 2)
+    slurm.call("mlic", "slurm", "cancel", job)
+    assert slurm.end(job).state == "CANCELLED"
+    assert epochs(run) < straight.epochs
+    again = slurm.submit(*command)
+    assert slurm.end(again) == Job("COMPLETED", 0, 0), slurm.log(again)
+    assert "goes on after epoch" in slurm.log(again)
+    assert_same(straight.run, run)
+
+
+def hosts(folder: Path) -> set[str]:
+    return set(re.findall(r"^on (\S+)", "\n".join(path.read_text() for path in folder.glob("trials/*/log.txt")), re.M))
+
+
+def test_tune_on_both_nodes_and_over_a_warning(slurm: Slurm, packed: Path) -> None:
+    """A search that is queued again ends with the table of one that nobody disturbed."""
+    command = (
+        packed, "--num-samples", "8", "--epochs", "9", "--runs", slurm.folder / "runs", "--set", "arch=b-final",
+        "--set", "image_size=48", "--no-doctor", "--set", "space={lr: [1e-4, 1e-2]}",
+    )  # fmt: skip
+    one, two = (slurm.folder / "runs" / name for name in ("search", "warned-search"))
+    job = slurm.submit(*TWO_NODES, sbatch("tune"), *command, "--name", one.name)
+    assert slurm.end(job) == Job("COMPLETED", 0, 0), slurm.log(job)
+    assert hosts(one) == {"node1", "node2"}
+    job = slurm.submit(*TWO_NODES, sbatch("tune"), *command, "--name", two.name)
+    slurm.wait_until(job, lambda: len(list(two.glob("trials/*/metrics.jsonl"))) >= 3)
+    slurm.call("scancel", "--batch", "--signal=USR1", job)
+    assert slurm.end(job) == Job("COMPLETED", 0, 1), slurm.log(job)
+    tables = [pq.read_table(folder / "trials.parquet").to_pydict() for folder in (one, two)]
+    assert tables[0] == tables[1]
+
+
+def test_batch_predict(slurm: Slurm, straight: Training, corpus: Path) -> None:
+    out = slurm.folder / "preds.tsv"
+    job = slurm.submit(
+        *TWO_NODES, sbatch("batch-predict"), straight.run, corpus / "unlabelled", "--out", out, "--set", "chunk=10",
+        "--workers", "2",
+    )  # fmt: skip
+    assert slurm.end(job) == Job("COMPLETED", 0, 0), slurm.log(job)
+    alone = slurm.folder / "alone.tsv"
+    slurm.call("mlic", "batch-predict", straight.run, corpus / "unlabelled", "--out", alone)
+    first, second = (path.read_text().splitlines() for path in (out, alone))
+    assert len(first) == 31
+    assert [line.split("\t")[0] for line in first] == [line.split("\t")[0] for line in second]
+
+
+def test_two_jobs_on_one_node(slurm: Slurm, packed: Path) -> None:
+    command = (sbatch("train"), packed, *TRAINING, "--epochs", "3", "--runs", slurm.folder / "runs")
+    ids = [slurm.submit(*ONE_NODE, "--nodelist=node1", *command, "--name", f"side{number}") for number in (1, 2)]
+    slurm.wait_until(ids[1], lambda: all(slurm.show(job).state == "RUNNING" for job in ids))
+    for job in ids:
+        assert slurm.end(job) == Job("COMPLETED", 0, 0), slurm.log(job)
+    assert_same(*(slurm.folder / "runs" / f"side{number}" for number in (1, 2)))
+
+
+_RESOURCES = (
+    "import ray; ray.init(log_to_driver=False); total = ray.cluster_resources(); "
+    "seen = ray.get(ray.remote(num_gpus=1)(lambda: __import__('os').environ['CUDA_VISIBLE_DEVICES']).remote()); "
+    "print('resources', int(total['GPU']), int(total['CPU']), len(ray.nodes()), seen in ('0', '1')); "
+    "raise SystemExit(7)"
+)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_gpus_reach_ray(slurm: Slurm, exclusive: bool) -> None:
+    """In both forms; and in both the exit code is that of the command."""
+    script = slurm.folder / f"gpus-{exclusive}.sbatch"
+    text = render(SlurmConfig(stage="train", nodes=2, cpus_per_task=2, gpus_per_node=2, exclusive=exclusive))
+    script.write_text(text.replace('mlic train "$@"', 'python -c "$@"'))
+    job = slurm.submit(script, _RESOURCES)
+    assert slurm.end(job) == Job("FAILED", 7, 0), slurm.log(job)
+    assert "resources 4 4 2 True" in slurm.log(job)
+
+
+def test_a_ray_that_does_not_start_is_a_failed_job(slurm: Slurm) -> None:
+    """ray symmetric-run itself ends with 0 then."""
+    script = slurm.folder / "broken.sbatch"
+    text = render(SlurmConfig(stage="train", nodes=1, cpus_per_task=2, exclusive=True))
+    script.write_text(text.replace("export MLIC_EXCLUSIVE=1", "export MLIC_EXCLUSIVE=1 MLIC_OBJECT_STORE_BYTES=1"))
+    job = slurm.submit(script, slurm.folder / "nowhere")
+    assert slurm.end(job) == Job("FAILED", 4, 0), slurm.log(job)
+    assert "Ray did not start" in slurm.log(job)
+
+
+def test_another_user_is_refused(slurm: Slurm, packed: Path) -> None:
+    """Who has no token cannot connect, list or submit, nor read the token."""
+    script = slurm.folder / "hold.sbatch"
+    text = render(SlurmConfig(stage="train", cpus_per_task=2))
+    script.write_text(text.replace('mlic train "$@"', "bash -c 'echo $RAY_ADDRESS >address; sleep 600'"))
+    job = slurm.submit("--nodelist=node1", script)
+    address = slurm.folder / "address"
+    try:
+        slurm.wait_until(job, address.is_file)
+        token = next(slurm.folder.glob(f".mlic/{job}.0/token"))
+        assert token.stat().st_mode & 0o777 == 0o600
+        at = address.read_text().strip()
+        port = int(at.rpartition(":")[2])
+        found = subprocess.run(["pgrep", "-of", "slurmd -N node1"], capture_output=True, text=True, check=True)
+        node = found.stdout.strip()
+        dashboard = f"http://127.0.0.1:{port + 2}"
+        tries = {
+            "connect": ["python", "-c", f"import ray; ray.init('{at}')"],
+            "list": ["ray", "job", "list", "--address", dashboard],
+            "submit": ["ray", "job", "submit", "--address", dashboard, "--", "true"],
+            "status": ["ray", "status", "--address", at],
+            "read": ["cat", token],
+        }
+        home = slurm.base / "other"
+        home.mkdir(mode=0o777, exist_ok=True)
+        home.chmod(0o777)
+        other = ["nsenter", "-t", node, "-n", "-u", "-m", "-p", f"--wdns={home}", "--", "setpriv", "--reuid=65534",
+                 "--regid=65534", "--clear-groups", "env", f"HOME={home}", f"RAY_TMPDIR={home}"]  # fmt: skip
+        mode = {"connect": "disabled", "list": "disabled", "submit": "disabled", "status": "disabled"}
+        for name, command in tries.items():
+            words = [*other, *([f"RAY_AUTH_MODE={mode[name]}"] if name in mode else []), *map(str, command)]
+            done = subprocess.run(
+                words, env=slurm.environment, capture_output=True, text=True, check=False, timeout=120
+            )
+            said = done.stdout + done.stderr
+            assert done.returncode != 0, (name, said)
+            refused = "Permission denied" if name == "read" else "uthentication"
+            assert refused in said, (name, said)
+    finally:
+        slurm.call("scancel", job)
+    slurm.end(job)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
