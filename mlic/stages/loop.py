@@ -166,6 +166,7 @@ class _Fitting:
         if last is None:
             self._choose_arithmetic(*self._tried())
             self.place.say(f"begins with {self.begins_with}")
+            self.place.say(f"on {socket.gethostname()}, rank 0 of {self.place.world_size}")
         else:
             self._choose_arithmetic(last["arithmetic"], "as before")
             self.net.load_state_dict(last["net"])
