@@ -65,8 +65,13 @@ def test_a_connection_is_shared(ray_cluster: None, tmp_path: Path) -> None:
     assert ray.is_initialized()
 
 
+def without_ray() -> dict[str, str]:
+    """This process's environment without what it says to Ray."""
+    return {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+
+
 def test_a_lost_interrupt_is_noted(tmp_path: Path) -> None:
-    """Ray's own code swallows a KeyboardInterrupt now and then; here a callback does."""
+    """Ray's own code swallows a KeyboardInterrupt now and then; here a callback does. Ray is imported before `mlic`."""
     script = tmp_path / "lost.py"
     script.write_text(
         "import contextlib, os, signal, ray\n"
@@ -85,7 +90,7 @@ def test_a_lost_interrupt_is_noted(tmp_path: Path) -> None:
     )
     command = "import signal, runpy; signal.signal(signal.SIGTERM, signal.default_int_handler); "
     ended = subprocess.run(
-        [sys.executable, "-c", f"{command}runpy.run_path({str(script)!r})"],
+        [sys.executable, "-c", f"{command}runpy.run_path({str(script)!r})"], env=without_ray(),
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert ended.stdout.split() == ["SIGINT", "SIGTERM"], ended.stderr
@@ -96,7 +101,7 @@ def test_a_token_is_shown_where_the_cluster_wants_one(wants: bool, tmp_path: Pat
     """A driver that has a token for some cluster gets an actor on one with tokens, and on one without."""
     token = "f" * 64
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if wants else {"RAY_AUTH_MODE": "disabled"}
-    plain = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+    plain = without_ray()
     with tempfile.TemporaryDirectory(prefix="mlic-", dir="/tmp") as folder:
         start = (
             "import sys\nfrom ray.cluster_utils import Cluster\n"

@@ -151,7 +151,8 @@ def test_pack(slurm: Slurm, packed: Path) -> None:
     assert sum(len(read_split(packed, name)) for name in ("train", "val", "test")) == 240
 
 
-TRAINING = ("--arch", "b-final", "--image-size", "48", "--batch-size", "32", "--no-doctor", "--set", "color=rgb")
+TRAINING = ("--arch", "b-final", "--image-size", "48", "--batch-size", "32", "--no-doctor", "--set", "color=rgb",
+            "--set", "precision=fp32")  # fmt: skip
 
 
 def trained(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -202,17 +203,18 @@ def test_a_failing_command_is_a_failed_job_with_its_code(slurm: Slurm) -> None:
     assert "nowhere does not exist" in slurm.log(job)
 
 
-def test_too_little_time(slurm: Slurm, straight: Training) -> None:
-    """SLURM's own warning, a minute before the end of two: a checkpoint, the queue again, and the rest."""
+def test_too_little_time(slurm: Slurm, packed: Path) -> None:
+    """SLURM's own warning, which comes up to half a minute early: a checkpoint, the queue again, and the rest."""
+    command = (packed, *TRAINING, "--epochs", "330", "--workers", "2", "--runs", slurm.folder / "runs", "--name")
+    slurm.call("mlic", "train", *command, "long")
     run = slurm.folder / "runs" / "short"
-    job = slurm.submit(
-        *TWO_NODES, "--time=2", "--signal=B:USR1@60", sbatch("train"), *straight.command, "--name", "short"
-    )
-    assert slurm.end(job, 900).state == "COMPLETED", slurm.log(job)
-    starts = slurm.show(job).restarts + 1
-    assert json.loads((run / "run.json").read_text())["attempt"] == starts
-    assert slurm.log(job).count("stops as asked after epoch") == starts - 1
-    assert_same(straight.run, run)
+    job = slurm.submit(*TWO_NODES, "--time=2", "--signal=B:USR1@60", sbatch("train"), *command, run.name)
+    slurm.wait_until(job, lambda: slurm.show(job).restarts == 1)
+    slurm.call("scontrol", "update", f"jobid={job}", "timelimit=60")  # on a slow machine it would take many starts
+    assert slurm.end(job) == Job("COMPLETED", 0, 1), slurm.log(job)
+    assert json.loads((run / "run.json").read_text())["attempt"] == 2
+    assert slurm.log(job).count("stops as asked after epoch") == 1
+    assert_same(slurm.folder / "runs" / "long", run)
 
 
 def test_a_warning_while_it_trains(slurm: Slurm, straight: Training) -> None:
@@ -238,7 +240,7 @@ def test_a_node_goes_down(slurm: Slurm, straight: Training) -> None:
         slurm.call("scontrol", "update", "nodename=node2", "state=down", "reason=test")
         slurm.wait_until(job, lambda: slurm.show(job).restarts == 1)
     finally:
-        slurm.call("scontrol", "update", "nodename=node2", "state=resume")
+        slurm.call("scontrol", "update", "nodename=node2", "state=resume", check=False)  # it may be back by itself
     assert slurm.end(job) == Job("COMPLETED", 0, 1), slurm.log(job)
     assert_same(straight.run, run)
 
@@ -258,14 +260,15 @@ def test_a_cancelled_job_leaves_nothing_and_goes_on_later(slurm: Slurm, straight
 
 
 def hosts(folder: Path) -> set[str]:
-    return set(re.findall(r"^on (\S+)", "\n".join(path.read_text() for path in folder.glob("trials/*/log.txt")), re.M))
+    return set(re.findall(r"^on (\w+)", "\n".join(path.read_text() for path in folder.glob("trials/*/log.txt")), re.M))
 
 
 def test_tune_on_both_nodes_and_over_a_warning(slurm: Slurm, packed: Path) -> None:
     """A search that is queued again ends with the table of one that nobody disturbed."""
     command = (
-        packed, "--num-samples", "8", "--epochs", "9", "--runs", slurm.folder / "runs", "--set", "arch=b-final",
-        "--set", "image_size=48", "--no-doctor", "--set", "space={lr: [1e-4, 1e-2]}",
+        packed, "--num-samples", "9", "--epochs", "27", "--runs", slurm.folder / "runs", "--set", "arch=b-final",
+        "--set", "image_size=64", "--no-doctor", "--set", "space={lr: {loguniform: [1e-4, 1e-2]}}", "--set",
+        "precision=fp32",
     )  # fmt: skip
     one, two = (slurm.folder / "runs" / name for name in ("search", "warned-search"))
     job = slurm.submit(*TWO_NODES, sbatch("tune"), *command, "--name", one.name)
@@ -359,9 +362,12 @@ def test_another_user_is_refused(slurm: Slurm, packed: Path) -> None:
         home.chmod(0o777)
         other = ["nsenter", "-t", node, "-n", "-u", "-m", "-p", f"--wdns={home}", "--", "setpriv", "--reuid=65534",
                  "--regid=65534", "--clear-groups", "env", f"HOME={home}", f"RAY_TMPDIR={home}"]  # fmt: skip
-        mode = {"connect": "disabled", "list": "disabled", "submit": "disabled", "status": "disabled"}
         for name, command in tries.items():
-            words = [*other, *([f"RAY_AUTH_MODE={mode[name]}"] if name in mode else []), *map(str, command)]
+            words = [*other, "RAY_AUTH_MODE=disabled", *map(str, command)]
+            if name != "read":  # Python itself may be installed where only root may look
+                words[words.index("--clear-groups") + 1 : 1 + words.index("--clear-groups")] = [
+                    "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"
+                ]  # fmt: skip
             done = subprocess.run(
                 words, env=slurm.environment, capture_output=True, text=True, check=False, timeout=120
             )

@@ -302,9 +302,15 @@ def _own_token() -> None:
 
     Left to itself, Ray writes a token that others can read to the home directory and uses it from then on.
     """
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if "ray._raylet" in sys.modules:  # it has read its environment already, once for this process: read it again
+        from ray._raylet import AuthenticationTokenLoader, Config
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _has_token() -> bool:
@@ -368,7 +374,9 @@ def _init(address: str | None) -> None:
     try:
         ray.init(**options)
     except Exception as error:  # Ray raises bare ones, too, when one of its processes does not come up
-        text = " ".join(str(error).split())[:300].rstrip(".")
+        text = " ".join(str(error).strip().splitlines()[-1].split())[:300].rstrip(
+            "."
+        )  # of a traceback, what it ends with
         if address is not None:
             raise ClusterError(
                 f"cannot connect to the Ray cluster at {address}: {text}.",
