@@ -205,7 +205,7 @@ def test_a_failing_command_is_a_failed_job_with_its_code(slurm: Slurm) -> None:
 
 def test_too_little_time(slurm: Slurm, packed: Path) -> None:
     """SLURM's own warning, which comes up to half a minute early: a checkpoint, the queue again, and the rest."""
-    command = (packed, *TRAINING, "--epochs", "330", "--workers", "2", "--runs", slurm.folder / "runs", "--name")
+    command = (packed, *TRAINING, "--epochs", "270", "--workers", "2", "--runs", slurm.folder / "runs", "--name")
     slurm.call("mlic", "train", *command, "long")
     run = slurm.folder / "runs" / "short"
     job = slurm.submit(*TWO_NODES, "--time=2", "--signal=B:USR1@60", sbatch("train"), *command, run.name)
