@@ -41,7 +41,7 @@ class SlurmConfig(Model):
         None, "A job for each fold or seed, such as fold=0-4 or seed=1-10%2 (two at a time)", cli="flag"
     )
     exclusive: bool = setting(False, "Whole nodes, on which Ray comes up by ray symmetric-run", cli="flag")
-    options: Options = setting({}, "More of sbatch's options, such as qos=high,constraint=a100", cli="flag")
+    options: Options = setting({}, "More of sbatch's options, such as qos=high,no-kill=", cli="flag")
     modules: Names = setting((), "Environment modules to load first", cli="flag")
     venv: LocalPath | None = setting(None, "Virtual environment to activate first", cli="flag")
     container: LocalPath | None = setting(None, "Apptainer image to run in", cli="flag")
@@ -51,7 +51,8 @@ class SlurmConfig(Model):
     @model_validator(mode="after")
     def _values_are_slurms(self) -> Self:
         lines = {name: getattr(self, name) for name in ("mem", "time", "partition", "account", "job_name")}
-        for field, value in {**lines, **self.options}.items():
+        given = {name: value for name, value in self.options.items() if value}  # an option may have no value
+        for field, value in {**lines, **given}.items():
             if value is not None and (not value.strip() or any(ord(c) < 32 for c in value)):
                 raise ValueError(f"{field} should be one line of text, not {value!r}")
         if not _TIME.fullmatch(self.time):
@@ -77,19 +78,38 @@ class PipelineConfig(Model):
     labels: LocalPath = setting(..., "Their label files", cli="flag")
     test: LocalPath | None = setting(None, "Images to predict", cli="flag")
     out: LocalPath = setting(..., "Folder for shards, runs and predictions, on storage that all nodes see", cli="flag")
-    num_samples: int = setting(50, "Trials of the search", cli="flag", ge=1)
+    num_samples: int | None = setting(None, "Trials of the search; default: the search's own", cli="flag", ge=1)
+    jobs: LocalPath | None = setting(
+        None, "Folder with pack.yaml, tune.yaml or batch_predict.yaml, for more of their settings", cli="flag"
+    )
+
+    @model_validator(mode="after")
+    def _has_its_folders(self) -> Self:
+        for name in ("images", "labels", "test", "jobs"):
+            path = getattr(self, name)
+            if path is not None and not path.exists():
+                raise ValueError(f"{name}: {path} does not exist")
+        return self
 
     def stages(self) -> dict[Stage, tuple[str, ...]]:
         """The stages in their order, each with its arguments."""
         shards, runs = self.out / "shards", self.out / "runs"
         found: dict[Stage, tuple[str, ...]] = {
             "pack": (f"{self.images}", "--labels", f"{self.labels}", "--out", f"{shards}"),
-            "tune": (f"{shards}", "--runs", f"{runs}", "--name", "tune", "--num-samples", f"{self.num_samples}"),
+            "tune": (f"{shards}", "--runs", f"{runs}", "--name", "tune"),
             "train": (f"{shards}", "--config", f"{runs / 'tune' / 'best.yaml'}", "--runs", f"{runs}", "--name", "best"),
         }
+        if self.num_samples is not None:
+            found["tune"] += ("--num-samples", f"{self.num_samples}")
         if self.test is not None:
             found["batch-predict"] = (f"{runs / 'best'}", f"{self.test}", "--out", f"{self.out / 'preds.tsv'}")
-        return found
+        return {stage: (*arguments, *self._own_file(stage)) for stage, arguments in found.items()}
+
+    def _own_file(self, stage: Stage) -> tuple[str, ...]:
+        if self.jobs is None or stage == "train":  # which takes what the search has found
+            return ()
+        file = self.jobs / f"{stage.replace('-', '_')}.yaml"
+        return ("--config", f"{file}") if file.is_file() else ()
 
 
 class SubmitConfig(Model):

@@ -61,16 +61,30 @@ class Slurm:
             "PATH": f"{self.base / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "MLIC_LOCAL_TMP": str(self.base / "local"),
             "MLIC_OBJECT_STORE_BYTES": "100000000",
+            "XDG_CONFIG_HOME": str(self.folder / "config"),
+            "XDG_STATE_HOME": str(self.folder / "state"),
         }
         return {name: text for name, text in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))} | own
 
-    def call(self, *command: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [str(word) for word in command], cwd=self.folder, env=self.environment, capture_output=True, text=True,
-            check=False, timeout=120,
+    def start(self, *command: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(word) for word in command], cwd=self.folder, env=self.environment, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert not check or done.returncode == 0, done.stderr
-        return done
+
+    def call(self, *command: object, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        started = self.start(*command)
+        try:
+            out, err = started.communicate(timeout=timeout)
+        finally:
+            started.kill()
+        assert not check or started.returncode == 0, err
+        return subprocess.CompletedProcess(command, started.returncode, out, err)
+
+    def status(self, *jobs: str) -> dict[str, dict[str, Any]]:
+        """What `mlic slurm status` says, by the jobs' ids."""
+        told = json.loads(self.call("mlic", "slurm", "status", *jobs, "--json").stdout)
+        return {job["id"]: job for job in told["jobs"]}
 
     def submit(self, *words: object) -> str:
         return self.call("sbatch", "--parsable", *words).stdout.strip()
@@ -102,6 +116,16 @@ class Slurm:
             time.sleep(0.3)
         self.assert_nothing_left(job)
         return shown
+
+    def wait_until_gone(self, *jobs: str) -> None:
+        """Wait until none of the jobs is in the queue, without having run."""
+        for _ in range(100):
+            left = self.call("squeue", "--noheader", "--format=%i", f"--jobs={','.join(jobs)}", check=False).stdout
+            if not left:
+                break
+            time.sleep(0.3)
+        assert left == ""
+        assert not [self.log(job) for job in jobs if self.log(job)]
 
     def assert_nothing_left(self, job: str) -> None:
         """No process of the job's Ray; the nodes' processes are seen from here."""
@@ -378,3 +402,108 @@ def test_another_user_is_refused(slurm: Slurm, packed: Path) -> None:
     finally:
         slurm.call("scancel", job)
     slurm.end(job)
+
+
+SMALL = ("--cpus-per-task", "2", "--time", "30")
+
+
+def test_a_chain_over_a_warning(slurm: Slurm, corpus: Path) -> None:
+    """One command from photographs to predictions; its search is warned, queued again, and the others wait for it."""
+    out, own = slurm.folder / "work", slurm.folder / "my jobs"
+    own.mkdir()
+    space = "{lr: {loguniform: [1e-4, 1e-2]}}"
+    (own / "tune.yaml").write_text(
+        f"arch: b-final\nimage_size: 48\nepochs: 27\nprecision: fp32\ndoctor: false\nspace: {space}\n"
+    )
+    given = (corpus / "images", "--labels", corpus / "annotations", "--test", corpus / "unlabelled", "--out", out)
+    chain = slurm.start("mlic", "slurm", "pipeline", *given, "--jobs", own, "--num-samples", "4", *SMALL, "--wait")
+    assert chain.stdout is not None
+    pack, tune, train, predict = (chain.stdout.readline().strip() for _ in range(4))
+    while not list((out / "runs" / "tune").glob("trials/*/metrics.jsonl")):
+        assert chain.poll() is None, chain.communicate()
+        time.sleep(0.3)
+    assert slurm.status(train, predict).keys() == {train, predict}
+    slurm.call("scancel", "--batch", "--signal=USR1", tune)
+    _, said = chain.communicate(timeout=600)
+    assert chain.returncode == 0, said
+    found = slurm.status(pack, tune, train, predict)
+    assert [(job["state"], job["code"], job["restarts"]) for job in found.values()] == [
+        ("COMPLETED", 0, number) for number in (0, 1, 0, 0)
+    ]
+    assert "trials" in said  # the logs, as the jobs went on
+    assert len((out / "preds.tsv").read_text().splitlines()) == 31
+    for job in found:
+        slurm.assert_nothing_left(job)
+
+
+def test_a_chain_ends_where_it_breaks(slurm: Slurm, corpus: Path) -> None:
+    labels = slurm.folder / "no labels"
+    labels.mkdir()
+    done = slurm.call(
+        "mlic", "slurm", "pipeline", corpus / "images", "--labels", labels, "--out", slurm.folder / "broken", *SMALL,
+        "--wait", check=False,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    first, *others = done.stdout.split()
+    assert slurm.status(first)[first]["code"] == 3
+    slurm.wait_until_gone(*others)
+
+
+def test_an_array_of_seeds(slurm: Slurm, packed: Path) -> None:
+    """Submitted with what the site's file says, and looked at by its id."""
+    site = slurm.folder / "config" / "mlic" / "site.yaml"
+    site.parent.mkdir(parents=True)
+    site.write_text("time: '30'\ncpus_per_task: 1\noptions: {comment: of the site}\ntrain: {cpus_per_task: 2}\n")
+    stage = (packed, *TRAINING, "--epochs", "1", "--runs", slurm.folder / "runs", "--name", "many")
+    done = slurm.call("mlic", "slurm", "train", "--array", "seed=1-2", "--submit", "--", *stage)
+    job = done.stdout.strip()
+    assert "--cpus-per-task=2" in done.stderr
+    assert slurm.call("mlic", "slurm", "logs", "-f", job, timeout=300).returncode == 0
+    tasks = slurm.status(job)
+    assert tasks.keys() == {f"{job}_1", f"{job}_2"}
+    assert {task["state"] for task in tasks.values()} == {"COMPLETED"}
+    for seed in (1, 2):
+        run = slurm.folder / "runs" / f"many-seed{seed}"
+        assert json.loads((run / "config.json").read_text())["seed"] == seed
+        assert str(run) in slurm.call("mlic", "slurm", "logs", f"{job}_{seed}").stdout
+
+
+def test_what_slurm_cannot_run_is_refused_before_it_is_queued(slurm: Slurm, packed: Path) -> None:
+    before = slurm.call("squeue", "--noheader").stdout
+    done = slurm.call("mlic", "slurm", "train", "--nodes", "9", "--submit", "--", packed, check=False)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "Error: SLURM refuses this job" in done.stderr
+    done = slurm.call("mlic", "slurm", "train", "--submit", "--", packed, "--epoch", "3", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert slurm.call("squeue", "--noheader").stdout == before
+
+
+def test_a_job_is_cancelled(slurm: Slurm, packed: Path) -> None:
+    stage = (packed, *TRAINING, "--epochs", "1000", "--runs", slurm.folder / "runs", "--name", "long-one")
+    job = slurm.call("mlic", "slurm", "train", *SMALL, "--submit", "--", *stage).stdout.strip()
+    slurm.wait_until(job, lambda: epochs(slurm.folder / "runs" / "long-one") >= 1)
+    assert slurm.status()[job]["state"] == "RUNNING"
+    slurm.call("mlic", "slurm", "cancel", job)
+    assert slurm.end(job).state == "CANCELLED"
+    assert slurm.status(job)[job]["state"] == "CANCELLED"
+    done = slurm.call("mlic", "slurm", "status", "99999", check=False)
+    assert done.returncode == 4
+    assert "SLURM knows no job 99999" in done.stderr
+
+
+def test_the_nodes_of_a_job_are_checked(slurm: Slurm) -> None:
+    """Both see the folder of submission; a node's own scratch they do not share."""
+    script = slurm.folder / "check.sbatch"
+    script.write_text(
+        render(SlurmConfig(stage="train", nodes=2, cpus_per_task=1)).replace("mlic train", "mlic cluster check")
+    )
+    job = slurm.submit(script, slurm.folder, "--json")
+    slurm.end(job)
+    nodes = json.loads(slurm.log(job))["nodes"]
+    assert [(node["host"], node["cpus"], node["sees"]) for node in nodes] == [("node1", 1, True), ("node2", 1, True)]
+    assert all(node["mb_per_s"] > 0 and abs(node["skew_s"]) < 1 for node in nodes)
+    job = slurm.submit(script, slurm.base / "local", "--json")
+    assert slurm.end(job).code == 4
+    found = json.loads(slurm.log(job))
+    assert [node["sees"] for node in found["nodes"]] == [False, False]
+    assert "node1 does not share the folder: use storage that all nodes mount at one path." in found["problems"]
