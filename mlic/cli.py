@@ -204,7 +204,16 @@ def _no_recipe(name: str, found: Sequence[settings.Recipe]) -> NoReturn:
 
 for _name in _STAGES:
     cli.add_command(_stage_command(_name))
-for _command in cli_cluster.commands(cli.commands):
+
+
+def _try_settings(stage: str, given: dict[str, Any]) -> None:
+    """Raise ConfigError for what a stage's command would raise it for."""
+    _settings(
+        _STAGES[stage][0], {key: value for key, value in given.items() if key not in ("json", "verbose", "quiet")}
+    )
+
+
+for _command in cli_cluster.commands(cli.commands, _try_settings):
     cli.add_command(_command)
 cli.add_command(recipes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,41 @@ _REST = {"ignore_unknown_options": True, "allow_interspersed_args": True}
 _JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print the result as one JSON object")
 
 
-def commands(stages: Mapping[str, click.Command]) -> list[click.Command]:
-    """`mlic slurm`, `mlic submit` and `mlic cluster`, for the commands of the stages."""
+Build = Callable[[str, dict[str, Any]], None]
+
+
+def commands(stages: Mapping[str, click.Command], build: Build) -> list[click.Command]:
+    """`mlic slurm`, `mlic submit` and `mlic cluster`, for the commands of the stages.
+
+    `build` tries the configuration of a stage that its command would be given, and raises ConfigError.
+    """
+    check = _Check(stages, build)
     for stage in config.STAGES:
-        slurm.add_command(_slurm_stage(stage, stages))
-    submit.callback = _told(_submit_for(stages))
+        slurm.add_command(_slurm_stage(stage, check))
+    slurm.add_command(_pipeline(check))
+    submit.callback = _told(_submit_for(check))
     return [slurm, submit, cluster]
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Refuses now what a stage would refuse after hours in a queue."""
+
+    stages: Mapping[str, click.Command]
+    build: Build
+
+    def __call__(self, stage: str, arguments: Sequence[str], whole: bool = True) -> None:
+        """Look at the arguments of a stage, all of them when they are `whole`. Raises ConfigError."""
+        try:
+            context = self.stages[stage].make_context(stage, list(arguments))
+        except click.exceptions.Exit:
+            raise ConfigError(f"{arguments[-1]} is for mlic {stage} itself.", "leave it out.") from None
+        except click.ClickException as error:
+            raise ConfigError(error.format_message(), f"mlic {stage} --help lists the settings.") from None
+        context.close()
+        file = context.params["config"]
+        if whole and (file is None or settings.find_file(file).is_file()):  # one that another job writes is not there
+            self.build(stage, dict(context.params))
 
 
 def _told(work: Callable[..., int]) -> Callable[..., int]:
@@ -72,9 +102,9 @@ def slurm(context: click.Context, launcher: bool) -> int:
     return 0
 
 
-def _slurm_stage(stage: str, stages: Mapping[str, click.Command]) -> click.Command:
+def _slurm_stage(stage: str, check: _Check) -> click.Command:
     def run(arguments: Sequence[str], submit: bool, wait: bool, as_json: bool, **given: Any) -> int:
-        check_arguments(stages[stage], arguments)
+        check(stage, arguments, whole=submit or wait)
         wanted = _slurm_config(stage, given, arguments)
         return _give((wanted,), submit, wait, as_json)
 
@@ -96,17 +126,6 @@ def _queueing() -> list[click.Parameter]:
         click.Option(["--wait"], is_flag=True, help="Submit it, show its log, and end with its exit code"),
         _JSON,
     ]
-
-
-def check_arguments(command: click.Command, arguments: Sequence[str]) -> None:
-    """Refuse now what the stage would refuse after hours in a queue. Raises ConfigError."""
-    try:
-        context = command.make_context(str(command.name), list(arguments))
-    except click.exceptions.Exit:
-        raise ConfigError(f"{arguments[-1]} is for mlic {command.name} itself.", "leave it out.") from None
-    except click.ClickException as error:
-        raise ConfigError(error.format_message(), f"mlic {command.name} --help lists the settings.") from None
-    context.close()
 
 
 def _slurm_config(stage: str, given: Mapping[str, Any], arguments: Sequence[str] = ()) -> config.SlurmConfig:
@@ -156,20 +175,21 @@ def _give(wanted: Sequence[config.SlurmConfig], submit: bool, wait: bool, as_jso
     return ended.exit_code
 
 
-def _pipeline(submit: bool, wait: bool, as_json: bool, **given: Any) -> int:
-    data = {key: given.pop(key) for key in config.PipelineConfig.model_fields}
-    plan = settings.build(config.PipelineConfig, {key: value for key, value in data.items() if value is not None})
-    wanted = []
-    for stage, arguments in plan.stages().items():
-        asked = {key: value for key, value in given.items() if stage != "pack" or key not in ("nodes", "gpus_per_node")}
-        wanted.append(_slurm_config(stage, asked, arguments))
-    return _give(wanted, submit, wait, as_json)
+def _pipeline(check: _Check) -> click.Command:
+    def run(submit: bool, wait: bool, as_json: bool, **given: Any) -> int:
+        data = {key: given.pop(key) for key in config.PipelineConfig.model_fields}
+        plan = settings.build(config.PipelineConfig, {key: value for key, value in data.items() if value is not None})
+        wanted = []
+        for stage, arguments in plan.stages().items():
+            check(stage, arguments)
+            left_out = ("nodes", "gpus_per_node") if stage == "pack" else ()
+            asked = {key: value for key, value in given.items() if key not in left_out}
+            wanted.append(_slurm_config(stage, asked, arguments))
+        return _give(wanted, submit, wait, as_json)
 
-
-slurm.add_command(
-    click.Command(
+    return click.Command(
         "pipeline",
-        callback=_told(_pipeline),
+        callback=_told(run),
         params=[
             *console.parameters(config.PipelineConfig),
             *(p for p in console.parameters(config.SlurmConfig) if p.name not in ("array", "job_name")),
@@ -178,7 +198,6 @@ slurm.add_command(
         help="Submit pack, tune, train and batch-predict as one chain, each after the one before it.\n\n"
         "The settings of the request go to all of them but pack, which needs one node and no GPU.",
     )
-)
 
 
 def _status(ids: Sequence[str], as_json: bool) -> int:
@@ -240,7 +259,7 @@ slurm.add_command(
 )  # fmt: skip
 
 
-def _submit_for(stages: Mapping[str, click.Command]) -> Callable[..., int]:
+def _submit_for(check: _Check) -> Callable[..., int]:
     def run(arguments: Sequence[str], wait: bool, as_json: bool, **given: Any) -> int:
         from mlic.cluster import jobs
 
@@ -248,7 +267,7 @@ def _submit_for(stages: Mapping[str, click.Command]) -> Callable[..., int]:
         asked = {"address": os.environ["RAY_API_SERVER_ADDRESS"]} if "RAY_API_SERVER_ADDRESS" in os.environ else {}
         wanted = settings.build(config.SubmitConfig, asked, flags, {"arguments": tuple(arguments)})
         stage = wanted.stage or wanted.named_after
-        check_arguments(stages[stage], ["--config", str(wanted.job), *arguments])
+        check(stage, ["--config", str(wanted.job), *arguments])
         name = jobs.submit(wanted, stage, lambda text: click.echo(text, err=True))
         if not as_json:
             click.echo(name, err=wait)

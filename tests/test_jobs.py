@@ -19,6 +19,7 @@ from mlic.cli import _STAGES
 from mlic.config import STAGES, TrainConfig
 from mlic.settings import build, read_file
 from tests.golden import ROOT
+from tests.readme import FEW, commands
 
 JOBS = ROOT / "jobs"
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -111,6 +112,27 @@ FIT = ("--epochs", 1, "--image-size", 64, "--set", "batch_size=32")
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_the_readmes_searches(standing: Standing, shards: Path, tmp_path: Path) -> None:
+    """From a node of the cluster, and from outside."""
+    (tmp_path / "shards").symlink_to(shards)
+    inside, outside = commands(
+        "a Ray cluster",
+        {
+            "HOST:6379": standing.address, "shards/ ": f"{tmp_path}/shards ", "http://HOST:8265": standing.dashboard,
+            "/shared/": f"{tmp_path}/",
+        },
+    )  # fmt: skip
+    done = standing.call("env", *inside, *FEW, "--runs", tmp_path / "inside")
+    assert done.returncode == 0, done.stderr
+    assert "a Ray cluster of 1 node: 2 CPUs" in done.stderr
+    assert (tmp_path / "inside" / "tune" / "best.yaml").is_file()
+    done = standing.call(*outside, *FEW)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "runs" / "tune" / "best.yaml").is_file()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_jobs_run_on_a_standing_cluster(standing: Standing, corpus: Path, shards: Path, tmp_path: Path) -> None:
     """Submitted by Ray's own program, as the README says."""
     done = standing.submit("train.py", shards, *FIT, "--runs", tmp_path / "runs")
@@ -132,15 +154,16 @@ def test_mlic_submits_and_brings_the_exit_code_back(standing: Standing, shards: 
     own = tmp_path / "my train.yaml"
     own.write_text("epochs: 1\nimage_size: 64\nbatch_size: 32\n")
     given = ("mlic", "submit", own, "--stage", "train", "--address", standing.dashboard)
-    done = standing.call(*given, "--", shards, "--runs", tmp_path / "runs", "--name", "it's mine")
+    runs = tmp_path / "it's mine"
+    done = standing.call(*given, "--", shards, "--runs", runs, "--name", "run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "a Ray cluster of 1 node: 2 CPUs" in done.stdout
-    assert (tmp_path / "runs" / "it's mine" / "model" / "model.json").is_file()
-    done = standing.call(*given, "--json", "--", tmp_path / "nowhere", "--runs", tmp_path / "runs")
+    assert (runs / "run" / "model" / "model.json").is_file()
+    done = standing.call(*given, "--json", "--", tmp_path / "nowhere", "--runs", runs, "--name", "none")
     assert done.returncode == 3, done.stdout + done.stderr
     assert json.loads(done.stdout)["exit_code"] == 3
     assert "nowhere does not exist" in done.stderr
-    done = standing.call(*given, "--", shards, "--set", "epoch=1", "--epochs", "many")
+    done = standing.call(*given, "--", shards, "--name", "run", "--epochs", "many")
     assert (done.returncode, "'many' is not a valid integer" in done.stderr) == (2, True)
 
 
@@ -195,10 +218,13 @@ def test_a_cluster_is_checked(standing: Standing, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["nowhere.yaml"], "there is no file nowhere.yaml"),
+        (["nowhere.yaml"], "nowhere.yaml"),
         (["mine.yaml"], "mine.yaml is named after no stage; give --stage, one of pack, train"),
         (["mine.yaml", "--stage", "training"], "'training' is not one of"),
         (["train.yaml", "--", "shards", "--epoch", "3"], "No such option"),
+        (["train.yaml", "--", "shards", "--set", "epoch=3"], "did you mean epochs?"),
+        (["train.yaml", "--", "shards", "--name", "it's mine"], 'not "it\'s mine"'),
+        (["train.yaml"], "shards is not given"),
     ],
 )
 def test_what_cannot_be_submitted(mlic: Run, tmp_path: Path, given: list[str], said: str) -> None:

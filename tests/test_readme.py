@@ -13,8 +13,7 @@ import pytest
 
 from mlic.cli import cli
 from tests.golden import ROOT
-
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+from tests.readme import FEW, TEXT, commands
 
 
 @pytest.mark.ray
@@ -32,6 +31,21 @@ def test_the_quick_start(corpus: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, (command, done.stderr)
         assert done.stdout
     assert len((tmp_path / "preds.tsv").read_text().splitlines()) == 31
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_search_here(shards: Path, tmp_path: Path) -> None:
+    """The first row of the table of places; the others are in test_slurm_nodes.py and test_jobs.py."""
+    ((program, *command),) = commands("here")
+    assert program == "mlic"
+    (tmp_path / "shards").symlink_to(shards)
+    done = subprocess.run(
+        [sys.executable, "-m", "mlic", *command, *FEW], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Ray inside this process" in done.stderr
+    assert (tmp_path / "runs" / "tune" / "best.yaml").is_file()
 
 
 def test_every_command_is_documented() -> None:

@@ -23,6 +23,7 @@ from mlic.cluster.slurm import render
 from mlic.config import SlurmConfig
 from mlic.data.shards import read_split
 from tests.golden import ROOT
+from tests.readme import FEW, commands
 
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "unshare", "nsenter")
 _MISSING = [name for name in _PROGRAMS if shutil.which(name) is None]
@@ -85,6 +86,10 @@ class Slurm:
         """What `mlic slurm status` says, by the jobs' ids."""
         told = json.loads(self.call("mlic", "slurm", "status", *jobs, "--json").stdout)
         return {job["id"]: job for job in told["jobs"]}
+
+    def printed(self, job: str) -> Any:
+        """The JSON object in a job's log, where its story is, too."""
+        return json.loads(next(line for line in self.log(job).splitlines() if line.startswith("{")))
 
     def submit(self, *words: object) -> str:
         return self.call("sbatch", "--parsable", *words).stdout.strip()
@@ -230,7 +235,7 @@ def test_a_failing_command_is_a_failed_job_with_its_code(slurm: Slurm) -> None:
 def test_too_little_time(slurm: Slurm, packed: Path) -> None:
     """SLURM's own warning, which comes up to half a minute early: a checkpoint, the queue again, and the rest."""
     command = (packed, *TRAINING, "--epochs", "270", "--workers", "2", "--runs", slurm.folder / "runs", "--name")
-    slurm.call("mlic", "train", *command, "long")
+    slurm.call("mlic", "train", *command, "long", timeout=600)
     run = slurm.folder / "runs" / "short"
     job = slurm.submit(*TWO_NODES, "--time=2", "--signal=B:USR1@60", sbatch("train"), *command, run.name)
     slurm.wait_until(job, lambda: slurm.show(job).restarts == 1)
@@ -304,6 +309,15 @@ def test_tune_on_both_nodes_and_over_a_warning(slurm: Slurm, packed: Path) -> No
     assert slurm.end(job) == Job("COMPLETED", 0, 1), slurm.log(job)
     tables = [pq.read_table(folder / "trials.parquet").to_pydict() for folder in (one, two)]
     assert tables[0] == tables[1]
+
+
+def test_the_readmes_search(slurm: Slurm, packed: Path) -> None:
+    ((program, script, *stage),) = commands("SLURM")
+    assert (program, slurm.folder / stage[0]) == ("sbatch", packed)
+    job = slurm.submit(*TWO_NODES, ROOT / script, *stage, *FEW)
+    assert slurm.end(job) == Job("COMPLETED", 0, 0), slurm.log(job)
+    assert "a Ray cluster of 2 nodes: 2 CPUs" in slurm.log(job)
+    assert (slurm.folder / "runs" / "tune" / "best.yaml").is_file()
 
 
 def test_batch_predict(slurm: Slurm, straight: Training, corpus: Path) -> None:
@@ -473,8 +487,9 @@ def test_what_slurm_cannot_run_is_refused_before_it_is_queued(slurm: Slurm, pack
     done = slurm.call("mlic", "slurm", "train", "--nodes", "9", "--submit", "--", packed, check=False)
     assert (done.returncode, done.stdout) == (4, "")
     assert "Error: SLURM refuses this job" in done.stderr
-    done = slurm.call("mlic", "slurm", "train", "--submit", "--", packed, "--epoch", "3", check=False)
-    assert (done.returncode, done.stdout) == (2, "")
+    for wrong in ((packed, "--epoch", "3"), (packed, "--set", "lr=-1"), ()):
+        done = slurm.call("mlic", "slurm", "train", "--submit", "--", *wrong, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
     assert slurm.call("squeue", "--noheader").stdout == before
 
 
@@ -499,11 +514,11 @@ def test_the_nodes_of_a_job_are_checked(slurm: Slurm) -> None:
     )
     job = slurm.submit(script, slurm.folder, "--json")
     slurm.end(job)
-    nodes = json.loads(slurm.log(job))["nodes"]
+    nodes = slurm.printed(job)["nodes"]
     assert [(node["host"], node["cpus"], node["sees"]) for node in nodes] == [("node1", 1, True), ("node2", 1, True)]
     assert all(node["mb_per_s"] > 0 and abs(node["skew_s"]) < 1 for node in nodes)
     job = slurm.submit(script, slurm.base / "local", "--json")
     assert slurm.end(job).code == 4
-    found = json.loads(slurm.log(job))
+    found = slurm.printed(job)
     assert [node["sees"] for node in found["nodes"]] == [False, False]
     assert "node1 does not share the folder: use storage that all nodes mount at one path." in found["problems"]
