@@ -23,6 +23,7 @@ from mlic.model import losses, zoo
 from mlic.score import metrics
 from mlic.stages import checkpoints, loop, start, validation
 from mlic.stages.place import Place
+from mlic.stages.train import train
 
 
 def place(folder: Path, rank: int = 0, world_size: int = 1) -> Place:
@@ -229,7 +230,7 @@ def test_damaged_shards_stop_the_run(shards: Path, tmp_path: Path) -> None:
     for path in copy.glob("val-*.tar"):
         path.write_bytes(path.read_bytes()[:-512])
     with pytest.raises(DataError, match=r"val-000000.tar has .* bytes where index.json says"):
-        loop.fit(settings(copy), place(tmp_path / "run"), lambda _: None)
+        train(settings(copy).model_copy(update={"runs": tmp_path / "runs", "doctor": False}))
 
 
 @pytest.mark.ray

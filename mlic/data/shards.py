@@ -127,12 +127,12 @@ def check_fold(folder: Location, index: Mapping[str, Any], fold: int) -> None:
         raise DataError(f"{folder} has {what}, and fold {fold} is asked for.", f"pack with --folds {max(2, fold + 1)}.")
 
 
-def read_split(folder: Location, split: str | None, fold: int | None = None) -> Split:
+def read_split(folder: Location, split: str | None, fold: int | None = None, checked: bool = False) -> Split:
     """Read the table of one split, or of all.
 
     With a `fold`, the split train is all samples of the other folds, and val those of the fold, without augmented
-    versions. Raises DataError when a
-    split or a shard is missing or cut off.
+    versions. The sizes of the shards are looked at unless they are `checked` already, which one process does for all.
+    Raises DataError when a split or a shard is missing or cut off.
     """
     import pyarrow.compute as pc
 
@@ -142,7 +142,8 @@ def read_split(folder: Location, split: str | None, fold: int | None = None) -> 
     elif split is not None and split not in index["splits"]:
         raise DataError(f"{folder} has no split {split!r}.", f"its splits are {', '.join(index['splits'])}.")
     by_fold = fold is not None and split in ("train", "val")
-    check_sizes(folder, index, None if by_fold else split)
+    if not checked:
+        check_sizes(folder, index, None if by_fold else split)
     if by_fold:
         of_fold = pc.field("fold") == fold
         test = of_fold & (pc.field("version") == 0) if split == "val" else ~of_fold & (pc.field("fold") >= 0)

@@ -16,7 +16,7 @@ import numpy as np
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, read_state, write_json
 from mlic.config import DoctorConfig, TrainConfig
-from mlic.data.shards import check_trainable, read_index, read_split
+from mlic.data.shards import check_sizes, check_trainable, read_index, read_split
 from mlic.errors import ClusterError, MlicError, PartialError, RunError
 from mlic.model import bundle, losses, weights, zoo
 from mlic.schema import Model
@@ -85,6 +85,7 @@ def fit(config: TrainConfig) -> TrainReport:
         if run.finished:
             run.reopen()
         if not loop.is_done(config, checkpoints.read_history(folder)):
+            check_sizes(config.shards, index, None)
             with cluster_ray.connect(config.address) as cluster:
                 if config.doctor:
                     ranks = cluster_ray.train_share(cluster, config.workers).workers

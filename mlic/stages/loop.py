@@ -67,6 +67,7 @@ def fit(
 ) -> None:  # fmt: skip
     """Train to the last epoch, or until there are so many, from the last checkpoint in the folder where there is one.
 
+    The caller has seen that the shards have their sizes: a thousand ranks that look would ask for millions of files.
     `on_epoch` is called with the metrics of every epoch, those before the checkpoint included, when the epoch's files
     are written. After `deadline`, in seconds since 1970 by the clock of rank 0, no epoch but the first of this call is
     begun. When the run is asked to stop, all ranks return after the same step, and rank 0 has written a checkpoint of
@@ -76,7 +77,7 @@ def fit(
         gc.freeze()  # what is imported by now stays; looking through it at each collection took a fifth of short runs
     if place.device.type == "cpu":
         memory.keep()
-    train, val = (read_split(config.shards, name, config.fold) for name in ("train", "val"))
+    train, val = (read_split(config.shards, name, config.fold, checked=True) for name in ("train", "val"))
     copy = None if config.checkpoint_copy is None else copy_of(config.checkpoint_copy, place.folder, place.owner)
     with ExitStack() as stack:
         path = weights.resolve(config.arch, config.weights)

@@ -18,7 +18,7 @@ import yaml
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, write_atomic
 from mlic.config import DoctorConfig, TuneConfig
-from mlic.data.shards import check_trainable, read_index
+from mlic.data.shards import check_sizes, check_trainable, read_index
 from mlic.errors import ConfigError, RunError
 from mlic.model import bundle, losses, weights, zoo
 from mlic.schema import Model
@@ -122,6 +122,7 @@ def tune(config: TuneConfig) -> TuneReport:
         if run.finished:
             run.reopen()
         if not search.done and not _time_is_up(config, folder):
+            check_sizes(config.shards, index, None)
             with cluster_ray.connect(config.address) as cluster:
                 if config.doctor:
                     examine(DoctorConfig(shards=config.shards, address=config.address))
