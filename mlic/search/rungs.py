@@ -93,6 +93,8 @@ class Search:
         self._fresh = 0  # the first trial that nobody has begun
         self._open: list[int] = []  # begun and not ended, by number
         self._rungs: dict[tuple[int, int], _Rung] = {}
+        self._awaited: dict[int, set[int]] = {}  # by a trial that is at work, those whose verdict depends on it
+        self._waiting: set[int] = set()  # all of those
         self.compared = 0  # epochs after which the members of a population have been compared last
         self.ended: list[int] = []  # the trials that have ended, in the order in which they did
 
@@ -100,6 +102,7 @@ class Search:
         """Take the values of all epochs of a trial so far; `ended` is "finished" or "failed" when no more will come."""
         state = self._begin(trial)
         state.values = [value if math.isfinite(value) else _WORST for value in values]
+        self._waiting -= self._awaited.pop(trial, set())
         if ended is None and len(values) >= self.rule.epochs:
             ended = "finished"
         if ended is not None:
@@ -108,7 +111,7 @@ class Search:
     def ask(self, busy: Collection[int], may_begin: bool = True) -> Work | None:
         """Work that can be done now, of the trial with the lowest number; None while that depends on the busy ones."""
         for trial in list(self._open):
-            if trial in busy:
+            if trial in busy or trial in self._waiting:
                 continue
             verdict = self._verdict(trial)
             if verdict == "stop":
@@ -178,6 +181,7 @@ class Search:
         if not self._trials[trial].status:
             self.ended.append(trial)
         self._trials[trial].status = status
+        self._waiting -= self._awaited.pop(trial, set())
         if trial in self._open:
             self._open.remove(trial)
 
@@ -193,7 +197,10 @@ class Search:
             return "go" if epoch <= self.compared else "wait"
         bracket = self.rule.bracket(trial)
         rung = self._rungs.setdefault((bracket, epoch), _Rung())
-        if not self._fill(rung, bracket, epoch, trial):
+        awaited = self._fill(rung, bracket, epoch, trial)
+        if awaited is not None:
+            self._awaited.setdefault(awaited, set()).add(trial)
+            self._waiting.add(trial)
             return "wait"
         before = rung.values[: bisect.bisect_left(rung.trials, trial)]
         values = self._trials[trial].values
@@ -205,8 +212,8 @@ class Search:
             return "go"
         return "go" if values[-1] >= np.quantile(before, 1 - 1 / self.rule.factor, method="linear") else "stop"
 
-    def _fill(self, rung: _Rung, bracket: int, epoch: int, trial: int) -> bool:
-        """Note at a rung the predecessors of a trial that got there; False while it is not known of one of them."""
+    def _fill(self, rung: _Rung, bracket: int, epoch: int, trial: int) -> int | None:
+        """Note at a rung the predecessors of a trial that got there; returns the first of which that is not known."""
         while rung.looked_at < trial:
             other = rung.looked_at
             state = self._trials.get(other)
@@ -219,9 +226,9 @@ class Search:
                     rung.trials.append(other)
                     rung.values.append(value)
                 elif state is None or not state.status:
-                    return False
+                    return other
             rung.looked_at += 1
-        return True
+        return None
 
 
 @dataclass
