@@ -115,6 +115,32 @@ def test_a_killed_worker_is_replaced(training: list[object], straight: Path, tmp
     same_result(straight, tmp_path / "runs" / "b-final")
 
 
+def test_one_worker_alone(shards: Path, tmp_path: Path) -> None:
+    """It is replaced when it is killed, and stops in good order when it is told to; the result is the same."""
+    command = [
+        "train", shards, "--arch", "b-final", "--epochs", EPOCHS, "--image-size", "64", "--batch-size", "32",
+        "--workers", "1", "--set", "color=rgb", "--no-doctor",
+    ]  # fmt: skip
+    for name in ("straight", "killed"):
+        (tmp_path / name).mkdir()
+    code, _, err = run(tmp_path / "straight", *command)
+    assert code == 0, err
+    process = start(tmp_path / "killed", *command)
+    wait_for(process, "epoch 1/")
+    (worker,) = [
+        pid for pid in children(process.pid) if b"ray::Worker.fit" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(worker, signal.SIGKILL)
+    wait_for(process, "a worker was lost")
+    wait_for(process, "goes on after epoch")
+    process.send_signal(signal.SIGUSR1)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 6, err
+    code, _, err = run(tmp_path / "killed", *command)
+    assert code == 0, err
+    same_result(*(tmp_path / name / "runs" / "b-final" for name in ("straight", "killed")))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_an_interrupted_training(
     training: list[object], straight: Path, tmp_path: Path, number: signal.Signals
