@@ -25,7 +25,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell README.md CHANGELOG.md mlic jobs slurm cluster tests benchmarks
+	$(BIN)/codespell README.md CHANGELOG.md docs mlic jobs slurm cluster tests benchmarks
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog --check README.md
 
 fmt: $(VENV)/installed
@@ -42,6 +42,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.pack
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.plan
+	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.tune
 	$(BIN)/python -m benchmarks.predict

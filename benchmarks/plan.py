@@ -49,22 +49,21 @@ def write_labels(path: Path, found: Listing) -> None:
     pq.write_table(pa.table(columns), path)
 
 
-def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000_000
+def laps(count: int, scratch: Path) -> tuple[dict[str, tuple[float, float]], int]:
+    """Seconds, and gigabytes at the peak until then, of each step of a plan; and how many shards it has."""
     found = listing(count)
-    laps: dict[str, tuple[float, float]] = {}
+    took: dict[str, tuple[float, float]] = {}
     start = time.perf_counter()
 
     def lap(name: str) -> None:
         nonlocal start
-        laps[name] = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        took[name] = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         start = time.perf_counter()
 
-    with tempfile.TemporaryDirectory() as scratch:
-        table = Path(scratch) / "labels.parquet"
-        write_labels(table, found)
-        lap("make up the listing and the table")
-        annotations = read_annotations(table)
+    table = scratch / "labels.parquet"
+    write_labels(table, found)
+    lap("make up the listing and the table")
+    annotations = read_annotations(table)
     lap("read labels")
     joined = join(annotations, found.paths)
     del annotations
@@ -84,9 +83,16 @@ def main() -> None:
     plan = packing.plan(samples, tuple(config.split), config.shard_mb, config.min_shards, config.seed)
     lap("plan shards")
     assert sum(len(shard.rows) for shard in plan) == count
-    peak = max(gigabytes for _, gigabytes in laps.values())
-    lines = [f"| {name} | {duration:.0f} | {gigabytes:.1f} |" for name, (duration, gigabytes) in laps.items()]
-    head = f"{count:,} samples, {LABELS} labels, {len(plan):,} shards: peak memory {peak:.1f} GB.\n\n"
+    return took, len(plan)
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000_000
+    with tempfile.TemporaryDirectory() as scratch:
+        took, shards = laps(count, Path(scratch))
+    peak = max(gigabytes for _, gigabytes in took.values())
+    lines = [f"| {name} | {duration:.0f} | {gigabytes:.1f} |" for name, (duration, gigabytes) in took.items()]
+    head = f"{count:,} samples, {LABELS} labels, {shards:,} shards: peak memory {peak:.1f} GB.\n\n"
     write_section(
         "Planning a large pack",
         head + "| step | seconds | peak so far, GB |\n|---|---|---|\n" + "\n".join(lines) + "\n",

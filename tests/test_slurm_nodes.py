@@ -213,10 +213,10 @@ class Training:
 
 @pytest.fixture(scope="module")
 def straight(slurm: Slurm, packed: Path) -> Training:
-    command = (packed, *TRAINING, "--epochs", "60", "--workers", "2", "--runs", slurm.folder / "runs")
+    command = (packed, *TRAINING, "--epochs", "40", "--workers", "2", "--runs", slurm.folder / "runs")
     job = slurm.submit(*TWO_NODES, sbatch("train"), *command, "--name", "straight")
     assert slurm.end(job) == Job("COMPLETED", 0, 0), slurm.log(job)
-    return Training(60, slurm.folder / "runs" / "straight", slurm.log(job), command)
+    return Training(40, slurm.folder / "runs" / "straight", slurm.log(job), command)
 
 
 def test_train_over_both_nodes(straight: Training) -> None:
@@ -295,7 +295,7 @@ def hosts(folder: Path) -> set[str]:
 def test_tune_on_both_nodes_and_over_a_warning(slurm: Slurm, packed: Path) -> None:
     """A search that is queued again ends with the table of one that nobody disturbed."""
     command = (
-        packed, "--num-samples", "9", "--epochs", "27", "--runs", slurm.folder / "runs", "--set", "arch=b-final",
+        packed, "--num-samples", "6", "--epochs", "18", "--runs", slurm.folder / "runs", "--set", "arch=b-final",
         "--set", "image_size=64", "--no-doctor", "--set", "space={lr: {loguniform: [1e-4, 1e-2]}}", "--set",
         "precision=fp32",
     )  # fmt: skip
@@ -427,7 +427,7 @@ def test_a_chain_over_a_warning(slurm: Slurm, corpus: Path) -> None:
     own.mkdir()
     space = "{lr: {loguniform: [1e-4, 1e-2]}}"
     (own / "tune.yaml").write_text(
-        f"arch: b-final\nimage_size: 48\nepochs: 27\nprecision: fp32\ndoctor: false\nspace: {space}\n"
+        f"arch: b-final\nimage_size: 48\nepochs: 18\nprecision: fp32\ndoctor: false\nspace: {space}\n"
     )
     given = (corpus / "images", "--labels", corpus / "annotations", "--test", corpus / "unlabelled", "--out", out)
     chain = slurm.start("mlic", "slurm", "pipeline", *given, "--jobs", own, "--num-samples", "4", *SMALL, "--wait")

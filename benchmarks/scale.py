@@ -1,0 +1,283 @@
+"""What the driver and each rank cost at 1,000 nodes, a thousand million images and ten thousand trials.
+
+    python -m benchmarks.scale [--part NAME ...]
+
+The planners, the readers of the index, and the event loop of a search run here on made-up inputs: at full size where a
+machine has the memory for it, else at two sizes, of which the larger is taken times what is missing. Each part is a
+process of its own; the memory of a step is what it adds at its peak to what was held before it. docs/scale.md says what
+follows.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import multiprocessing
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.results import write_section
+
+IMAGES, TRIALS, NODES, GPUS = 10**9, 10**4, 1000, 8
+IMAGE_BYTES, SHARD_BYTES, LABELS = 110_000, 64_000_000, 14
+SHARDS = IMAGES * IMAGE_BYTES // SHARD_BYTES
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one step took: of so many items, seconds, and the peak of memory in bytes; `goal` items are asked for."""
+
+    what: str
+    items: int
+    goal: int
+    seconds: float
+    memory: int
+
+
+class Meter:
+    """Notes the costs of the steps of a part."""
+
+    def __init__(self) -> None:
+        self.costs: list[Cost] = []
+
+    @contextmanager
+    def step(self, what: str, items: int, goal: int) -> Iterator[None]:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        held, begun = _kilobytes("VmRSS"), time.perf_counter()
+        yield
+        took = time.perf_counter() - begun
+        self.costs.append(Cost(what, items, goal, took, max(0, _kilobytes("VmHWM") - held) * 1024))
+
+
+def _kilobytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def plan(meter: Meter, scratch: Path, items: int = 10**6) -> None:
+    """The plan of a pack, which benchmarks.plan has step by step."""
+    from benchmarks.plan import laps
+
+    with meter.step("plan a pack: labels, duplicates, splits, folds, shards", items, IMAGES):
+        laps(items, scratch)
+
+
+def plan_more(meter: Meter, scratch: Path) -> None:
+    plan(meter, scratch, 4 * 10**6)
+
+
+def index(meter: Meter, scratch: Path) -> None:
+    """index.json with as many shards as there would be, and the sizes of the files that it names."""
+    from mlic.cluster.runs import write_json
+    from mlic.data import shards
+
+    found = {
+        "format": 1, "kind": "shards", "labels": [f"label{i}" for i in range(LABELS)], "samples": IMAGES,
+        "splits": {"train": {"samples": IMAGES}}, "folds": 0, "fingerprint": "f" * 32,
+        "shards": {
+            f"train-{i:06d}.tar": {"split": "train", "samples": 582, "size": 64_000_000 + i, "sha256": f"{i:064x}"}
+            for i in range(SHARDS)
+        },
+    }  # fmt: skip
+    with meter.step("write index.json (items are shards)", SHARDS, SHARDS):
+        write_json(scratch / "index.json", found)
+    del found
+    with meter.step("read index.json", SHARDS, SHARDS):
+        read = shards.read_index(scratch)
+    few = dict(list(read["shards"].items())[:20_000])
+    for name, shard in few.items():
+        with (scratch / name).open("wb") as file:
+            file.truncate(shard["size"])
+    with meter.step("look at the sizes of shards, on a local disk", len(few), SHARDS):
+        shards.check_sizes(scratch, {"shards": few}, None)
+
+
+def table(meter: Meter, scratch: Path) -> None:
+    """What each rank knows of a split."""
+    from mlic.data import shards
+
+    items = 4 * 10**6
+    writer = multiprocessing.Process(target=_write_table, args=(scratch, items))  # its memory is not the reader's
+    writer.start()
+    writer.join()
+    with meter.step("read a split, each rank", items, IMAGES):
+        split = shards.read_split(scratch, "train")
+    assert len(split) == items
+
+
+def _write_table(folder: Path, items: int) -> None:
+    from benchmarks.plan import listing
+
+    rng, per_shard = np.random.default_rng(0), SHARD_BYTES // IMAGE_BYTES
+    found = listing(items)
+    number = np.arange(items) // per_shard
+    names = [f"train-{i:06d}.tar" for i in range(int(number[-1]) + 1)]
+    shard = pa.DictionaryArray.from_arrays(pa.array(number, pa.int32()), pa.array(names)).cast(pa.string())
+    flat = (rng.random(items * LABELS) < 0.1).astype(np.int8)
+    target = pa.ListArray.from_arrays(pa.array(np.arange(items + 1) * LABELS, pa.int32()), pa.array(flat))
+    pq.write_table(
+        pa.table({
+            "key": found.keys.cast(pa.string()), "file": found.paths.cast(pa.string()),
+            "split": pa.DictionaryArray.from_arrays(np.zeros(items, np.int32), ["train"]).cast(pa.string()),
+            "shard": shard, "offset": pa.array((np.arange(items) % per_shard) * IMAGE_BYTES),
+            "size": pa.array(found.sizes), "target": target,
+        }),
+        folder / "samples.parquet", compression="zstd", row_group_size=per_shard * 100,
+    )  # fmt: skip
+    for name in names:
+        (folder / name).touch()
+    named = {name: {"split": "train", "samples": per_shard, "size": 0, "sha256": ""} for name in names}
+    index = {"format": 1, "kind": "shards", "labels": [f"label{i}" for i in range(LABELS)], "fingerprint": "f"}
+    (folder / "index.json").write_text(json.dumps(index | {"splits": {"train": {"samples": items}}, "shards": named}))
+
+
+def epoch(meter: Meter, _: Path) -> None:
+    """The order of an epoch and this rank's part of its batches."""
+    from mlic.data.loader import train_batches
+    from mlic.data.sampling import epoch_order
+
+    items, ranks = 10**8, NODES * GPUS
+    with meter.step("draw the order of an epoch, each rank", items, IMAGES):
+        order = epoch_order(np.ones(items), 0, 0)
+    with meter.step(f"deal its batches out to {ranks:,} ranks, each rank", items, IMAGES):
+        batches = train_batches(order, 32 * ranks, 0, ranks)
+    assert sum(len(whole) for _, whole in batches) == items
+
+
+def names(meter: Meter, scratch: Path) -> None:
+    """What the driver of a prediction knows of its images and its parts."""
+    from benchmarks.plan import listing
+    from mlic.config import PredictConfig
+    from mlic.stages.predicted import missing, part_at
+    from mlic.stages.predictor import Items
+
+    items, chunk = 10**7, PredictConfig.model_fields["chunk"].default
+    with meter.step("hold the names of images to predict", items, IMAGES):
+        found = listing(items)
+        found.unique()
+        wanted = Items(found, np.arange(items), found.keys, found.paths)
+    some = range(0, items, 100 * chunk)
+    with meter.step("cut parts for actors (items are parts)", len(some), IMAGES // chunk):
+        for start in some:
+            wanted.part(start, start + chunk)
+    parts = 20_000
+    for number in range(parts):
+        Path(part_at(scratch, number)).touch()
+    with meter.step("see which parts are there (items are parts)", parts, IMAGES // chunk):
+        assert not missing(scratch, parts)
+
+
+def search(meter: Meter, _: Path) -> None:
+    """The event loop of ASHA with a worker on each GPU of a cluster, whose pieces of work end in random order."""
+    from mlic.search.rungs import Rule, Search
+
+    rng, workers = np.random.default_rng(0), NODES * GPUS
+    found = Search(Rule("asha", 27, 1, 3), TRIALS)
+    value = rng.random(TRIALS)
+    running: list[tuple[float, int, int]] = []
+    now, events, busy = 0.0, 0, set[int]()
+    with meter.step("decide which trial goes on (items are trials)", TRIALS, TRIALS):
+        while not found.done:
+            while len(running) < workers and (work := found.ask(busy)) is not None:
+                busy.add(work.trial)
+                left = work.until - len(found.values(work.trial))
+                heapq.heappush(running, (now + left * float(rng.lognormal()), work.trial, work.until))
+            now, trial, until = heapq.heappop(running)
+            busy.remove(trial)
+            found.tell(trial, [float(value[trial])] * until)
+            events += 1
+    assert all(found.status(trial) for trial in range(TRIALS))
+    meter.costs[-1] = Cost(f"decide which trial goes on, {events:,} times, {workers:,} workers (items are trials)",
+                           *list(asdict(meter.costs[-1]).values())[1:])  # fmt: skip
+
+
+def recall(meter: Meter, scratch: Path) -> None:
+    """What a search that goes on reads of its trials' folders."""
+    from mlic.stages.checkpoints import read_history
+
+    row = {"epoch": 1, "train/loss": 0.1, "val/f1_micro": 0.5} | {f"val/f1/label{i}": 0.123456 for i in range(LABELS)}
+    lines = json.dumps(row) + "\n"
+    few = 2_000
+    for number in range(few):
+        folder = scratch / f"{number:05d}"
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text(lines * 4)
+    with meter.step("read the trials' metrics when a search goes on", few, TRIALS):
+        histories = [read_history(scratch / f"{number:05d}") for number in range(few)]
+    assert sum(map(len, histories)) == 4 * few
+
+
+def nodes(meter: Meter, _: Path) -> None:
+    """What is asked of a cluster before anything starts on it."""
+    from mlic.cluster.check import ClusterReport, NodeReport, problems
+    from mlic.cluster.ray import Cluster, Node, task_share, train_share
+
+    cluster = Cluster(tuple(Node(f"{i:056x}", f"node{i:04d}", 96, GPUS) for i in range(NODES)), False)
+    with meter.step("share the GPUs of nodes out", NODES, NODES):
+        assert train_share(cluster, "auto").workers == task_share(cluster, "auto", True).workers == NODES * GPUS
+    reports = [
+        NodeReport(
+            host=node.host, address="10.0.0.1", cpus=node.cpus, gpus=node.gpus, python="3.11.7",
+            versions={"mlic": "1", "ray": "2", "torch": "2"}, files=65536, store=2**33, disk=2**40, skew_s=0.0,
+        )
+        for node in cluster.nodes
+    ]  # fmt: skip
+    with meter.step("compare nodes and print their table", NODES, NODES):
+        ClusterReport(nodes=reports, problems=problems(reports)).text()
+
+
+PARTS: dict[str, Callable[[Meter, Path], None]] = {
+    each.__name__: each for each in (nodes, plan, plan_more, index, table, epoch, names, search, recall)
+}
+
+
+@click.command()
+@click.option("--part", "parts", multiple=True, type=click.Choice(list(PARTS)), default=tuple(PARTS))
+@click.option("--alone", is_flag=True, help="Run one part in this process and print its costs as JSON")
+def main(parts: tuple[str, ...], alone: bool) -> None:
+    if alone:
+        meter = Meter()
+        with tempfile.TemporaryDirectory() as scratch:
+            PARTS[parts[0]](meter, Path(scratch))
+        print(json.dumps([asdict(cost) for cost in meter.costs]))
+        return
+    costs: list[dict[str, Any]] = []
+    for part in parts:
+        command = [sys.executable, "-m", "benchmarks.scale", "--alone", "--part", part]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        costs += json.loads(done.stdout.splitlines()[-1])
+        print(part, costs[-1], flush=True)
+    lines = [
+        f"{NODES:,} nodes of {GPUS} GPUs; {IMAGES:,} images of {IMAGE_BYTES:,} bytes in {SHARDS:,} shards, {LABELS} "
+        f"labels; {TRIALS:,} trials. Seconds are of one core.", "",
+        "| step | items | seconds | memory, GB | items asked for | seconds | memory, GB |",
+        "|---|---|---|---|---|---|---|",
+        *(row(Cost(**cost)) for cost in costs),
+    ]  # fmt: skip
+    write_section("Scale", "\n".join(lines) + "\n")
+
+
+def row(cost: Cost) -> str:
+    times, memory = cost.goal / cost.items, cost.memory / 1e9
+    measured = f"| {cost.what} | {cost.items:,} | {figure(cost.seconds)} | {figure(memory)} |"
+    return f"{measured} {cost.goal:,} | {figure(cost.seconds * times)} | {figure(memory * times)} |"
+
+
+def figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+if __name__ == "__main__":
+    main()
