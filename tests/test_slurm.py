@@ -127,9 +127,9 @@ def test_a_site_with_everything(tmp_path: Path) -> None:
 
 
 def test_options_of_the_site_take_the_place_of_ours() -> None:
-    script = render(SlurmConfig(stage="pack", options={"output": "logs/%j.txt", "requeue": ""}))
+    script = render(SlurmConfig(stage="pack", options={"output": "my logs/%j.txt", "requeue": ""}))
     assert script.count("--output=") == script.count("--requeue") == 1
-    assert "#SBATCH --output=logs/%j.txt" in script
+    assert "#SBATCH --output='my logs/%j.txt'" in script
 
 
 def test_each_task_of_an_array_has_its_fold_and_its_run(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def _directives(config: SlurmConfig) -> list[str]:
         **config.options,
     }
     return [
-        f"#SBATCH --{name}" + (f"={_quoted(value)}" if value else "")
+        f"#SBATCH --{name}" + (f"={shlex.quote(value)}" if value else "")  # SLURM splits these lines as a shell does
         for name, value in options.items()
         if value is not None
     ]
@@ -119,8 +119,3 @@ def _of_task(config: SlurmConfig, name: str) -> Sequence[str]:
     words = list(config.arguments)
     run = words[words.index("--name") + 1] if "--name" in words[:-1] else config.stage
     return f' --{name} "$SLURM_ARRAY_TASK_ID"', f' --name {shlex.quote(run)}-{name}"$SLURM_ARRAY_TASK_ID"'
-
-
-def _quoted(value: str) -> str:
-    """A value for an #SBATCH line, which SLURM splits at spaces and quotes as a shell does."""
-    return shlex.quote(value) if "%" not in value else value
