@@ -79,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
         code = stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = 2
     except click.ClickException as error:
         hint = "mlic --help lists the commands, mlic COMMAND --help their settings."
         click.echo(f"Error: {console.sentence(error.format_message())}\nHint: {hint}", err=True)

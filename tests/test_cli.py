@@ -148,3 +148,11 @@ log.info('the end')
     back = "\r\x1b[2K" + "\x1b[1A\x1b[2K"
     again = "\x1b[1A\x1b[2K"
     assert seen == f"a story\none\ntwo\nthree three{back}{again}5\n6\n7\n8{back}{again}{again}the end\n"
+
+
+@pytest.mark.parametrize("group", [[], ["cluster"]])
+def test_a_group_without_a_command_shows_what_there_is(mlic: Run, group: list[str]) -> None:
+    done = mlic(*group)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: mlic")
+    assert "Commands:" in done.stderr

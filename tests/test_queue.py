@@ -18,6 +18,7 @@ SHOWN = (
     "WorkDir=/home/my folder StdErr=/home/my folder/mlic-train-12.log StdIn=/dev/null "
     "StdOut=/home/my folder/mlic-train-12.log Power= "
 )
+DONE = SHOWN.format(state="COMPLETED", reason="None", restarts=0, code="0:0", nodes="node1")
 RUNNING = SHOWN.format(state="RUNNING", reason="None", restarts=2, code="0:0", nodes="node[1-2]")
 
 
@@ -93,7 +94,25 @@ def test_jobs_that_only_the_list_of_completed_jobs_knows(programs: Path) -> None
     assert (job.state, job.code, job.exit_code) == ("COMPLETED", 0, 0)
 
 
+def test_a_controller_that_is_away(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told of, and waited for: jobs go on without it."""
+    away = 'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1'
+    program(programs, "scontrol", away)
+    program(programs, "squeue", away)
+    for ids in ([], ["12"]):
+        with pytest.raises(ClusterError, match="SLURM does not answer: .*Unable to contact slurm controller"):
+            queue.jobs(ids)
+    program(programs, "scontrol", f"n=$(cat count); echo $((n + 1)) >count; [ $n = 3 ] || {{ {away}; }}; echo '{DONE}'")
+    Path("count").write_text("0\n")
+    assert queue.follow("12", print, every_s=0.01).state == "COMPLETED"
+    monkeypatch.setattr(queue, "_SILENT_AFTER_S", 0.05)
+    program(programs, "scontrol", away)
+    with pytest.raises(ClusterError, match="SLURM does not answer"):
+        queue.follow("12", print, every_s=0.01)
+
+
 def test_a_job_that_nobody_knows(programs: Path) -> None:
+    program(programs, "scontrol", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
     with pytest.raises(ClusterError, match="SLURM knows no job 12"):
         queue.jobs(["12"])
     assert queue.jobs([]) == []

@@ -21,6 +21,7 @@ _ENDED = {
 }  # fmt: skip
 _LISTED = 20  # jobs that are told of when none is named
 _GONE_AFTER = 5  # looks in a row at which nobody knew the job
+_SILENT_AFTER_S = 900.0  # without an answer; a controller may be away for minutes, and jobs go on meanwhile
 _FIELDS = "JobID,JobName,State,ExitCode,Elapsed,NodeList"
 
 
@@ -74,7 +75,7 @@ def submit(script: str, name: str, after: str | None = None) -> str:
 def jobs(ids: Sequence[str]) -> list[Job]:
     """How jobs stand, of arrays each task; without ids those in the queue and the last that were submitted from here.
 
-    Raises ClusterError for an id that neither the queue nor the accounting knows.
+    Raises ClusterError for an id that neither the queue nor the accounting knows, and when SLURM does not answer.
     """
     found = []
     for job in ids or _known():
@@ -102,15 +103,23 @@ def log_of(job: Job) -> Path:
 def follow(job: str, say: Callable[[str], None], every_s: float = 2.0) -> Job:
     """Wait for a job's end, with its log on the way; returns how it ended. One that is queued again has not ended.
 
-    Raises ClusterError when SLURM forgets the job. An array is waited for as a whole, without its logs.
+    Raises ClusterError when SLURM forgets the job, or does not answer for a long time. An array is waited for as a
+    whole, without its logs.
     """
-    position, unknown, last = 0, 0, None
+    position, unknown, answered = 0, 0, time.monotonic()
     while True:
-        tasks = _from_queue(job) or _from_accounts(job)
+        try:
+            tasks = _from_queue(job) or _from_accounts(job)
+        except ClusterError:
+            if time.monotonic() - answered > _SILENT_AFTER_S:
+                raise
+            time.sleep(every_s)
+            continue
+        answered = time.monotonic()
         unknown = 0 if tasks else unknown + 1
         if unknown > _GONE_AFTER:
             raise ClusterError(f"SLURM has forgotten job {job}.", "look at its log.")
-        if len(tasks) == 1 and tasks[0].log and Path(tasks[0].log).is_file():
+        if len(tasks) == 1 and tasks[0].log and Path(tasks[0].log).is_file():  # of a job that has ended, all of it
             with Path(tasks[0].log).open("rb") as file:
                 file.seek(position)
                 text = file.read()
@@ -118,11 +127,8 @@ def follow(job: str, say: Callable[[str], None], every_s: float = 2.0) -> Job:
             position += len(whole)
             if whole:
                 say(whole.decode("utf-8", "replace").rstrip("\n"))
-        if last is not None:
-            return last
         if tasks and all(task.has_ended for task in tasks):
-            last = max(tasks, key=lambda task: task.exit_code)
-            continue  # for what it wrote last
+            return max(tasks, key=lambda task: task.exit_code)
         time.sleep(every_s)
 
 
@@ -135,14 +141,16 @@ def cancel(ids: Sequence[str]) -> None:
 
 def _known() -> list[str]:
     queue = _call("squeue", "--me", "--noheader", "--format=%F %j")
+    _raise_silence(queue)
     named = [line.split(None, 1) for line in queue.stdout.splitlines() if " " in line]
     recent = [row["id"] for row in _submitted()[-_LISTED:]]
     return list(dict.fromkeys([*(job for job, name in named if name.startswith("mlic")), *reversed(recent)]))
 
 
 def _from_queue(job: str) -> list[Job]:
-    """What slurmctld knows: jobs that wait, run, or ended a short while ago."""
+    """What slurmctld knows: jobs that wait, run, or ended a short while ago. Raises ClusterError when it is silent."""
     done = _call("scontrol", "--oneliner", "show", "job", job)
+    _raise_silence(done)
     return [_shown(line) for line in done.stdout.splitlines() if line.startswith("JobId=")]
 
 
@@ -217,6 +225,12 @@ def _call(program: str, *words: str, stdin: str | None = None) -> subprocess.Com
         )
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{program} did not answer for two minutes.", "try again.") from None
+
+
+def _raise_silence(done: subprocess.CompletedProcess[str]) -> None:
+    """Raise ClusterError where a program failed for another reason than that it does not know the job."""
+    if done.returncode != 0 and done.stderr.strip() and "Invalid job id" not in done.stderr:
+        raise ClusterError(f"SLURM does not answer: {_said(done)}.", "see whether sinfo works here, and try again.")
 
 
 def _said(done: subprocess.CompletedProcess[str]) -> str:
