@@ -28,6 +28,7 @@ _OBJECT_STORE_BYTES = 200 * 2**20
 _GPU_DEVICES = ("/proc/driver/nvidia", "/dev/dxg", "/dev/kfd")  # of NVIDIA, of Windows' Linux, of AMD
 
 _signals: list[int] = []  # that came to this process since it connected
+_loops: list[threading.Thread] = []  # of Ray Train and Ray Tune, that this process waits for
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,11 @@ def connect(address: str | None) -> Iterator[Cluster]:
             logger.info("%s", cluster)
             yield cluster
         finally:
-            ray.shutdown()
+            # After Ctrl-C a loop may still wait in native code of Ray, which shutting down would free under it, and now
+            # and then that crashed. The process is about to end: a cluster ends its work then, and an embedded Ray goes
+            # with it as after a kill, its two idle agents within a minute.
+            if not any(thread.is_alive() for thread in _loops):
+                ray.shutdown()
 
 
 def is_embedded(address: str | None) -> bool:
@@ -188,10 +193,12 @@ def run_beside(work: Callable[[], object], look: Callable[[], object] = lambda: 
             failed.append(error)
 
     thread = threading.Thread(target=target, name="ray-loop", daemon=True)
+    _loops.append(thread)
     thread.start()
     while thread.is_alive():
         thread.join(0.3)
         look()
+    _loops.remove(thread)
     look()
     return failed[0] if failed else None
 
