@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,42 @@ def test_task_workers() -> None:
     assert cluster_ray.task_share(cluster((8, 0)), "auto", use_gpus=True) == Share(8, 1, 0)
     assert cluster_ray.task_share(cluster((8, 2)), "auto", use_gpus=True) == Share(2, 4, 1)
     assert cluster_ray.task_share(cluster((8, 2)), "auto", use_gpus=False) == Share(8, 1, 0)
+
+
+def test_a_long_wait_for_a_lost_node_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "mlic")
+    looks = threading.Semaphore(0)
+    asked, nodes = threading.Semaphore(0), [(8, 2), (8, 2)]
+
+    def describe(**_: bool) -> Cluster:
+        asked.release()
+        looks.acquire()
+        return cluster(*nodes)
+
+    monkeypatch.setattr("mlic.cluster.ray._describe", describe)
+    monkeypatch.setattr("mlic.cluster.ray._ROOM_LOOK_S", 0.001)
+    monkeypatch.setattr("mlic.cluster.ray._ROOM_WARNING_S", 0.005)
+
+    def look(times: int) -> list[str]:
+        caplog.clear()
+        for _ in range(times):
+            looks.release()
+            asked.acquire()  # by the next look, so what this one has to say is said
+        return caplog.messages
+
+    with cluster_ray.watching_room(Share(4, 4, 1), 4):
+        asked.acquire()
+        assert look(10) == []
+        lost = nodes.pop()
+        assert look(4) == []
+        nodes.append(lost)
+        assert look(4) == []
+        nodes.pop()
+        (warning,) = look(30)
+        assert "room for 2 of 4 workers with 4 CPUs and 1 GPUs; to go on with those alone, stop" in warning
+        nodes.append(lost)
+        assert look(30) == ["there is room for 4 workers again"]
+        looks.release()
 
 
 def test_an_allocation_of_several_nodes_needs_ray_over_it(monkeypatch: pytest.MonkeyPatch) -> None:

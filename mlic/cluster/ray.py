@@ -27,6 +27,9 @@ _OBJECT_STORE_BYTES = 200 * 2**20
 
 _GPU_DEVICES = ("/proc/driver/nvidia", "/dev/dxg", "/dev/kfd")  # of NVIDIA, of Windows' Linux, of AMD
 
+# A node that starts again needs a minute or so; a longer wait for one is worth a word. Large clusters are asked seldom.
+_ROOM_WARNING_S, _ROOM_LOOK_S = 60, 10
+
 _signals: list[int] = []  # that came to this process since it connected
 _loops: list[threading.Thread] = []  # of Ray Train and Ray Tune, that this process waits for
 
@@ -201,6 +204,49 @@ def run_beside(work: Callable[[], object], look: Callable[[], object] = lambda: 
     _loops.remove(thread)
     look()
     return failed[0] if failed else None
+
+
+def room(cluster: Cluster, share: Share) -> int:
+    """Workers of this share that there is room for on the nodes, whoever is at work there."""
+    by_cpu = [int(node.cpus // share.cpus) for node in cluster.nodes]
+    if not share.gpus:
+        return sum(by_cpu)
+    return sum(min(cpus, int(node.gpus // share.gpus)) for cpus, node in zip(by_cpu, cluster.nodes, strict=True))
+
+
+@contextlib.contextmanager
+def watching_room(share: Share, fewest: int) -> Iterator[None]:
+    """Warn while something waits because the nodes that are left had no room for the `fewest` workers for a minute.
+
+    It goes on by itself as soon as a node takes the place of the lost one; until then, nothing else tells why nothing
+    happens. A thread asks, since a Ray whose head is lost does not answer, and Ctrl-C is not to wait for that.
+    """
+    over = threading.Event()
+    thread = threading.Thread(target=_watch_room, args=(share, fewest, over), name="room", daemon=True)
+    _loops.append(thread)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(1)
+
+
+def _watch_room(share: Share, fewest: int, over: threading.Event) -> None:
+    missed, warned = 0, False
+    while not over.wait(_ROOM_LOOK_S):
+        found = room(_describe(embedded=False), share)
+        missed = missed + 1 if found < fewest else 0
+        if missed * _ROOM_LOOK_S >= _ROOM_WARNING_S and not warned:
+            logger.warning(
+                "waiting for a node: those that are left have room for %d of %d workers with %g CPUs and %g GPUs%s.",
+                found, fewest, share.cpus, share.gpus,
+                "; to go on with those alone, stop this and run it again" if found else "",
+            )  # fmt: skip
+            warned = True
+        elif not missed and warned:
+            logger.info("there is room for %d workers again", found)
+            warned = False
 
 
 def reserved() -> set[str]:

@@ -169,7 +169,7 @@ def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run[Path]) -
                 train = _alone(config, where, share)
             else:
                 train = group(config, where, share, cluster.embedded, f"attempt-{run.attempt}-{start_number}").fit
-            with run.stopping_on_request():
+            with run.stopping_on_request(), cluster_ray.watching_room(share, config.min_workers or share.workers):
                 failed = cluster_ray.run_beside(train, lambda: next(log))
             if failed is None or not _lost_worker(failed):
                 break

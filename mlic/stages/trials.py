@@ -180,7 +180,7 @@ def train_on(cluster: cluster_ray.Cluster, config: TuneConfig, trials: Trials, r
         ),
     )  # fmt: skip
     try:
-        with run.stopping_on_request():
+        with run.stopping_on_request(), cluster_ray.watching_room(share, share.workers):
             failed = cluster_ray.run_beside(tuner.fit, driver.look)
     except KeyboardInterrupt:
         raise driver.stopped() from None
