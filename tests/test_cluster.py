@@ -133,6 +133,31 @@ def test_a_lost_interrupt_is_noted(tmp_path: Path) -> None:
     assert ended.stdout.split() == ["SIGINT", "SIGTERM"], ended.stderr
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_ray_that_takes_too_long_to_start_is_started_once_more() -> None:
+    """The first raylet is held until Ray has given it up, half a minute later."""
+    script = (
+        "import os, signal, threading, time, ray\n"
+        "from pathlib import Path\n"
+        "from mlic.cluster import ray as cluster_ray\n"
+        "def hold():\n"
+        "    while True:\n"
+        "        for pid in cluster_ray._child_processes():\n"
+        "            if Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\\0')[0].endswith(b'/raylet'):\n"
+        "                return os.kill(pid, signal.SIGSTOP)\n"
+        "        time.sleep(0.001)\n"
+        "threading.Thread(target=hold).start()\n"
+        "with cluster_ray.connect(None):\n"
+        "    print(ray.get(ray.remote(lambda: 'works').remote()), len(ray.nodes()))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=without_ray(), capture_output=True, text=True, check=False, timeout=200
+    )
+    assert ended.stdout.split() == ["works", "1"], ended.stderr
+    assert "Ray took too long to start; it is started once more" in ended.stderr
+
+
 @pytest.mark.parametrize("wants", [True, False])
 def test_a_token_is_shown_where_the_cluster_wants_one(wants: bool, tmp_path: Path) -> None:
     """A driver that has a token for some cluster gets an actor on one with tokens, and on one without."""

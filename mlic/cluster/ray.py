@@ -424,12 +424,22 @@ def _init(address: str | None) -> None:
         }
     else:
         options |= {"address": address}
+    others = _child_processes()
     try:
-        ray.init(**options)
+        try:
+            ray.init(**options)
+        except Exception as error:
+            if address is not None or "timed out during startup" not in str(error):
+                raise
+            # Ray waits 30 s for its processes, which have to be read from a cold or busy disk the first time.
+            logger.warning("Ray took too long to start; it is started once more")
+            for pid in _child_processes() - others:  # they do not go by themselves before this process does
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            ray.init(**options)
     except Exception as error:  # Ray raises bare ones, too, when one of its processes does not come up
-        text = " ".join(str(error).strip().splitlines()[-1].split())[:300].rstrip(
-            "."
-        )  # of a traceback, what it ends with
+        # Of a traceback, what it ends with.
+        text = " ".join(str(error).strip().splitlines()[-1].split())[:300].rstrip(".")
         if address is not None:
             raise ClusterError(
                 f"cannot connect to the Ray cluster at {address}: {text}.",
@@ -438,6 +448,11 @@ def _init(address: str | None) -> None:
         raise ClusterError(
             f"cannot start a Ray inside this process: {text}.", "see that memory and disk are free, and try again."
         ) from None
+
+
+def _child_processes() -> set[int]:
+    """Those that this process has started and that have not ended; none where the system does not tell."""
+    return {int(pid) for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()}
 
 
 def _usable_cpus() -> int:
