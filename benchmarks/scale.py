@@ -222,7 +222,7 @@ def recall(meter: Meter, scratch: Path) -> None:
 def nodes(meter: Meter, _: Path) -> None:
     """What is asked of a cluster before anything starts on it."""
     from mlic.cluster.check import ClusterReport, NodeReport, problems
-    from mlic.cluster.ray import Cluster, Node, task_share, train_share
+    from mlic.cluster.shares import Cluster, Node, task_share, train_share
 
     cluster = Cluster(tuple(Node(f"{i:056x}", f"node{i:04d}", 96, GPUS) for i in range(NODES)), False)
     with meter.step("share the GPUs of nodes out", NODES, NODES):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlic.cluster import ray as cluster_ray
-from mlic.cluster.ray import Cluster, Node, Share
+from mlic.cluster.shares import Cluster, Node, Share, task_share, train_share
 from mlic.errors import ClusterError
 
 
@@ -32,21 +32,21 @@ def cluster(*nodes: tuple[int, int]) -> Cluster:
     ],
 )
 def test_training_workers(nodes: list[tuple[int, int]], workers: int, share: Share) -> None:
-    assert cluster_ray.train_share(cluster(*nodes), workers) == share  # type: ignore[arg-type]
+    assert train_share(cluster(*nodes), workers) == share  # type: ignore[arg-type]
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers() -> None:
     with pytest.raises(ClusterError, match="8 workers need 8 GPUs; this cluster has 4") as caught:
-        cluster_ray.train_share(cluster((16, 4)), 8)
+        train_share(cluster((16, 4)), 8)
     assert caught.value.hint == "--workers 4."
     with pytest.raises(ClusterError, match="3 workers need 3 CPUs; this cluster has 2"):
-        cluster_ray.task_share(cluster((2, 0)), 3, use_gpus=True)
+        task_share(cluster((2, 0)), 3, use_gpus=True)
 
 
 def test_task_workers() -> None:
-    assert cluster_ray.task_share(cluster((8, 0)), "auto", use_gpus=True) == Share(8, 1, 0)
-    assert cluster_ray.task_share(cluster((8, 2)), "auto", use_gpus=True) == Share(2, 4, 1)
-    assert cluster_ray.task_share(cluster((8, 2)), "auto", use_gpus=False) == Share(8, 1, 0)
+    assert task_share(cluster((8, 0)), "auto", use_gpus=True) == Share(8, 1, 0)
+    assert task_share(cluster((8, 2)), "auto", use_gpus=True) == Share(2, 4, 1)
+    assert task_share(cluster((8, 2)), "auto", use_gpus=False) == Share(8, 1, 0)
 
 
 def test_a_long_wait_for_a_lost_node_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlic.cluster.ray import Share
+from mlic.cluster.shares import Share
 from mlic.config import TuneConfig
 from mlic.errors import ClusterError
 from mlic.stages import preflight

@@ -13,10 +13,10 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from mlic.cluster.shares import Cluster, Node, Share, room
 from mlic.errors import ClusterError
 from mlic.values import Location
 
@@ -32,49 +32,6 @@ _ROOM_WARNING_S, _ROOM_LOOK_S = 60, 10
 
 _signals: list[int] = []  # that came to this process since it connected
 _loops: list[threading.Thread] = []  # of Ray Train and Ray Tune, that this process waits for
-
-
-@dataclass(frozen=True)
-class Node:
-    """One machine of the cluster."""
-
-    id: str
-    host: str
-    cpus: int
-    gpus: int
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What Ray has. `embedded` says that it lives and dies with this process."""
-
-    nodes: tuple[Node, ...]
-    embedded: bool
-
-    @property
-    def cpus(self) -> int:
-        return sum(node.cpus for node in self.nodes)
-
-    @property
-    def gpus(self) -> int:
-        return sum(node.gpus for node in self.nodes)
-
-    def __str__(self) -> str:
-        where = (
-            "Ray inside this process"
-            if self.embedded
-            else f"a Ray cluster of {len(self.nodes)} node{'s' * (len(self.nodes) > 1)}"
-        )
-        return f"{where}: {self.cpus} CPUs, {self.gpus} GPUs"
-
-
-@dataclass(frozen=True)
-class Share:
-    """Workers and what each of them gets."""
-
-    workers: int
-    cpus: float
-    gpus: float
 
 
 @contextlib.contextmanager
@@ -146,41 +103,6 @@ def done(running: Collection[Any]) -> list[Any]:
     return list(ready)
 
 
-def train_share(cluster: Cluster, workers: int | Literal["auto"]) -> Share:
-    """Training workers: one a GPU, or one a node where there is none; each gets an equal part of its node's CPUs.
-
-    Raises ClusterError when there are fewer GPUs (or, without GPUs, CPUs) than workers.
-    """
-    usable = [node for node in cluster.nodes if (node.gpus if cluster.gpus else node.cpus)]
-    count = (cluster.gpus or len(usable)) if workers == "auto" else workers
-    unit = "GPU" if cluster.gpus else "CPU"
-    have = cluster.gpus or cluster.cpus
-    if count > have or have == 0:
-        raise ClusterError(
-            f"{count} workers need {count} {unit}s; this cluster has {have}.", f"--workers {max(1, have)}."
-        )
-    if cluster.gpus:
-        return Share(count, max(1, min(node.cpus // node.gpus for node in usable)), 1)
-    cpus = max(n for n in range(1, cluster.cpus + 1) if sum(node.cpus // n for node in usable) >= count)
-    return Share(count, cpus, 0)
-
-
-def task_share(cluster: Cluster, workers: int | Literal["auto"], use_gpus: bool) -> Share:
-    """Independent workers: one a GPU, with its part of the CPUs of its node, with `use_gpus` where there is one, else
-    one a CPU. Raises ClusterError."""
-    gpus = use_gpus and cluster.gpus > 0
-    have = cluster.gpus if gpus else cluster.cpus
-    count = have if workers == "auto" else workers
-    if count > have or have == 0:
-        unit = "GPU" if gpus else "CPU"
-        raise ClusterError(
-            f"{count} workers need {count} {unit}s; this cluster has {have}.", f"--workers {max(1, have)}."
-        )
-    if not gpus:
-        return Share(count, 1, 0)
-    return Share(count, max(1, min(node.cpus // node.gpus for node in cluster.nodes if node.gpus)), 1)
-
-
 def run_beside(work: Callable[[], object], look: Callable[[], object] = lambda: None) -> BaseException | None:
     """Do `work` in a thread, with a `look` at it three times a second; returns what it raised.
 
@@ -204,14 +126,6 @@ def run_beside(work: Callable[[], object], look: Callable[[], object] = lambda: 
     _loops.remove(thread)
     look()
     return failed[0] if failed else None
-
-
-def room(cluster: Cluster, share: Share) -> int:
-    """Workers of this share that there is room for on the nodes, whoever is at work there."""
-    by_cpu = [int(node.cpus // share.cpus) for node in cluster.nodes]
-    if not share.gpus:
-        return sum(by_cpu)
-    return sum(min(cpus, int(node.gpus // share.gpus)) for cpus, node in zip(by_cpu, cluster.nodes, strict=True))
 
 
 @contextlib.contextmanager

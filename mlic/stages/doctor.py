@@ -17,6 +17,7 @@ import numpy as np
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import fingerprint, write_json
+from mlic.cluster.shares import Cluster, task_share
 from mlic.config import DoctorConfig
 from mlic.data import features as features_of
 from mlic.data import images, storage
@@ -101,7 +102,7 @@ def _read_kept(shards: Location, known: str) -> list[Check] | None:
     return [Check(**check) for check in plain["checks"]] if plain.get("fingerprint") == known else None
 
 
-def _look(config: DoctorConfig, index: dict[str, Any], cluster: cluster_ray.Cluster) -> list[Check]:
+def _look(config: DoctorConfig, index: dict[str, Any], cluster: Cluster) -> list[Check]:
     """The checks that need the images themselves."""
     split = read_split(config.shards, "train" if index["splits"].get("train", {}).get("samples") else None)
     chosen = np.random.default_rng([config.seed, 8]).permutation(len(split))[: config.max_samples]
@@ -127,13 +128,11 @@ def _natural_order(keys: Sequence[str]) -> np.ndarray[Any, Any]:
     return np.array(sorted(range(len(keys)), key=named.__getitem__), dtype=np.int64)
 
 
-def _features(
-    split: Split, cluster: cluster_ray.Cluster, config: DoctorConfig
-) -> tuple[np.ndarray[Any, Any], list[int]]:
+def _features(split: Split, cluster: Cluster, config: DoctorConfig) -> tuple[np.ndarray[Any, Any], list[int]]:
     """Features (N, F) of the samples, NaN where one does not decode, and those whose record says other labels."""
     import ray
 
-    share = cluster_ray.task_share(cluster, config.workers, use_gpus=False)
+    share = task_share(cluster, config.workers, use_gpus=False)
     task = ray.remote(num_cpus=1)(_extract)
     starts = range(0, len(split), _CHUNK)
     waiting, running, found = list(enumerate(starts))[::-1], dict[Any, int](), dict[int, Any]()

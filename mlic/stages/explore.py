@@ -16,6 +16,7 @@ from PIL import Image
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import disk_errors, write_atomic, write_json
+from mlic.cluster.shares import Cluster, task_share
 from mlic.config import ExploreConfig
 from mlic.data import duplicates, images, labels, shards, sources, statistics, storage
 from mlic.data.annotations import read_annotations
@@ -122,11 +123,11 @@ def _samples_of_labels(data: Data, rng: np.random.Generator) -> dict[str, Array]
     return {label: rng.permutation(found)[:_PER_LABEL] for label, found in given.items() if len(found)}
 
 
-def _look(data: Data, rows: Array, shown: set[int], cluster: cluster_ray.Cluster, config: ExploreConfig) -> Look:
+def _look(data: Data, rows: Array, shown: set[int], cluster: Cluster, config: ExploreConfig) -> Look:
     """Open the images with these numbers by Ray tasks."""
     import ray
 
-    share = cluster_ray.task_share(cluster, config.workers, use_gpus=False)
+    share = task_share(cluster, config.workers, use_gpus=False)
     task = ray.remote(num_cpus=1)(_open)
     parts = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
     progress = Progress(logger, "explore", len(parts), "chunks", "images")

@@ -15,6 +15,7 @@ import numpy as np
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, read_state, write_json
+from mlic.cluster.shares import Cluster, Share, train_share
 from mlic.config import DoctorConfig, TrainConfig
 from mlic.data.shards import check_sizes, check_trainable, read_index, read_split
 from mlic.errors import ClusterError, MlicError, PartialError, RunError
@@ -88,7 +89,7 @@ def fit(config: TrainConfig) -> TrainReport:
             check_sizes(config.shards, index, None)
             with cluster_ray.connect(config.address) as cluster:
                 if config.doctor:
-                    ranks = cluster_ray.train_share(cluster, config.workers).workers
+                    ranks = train_share(cluster, config.workers).workers
                     examine(DoctorConfig(shards=config.shards, address=config.address, ranks=ranks))
                 _fit_on(cluster, config, run)
         report = finish(config, run.folder, run.folder)
@@ -149,9 +150,9 @@ def expected(measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def _fit_on(cluster: cluster_ray.Cluster, config: TrainConfig, run: Run[Path]) -> None:
+def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path]) -> None:
     """Run the loop on a worker or, by Ray Train, on a group of them, and pass its log on while it runs."""
-    share = cluster_ray.train_share(cluster, config.workers)
+    share = train_share(cluster, config.workers)
     cluster_ray.check_shared(cluster, run.folder, config.shards)
     if config.min_workers is not None and config.min_workers > share.workers:
         raise ClusterError(
@@ -200,7 +201,7 @@ def _lost_worker(failed: BaseException) -> bool:
     return any(isinstance(error, RayActorError) for error in seen)
 
 
-def _alone(config: TrainConfig, where: Mapping[str, Any], share: cluster_ray.Share) -> Callable[[], object]:
+def _alone(config: TrainConfig, where: Mapping[str, Any], share: Share) -> Callable[[], object]:
     """What trains in one worker to the last epoch, in a plain actor; it raises RayActorError when the worker dies.
 
     Ray Train would add a controller and three more processes, whose main threads wake a hundred times a second each
@@ -233,7 +234,7 @@ class Worker:
 
 
 def group(
-    config: TrainConfig, where: Mapping[str, Any], share: cluster_ray.Share, embedded: bool, name: str,
+    config: TrainConfig, where: Mapping[str, Any], share: Share, embedded: bool, name: str,
     until: int | None = None, deadline: float | None = None,
 ) -> Any:  # fmt: skip
     """Ray Train's trainer of a group of workers for one start, by its name, to the last epoch or `until` an earlier.

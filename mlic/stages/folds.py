@@ -12,6 +12,7 @@ import numpy as np
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, write_atomic
+from mlic.cluster.shares import train_share
 from mlic.config import DoctorConfig, TrainConfig
 from mlic.data.shards import check_trainable, read_index, read_split
 from mlic.errors import DataError
@@ -94,7 +95,7 @@ def fit_folds(config: TrainConfig, folder: Path, count: int) -> None:
     """Train on all folds but one in turn, each a run in `folder/folds/`, on one Ray, and write the scores."""
     with cluster_ray.connect(config.address) as cluster:
         if config.doctor:
-            ranks = cluster_ray.train_share(cluster, config.workers).workers
+            ranks = train_share(cluster, config.workers).workers
             examine(DoctorConfig(shards=config.shards, address=config.address, ranks=ranks))
         for fold in range(count):
             logger.info("fold %d of %d", fold + 1, count)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, fingerprint
+from mlic.cluster.shares import Share, task_share
 from mlic.config import PackConfig, is_split_name
 from mlic.data import corrections, labels, packing, shards, sources, storage
 from mlic.data.annotations import Columns, read_annotations
@@ -75,7 +76,7 @@ def pack(config: PackConfig) -> PackReport:
             run.reopen()
         with cluster_ray.connect(config.address) as cluster:
             cluster_ray.check_shared(cluster, config.out, config.images)
-            share = cluster_ray.task_share(cluster, config.workers, use_gpus=False)
+            share = task_share(cluster, config.workers, use_gpus=False)
             report = PackReport(**run.report) if finished else _pack(config, found, share)
             if not finished:
                 run.finish(report)
@@ -195,7 +196,7 @@ def _earlier_test(folder: Location, listing: Listing, number: int) -> Array:
     return np.where(again, number, -1)
 
 
-def _pack(config: PackConfig, found: Found, share: cluster_ray.Share) -> PackReport:
+def _pack(config: PackConfig, found: Found, share: Share) -> PackReport:
     samples, seen = _arrange(config, found, share)
     expansion = packing.Expansion(
         config.expand, config.expand_by, config.thin,
@@ -215,7 +216,7 @@ def _pack(config: PackConfig, found: Found, share: cluster_ray.Share) -> PackRep
     return accounts.report(config, index, account.packed_labelled + account.packed_unlabelled)
 
 
-def _arrange(config: PackConfig, found: Found, share: cluster_ray.Share) -> tuple[packing.Samples, Seen]:
+def _arrange(config: PackConfig, found: Found, share: Share) -> tuple[packing.Samples, Seen]:
     """Look at the images where that is asked for, leave out what is not to be packed, and deal out the splits."""
     listing, targets = found.listing, found.targets
     group, digest, bad = None, None, dict[int, str]()

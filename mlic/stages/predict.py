@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, fingerprint, read_state
+from mlic.cluster.shares import Share, task_share
 from mlic.config import PredictConfig
 from mlic.data import predictions, sources, storage
 from mlic.data.shards import INDEX, Split, read_split
@@ -163,7 +164,7 @@ def _predict_parts(
         else:
             with cluster_ray.connect(config.address) as cluster:
                 cluster_ray.check_shared(cluster, parts, config.images, config.model)
-                share = cluster_ray.task_share(cluster, config.workers, use_gpus=True)
+                share = task_share(cluster, config.workers, use_gpus=True)
                 for number, rows, bad, used, error in _map_parts(config, items, todo, parts, share, backend):
                     said.add(used)
                     if error is not None:
@@ -204,7 +205,7 @@ def _map_parts(
     items: Items,
     todo: Sequence[int],
     parts: Location,
-    share: cluster_ray.Share,
+    share: Share,
     backend: Backend,
 ) -> Iterator[tuple[int, int, int, str, str | None]]:
     """Give parts to idle actors until all are done; yields (part, rows, bad rows, backend, error).

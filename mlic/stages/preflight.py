@@ -6,6 +6,7 @@ The stages check the same and more. This answers a mistake on a login node in ha
 from __future__ import annotations
 
 from mlic.cluster import ray as cluster_ray
+from mlic.cluster.shares import Cluster, Share
 from mlic.config import TrainConfig, TuneConfig
 from mlic.data.shards import check_trainable, read_index
 from mlic.errors import ClusterError
@@ -26,7 +27,7 @@ def check(config: Settings) -> None:
             trials_at_once(here, config)
 
 
-def trials_at_once(cluster: cluster_ray.Cluster, config: TuneConfig) -> tuple[int, cluster_ray.Share]:
+def trials_at_once(cluster: Cluster, config: TuneConfig) -> tuple[int, Share]:
     """How many trials of a search fit on a cluster at a time, and the workers of each.
 
     Raises ClusterError when none fits: Ray Tune itself would wait for ever.
@@ -55,4 +56,4 @@ def trials_at_once(cluster: cluster_ray.Cluster, config: TuneConfig) -> tuple[in
             f"--workers-per-trial {sum(counts)}.",
         )
     at_once = fits if config.workers == "auto" else min(fits, config.workers)
-    return at_once, cluster_ray.Share(config.workers_per_trial, cpus, gpus)
+    return at_once, Share(config.workers_per_trial, cpus, gpus)

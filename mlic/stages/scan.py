@@ -11,6 +11,7 @@ import numpy as np
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import write_atomic
+from mlic.cluster.shares import Share
 from mlic.data import duplicates, images, storage
 from mlic.data.sources import Listing, Reader
 from mlic.errors import PartialError
@@ -39,7 +40,7 @@ class Scan:
         return duplicates.clusters(self.digests, self.hashes if group_by == "near-duplicates" else None, column)
 
 
-def scan(listing: Listing, out: Location, max_pixels: int, share: cluster_ray.Share, known: str) -> Scan:
+def scan(listing: Listing, out: Location, max_pixels: int, share: Share, known: str) -> Scan:
     """Scan images by Ray tasks. The answer is kept in `out` under the fingerprint `known`, for a run that stops."""
     kept = _read_kept(storage.join(out, _KEPT), known)
     if kept is not None:

@@ -24,6 +24,7 @@ from typing import Any
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, write_json
+from mlic.cluster.shares import Cluster
 from mlic.config import TrainConfig, TuneConfig
 from mlic.errors import PartialError, RunError
 from mlic.search.rungs import Rule, Search, Work
@@ -142,7 +143,7 @@ def seconds_spent(run: Path) -> float:
     return float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path.is_file() else 0.0
 
 
-def train_on(cluster: cluster_ray.Cluster, config: TuneConfig, trials: Trials, run: Run[Path], timed: bool) -> None:
+def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path], timed: bool) -> None:
     """Do what the search of the trials asks for until it is done or, where it is `timed`, its time is up.
 
     Raises ClusterError when not even one trial fits, RunError when trials die of one error from the first on, and

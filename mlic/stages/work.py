@@ -12,6 +12,7 @@ from typing import Any
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import is_current, write_atomic, write_json
+from mlic.cluster.shares import Share
 from mlic.config import TrainConfig
 from mlic.errors import MlicError
 from mlic.stages import checkpoints, loop
@@ -81,7 +82,7 @@ def _fit(plan: TrainConfig, folder: Path, until: int, arguments: Mapping[str, An
     """Train one model of a trial: here, or on a group of workers where it is to have several."""
     import torch
 
-    deadline, share = arguments["deadline"], cluster_ray.Share(*arguments["share"])
+    deadline, share = arguments["deadline"], Share(*arguments["share"])
     if share.workers > 1:
         where = {"folder": str(folder), "owner": arguments["folder"], "attempt": arguments["attempt"]}
         name = f"attempt-{arguments['attempt']}-{uuid.uuid4().hex[:8]}"  # what another start left there is not taken up

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import disk_errors, temporary, write_atomic
+from mlic.cluster.shares import Share
 from mlic.config import PackConfig
 from mlic.data import packing, shards, storage
 from mlic.errors import DataError, PartialError
@@ -37,7 +38,7 @@ class _Settings:
 
 def write_all(
     config: PackConfig, plan: Sequence[packing.ShardPlan], samples: packing.Samples, labels: tuple[str, ...],
-    expansion: packing.Expansion, share: cluster_ray.Share, bad: Mapping[str, str],
+    expansion: packing.Expansion, share: Share, bad: Mapping[str, str],
 ) -> list[packing.Written]:  # fmt: skip
     """Write the shards that are not there yet; returns the accounts of all in the order of the plan.
 
@@ -171,7 +172,7 @@ def remove_accounts(out: Location) -> None:
             storage.delete(storage.join(out, name))
 
 
-def verify_all(out: Location, index: Mapping[str, Any], max_pixels: int, share: cluster_ray.Share) -> None:
+def verify_all(out: Location, index: Mapping[str, Any], max_pixels: int, share: Share) -> None:
     """Read every shard and compare it with the index. Raises DataError that names the first wrong one."""
     progress = Progress(logger, "verify", len(index["shards"]), "shards", "images")
     wrong: dict[str, str] = {}
