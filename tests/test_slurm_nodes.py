@@ -295,7 +295,7 @@ def hosts(folder: Path) -> set[str]:
 def test_tune_on_both_nodes_and_over_a_warning(slurm: Slurm, packed: Path) -> None:
     """A search that is queued again ends with the table of one that nobody disturbed."""
     command = (
-        packed, "--num-samples", "6", "--epochs", "18", "--runs", slurm.folder / "runs", "--set", "arch=b-final",
+        packed, "--num-samples", "10", "--epochs", "18", "--runs", slurm.folder / "runs", "--set", "arch=b-final",
         "--set", "image_size=64", "--no-doctor", "--set", "space={lr: {loguniform: [1e-4, 1e-2]}}", "--set",
         "precision=fp32",
     )  # fmt: skip

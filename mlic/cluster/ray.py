@@ -386,7 +386,7 @@ def _describe(embedded: bool) -> Cluster:
         for node in ray.nodes()
         if node["Alive"]
     ]  # fmt: skip
-    return Cluster(tuple(sorted(nodes, key=lambda node: node.id)), embedded)
+    return Cluster(tuple(sorted(nodes, key=lambda node: (node.host, node.id))), embedded)
 
 
 @contextlib.contextmanager
