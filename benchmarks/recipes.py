@@ -1,17 +1,19 @@
 """Each recipe on the same shards for the same CPU time, measured on a test split that no run has seen.
 
-    python -m benchmarks.recipes SHARDS [RECIPE ...] [--minutes 3]
+    python -m benchmarks.recipes SHARDS [RECIPE ...] [--minutes 3 | --to-the-end]
 
 A run stops after the epoch in which its CPU minutes are used up, evaluation included, or where the recipe stops by
-itself; decoding is left out, since all runs share the cache of decoded images. A recipe whose weights are not on this
-machine is named and left out. `default` is what `mlic train SHARDS` does. What
-was measured is written to `benchmarks/recipes.json`, run by run, and from there to the table of jobs/README.md; without
-names or new runs (`--minutes 0`) the table alone is written.
+itself; decoding is left out, since all runs share the cache of decoded images. With --to-the-end it has all of its
+epochs, and a line of the second table. A recipe whose weights are not on this machine is named and left out; one that
+goes on from another run is given it by --set weights=RUNS/NAME. `default` is what `mlic train SHARDS` does. What was
+measured is written to `benchmarks/recipes.json`, run by run, and from there to the tables of jobs/README.md; without
+names or new runs (`--minutes 0`) the tables alone are written.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 
 import click
 import torch
+from filelock import FileLock
 
 from benchmarks.results import write_section
 from mlic.config import TrainConfig
@@ -28,13 +31,15 @@ from mlic.data.shards import read_split
 from mlic.errors import ConfigError
 from mlic.model import losses, weights, zoo
 from mlic.settings import build, read_file, read_sets, recipes
-from mlic.stages import checkpoints, loop, start, validation
+from mlic.stages import checkpoints, fit, loop, start, validation
 from mlic.stages.measure import measure
 from mlic.stages.place import Place
 
 RESULTS = Path(__file__).parent / "recipes.json"
 TABLE = Path(__file__).parents[1] / "jobs" / "README.md"
 BEGIN, END = "<!-- table by benchmarks.recipes -->", "<!-- end of the table -->"
+BEGIN_WHOLE, END_WHOLE = "<!-- second table by benchmarks.recipes -->", "<!-- end of the second table -->"
+TO_THE_END = ", to the end"  # behind the name of such a run in the file of results
 SHOWN = ("f1_micro", "precision_micro", "recall_micro", "f1_macro", "map", "hamming_accuracy", "subset_accuracy")
 
 
@@ -46,12 +51,14 @@ class TimeIsUpError(Exception):
 @click.argument("shards", type=click.Path(path_type=Path, exists=True))
 @click.argument("names", nargs=-1)
 @click.option("--minutes", default=3.0, show_default=True, help="CPU minutes of a run")
+@click.option("--to-the-end", is_flag=True, help="All epochs of the recipe, whatever they take")
 @click.option("--set", "sets", multiple=True, help="Settings over those of the recipes")
 @click.option("--label", help="Name of the row; default: the recipe's")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("recipe-runs"), show_default=True)
 def main(
-    shards: Path, names: tuple[str, ...], minutes: float, sets: tuple[str, ...], label: str | None, runs: Path
-) -> None:
+    shards: Path, names: tuple[str, ...], minutes: float, to_the_end: bool, sets: tuple[str, ...], label: str | None,
+    runs: Path,
+) -> None:  # fmt: skip
     torch.set_num_threads(1)
     files = {recipe.name: recipe.path for recipe in recipes() if not recipe.name.startswith(("pack-", "tune-"))}
     for name in (names or ("default", *files)) if minutes else ():
@@ -62,16 +69,24 @@ def main(
         except ConfigError as error:
             click.echo(f"{name}: left out: {error}")
             continue
-        row = run(config, runs / (label or name), minutes)
+        row = run(config, runs / (label or name), math.inf if to_the_end else minutes)
         click.echo(f"{label or name}: {json.dumps(row)}")
-        found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-        RESULTS.write_text(json.dumps(found | {label or name: row}, indent=1, sort_keys=True) + "\n")
-    write_table()
+        key = (label or name) + (TO_THE_END if to_the_end else "")
+        with FileLock(runs / "results.lock"):  # others may run beside this one, each on a core
+            RESULTS.write_text(json.dumps(read_results() | {key: row}, indent=1, sort_keys=True) + "\n")
+            write_tables()
+    write_tables()
 
 
-def write_table() -> None:
+def read_results() -> dict[str, Any]:
+    """The rows of all runs by name."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    return found
+
+
+def write_tables() -> None:
     """Put what was reported and what was measured beside each other into jobs/README.md."""
-    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    found = read_results()
     lines = ["| recipe | reported | measured on the test split | micro-F1, 95% interval | why it may differ |"]
     lines += ["|---|---|---|---|---|"]
     every = [("default", "", {}), *((r.name, r.reported, read_file(r.path)) for r in recipes())]
@@ -79,10 +94,16 @@ def write_table() -> None:
         if not name.startswith(("pack-", "tune-")):
             measured, interval, why = cells(found.get(name), plain)
             lines.append(f"| `{name}` | {reported or 'no numbers'} | {measured} | {interval} | {why} |")
-    text = TABLE.read_text()
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    TABLE.write_text(head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + tail)
+    put(lines, BEGIN, END)
+    lines = [
+        "| recipe | reported | measured on the test split | micro-F1, 95% interval | epochs |",
+        "|---|---|---|---|---|",
+    ]
+    for name, reported, plain in every:
+        if name + TO_THE_END in found:
+            measured, interval, why = cells(found.pop(name + TO_THE_END), plain)
+            lines.append(f"| `{name}` | {reported or 'no numbers'} | {measured} | {interval} | {why} |")
+    put(lines, BEGIN_WHOLE, END_WHOLE)
     tried = {name: row for name, row in found.items() if name not in {name for name, _, _ in every}}
     if tried:
         lines = [
@@ -98,13 +119,20 @@ def write_table() -> None:
         write_section("Choosing the defaults", "One run each, on the test split.\n\n" + "\n".join(lines) + "\n")
 
 
+def put(lines: list[str], begin: str, end: str) -> None:
+    """Put a table between its two marks in jobs/README.md."""
+    head, _, rest = TABLE.read_text().partition(begin)
+    _, _, tail = rest.partition(end)
+    TABLE.write_text(head + begin + "\n" + "\n".join(lines) + "\n" + end + tail)
+
+
 def cells(row: dict[str, Any] | None, plain: dict[str, Any]) -> tuple[str, str, str]:
     """What was measured, its interval, and why it may differ from what was reported."""
     if row is None:
         needs = plain.get("weights")
         if needs == "default":
             return "-", "-", "needs ImageNet weights, which this machine does not have"
-        return "-", "-", "goes on from another run" if needs else "not measured yet"
+        return "-", "-", "goes on from another run: below" if needs else "not measured yet"
     values = row["values"]
     measured = (
         f"precision {values['precision_micro']:.3f}, recall {values['recall_micro']:.3f}, F1 {values['f1_micro']:.3f}; "
@@ -134,6 +162,7 @@ def run(config: TrainConfig, folder: Path, minutes: float) -> dict[str, Any]:
     except TimeIsUpError:
         ends = "cut"
     used = (time.process_time() - started) / 60
+    fit.finish(config, folder, folder, warn=False)  # its bundle, for a recipe that goes on from this run
     history = checkpoints.read_history(folder)
     if len(history) < config.epochs and ends == "whole":
         ends = "stopped early"
