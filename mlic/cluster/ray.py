@@ -144,6 +144,8 @@ def watching_room(share: Share, fewest: int) -> Iterator[None]:
     finally:
         over.set()
         thread.join(1)
+        if not thread.is_alive():
+            _loops.remove(thread)
 
 
 def _watch_room(share: Share, fewest: int, over: threading.Event) -> None:
@@ -366,7 +368,11 @@ def _init(address: str | None) -> None:
 
 def _child_processes() -> set[int]:
     """Those that this process has started and that have not ended; none where the system does not tell."""
-    return {int(pid) for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()}
+    found = set[int]()
+    for thread in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended since it was listed
+            found |= {int(pid) for pid in thread.read_text().split()}
+    return found
 
 
 def _usable_cpus() -> int:
