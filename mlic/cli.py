@@ -6,7 +6,6 @@ are imported by the stages alone, so that help and mistakes answer at once.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import signal
@@ -182,11 +181,13 @@ def recipes(name: str | None, as_json: bool) -> int:
       mlic train shards/ --config a-cnn1-2
     """
     try:
-        found = settings.recipes()
         if name is not None:
             file = settings.find_file(name)
-            click.echo(file.read_text(encoding="utf-8") if file.is_file() else _no_recipe(name, found), nl=False)
+            if not file.is_file():
+                raise ConfigError(f"there is no recipe {name!r}.", settings.near_recipe(name))
+            click.echo(file.read_text(encoding="utf-8"), nl=False)
             return 0
+        found = settings.recipes()
     except MlicError as error:
         return console.fail(error, as_json)
     if as_json:
@@ -197,12 +198,6 @@ def recipes(name: str | None, as_json: bool) -> int:
     for recipe in found:
         click.echo(f"{recipe.name:{width}}  {recipe.what}" + (f": {recipe.reported}" if recipe.reported else ""))
     return 0
-
-
-def _no_recipe(name: str, found: Sequence[settings.Recipe]) -> NoReturn:
-    near = difflib.get_close_matches(name, [recipe.name for recipe in found], n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else "mlic recipes lists them."
-    raise ConfigError(f"there is no recipe {name!r}.", hint)
 
 
 for _name in _STAGES:

@@ -126,12 +126,21 @@ def find_file(name: str) -> Path:
     return next((recipe.path for recipe in recipes() if recipe.name == name), path)
 
 
+def near_recipe(name: str) -> str:
+    """A hint for a name that no recipe has."""
+    near = difflib.get_close_matches(name, [recipe.name for recipe in recipes()], n=1, cutoff=0.4)
+    return f"did you mean {near[0]}?" if near else "mlic recipes lists those that come with it."
+
+
 def read_file(path: Path) -> dict[str, Any]:
     """Read a YAML or JSON configuration file. Raises ConfigError when it is missing or not a mapping."""
     import yaml
 
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        hint = "check its path." if path.suffix or path.name != str(path) else near_recipe(path.name)
+        raise ConfigError(f"there is no configuration file {path}.", hint) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration file {path}: {error}.", "check its path.") from None
     try:

@@ -38,6 +38,8 @@ def test_every_setting_has_help() -> None:
     [
         (["train", "nowhere"], 3, "nowhere does not exist.", "mlic pack IMAGES"),
         (["train"], 2, "shards is not given.", "give SHARDS"),
+        (["train", ".", "--config", "b-finale"], 2, "no configuration file b-finale.", "did you mean b-final?"),
+        (["train", ".", "--config", "x/b-finale"], 2, "no configuration file x/b-finale.", "check its path."),
         (["train", ".", "--set", "epoch=3"], 2, "unknown setting 'epoch'.", "did you mean epochs?"),
         (["train", ".", "--arch", "resnet51"], 3, "holds no index.json", "mlic pack"),
         (["train", "--epochs", "many", "."], 2, "'many' is not a valid integer", "--help"),

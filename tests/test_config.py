@@ -82,7 +82,14 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "d.yaml").write_text("a: [1\n")
     assert read_file(tmp_path / "a.yaml") == {"epochs": 3, "lr": 1e-4}
     assert read_file(tmp_path / "b.json") == {"epochs": 4}
-    for name, text in {"c.yaml": "holds no settings", "d.yaml": "is not valid yaml", "e.yaml": "cannot read"}.items():
+    (tmp_path / "e.yaml").mkdir()
+    wrong = {
+        "c.yaml": "holds no settings",
+        "d.yaml": "is not valid yaml",
+        "e.yaml": "cannot read",
+        "f.yaml": "there is no",
+    }
+    for name, text in wrong.items():
         with pytest.raises(ConfigError, match=text):
             read_file(tmp_path / name)
 
