@@ -46,6 +46,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.tune
 	$(BIN)/python -m benchmarks.predict
+	$(BIN)/python -m benchmarks.report
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mlic needs Python 3.11 or newer: make PYTHON=python3.11")'

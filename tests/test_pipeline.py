@@ -280,7 +280,7 @@ def test_a_search_ends_when_its_time_is_up(shards: Path, tmp_path: Path) -> None
     )
     report = tune(config)
     assert 1 <= len(report.trials) < 300
-    assert report.seconds < 60
+    assert report.seconds >= 4  # not before it is up either
     assert {t.status for t in report.trials} <= {"finished", "cut"}
     assert tune(config) == report
 

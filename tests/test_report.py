@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -307,9 +306,7 @@ def test_the_command_takes_several_runs(tmp_path: Path) -> None:
 def test_a_hundred_labels_and_a_hundred_thousand_images(tmp_path: Path) -> None:
     labels = tuple(f"label {i:03d}" for i in range(100))
     both = [evidence(labels, 100_000), evidence(labels, 100_000)]
-    start = time.monotonic()
-    content = write(tmp_path / "o", both, 1)
-    assert time.monotonic() - start < 150  # a minute on a quiet machine
+    content = write(tmp_path / "o", both, 1)  # benchmarks/report.py measures how long it takes
     assert (tmp_path / "o" / "report.html").stat().st_size < 5_000_000  # 3 MB of pictures would come on top
     assert max(len(curve.thresholds) for curve in content.curves) <= 200
     assert "The 24 most frequent labels; 76 more are in the tables" in (tmp_path / "o" / "report.html").read_text()
