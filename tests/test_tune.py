@@ -1,19 +1,203 @@
+"""Searches of the toy corpus, on one Ray."""
+
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+import yaml
 
-from mlic.config import PredictConfig, TuneConfig
+from mlic.config import EvaluateConfig, PredictConfig, TrainConfig, TuneConfig
 from mlic.data import predictions
+from mlic.errors import ClusterError, ConfigError
+from mlic.model import bundle, zoo
+from mlic.settings import build, read_file
 from mlic.space import Dimension
-from mlic.stages import checkpoints
+from mlic.stages import checkpoints, trials
+from mlic.stages.evaluate import evaluate
+from mlic.stages.fit import fit as train
 from mlic.stages.predict import predict
 from mlic.stages.tune import tune
 from tests.test_pipeline import FIT
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def test_tune_searches_prunes_and_leaves_a_config(shards: Path, tmp_path: Path) -> None:
+    config = TuneConfig(shards=shards, runs=tmp_path, num_samples=4, color="rgb", **(FIT | {"epochs": 4}))
+    report = tune(config)
+    assert len(report.trials) == 4
+    assert {t.status for t in report.trials} == {"finished", "pruned"}
+    assert all((t.epochs == 4) == (t.status == "finished") for t in report.trials)
+    assert report.trials[0].value == max(t.value or 0 for t in report.trials)
+    table = pd.read_parquet(tmp_path / "tune" / "trials.parquet")
+    assert table["number"].tolist() == [t.number for t in report.trials]
+    assert table["epochs_trained"].tolist() == [t.epochs for t in report.trials]
+    assert bundle.read(report.run).arch == report.trials[0].settings["arch"]
+    assert tune(config) == report
+
+    winner = read_file(report.best_config)
+    again = train(build(TrainConfig, winner, {"name": "again", "workers": 1}))
+    trial_epochs = json.loads((tmp_path / "again" / "metrics.jsonl").read_text().splitlines()[-1])["epoch"]
+    assert (again.arch, trial_epochs) == (report.trials[0].settings["arch"], 4)
+    assert yaml.safe_load(report.best_config.read_text())["loss"] == report.trials[0].settings["loss"]
+    epochs = pd.read_parquet(tmp_path / "tune" / "epochs.parquet")
+    assert epochs.groupby("trial").size().to_dict() == {t.number: t.epochs for t in report.trials}
+    assert table["space.pos_weight_power"].tolist() == table["pos_weight_power"].tolist()
+    page = report.page.read_text()
+    assert all(f"<td>{t.number}</td>" in page for t in report.trials)
+    assert {path.stem for path in report.page.parent.glob("*.png")} >= {"history", "curves", "rungs", "coordinates"}
+    kept = {int(path.parent.parent.name) for path in (tmp_path / "tune" / "trials").glob("*/checkpoints/best.pt")}
+    assert kept == {t.number for t in report.trials[:3]}
+
+
+def test_a_search_goes_on_with_more_trials(shards: Path, tmp_path: Path) -> None:
+    """As if it had had them from the start, whatever a kill left of it; what was done is not done again."""
+    config = TuneConfig(shards=shards, runs=tmp_path / "a", num_samples=5, color="rgb", **(FIT | {"epochs": 4}))
+    whole = tune(config)
+    config = config.model_copy(update={"runs": tmp_path / "b", "num_samples": 3})
+    tune(config)
+    folder = tmp_path / "b" / "tune"
+    state = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(state | {"status": "running"}))
+    logs = {path: path.read_text() for path in folder.glob("trials/*/log.txt")}
+    assert len(logs) == 3
+    more = tune(config.model_copy(update={"num_samples": 5}))
+    assert more.trials == whole.trials
+    assert all(path.read_text() == text for path, text in logs.items())
+
+
+def test_trials_of_several_workers(shards: Path, tmp_path: Path) -> None:
+    """Batches of two workers are those of one, so the values are the same but for the order of sums."""
+    space = {"lr": Dimension(grid=(1e-3,))}
+    config = TuneConfig(
+        shards=shards, runs=tmp_path, num_samples=1, arch="a-cnn1", space=space, **(FIT | {"epochs": 2}), name="one"
+    )
+    one = tune(config)
+    two = tune(config.model_copy(update={"workers_per_trial": 2, "name": "two"}))
+    assert [(t.number, t.status, t.epochs) for t in two.trials] == [(t.number, t.status, t.epochs) for t in one.trials]
+    for a, b in zip(one.trials, two.trials, strict=True):
+        assert a.value == pytest.approx(b.value, abs=0.02)
+    log = (tmp_path / "two" / "trials" / "00000" / "log.txt").read_text()
+    assert log.count("val  epoch") == 2
+    with pytest.raises(ClusterError, match="a trial needs 3 workers; this cluster has room for 2"):
+        tune(config.model_copy(update={"workers_per_trial": 3, "name": "three"}))
+
+
+def test_a_winner_is_confirmed_on_what_it_never_saw(shards: Path, tmp_path: Path) -> None:
+    config = TuneConfig(
+        shards=shards, runs=tmp_path, num_samples=3, confirm=2, color="rgb", arch="b-final",
+        space={"lr": Dimension(grid=(1e-6, 1e-3, 2e-3))}, scheduler="none", **(FIT | {"epochs": 3}),
+    )  # fmt: skip
+    report = tune(config)
+    found = report.confirmation
+    assert found is not None
+    assert (found.split, found.seeds, list(found.values)) == ("test", 2, ["winner", "runner-up", "default"])
+    assert all(len(values) == 2 for values in found.values.values())
+    lead, low, high = found.lead["runner-up"]
+    assert low <= lead <= high
+    assert lead == pytest.approx(np.mean(found.values["winner"]) - np.mean(found.values["runner-up"]))
+    assert "trained again from 2 other seeds" in report.text()
+    winner = read_file(tmp_path / "tune" / "best.yaml")
+    for number, seed in enumerate((43, 44)):
+        own = tmp_path / "tune" / "confirm" / f"{number:05d}"
+        settings = json.loads((own / "trial.json").read_text())
+        assert settings == {"lr": winner["lr"], "seed": seed}
+        scored = evaluate(EvaluateConfig(predictions=own, labels=shards, split="test"))
+        assert scored.measurement.values["f1_micro"] == pytest.approx(found.values["winner"][number])
+    assert tune(config) == report
+
+
+def test_a_search_ends_when_its_time_is_up(shards: Path, tmp_path: Path) -> None:
+    config = TuneConfig(
+        shards=shards, runs=tmp_path, num_samples=300, budget=4, color="rgb", scheduler="none", **(FIT | {"epochs": 2})
+    )
+    report = tune(config)
+    assert 1 <= len(report.trials) < 300
+    assert report.seconds >= 4  # not before it is up either
+    assert {t.status for t in report.trials} <= {"finished", "cut"}
+    assert tune(config) == report
+
+
+def test_all_workers_of_a_search_are_started_at_once(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.tune.experiment import Trial as Piece
+
+    events = list[str]()
+    suggest, started = trials._Driver.suggest, Piece.init_local_path
+
+    def asked(driver: trials._Driver, name: str) -> dict[str, Any] | None:
+        found = suggest(driver, name)
+        events.extend(["work"] if found is not None else [])
+        return found
+
+    def seen(piece: Piece) -> None:
+        events.append("worker")
+        started(piece)
+
+    monkeypatch.setattr(trials._Driver, "suggest", asked)
+    monkeypatch.setattr(Piece, "init_local_path", seen)
+    tune(
+        TuneConfig(shards=shards, runs=tmp_path, num_samples=4, color="rgb", scheduler="none", **(FIT | {"epochs": 1}))
+    )
+    assert events[:4] == ["work", "work", "worker", "worker"]
+
+
+def test_a_search_over_heads_shares_the_features(shards: Path, tmp_path: Path) -> None:
+    """Features of a frozen network are computed once for all trials, which differ in their heads' training alone."""
+    torch.manual_seed(0)
+    file = tmp_path / "resnet18.pth"
+    torch.save(zoo.build("resnet18", 1000, 3, 64, {}).state_dict(), file)
+    kept = Path(os.environ["MLIC_CACHE_DIR"])
+    before = set(kept.glob("*.f32"))
+    config = TuneConfig(
+        shards=shards, runs=tmp_path, num_samples=3, arch="resnet18", weights=str(file), train="head", epochs=2,
+        image_size=64, batch_size=32, grace_epochs=2,
+        space={"arch_options.head_hidden": Dimension(grid=(0, 16, 32)), "lr": Dimension(loguniform=(1e-4, 1e-2))},
+    )  # fmt: skip
+    report = tune(config)
+    assert [trial.status for trial in report.trials] == ["finished"] * 3
+    assert len(set(kept.glob("*.f32")) - before) == 2  # of the training and the validation split
+    for trial in report.trials:
+        log = (tmp_path / "tune" / "trials" / f"{trial.number:05d}" / "log.txt").read_text()
+        assert "begins with resnet18.pth, " in log
+    two = {"arch": Dimension(choice=("resnet18", "resnet34"))}
+    with pytest.raises(ConfigError, match=r"are those of one architecture, and space.arch has 2\."):
+        tune(config.model_copy(update={"space": two, "name": "two"}))
+    with pytest.raises(ConfigError, match="pos_weights names 'discs'") as caught:
+        tune(config.model_copy(update={"pos_weights": {"discs": 2.0}, "name": "three"}))
+    assert caught.value.hint == "did you mean disc?"
+
+
+def test_a_search_with_failing_trials_says_so(shards: Path, tmp_path: Path) -> None:
+    from mlic.errors import RunError
+
+    config = TuneConfig(
+        shards=shards,
+        runs=tmp_path,
+        num_samples=5,
+        arch="b-final",
+        space={"lr": Dimension(grid=(1e12,))},
+        **(FIT | {"optimizer": "sgd", "epochs": 2}),
+    )
+    with pytest.raises(RunError, match="the first 3 trials all died of one error: the loss is not finite"):
+        tune(config)
+    config = config.model_copy(update={"space": {"lr": Dimension(grid=(1e12, 1e-3, 1e12))}, "name": "some"})
+    report = tune(config)
+    assert [(t.number, t.status) for t in report.trials] == [
+        (1, "finished"), (4, "finished"), (0, "failed"), (2, "failed"), (3, "failed"),
+    ]  # fmt: skip
+    assert report.trials[2].error is not None
+    assert "the loss is not finite at step" in report.text()
+    with pytest.raises(ClusterError, match="a trial needs 64 CPUs; the largest node has"):
+        tune(config.model_copy(update={"cpus_per_trial": 64, "name": "big"}))
 
 
 def test_the_best_trials_are_averaged(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -156,6 +156,10 @@ def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the trials' folders have their own files
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # nobody goes on from what Ray Tune notes of its trials
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # All workers start at once. One after another, which is Ray Tune's way with a searcher, they take as many starts of
+    # a process as there are nodes, and while pieces of work are shorter than a start, the first worker gets them all: a
+    # worker that is done takes over the piece that another one is being started for, and that one is given up.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
     from ray import tune as ray_tune
 
     if not logger.isEnabledFor(logging.DEBUG):
