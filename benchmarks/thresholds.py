@@ -60,7 +60,9 @@ def compare(scores: Array, targets: Array, halves: int) -> list[list[str]]:
             estimate = decision_metrics(fitted.decisions, targets[one])
             given = thresholds.decide(scores[two], fitted.thresholds, thresholds.top_k(policy))
             actual = decision_metrics(given, targets[two])
-            apart = bootstrap.differences((given, None), (alone, None), targets[two], 400, seed)
+            apart = bootstrap.differences(
+                *(bootstrap.draws(each, targets[two], None, 400, seed) for each in (given, alone))
+            )
             reached[policy].append(
                 [*(actual[n] for n in names), *(estimate[n] - actual[n] for n in names),
                  *(apart[n][1] < 0 for n in names)]

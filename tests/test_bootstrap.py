@@ -60,11 +60,11 @@ def test_blocks_of_images_have_the_intervals_of_images(monkeypatch: pytest.Monke
 
 def test_a_run_does_not_differ_from_itself_and_pairing_is_narrower() -> None:
     targets, decisions, scores = sample(800, 2)
-    same = bootstrap.differences((decisions, scores), (decisions, scores), targets, 200, 0)
-    assert set(same.values()) == {(0.0, 0.0)}
+    drawn = bootstrap.draws(decisions, targets, scores, 400, 0)
+    assert set(bootstrap.differences(drawn, drawn).values()) == {(0.0, 0.0)}
     better = decisions.copy()
     better[::20] = targets[::20] == 1
-    paired = bootstrap.differences((better, scores), (decisions, scores), targets, 400, 0)["f1_micro"]
+    paired = bootstrap.differences(bootstrap.draws(better, targets, scores, 400, 0), drawn)["f1_micro"]
     alone = bootstrap.intervals(decisions, targets, scores, 400, 0)["f1_micro"]
     assert 0 < paired[0] < paired[1]
     assert paired[1] - paired[0] < (alone[1] - alone[0]) / 2

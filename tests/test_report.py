@@ -196,7 +196,7 @@ def evidence(labels: tuple[str, ...], num_samples: int = 300, seed: int = 1, **c
         "name": "it", "about": "", "data": "d", "labels": labels, "keys": tuple(f"im{i}" for i in range(num_samples)),
         "targets": targets, "decisions": decisions, "scores": scores, "thresholds": cuts,
     }  # fmt: skip
-    found["measurement"] = measure(labels, decisions, targets, None, 100, 1)
+    found["measurement"] = measure(labels, decisions, targets, scores, 100, 1)
     return Evidence(**found | changes)
 
 

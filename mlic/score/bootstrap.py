@@ -8,7 +8,8 @@ counts, and those over all labels at once always from 2,048 bins; they are moved
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -30,16 +31,13 @@ def intervals(decisions: Array, targets: Array, scores: Array | None, resamples:
     return _limits(draws(decisions, targets, scores, resamples, seed))
 
 
-def differences(
-    one: tuple[Array, Array | None], two: tuple[Array, Array | None], targets: Array, resamples: int, seed: int
-) -> Limits:
-    """The 95% interval of the metrics of `one` minus those of `two`, each (decisions, scores) of the same images.
+def differences(one: Mapping[str, Array], two: Mapping[str, Array]) -> Limits:
+    """The 95% interval of the metrics of `one` minus those of `two`, the `draws` of both for the same images and seed.
 
     Both are resampled alike, so that what an image does to both cancels out: the interval holds 0 where the two cannot
     be told apart, and is narrower than two separate ones make believe.
     """
-    first, second = (draws(decisions, targets, scores, resamples, seed) for decisions, scores in (one, two))
-    return _limits({name: first[name] - second[name] for name in first if name in second})
+    return _limits({name: one[name] - two[name] for name in one if name in two})
 
 
 def draws(decisions: Array, targets: Array, scores: Array | None, resamples: int, seed: int) -> dict[str, Array]:
@@ -98,14 +96,18 @@ def _area_draws(scores: Array, targets: Array, resamples: int, seed: int) -> dic
     order, starts = _blocks(num_samples, _SCORE_BLOCKS, seed)
     block = np.empty(num_samples, dtype=np.int64)
     block[order] = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, num_samples)))
+    weights = np.concatenate(list(_weights(len(starts), resamples, seed)))
     known = targets >= 0
     row, _ = np.nonzero(known)
-    micro = _binned(scores[known], targets[known] == 1, block[row], len(starts), resamples, seed, _MICRO_BINS)
+    micro = _binned(scores[known], targets[known] == 1, block[row], weights, _MICRO_BINS)
+
+    def of_label(i: int) -> tuple[Array, Array]:
+        own = known[:, i]
+        return _binned(scores[own, i], targets[own, i] == 1, block[own], weights, _BINS)
+
     if num_samples > _SCORE_BLOCKS:
-        each = [
-            _binned(scores[k, i], targets[k, i] == 1, block[k], len(starts), resamples, seed, _BINS)
-            for i, k in enumerate(known.T)
-        ]
+        with ThreadPoolExecutor(ranking.THREADS) as pool:
+            each = list(pool.map(of_label, range(targets.shape[1])))
     else:
         each = _exact(scores, targets, resamples, seed)
     precision = np.mean([own[0] for own in each], axis=0)
@@ -138,26 +140,24 @@ def _exact(scores: Array, targets: Array, resamples: int, seed: int) -> list[tup
     return [tuple(np.concatenate(found) for found in zip(*part, strict=True)) for part in parts]  # type: ignore[misc]
 
 
-def _binned(
-    scores: Array, positive: Array, block: Array, blocks: int, resamples: int, seed: int, bins: int
-) -> tuple[Array, Array]:
-    """Average precision and ROC AUC (R,) of scores (N,) in bins, blocks of images drawn together."""
+def _binned(scores: Array, positive: Array, block: Array, weights: Array, bins: int) -> tuple[Array, Array]:
+    """Average precision and ROC AUC (R,) of scores (N,) in bins, blocks of images drawn together by weights (R, B)."""
+    resamples, blocks = weights.shape
     if not len(scores):
         return np.zeros(resamples), np.full(resamples, np.nan)
-    edges = np.unique(np.sort(scores)[np.linspace(0, len(scores) - 1, bins + 1).astype(int)])
+    exact = ranking.cuts(scores, positive)
+    places = len(scores) - 1 - np.linspace(0, len(scores) - 1, bins + 1).astype(int)
+    edges = np.unique(exact.score[np.searchsorted(exact.count, places, side="right")])
     place = len(edges) - np.searchsorted(edges, scores, side="right")  # the highest scores first
     width = len(edges) + 1
     flat = np.bincount((block * width + place) * 2 + positive, minlength=blocks * width * 2)
     histogram = flat.reshape(blocks, width * 2).astype(np.float32)
-    drawn = np.concatenate([weights @ histogram for weights in _weights(blocks, resamples, seed)])
-    whole = histogram.sum(axis=0, dtype=np.float64)[None]
-    exact = ranking.cuts(scores, positive)
-    found = []
-    for now, (value, about) in zip(
-        (exact.average_precision(), exact.roc_auc()), zip(_of_bins(drawn), _of_bins(whole), strict=True), strict=True
-    ):
-        found.append(value + (now - about))
-    return found[0], found[1]
+    parts = [_of_bins(weights[i : i + _AT_ONCE] @ histogram) for i in range(0, resamples, _AT_ONCE)]
+    drawn = [np.concatenate(part) for part in zip(*parts, strict=True)]
+    whole = _of_bins(histogram.sum(axis=0, dtype=np.float64)[None])
+    exactly = (exact.average_precision(), exact.roc_auc())
+    precision, area = (value + (now - about) for value, now, about in zip(drawn, exactly, whole, strict=True))
+    return precision, area
 
 
 def _of_bins(drawn: Array) -> tuple[Array, Array]:

@@ -29,7 +29,6 @@ LOWER_IS_BETTER = frozenset({"coverage", "ranking_loss"})
 
 PER_SAMPLE = 6  # columns of `per_sample` that are not counts of labels
 _CHUNK = 65_536  # samples at a time
-_THREADS = 4
 
 
 class Counts:
@@ -74,7 +73,7 @@ def count(decisions: Array, targets: Array) -> Counts:
     total = Counts(targets.shape[1])
     if len(parts) < 2:
         return total.add(decisions, targets)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(ranking.THREADS) as pool:
         for part in pool.map(lambda p: Counts(targets.shape[1]).add(decisions[p], targets[p]), parts):
             total.merge(part)
     return total

@@ -229,33 +229,32 @@ def _settings(evidence: Sequence[Evidence]) -> tuple[SettingRow, ...]:
 
 
 def _compare(evidence: Sequence[Evidence], seed: int) -> tuple[RunRow, ...]:
-    rows = []
-    for number, item in enumerate(evidence if len(evidence) > 1 else ()):
-        training, differences = item.training, {}
-        if number:
-            first = evidence[0]
-            other = _aligned(first, item)
-            drawn = bootstrap.differences(other, (first.decisions, first.scores), first.targets, _RESAMPLES, seed)
-            values = [_values(*run, first.targets) for run in ((first.decisions, first.scores), other)]
-            differences = {
-                name: (values[1][name] - values[0][name], *drawn[name]) for name in _COMPARED if name in drawn
+    if len(evidence) < 2:
+        return ()
+    first, *others = evidence
+    own = bootstrap.draws(first.decisions, first.targets, first.scores, _RESAMPLES, seed)
+    differences: list[dict[str, tuple[float, float, float]]] = [{}]
+    for item in others:
+        decisions, scores = _aligned(first, item)
+        drawn = bootstrap.draws(decisions, first.targets, scores, _RESAMPLES, seed)
+        limits, values = bootstrap.differences(drawn, own), item.measurement.values
+        differences.append(
+            {
+                name: (values[name] - first.measurement.values[name], *limits[name])
+                for name in _COMPARED
+                if name in limits
             }
-        rows.append(
-            RunRow(
-                name=item.name, arch="" if training is None else training.config.arch,
-                epochs=0 if training is None else len(training.history),
-                best_epoch=0 if training is None else training.best_epoch,
-                parameters=0 if training is None else summary.parameters(training.net),
-                values=dict(item.measurement.values), intervals=dict(item.measurement.intervals),
-                differences=differences,
-            )
-        )  # fmt: skip
-    return tuple(rows)
-
-
-def _values(decisions: Array, scores: Array | None, targets: Array) -> dict[str, float]:
-    found = metrics.decision_metrics(decisions, targets)
-    return found if scores is None else found | metrics.score_metrics(scores, targets)
+        )
+    return tuple(
+        RunRow(
+            name=item.name, arch="" if item.training is None else item.training.config.arch,
+            epochs=0 if item.training is None else len(item.training.history),
+            best_epoch=0 if item.training is None else item.training.best_epoch,
+            parameters=0 if item.training is None else summary.parameters(item.training.net),
+            values=dict(item.measurement.values), intervals=dict(item.measurement.intervals), differences=found,
+        )
+        for item, found in zip(evidence, differences, strict=True)
+    )  # fmt: skip
 
 
 def _aligned(first: Evidence, other: Evidence) -> tuple[Array, Array | None]:
