@@ -31,14 +31,17 @@ def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
 
 
 def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
-    """Read the process's story until a line matches; fails when it ends before."""
-    seen = []
+    """Read the process's story until a line matches; fails when it ends before.
+
+    Not a byte more is read: `communicate` would not give what is in a buffer, such as the traceback of a crash.
+    """
     assert process.stderr is not None
-    for line in process.stderr:
-        seen.append(line)
-        if re.search(pattern, line):
-            return "".join(seen)
-    raise AssertionError(f"ended before {pattern!r}: {''.join(seen)}")
+    seen = b""
+    while byte := os.read(process.stderr.fileno(), 1):
+        seen += byte
+        if byte == b"\n" and re.search(pattern, seen.decode(errors="replace").splitlines()[-1]):
+            return seen.decode(errors="replace")
+    raise AssertionError(f"ended before {pattern!r}: {seen.decode(errors='replace')}")
 
 
 def run(folder: Path, *arguments: object) -> tuple[int, str, str]:

@@ -31,7 +31,9 @@ _GPU_DEVICES = ("/proc/driver/nvidia", "/dev/dxg", "/dev/kfd")  # of NVIDIA, of 
 _ROOM_WARNING_S, _ROOM_LOOK_S = 60, 10
 
 _signals: list[int] = []  # that came to this process since it connected
-_loops: list[threading.Thread] = []  # of Ray Train and Ray Tune, that this process waits for
+# Ends of the threads that are at work in Ray. Events, and not the threads: of one whose join() an interrupt has come
+# into, Python 3.11 says that it is no longer alive.
+_loops: list[threading.Event] = []
 
 
 @contextlib.contextmanager
@@ -69,7 +71,7 @@ def connect(address: str | None) -> Iterator[Cluster]:
             # After Ctrl-C a loop may still wait in native code of Ray, which shutting down would free under it, and now
             # and then that crashed. The process is about to end: a cluster ends its work then, and an embedded Ray goes
             # with it as after a kill, its two idle agents within a minute.
-            if not any(thread.is_alive() for thread in _loops):
+            if all(ended.is_set() for ended in _loops):
                 ray.shutdown()
 
 
@@ -110,20 +112,21 @@ def run_beside(work: Callable[[], object], look: Callable[[], object] = lambda: 
     lose it. Here it is raised to the caller, and the thread ends with the process.
     """
     failed: list[BaseException] = []
+    ended = threading.Event()
 
     def target() -> None:
         try:
             work()
         except BaseException as error:  # handed to the main thread, which is waiting for it
             failed.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=target, name="ray-loop", daemon=True)
-    _loops.append(thread)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.3)
+    _loops.append(ended)
+    threading.Thread(target=target, name="ray-loop", daemon=True).start()
+    while not ended.wait(0.3):
         look()
-    _loops.remove(thread)
+    _loops.remove(ended)
     look()
     return failed[0] if failed else None
 
@@ -135,17 +138,22 @@ def watching_room(share: Share, fewest: int) -> Iterator[None]:
     It goes on by itself as soon as a node takes the place of the lost one; until then, nothing else tells why nothing
     happens. A thread asks, since a Ray whose head is lost does not answer, and Ctrl-C is not to wait for that.
     """
-    over = threading.Event()
-    thread = threading.Thread(target=_watch_room, args=(share, fewest, over), name="room", daemon=True)
-    _loops.append(thread)
-    thread.start()
+    over, ended = threading.Event(), threading.Event()
+
+    def target() -> None:
+        try:
+            _watch_room(share, fewest, over)
+        finally:
+            ended.set()
+
+    _loops.append(ended)
+    threading.Thread(target=target, name="room", daemon=True).start()
     try:
         yield
     finally:
         over.set()
-        thread.join(1)
-        if not thread.is_alive():
-            _loops.remove(thread)
+        if ended.wait(1):
+            _loops.remove(ended)
 
 
 def _watch_room(share: Share, fewest: int, over: threading.Event) -> None:
