@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -198,3 +199,17 @@ def test_silence_is_refused_at_once() -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
         with pytest.raises(ClusterError, match=f"nothing answers at {address}"), cluster_ray.connect(address):
             pass
+
+
+def test_an_interrupted_wait_knows_that_its_thread_is_still_at_work() -> None:
+    """Python 3.11 calls a thread dead whose join() an interrupt came into; Ray was shut down under it."""
+    go_on, before = threading.Event(), len(cluster_ray._loops)
+    timer = threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        cluster_ray.run_beside(go_on.wait)
+    (left,) = cluster_ray._loops[before:]
+    assert not left.is_set()
+    go_on.set()
+    assert left.wait(60)
+    cluster_ray._loops.remove(left)
