@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -201,15 +202,27 @@ def test_silence_is_refused_at_once() -> None:
             pass
 
 
-def test_an_interrupted_wait_knows_that_its_thread_is_still_at_work() -> None:
-    """Python 3.11 calls a thread dead whose join() an interrupt came into; Ray was shut down under it."""
+@pytest.mark.ray
+def test_an_interrupted_wait_knows_that_its_thread_is_still_at_work(ray_cluster: None) -> None:
+    """Python 3.11 calls a thread dead whose join() an interrupt came into; Ray was shut down under it.
+
+    The signal is spent: work that comes later on the same connection goes on.
+    """
     go_on, before = threading.Event(), len(cluster_ray._loops)
-    timer = threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+
+    def work() -> None:
+        time.sleep(0.4)
+        os.kill(os.getpid(), signal.SIGINT)
+        go_on.wait()
+
     with pytest.raises(KeyboardInterrupt):
-        cluster_ray.run_beside(go_on.wait)
+        cluster_ray.run_beside(work)
     (left,) = cluster_ray._loops[before:]
     assert not left.is_set()
     go_on.set()
     assert left.wait(60)
     cluster_ray._loops.remove(left)
+    import ray
+
+    running = [ray.remote(lambda: 1).remote()]
+    assert cluster_ray.done(running) == running

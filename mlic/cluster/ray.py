@@ -90,6 +90,17 @@ def foreseen(address: str | None) -> Cluster | None:
     return Cluster((Node("", "", _usable_cpus(), 0),), True)
 
 
+@contextlib.contextmanager
+def _heard_once() -> Iterator[None]:
+    """Forget the signal of an interrupt that is on its way to the caller: the next work is not to stop for it too."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _signals.clear()
+        raise
+
+
+@_heard_once()
 def done(running: Collection[Any]) -> list[Any]:
     """Wait for at least one of the tasks; returns those that are done.
 
@@ -100,11 +111,11 @@ def done(running: Collection[Any]) -> list[Any]:
 
     ready, _ = ray.wait(list(running), num_returns=1)
     if _signals:
-        _signals.clear()
         raise KeyboardInterrupt
     return list(ready)
 
 
+@_heard_once()
 def run_beside(work: Callable[[], object], look: Callable[[], object] = lambda: None) -> BaseException | None:
     """Do `work` in a thread, with a `look` at it three times a second; returns what it raised.
 
