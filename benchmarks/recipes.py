@@ -61,6 +61,8 @@ def main(
 ) -> None:  # fmt: skip
     torch.set_num_threads(1)
     files = {recipe.name: recipe.path for recipe in recipes() if not recipe.name.startswith(("pack-", "tune-"))}
+    if unknown := set(names) - {"default", *files}:
+        raise click.BadParameter(f"no recipes of these names: {', '.join(sorted(unknown))}; `mlic recipes` lists them.")
     for name in (names or ("default", *files)) if minutes else ():
         plain: dict[str, Any] = {} if name == "default" else read_file(files[name])
         config = build(TrainConfig, plain, read_sets(list(sets)), {"shards": shards})
