@@ -100,6 +100,11 @@ def test_a_broken_spec_is_refused(saved: tuple[Path, torch.nn.Module], change: d
 def test_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no model"):
         bundle.read(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        bundle.read(tmp_path / "run")
+    (tmp_path / "run").write_text("")
+    with pytest.raises(DataError, match="is a file, not a run"):
+        bundle.read(tmp_path / "run")
 
 
 def test_rewriting_changes_the_fingerprint_and_not_the_weights(saved: tuple[Path, torch.nn.Module]) -> None:

@@ -20,6 +20,8 @@ def test_missing_and_broken_folders(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text('{"format": 2}')
     with pytest.raises(DataError, match="no index of shards of format 1"):
         shards.read_index(tmp_path)
+    with pytest.raises(DataError, match=r"index\.json is a file, not a folder of shards"):
+        shards.read_index(tmp_path / "index.json")
 
 
 @pytest.mark.ray

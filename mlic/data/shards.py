@@ -95,6 +95,10 @@ def read_index(folder: Location) -> dict[str, Any]:
             f"the shard folder {folder} {what}.",
             f"mlic pack IMAGES --labels LABELS --out {folder} writes one.",
         ) from None
+    except NotADirectoryError:
+        raise DataError(
+            f"{folder} is a file, not a folder of shards.", "name the folder that mlic pack wrote."
+        ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}.", "run the same mlic pack command again with --fresh.") from None
     if not isinstance(index, dict) or index.get("format") != 1 or index.get("kind") != "shards":

@@ -175,7 +175,7 @@ def find(path: Path) -> Path:
     for folder in (path / "model", path):
         if (folder / SPEC).is_file():
             return folder
-    what = "holds no model" if path.is_dir() else "does not exist"
+    what = "holds no model" if path.is_dir() else "is a file, not a run" if path.exists() else "does not exist"
     raise DataError(f"{path} {what}.", "name a finished run of mlic train or mlic tune.")
 
 
