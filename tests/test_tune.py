@@ -13,10 +13,12 @@ import pytest
 import torch
 import yaml
 
+from mlic.cluster.runs import Run
 from mlic.config import EvaluateConfig, PredictConfig, TrainConfig, TuneConfig
 from mlic.data import predictions
 from mlic.errors import ClusterError, ConfigError
 from mlic.model import bundle, zoo
+from mlic.search.rungs import Search
 from mlic.settings import build, read_file
 from mlic.space import Dimension
 from mlic.stages import checkpoints, trials
@@ -198,6 +200,23 @@ def test_a_search_with_failing_trials_says_so(shards: Path, tmp_path: Path) -> N
     assert "the loss is not finite at step" in report.text()
     with pytest.raises(ClusterError, match="a trial needs 64 CPUs; the largest node has"):
         tune(config.model_copy(update={"cpus_per_trial": 64, "name": "big"}))
+
+
+def test_a_trial_at_work_may_live_where_those_that_died_did_not(tmp_path: Path) -> None:
+    config = TuneConfig(shards=tmp_path, num_samples=5, **FIT)
+    with Run.open(tmp_path / "tune", "tune", config, {}, False) as run:
+        rest = trials.Trials(Search(trials.rule(config), 5), run.folder / "trials", config.drawn, config.plan)
+        driver = trials._Driver(config, rest, run, at_once=2, timed=True)
+        assert [(driver.suggest(name) or {})["number"] for name in "ab"] == [0, 1]
+        driver.took("a", "no memory")
+        for name, number in (("c", 2), ("d", 3)):
+            assert (driver.suggest(name) or {})["number"] == number
+            driver.took(name, "no memory")
+        assert driver.hopeless is None
+        driver.took("b", "no memory")
+        assert driver.hopeless == "no memory"
+        with pytest.raises(StopIteration):
+            driver.suggest("e")
 
 
 def test_the_best_trials_are_averaged(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

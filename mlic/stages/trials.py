@@ -40,7 +40,7 @@ from mlic.stages.work import folder_of, parts
 logger = logging.getLogger(__name__)
 
 _CLOCK = "search.json"
-_SAME_DEATHS = 3  # trials that die of one error before any lives: then the search would be no better
+_SAME_DEATHS = 3  # first trials, at least, that die of one error before any lives: the others would be no better
 _SHOW_EVERY_S, _CLOCK_EVERY_S = 0.5, 5.0
 _OVERHEARD = 32  # trials, at most, whose files are looked at while they are at work
 _BEST_SHOWN, _SHOWN = 5, 20  # trials in the table on a terminal: of the ended ones, and altogether
@@ -196,7 +196,7 @@ def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path
         raise failed
     if driver.hopeless is not None:
         raise RunError(
-            f"the first {_SAME_DEATHS} trials all died of one error: {driver.hopeless}", "mend that and use --fresh."
+            f"the first {driver.first} trials all died of one error: {driver.hopeless}", "mend that and use --fresh."
         )
     if run.is_asked_to_stop and not trials.search.done:
         raise driver.stopped()
@@ -231,7 +231,9 @@ class _Driver:
             None if config.budget is None or not timed else time.time() + max(0.0, config.budget - self.spent)
         )
         self.lock = threading.Lock()
-        self.hopeless: str | None = None
+        # By number, and all that begin together: those that die are quick, and a trial that lives may still be at work.
+        self.first = min(max(_SAME_DEATHS, at_once), trials.count)
+        self.hopeless: str | None = None  # the error of all these
         self.lived = any(self.values.values())
         self.kept: list[int] = []  # ended trials that have their checkpoints, best first
         self.looked_at = 0  # of the ended ones, for that
@@ -316,10 +318,9 @@ class _Driver:
         )
 
     def _give_up_at_same_deaths(self) -> None:
-        ended = self.search.ended
-        if self.lived or len(ended) < min(_SAME_DEATHS, self.trials.count):
+        if self.lived or self.ended < self.first:
             return
-        reasons = {self.trials.failure(number) for number in ended}
+        reasons = {self.trials.failure(number) for number in range(self.first)}
         if len(reasons) == 1:
             self.hopeless = reasons.pop()
 
