@@ -23,11 +23,11 @@ KILLS = int(os.environ.get("MLIC_KILLS", "6"))  # `make soak` kills twenty times
 EPOCHS = 10  # enough that a run is still at it when its second epoch has been read about on a busy machine
 
 
-def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+def start(
+    folder: Path, *arguments: object, stdout: Any = subprocess.PIPE, stderr: Any = subprocess.PIPE
+) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mlic", *(str(argument) for argument in arguments)]
-    return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    return subprocess.Popen(command, cwd=folder, stdout=stdout, stderr=stderr, text=True, start_new_session=True)
 
 
 def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
