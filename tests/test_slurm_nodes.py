@@ -232,15 +232,16 @@ def test_a_failing_command_is_a_failed_job_with_its_code(slurm: Slurm) -> None:
     assert "nowhere does not exist" in slurm.log(job)
 
 
+@pytest.mark.timeout(2000)  # enough epochs to be still at it when the warning comes, twice: minutes on a slow machine
 def test_too_little_time(slurm: Slurm, packed: Path) -> None:
     """SLURM's own warning, which comes up to half a minute early: a checkpoint, the queue again, and the rest."""
     command = (packed, *TRAINING, "--epochs", "270", "--workers", "2", "--runs", slurm.folder / "runs", "--name")
-    slurm.call("mlic", "train", *command, "long", timeout=600)
+    slurm.call("mlic", "train", *command, "long", timeout=900)
     run = slurm.folder / "runs" / "short"
     job = slurm.submit(*TWO_NODES, "--time=2", "--signal=B:USR1@60", sbatch("train"), *command, run.name)
     slurm.wait_until(job, lambda: slurm.show(job).restarts == 1)
     slurm.call("scontrol", "update", f"jobid={job}", "timelimit=60")  # on a slow machine it would take many starts
-    assert slurm.end(job) == Job("COMPLETED", 0, 1), slurm.log(job)
+    assert slurm.end(job, seconds=900) == Job("COMPLETED", 0, 1), slurm.log(job)
     assert json.loads((run / "run.json").read_text())["attempt"] == 2
     assert slurm.log(job).count("stops as asked after epoch") == 1
     assert_same(slurm.folder / "runs" / "long", run)
