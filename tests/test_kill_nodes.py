@@ -201,6 +201,28 @@ def await_victim(victim: str, nodes: Any, process: subprocess.Popen[str], second
     return False
 
 
+_SLOW_START = """
+import socket, sys, time
+if any("default_worker" in word for word in sys.orig_argv):
+    time.sleep(3)
+    socket.gethostname = lambda: "slow"
+"""
+
+
+@pytest.mark.timeout(600)
+def test_a_node_that_starts_processes_slowly_comes_to_work(nodes: Any, shards: Path, tmp_path: Path) -> None:
+    """The other one ends many pieces of work before it is up, and leaves it the one that it is being started for."""
+    (tmp_path / "sitecustomize.py").write_text(_SLOW_START)
+    nodes.remove_node(sorted(nodes.worker_nodes, key=id)[0])
+    nodes.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
+    search = ("--num-samples", 24, "--epochs", 9, "--lr", "0.001", "--arch", "b-final", "--set", "color=rgb")
+    code, _, err = run(tmp_path, "tune", shards, *common(nodes), *search)
+    assert code == 0, err
+    logs = [path.read_text() for path in tmp_path.glob("runs/tune/trials/*/log.txt")]
+    assert len(logs) == 24
+    assert 1 <= sum("on slow, rank 0" in log for log in logs) < 24
+
+
 @pytest.mark.timeout(600)
 def test_a_node_that_does_not_come_back(nodes: Any, shards: Path, tmp_path: Path) -> None:
     """The run goes on with the other one, where it may, and its numbers are those of two workers."""

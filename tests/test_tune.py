@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,23 @@ def test_all_workers_of_a_search_are_started_at_once(
         TuneConfig(shards=shards, runs=tmp_path, num_samples=4, color="rgb", scheduler="none", **(FIT | {"epochs": 1}))
     )
     assert events[:4] == ["work", "work", "worker", "worker"]
+
+
+def test_a_worker_that_is_done_leaves_a_piece_to_the_one_that_is_started_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order = trials._order()
+    pieces = [SimpleNamespace(trial_id=name, status=status, PENDING="wait") for name, status in
+              (("first", "wait"), ("at work", "run"), ("second", "wait"))]  # fmt: skip
+    controller = SimpleNamespace(get_live_trials=lambda: pieces[::-1] if order.asked else [])
+    assert order.choose_trial_to_run(controller) is None
+    for piece in pieces:
+        order.on_trial_add(controller, piece)
+    assert order.choose_trial_to_run(controller).trial_id == "second"
+    order.on_trial_add(controller, pieces[0])  # its worker was lost
+    assert order.choose_trial_to_run(controller).trial_id == "first"
+    monkeypatch.setattr(trials, "_STARTS_WITHIN_S", 0.0)
+    assert order.choose_trial_to_run(controller).trial_id == "second"
 
 
 def test_a_search_over_heads_shares_the_features(shards: Path, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 _CLOCK = "search.json"
 _SAME_DEATHS = 3  # first trials, at least, that die of one error before any lives: the others would be no better
+_STARTS_WITHIN_S = 120.0  # a worker; the piece of work that waits longer for one is done by another
 _SHOW_EVERY_S, _CLOCK_EVERY_S = 0.5, 5.0
 _OVERHEARD = 32  # trials, at most, whose files are looked at while they are at work
 _BEST_SHOWN, _SHOWN = 5, 20  # trials in the table on a terminal: of the ended ones, and altogether
@@ -157,8 +158,7 @@ def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # nobody goes on from what Ray Tune notes of its trials
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # All workers start at once. One after another, which is Ray Tune's way with a searcher, they take as many starts of
-    # a process as there are nodes, and while pieces of work are shorter than a start, the first worker gets them all: a
-    # worker that is done takes over the piece that another one is being started for, and that one is given up.
+    # a process as there are nodes.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
     from ray import tune as ray_tune
 
@@ -176,7 +176,7 @@ def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path
     tuner = ray_tune.Tuner(
         trainable,
         tune_config=ray_tune.TuneConfig(
-            search_alg=_queue(driver), num_samples=-1, reuse_actors=True,
+            search_alg=_queue(driver), scheduler=_order(), num_samples=-1, reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=ray_tune.RunConfig(
@@ -404,3 +404,33 @@ def _queue(driver: _Driver) -> Any:
             """As `save`."""
 
     return Queue(driver)
+
+
+def _order() -> Any:
+    """Which piece of work Ray Tune gives next to a worker that is done; the class needs Ray to be defined.
+
+    In the order in which it was asked for, which is Ray Tune's own, that would be the piece that another worker is
+    being started for, and that start would be given up for a new one. While pieces are shorter than a start, the node
+    that starts a process last would never come to work.
+    """
+    from ray.tune.schedulers import FIFOScheduler
+
+    class NewestFirst(FIFOScheduler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked: dict[str, float] = {}  # when each piece of work was asked for
+
+        def on_trial_add(self, _controller: Any, trial: Any) -> None:
+            """As it is asked for, and again when its worker is lost."""
+            self.asked[trial.trial_id] = time.monotonic()
+
+        def choose_trial_to_run(self, controller: Any) -> Any:
+            """The newest piece that waits for a worker, but first one that waits longer than a start takes."""
+            waiting = [each for each in controller.get_live_trials() if each.status == each.PENDING]
+            if not waiting:
+                return None
+            waiting.sort(key=lambda each: self.asked[each.trial_id])
+            late = time.monotonic() - self.asked[waiting[0].trial_id] > _STARTS_WITHIN_S
+            return waiting[0] if late else waiting[-1]
+
+    return NewestFirst()
