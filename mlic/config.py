@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import model_validator
 
-from mlic.fitting import Color, FitSettings, ModelSettings, ShardSettings, check_fit
+from mlic.fitting import CALIBRATION, Color, FitSettings, ModelSettings, ShardSettings, check_fit
 from mlic.fitting import TrainConfig as TrainConfig
 from mlic.scheduling import STAGES as STAGES
 from mlic.scheduling import ClusterCheckConfig as ClusterCheckConfig
@@ -160,7 +160,9 @@ def is_split_name(name: str) -> bool:
 class ExploreConfig(Settings):
     """Show what a data set is like: its labels, images, splits and duplicates, as a page with figures."""
 
-    data: AnyPath = setting(..., "Shards, or images as for mlic pack", cli="argument", place=True)
+    data: AnyPath = setting(
+        Path("shards"), "Shards, or images as for mlic pack", cli="argument", place=True, validate_default=True
+    )
     labels: AnyPath | None = setting(None, "Label files, where the data are images", cli="flag", place=True)
     format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised", cli="flag")
     out: LocalPath = setting(
@@ -174,7 +176,10 @@ class ExploreConfig(Settings):
 class DoctorConfig(Settings):
     """Examine shards: do the labels belong to the images, and can every label be learnt and measured?"""
 
-    shards: AnyPath = setting(..., "Folder of shards that mlic pack wrote, or s3://...", cli="argument", place=True)
+    shards: AnyPath = setting(
+        Path("shards"), "Folder of shards that mlic pack wrote, or s3://...", cli="argument", place=True,
+        validate_default=True,
+    )  # fmt: skip
     max_samples: int = setting(10_000, "Training samples to look at, at most", cli="flag", ge=100)
     ranks: int = setting(1, "Training workers that are to read the shards", cli="flag", ge=1, place=True)
     seed: int = setting(42, "Seed of the choice of samples and of the shuffles", ge=0, le=2**31 - 1)
@@ -300,6 +305,11 @@ class EvaluateConfig(Settings):
     )
     format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised")
     split: str = setting("test", "Split to measure, when labels are shards", cli="flag")
+    unlabelled: Literal["auto", "skip", "negative"] = setting(
+        "auto", "Predicted images that the label files do not name: not measured, or taken for images without a label; "
+        "auto: not measured, but where each label has a list of its images",
+        cli="flag",
+    )  # fmt: skip
     out: LocalPath | None = setting(
         None, "Folder for metrics.json, report.html and its figures; default: beside the predictions", cli="flag"
     )
@@ -323,7 +333,7 @@ class ThresholdConfig(Settings):
         "top-k=K",
         cli="flag",
     )
-    calibration: Calibrator = setting("auto", "How scores are calibrated; auto: where it surely helps", cli="flag")
+    calibration: Calibrator = setting("auto", CALIBRATION, cli="flag")
     labels: AnyPath | None = setting(
         None, "Shards to predict and fit to; default: the validation scores of the run", cli="flag", place=True
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import ValidationError, model_validator
 
@@ -25,6 +26,10 @@ from mlic.values import (
 )  # fmt: skip
 
 Color = Literal["rgb", "gray"]
+Objective = Literal["f1_micro", "f1_macro", "map", "subset_accuracy", "hamming_accuracy"]
+KeptEpoch = Literal["best", "lowest-loss", "last"]
+
+_MOST_AUGMENT = {"shift": 1.0, "invert": 1.0, "erase": 1.0, "hue": 0.5}
 
 # Settings that a network's training can go on with when they are changed in its middle.
 MOVABLE = (
@@ -33,40 +38,68 @@ MOVABLE = (
 )  # fmt: skip
 
 
+CALIBRATION = (
+    "How scores are calibrated; auto: what gives the best objective at cross-fitted thresholds, of equals the one with "
+    "the lowest log loss"
+)
+
+
 class ShardSettings(Settings):
     """What every command that fits models to shards has."""
 
-    shards: AnyPath = setting(..., "Folder of shards that mlic pack wrote, or s3://...", cli="argument", place=True)
+    shards: AnyPath = setting(
+        Path("shards"), "Folder of shards that mlic pack wrote, or s3://...", cli="argument", place=True,
+        validate_default=True, group="data",
+    )  # fmt: skip
 
 
 class RunSettings(ShardSettings):
     """What `train` and `tune` share: the run's folder, and what is held out."""
 
     runs: LocalPath = setting(
-        Path("runs"), "Folder that holds the run folders", cli="flag", place=True, validate_default=True
+        Path("runs"), "Folder that holds the run folders", cli="flag", place=True, validate_default=True, group="run"
     )
     name: str | None = setting(
         None, "Name of the run; default: the recipe's stem, else the architecture, or tune", cli="flag", place=True,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", group="run",
     )  # fmt: skip
     fold: int | None = setting(
-        None, "Validate on this fold of the shards and train on the others; default: the splits", cli="flag", ge=0
-    )
+        None, "Validate on this fold of the shards and train on the others; default: the splits", cli="flag", ge=0,
+        group="data",
+    )  # fmt: skip
 
 
 class FitSettings(Settings):
     """What `train`, `tune` and `noise` share: how one model is fitted."""
 
-    epochs: int = setting(10, "Passes over the training split", cli="flag", ge=1)
-    batch_size: int = setting(64, "Samples in a step, over all workers together", cli="flag", ge=2)
-    loss: Loss = setting("bce", "Loss function", cli="flag")
+    epochs: int = setting(10, "Passes over the training split", cli="flag", ge=1, group="optimisation")
+    batch_size: int = setting(
+        64, "Samples in a step, over all workers together", cli="flag", ge=2, group="optimisation"
+    )
+    lr: float = setting(2e-3, "Learning rate, the highest of the run", cli="flag", gt=0, group="optimisation")
+    optimizer: Optimizer = setting("adamw", "Optimiser", cli="flag", group="optimisation")
+    weight_decay: float = setting(
+        0.02, "Weight decay, decoupled for adamw, else L2", ge=0, cli="flag", group="optimisation"
+    )
+    loss: Loss = setting("bce", "Loss function", cli="flag", group="optimisation")
+    objective: Objective = setting(
+        "f1_micro", "Metric of the validation split, at cross-fitted thresholds, by which the best epoch is chosen",
+        cli="flag", group="optimisation",
+    )  # fmt: skip
+    patience: int = setting(
+        0, "Epochs without a better value of stop_on after which the run stops; 0: never", ge=0, cli="flag",
+        group="optimisation",
+    )  # fmt: skip
+    stop_on: str = setting("val/loss", "Metric of an epoch that patience waits for", pattern=r"^val/[a-z0-9_.]+$")
+    keep_epoch: KeptEpoch = setting(
+        "best", "Which epoch is kept and measured: the best by the objective, the one with the lowest validation loss, "
+        "or the last",
+    )  # fmt: skip
     loss_options: dict[str, float] = setting({}, "Options of the loss, such as gamma of focal")
     label_smoothing: float = setting(0.0, "How far targets are moved towards a half", ge=0, lt=1)
     pos_weights: dict[str, float] = setting({}, "Weights of positives by label, in place of those that are computed")
     pos_weight_cap: float = setting(0.0, "Largest weight of positives; 0: none", ge=0)
     pos_weight_by_min: bool = setting(False, "Divide the weights of positives by the smallest of them")
-    optimizer: Optimizer = setting("adamw", "Optimiser", cli="flag")
-    lr: float = setting(2e-3, "Learning rate, the highest of the run", cli="flag", gt=0)
     schedule: Literal["constant", "step", "cosine", "one-cycle"] = setting(
         "one-cycle", "How the learning rate changes over the run"
     )
@@ -74,19 +107,12 @@ class FitSettings(Settings):
     step_epochs: int = setting(10, "Epochs between the drops of the schedule step", ge=1)
     step_factor: float = setting(0.1, "What the schedule step multiplies the learning rate by", gt=0, lt=1)
     momentum: float = setting(0.9, "Momentum of sgd and rmsprop", ge=0, lt=1)
-    weight_decay: float = setting(0.02, "Weight decay, decoupled for adamw, else L2", ge=0)
     layer_decay: float = setting(
         1.0, "What the learning rate is multiplied by from each stage of the network to the one before it", gt=0, le=1
     )
     clip_norm: float = setting(0.0, "Largest norm of the gradient; 0: any", ge=0)
     accumulate: int = setting(1, "Parts that the samples of a step go through one after another, for memory", ge=1)
     ema: float = setting(0.99, "Decay of the moving average of weights that is evaluated and kept; 0: none", ge=0, lt=1)
-    objective: Literal["f1_micro", "f1_macro", "map"] = setting(
-        "f1_micro", "Metric of the validation split, at cross-fitted thresholds, by which the best epoch is chosen",
-        cli="flag",
-    )  # fmt: skip
-    patience: int = setting(0, "Epochs without a better value of stop_on after which the run stops; 0: never", ge=0)
-    stop_on: str = setting("val/loss", "Metric of an epoch that patience waits for", pattern=r"^val/[a-z0-9_.]+$")
     repeat_below: Share = setting(
         0.0, "Show images with a label that fewer than this share have more often, by repeat factors", ge=0, le=1
     )
@@ -94,13 +120,23 @@ class FitSettings(Settings):
         0.0, "Leave out training images without rare labels with this probability, anew in each epoch", ge=0, lt=1
     )
     thin_labels: Names = setting((), "Labels that are not rare: images with no others are thinned")
-    image_size: int = setting(128, "Side of the square input in pixels", cli="flag", ge=8, le=4096)
-    color: Color | Literal["auto"] = setting("auto", "rgb, gray, or what the architecture was made for")
+    image_size: int = setting(128, "Side of the square input in pixels", cli="flag", ge=8, le=4096, group="data")
+    color: Color | Literal["auto"] = setting(
+        "auto", "rgb, gray, or what the architecture was made for", cli="flag", group="data"
+    )
+    normalization: Literal["auto", "imagenet", "none"] = setting(
+        "auto", "Mean and deviation that are taken from pixels; auto: those of the architecture's published weights; "
+        "none: pixels from 0 to 1",
+    )  # fmt: skip
+    limit: int | None = setting(
+        None, "Training samples, at most, drawn by the seed: for a quick try", cli="flag", ge=2, group="data"
+    )
+    shuffle: bool = setting(True, "Show the training samples in another order in each epoch, else in that of the keys")
     hflip: bool = setting(True, "Mirror training images at random")
     crop: Share = setting(1.0, "Smallest share of a training image that a random crop shows; 1: no crops", gt=0, le=1)
     augment: dict[Distortion, float] = setting(
         {}, "What else changes training images at random: rotate (degrees), shift, brightness, contrast, saturation "
-        "(shares), invert, erase (probabilities)",
+        "(shares), hue (share of the colour circle), invert, erase (probabilities)",
     )  # fmt: skip
     rand_augment: int = setting(0, "Operations of RandAugment on each training image; 0: none", ge=0, le=10)
     rand_magnitude: int = setting(9, "How strong they are, out of 30", ge=0, le=30)
@@ -108,15 +144,16 @@ class FitSettings(Settings):
     cutmix: float = setting(0.0, "The same by a rectangle of the other; with mixup, one of them at random", ge=0, le=10)
     head_prior: bool = setting(True, "Start the output biases at the labels' log-odds in the training split")
     precision: Precision = setting(
-        "auto", "Arithmetic of a step; auto: bf16 where a short trial says that it pays, fp16 on GPUs without it, fp32"
-    )
-    compile: bool = setting(False, "Compile the network with torch.compile", cli="flag")
+        "auto", "Arithmetic of a step, the same for a whole run or search; auto: bf16 on GPUs that have it, fp16 on "
+        "other GPUs with tensor cores, fp32 elsewhere",
+    )  # fmt: skip
+    compile: bool = setting(False, "Compile the network with torch.compile", cli="flag", group="resources")
     non_finite: Literal["stop", "skip"] = setting(
         "stop", "What a step whose loss or gradient is not finite does: stop the run, or be left out and named"
     )
     checkpoint_minutes: float = setting(
         5.0, "Minutes after which an epoch's position is kept, so that a stopped run goes on from there", cli="flag",
-        gt=0, place=True,
+        gt=0, place=True, group="resources",
     )  # fmt: skip
     checkpoint_copy: AnyPath | None = setting(
         None, "Folder, s3://... perhaps, that gets a copy of the checkpoints, to go on from where the run's is lost",
@@ -127,15 +164,18 @@ class FitSettings(Settings):
         f"{', '.join(MOVABLE)}",
     )  # fmt: skip
     max_bad: Share = setting(0.01, "Largest share of undecodable samples before the run stops", ge=0, le=1)
-    doctor: bool = setting(True, "Examine the shards first, as mlic doctor does", cli="flag", place=True)
+    doctor: bool = setting(True, "Examine the shards first, as mlic doctor does", cli="flag", place=True, group="run")
     cache_gb: float = setting(
-        8.0, "Largest cache of decoded images that a node keeps, in GB; 0: none", cli="flag", place=True, ge=0
-    )
+        8.0, "Largest cache of decoded images that a node keeps, in GB; 0: none", cli="flag", place=True, ge=0,
+        group="resources",
+    )  # fmt: skip
     loader_threads: int = setting(
         2, "Threads that decode ahead of each worker; 0: none, which is least work where there is no GPU to keep busy",
         ge=0, le=64,
     )  # fmt: skip
-    seed: int = setting(42, "Seed of weights, order of samples and augmentation", cli="flag", ge=0, le=2**31 - 1)
+    seed: int = setting(
+        42, "Seed of weights, order of samples and augmentation", cli="flag", ge=0, le=2**31 - 1, group="run"
+    )
 
     def after(self, epochs: int) -> Self:
         """The settings that hold after so many epochs."""
@@ -164,8 +204,10 @@ class FitSettings(Settings):
     @model_validator(mode="after")
     def _amounts_make_sense(self) -> Self:
         for name, amount in self.augment.items():
-            if amount < 0 or (name in ("shift", "invert", "erase") and amount > 1):
-                raise ValueError(f"augment.{name} should be from 0 to 1, not {amount:g}")
+            most = _MOST_AUGMENT.get(name, math.inf)
+            if not 0 <= amount <= most:
+                upto = "at least 0" if most == math.inf else f"from 0 to {most:g}"
+                raise ValueError(f"augment.{name} should be {upto}, not {amount:g}")
         odd = next((name for name, weight in self.pos_weights.items() if weight <= 0), None)
         if odd is not None:
             raise ValueError(f"pos_weights.{odd} should be above 0, not {self.pos_weights[odd]:g}")
@@ -184,12 +226,13 @@ class NetworkSettings(Settings):
     )
     weights: Weights = setting(
         "none", "Weights to begin with: none, default (those published for the architecture), a file or a run",
-        cli="flag", place=True,
+        cli="flag", place=True, group="model",
     )  # fmt: skip
     train: Trained = setting(
-        "all", "What is trained; head: the last layer alone, on features that are computed once, not augmented; a "
-        "number: that many of the last stages, and the head; none: nothing, the network is measured as it begins",
-        cli="flag",
+        "all", "What is trained; head: the last layer alone, on features that are computed once, or in each epoch "
+        "where images are augmented; a number: that many of the last stages, and the head; none: nothing, it is "
+        "measured as it begins",
+        cli="flag", group="model",
     )  # fmt: skip
 
 
@@ -200,21 +243,23 @@ class ModelSettings(NetworkSettings):
         "small",
         "Architecture: small, a reference net such as b-final, a torchvision classifier or timm/NAME",
         cli="flag",
+        group="model",
     )
     pos_weight_power: float = setting(
         0.0,
         "Weight positives of a label by (negatives/positives)^power; 0: no weighting",
         cli="flag",
+        group="optimisation",
         ge=0,
         le=1,
     )
     threshold_policy: Policy = setting(
-        "per-label", "How decision thresholds are fitted; see mlic threshold", cli="flag"
+        "per-label", "How decision thresholds are fitted; see mlic threshold", cli="flag", group="model"
     )
-    calibration: Calibrator = setting("auto", "How scores are calibrated; auto: where it surely helps", cli="flag")
+    calibration: Calibrator = setting("auto", CALIBRATION, cli="flag", group="model")
     min_workers: int | None = setting(
         None, "Go on with as few workers as this when a lost node does not come back; default: wait for it",
-        cli="flag", place=True, ge=1,
+        cli="flag", place=True, ge=1, group="resources",
     )  # fmt: skip
     max_failures: int = setting(3, "How often a group of workers that lost a member is started anew", ge=0, place=True)
 
@@ -234,14 +279,38 @@ def check_fit(config: FitSettings, train: Trained, power: float) -> None:
     _check_weighting(config, power)
     if isinstance(train, int) and train < 1:
         raise ValueError(f"train should be all, head, none or a number of stages, not {train}")
-    if train not in ("head", "none"):
-        return
-    changes = [name for name in ("augment", "rand_augment", "mixup", "cutmix") if getattr(config, name)]
-    if config.crop < 1 or changes:
-        what = " and ".join(["crop"] * (config.crop < 1) + changes)
-        raise ValueError(f"with train {train} images are taken as they are; leave {what} out")
-    if config.layer_decay < 1:
-        raise ValueError(f"with train {train} there are no stages to decay over; leave layer_decay out")
+    for names, needed, fits in (
+        (("momentum",), "optimizer sgd or rmsprop", config.optimizer in ("sgd", "rmsprop")),
+        (("step_epochs", "step_factor"), "schedule step", config.schedule == "step"),
+        (("warmup_epochs",), "another schedule than one-cycle", config.schedule != "one-cycle"),
+        (("stop_on",), "patience above 0", config.patience > 0),
+        (("rand_magnitude",), "rand_augment above 0", _ever(config, "rand_augment")),
+        (_TRAINING, f"train all or head, not {train}", train != "none"),
+        (("layer_decay",), f"stages to decay over, not train {train}", train not in ("head", "none")),
+    ):
+        ignored = [] if fits else [name for name in names if not _is_default(config, name)]
+        if ignored:
+            value = getattr(config, ignored[0])
+            raise ValueError(f"{ignored[0]} {value} needs {needed}, and would be ignored; leave it out")
+
+
+_TRAINING = (
+    "epochs", "lr", "optimizer", "weight_decay", "momentum", "schedule", "warmup_epochs", "step_epochs", "step_factor",
+    "clip_norm", "accumulate", "ema", "patience", "stop_on", "repeat_below", "thin", "limit", "shuffle", "crop",
+    "augment", "rand_augment", "rand_magnitude", "mixup", "cutmix", "label_smoothing",
+)  # fmt: skip  # what a network that is not trained has no use for
+
+
+def _is_default(config: FitSettings, name: str) -> bool:
+    """Whether a setting has its default, or a value that says that there is nothing of the kind."""
+    value = getattr(config, name)
+    nothing: dict[str, Any] = {"ema": 0.0, "epochs": 1, "weight_decay": 0.0}
+    return bool(value == type(config).model_fields[name].default or value == nothing.get(name, object()))
+
+
+def _ever(config: FitSettings, name: str) -> bool:
+    """Whether a setting that can change is above 0 in some epoch."""
+    return bool(getattr(config, name)) or any(changed.get(name) for changed in config.changes.values())
 
 
 class TrainConfig(ModelSettings, FitSettings, RunSettings):
@@ -249,7 +318,7 @@ class TrainConfig(ModelSettings, FitSettings, RunSettings):
 
     cross_validate: bool = setting(
         False, "Train on all folds of the shards but one in turn, and measure each by the model of the others",
-        cli="flag",
+        cli="flag", group="data",
     )  # fmt: skip
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ DEFAULT_SPACE = {
 # Settings that all trials share: the data, where and how long they run, and by what they are compared.
 _NOT_DRAWN = (
     "address", "workers", "fresh", "name", "runs", "shards", "fold", "cross_validate", "epochs", "objective", "doctor",
-    "min_workers", "max_failures", "checkpoint_copy", "checkpoint_minutes", "changes",
+    "min_workers", "max_failures", "checkpoint_copy", "checkpoint_minutes", "changes", "keep_epoch",
 )  # fmt: skip
 _SCHEDULED = {"grace_epochs": 1, "reduction_factor": 3}
 _TRIED = 50  # draws that are made before a search begins, to see that they make sense
@@ -35,25 +35,30 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
     """Search architecture, loss, weighting, thresholds or any other setting of mlic train; weak trials stop early."""
 
     num_samples: int | None = setting(
-        None, "Number of trials, which may grow later; default: 10, or all of a grid", cli="flag", ge=1, place=True
+        None,
+        "Number of trials, which may grow later; default: 10, or all of a grid",
+        cli="flag",
+        group="optimisation",
+        ge=1,
+        place=True,
     )
     budget: Seconds | None = setting(
         None, "Time after which no epoch is begun, such as 4h or 30m; a search that goes on goes on counting",
-        cli="flag", place=True,
+        cli="flag", group="optimisation", place=True,
     )  # fmt: skip
     space: dict[str, Dimension] = setting(
         DEFAULT_SPACE, "What settings are drawn from: choice, grid, uniform, loguniform, int or logint, and when"
     )
     searcher: Literal["random", "grid", "tpe"] = setting(
-        "random", "How trials are drawn; tpe learns from those before (needs optuna)", cli="flag"
+        "random", "How trials are drawn; tpe learns from those before (needs optuna)", cli="flag", group="optimisation"
     )
     scheduler: Literal["asha", "hyperband", "median", "pbt", "none"] = setting(
         "asha", "How weak trials are stopped early; pbt: they take over the best ones, and change settings on the way",
-        cli="flag",
+        cli="flag", group="optimisation",
     )  # fmt: skip
     cross_validate: bool = setting(
         False, "Train each trial on all folds of the shards but one in turn, and compare the means over the folds",
-        cli="flag",
+        cli="flag", group="data",
     )  # fmt: skip
     grace_epochs: int = setting(
         _SCHEDULED["grace_epochs"], "Epochs that every trial may run; with pbt, those between two exchanges", ge=1
@@ -64,24 +69,24 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         ge=2,
     )
     workers_per_trial: int = setting(
-        1, "Workers that train a trial together, over several nodes perhaps", cli="flag", ge=1
+        1, "Workers that train a trial together, over several nodes perhaps", cli="flag", group="resources", ge=1
     )
     cpus_per_trial: float | None = setting(
         None, "CPUs of a trial, or of each of its workers; default: 1, or what there are for its share of a GPU",
-        cli="flag", gt=0,
+        cli="flag", group="resources", gt=0,
     )  # fmt: skip
     gpus_per_trial: float | None = setting(
         None, "GPUs of a trial, or of each of its workers; a share of one is fine; default: 1 where there are any",
-        cli="flag", ge=0,
+        cli="flag", group="resources", ge=0,
     )  # fmt: skip
     confirm: int = setting(
         0, "Train the winner, the runner-up and what mlic train does by itself again from so many other seeds, and "
         "say whether the winner is surely better",
-        cli="flag", ge=0, le=50, place=True,
+        cli="flag", group="optimisation", ge=0, le=50, place=True,
     )  # fmt: skip
     ensemble: int = setting(
         0, "Make one more model, RUN/ensemble, of the best so many trials: its scores are the means of theirs; 0: none",
-        cli="flag", ge=0, place=True,
+        cli="flag", group="model", ge=0, place=True,
     )  # fmt: skip
     keep: int = setting(3, "Trials, the best ones, whose checkpoints are kept; as many as an ensemble has, at least",
                         ge=1)  # fmt: skip
@@ -101,6 +106,8 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
             raise ValueError(f"grace_epochs is {self.grace_epochs}, more than epochs, which is {self.epochs}")
         if self.cross_validate and self.fold is not None:
             raise ValueError("cross_validate goes over all folds; leave fold out")
+        if self.confirm == 1:
+            raise ValueError("confirm 1 says nothing of how far apart two seeds are; give it 2 seeds or more, or 0")
         if self.ensemble == 1 or (self.ensemble and self.cross_validate):
             raise ValueError(
                 "ensemble averages models that share a validation split; leave cross_validate out"

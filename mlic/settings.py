@@ -51,13 +51,45 @@ def build(model: type[M], *layers: Mapping[str, Any]) -> M:
     known = list(model.model_fields)
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(sorted(known))}."
+            near = near_setting(str(key), known)
+            hint = f"did you mean {near}?" if near else f"the settings are {', '.join(sorted(known))}."
             raise ConfigError(f"unknown setting {str(key)!r}.", hint)
     try:
         return model(**values)
     except ValidationError as error:
         raise _as_config_error(model, values, error) from None
+
+
+# What settings are called elsewhere.
+_ALSO_CALLED = {
+    "learning_rate": "lr", "learningrate": "lr", "batch": "batch_size", "batchsize": "batch_size", "bs": "batch_size",
+    "model": "arch", "architecture": "arch", "backbone": "arch", "net": "arch", "network": "arch",
+    "num_epochs": "epochs", "n_epochs": "epochs", "max_epochs": "epochs", "optim": "optimizer",
+    "optimiser": "optimizer", "wd": "weight_decay", "decay": "weight_decay", "criterion": "loss",
+    "scheduler": "schedule", "lr_scheduler": "schedule", "warmup": "warmup_epochs", "img_size": "image_size",
+    "imgsz": "image_size", "input_size": "image_size", "resolution": "image_size", "size": "image_size",
+    "early_stopping": "patience", "early_stop": "patience", "metric": "objective", "monitor": "objective",
+    "pretrained": "weights", "checkpoint": "weights", "resume": "weights", "pos_weight": "pos_weight_power",
+    "class_weights": "pos_weights", "num_workers": "workers", "n_workers": "workers", "nproc": "workers",
+    "n_trials": "num_samples", "trials": "num_samples", "num_trials": "num_samples", "samples": "num_samples",
+    "unlabeled": "unlabelled", "unlabeled_label": "unlabelled_label", "output": "out", "output_dir": "out",
+    "out_dir": "out", "dest": "out", "annotations": "labels", "label_dir": "labels", "val_split": "split",
+    "thresholds": "threshold_policy", "random_seed": "seed", "random_state": "seed", "grayscale": "color",
+    "colour": "color", "amp": "precision", "mixed_precision": "precision", "fp16": "precision",
+    "label_smooth": "label_smoothing", "grad_clip": "clip_norm", "max_grad_norm": "clip_norm", "run": "name",
+    "run_name": "name", "experiment": "name", "normalisation": "normalization", "normalize": "normalization",
+    "max_samples": "limit", "subset": "limit", "hyperparameters": "space", "search_space": "space", "force": "fresh",
+    "overwrite": "fresh", "restart": "fresh",
+}  # fmt: skip
+
+
+def near_setting(name: str, known: Sequence[str]) -> str | None:
+    """The setting, of those that are known, that a name for it probably means."""
+    plain = name.strip("-").replace("-", "_").lower()
+    meant = _ALSO_CALLED.get(plain)
+    if meant in known:
+        return meant
+    return next(iter(difflib.get_close_matches(plain, known, n=1, cutoff=0.5)), None)
 
 
 def _as_config_error(model: type[BaseModel], values: Mapping[str, Any], error: ValidationError) -> ConfigError:
@@ -79,7 +111,7 @@ def _as_config_error(model: type[BaseModel], values: Mapping[str, Any], error: V
     if where:
         given = first["input"]
         text = f"{_named(first, values)}: {what[0].lower()}{what[1:]}" + (
-            "" if repr(given) in what else f", not {given!r}"
+            "" if repr(given) in what or ", not " in what else f", not {given!r}"
         )
     else:
         text = what
@@ -170,8 +202,11 @@ def read_sets(sets: Sequence[str]) -> dict[str, Any]:
             value = raw
         *parents, leaf = key.strip().split(".")
         into = values
-        for parent in parents:
+        for depth, parent in enumerate(parents, 1):
             into = into.setdefault(parent, {})
+            if not isinstance(into, dict):
+                whole = ".".join(parents[:depth])
+                raise ConfigError(f"--set {text}: {whole} is {into!r}, which has no parts.", f"set {whole} once.")
         into[leaf] = value
     return values
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 Operation = Literal["rotate", "shift", "flip", "erase", "brightness", "contrast"]
-Distortion = Literal["rotate", "shift", "brightness", "contrast", "saturation", "invert", "erase"]
+Distortion = Literal["rotate", "shift", "brightness", "contrast", "saturation", "invert", "erase", "hue"]
 Loss = Literal["bce", "class-balanced", "focal", "asymmetric", "soft-margin", "mse", "l1", "softmax"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 WEIGHTED: tuple[Loss, ...] = ("bce", "class-balanced", "focal", "asymmetric")  # by weights of positives

@@ -73,8 +73,10 @@ def test_draws_belong_to_the_image_and_the_epoch() -> None:
 def test_amounts_that_make_no_sense() -> None:
     with pytest.raises(ValueError, match=r"augment\.erase should be from 0 to 1, not 2"):
         TrainConfig(shards="s", augment={"erase": 2})
-    with pytest.raises(ValueError, match="leave augment out"):
-        TrainConfig(shards="s", augment={"erase": 0.5}, train="head")
+    with pytest.raises(ValueError, match=r"augment\.hue should be from 0 to 0\.5, not 0\.6"):
+        TrainConfig(shards="s", augment={"hue": 0.6})
+    with pytest.raises(ValueError, match="augment .* needs train all or head, not none"):
+        TrainConfig(shards="s", augment={"erase": 0.5}, train="none")
 
 
 def test_mixed_targets_have_the_shares_of_the_mixed_images() -> None:

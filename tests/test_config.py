@@ -8,6 +8,7 @@ import pytest
 
 from mlic.config import (
     DemoConfig,
+    DoctorConfig,
     EvaluateConfig,
     NoiseConfig,
     PackConfig,
@@ -39,8 +40,14 @@ def test_unknown_key_names_the_nearest() -> None:
 
 
 def test_missing_argument_says_which() -> None:
-    with pytest.raises(ConfigError, match="shards is not given"):
-        build(TrainConfig)
+    with pytest.raises(ConfigError, match="images is not given"):
+        build(PackConfig)
+
+
+@pytest.mark.parametrize("model", [TrainConfig, TuneConfig, NoiseConfig, DoctorConfig])
+def test_shards_are_where_pack_writes_them(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert build(model).shards == tmp_path / "shards" == PackConfig(images="i", labels="l").out
 
 
 @pytest.mark.parametrize(
@@ -165,9 +172,18 @@ def test_weights_are_a_word_or_an_absolute_path() -> None:
         (TrainConfig, {"loss": "l1", "pos_weight_by_min": True}, "the loss l1 does not weight positives"),
         (TrainConfig, {"loss": "class-balanced", "pos_weight_power": 1.0}, "has weights of its own"),
         (TrainConfig, {"loss": "softmax", "label_smoothing": 0.1}, "has no targets to smooth"),
-        (NoiseConfig, {"train": "head", "cutmix": 1.0}, "leave cutmix out"),
-        (TrainConfig, {"train": "head", "rand_augment": 2}, "leave rand_augment out"),
-        (TrainConfig, {"train": "head", "layer_decay": 0.5}, "no stages to decay over; leave layer_decay out"),
+        (NoiseConfig, {"train": "none", "cutmix": 1.0}, "cutmix 1.0 needs train all or head, not none"),
+        (TrainConfig, {"train": "none", "rand_augment": 2}, "rand_augment 2 needs train all or head, not none"),
+        (TrainConfig, {"train": "none", "repeat_below": 0.1}, "repeat_below 0.1 needs train all or head"),
+        (TrainConfig, {"train": "none", "ema": 0.9}, "ema 0.9 needs train all or head"),
+        (TrainConfig, {"train": "none", "epochs": 7}, "epochs 7 needs train all or head"),
+        (TrainConfig, {"train": "head", "layer_decay": 0.5}, "layer_decay 0.5 needs stages to decay over"),
+        (TrainConfig, {"momentum": 0.8}, "momentum 0.8 needs optimizer sgd or rmsprop, and would be ignored"),
+        (TrainConfig, {"step_factor": 0.5}, "step_factor 0.5 needs schedule step"),
+        (NoiseConfig, {"step_epochs": 3, "schedule": "cosine"}, "step_epochs 3 needs schedule step"),
+        (TrainConfig, {"warmup_epochs": 1}, "warmup_epochs 1.0 needs another schedule than one-cycle"),
+        (TrainConfig, {"stop_on": "val/f1_micro"}, "stop_on val/f1_micro needs patience above 0"),
+        (TrainConfig, {"rand_magnitude": 5}, "rand_magnitude 5 needs rand_augment above 0"),
         (TrainConfig, {"loss": "l1", "pos_weights": {"a": 2}}, "the loss l1 does not weight positives"),
         (TrainConfig, {"thin_labels": "a"}, "thin is 0; give thin a probability"),
         (TrainConfig, {"train": 0}, "train should be all, head, none or a number of stages, not 0"),
@@ -181,3 +197,26 @@ def test_settings_that_would_be_ignored(model: Any, values: dict[str, Any], word
     shards = {} if model is ThresholdConfig else {"shards": "s"}
     with pytest.raises(ConfigError, match=words):
         build(model, {**shards, **values})
+
+
+def test_settings_that_are_used_are_taken() -> None:
+    for values in (
+        {"momentum": 0.8, "optimizer": "sgd"}, {"step_factor": 0.5, "schedule": "step"},
+        {"warmup_epochs": 1, "schedule": "cosine"}, {"stop_on": "val/map", "patience": 2},
+        {"rand_magnitude": 5, "changes": {2: {"rand_augment": 1}}}, {"train": "none", "ema": 0.0},
+        {"train": "head", "augment": {"rotate": 25}}, {"momentum": 0.9},
+    ):  # fmt: skip
+        build(TrainConfig, values)
+
+
+def test_a_setting_and_a_part_of_it_cannot_both_be_set() -> None:
+    for sets in (["lr=1", "lr.x=2"], ["augment.hue=0.1", "augment=3", "augment.hue=0.2"]):
+        with pytest.raises(ConfigError, match=r"(lr|augment) is .*, which has no parts"):
+            read_sets(sets)
+    assert read_sets(["augment.hue=0.1", "augment.rotate=5"]) == {"augment": {"hue": 0.1, "rotate": 5}}
+
+
+def test_a_wrong_value_is_said_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(TuneConfig, {"space": {"lr": {"uniform": [1, 0]}}})
+    assert caught.value.message.count("not ") == 1

@@ -217,7 +217,7 @@ def test_crops_show_that_part_with_and_without_the_cache(tmp_path: Path) -> None
     for cached in (False, True):
         with ShardReader(split, prep) as reader:
             assert reader.use_cache(1.0, 1, tmp_path / "cache") if cached else True
-            (batch,) = reader.batches([np.array([0])], 1, np.array([[0.25, 0.5, 0.75, 1.0]]), 56)
+            (batch,) = reader.batches([np.array([0])], 1, [np.array([[0.25, 0.5, 0.75, 1.0]])], 56)
         found.append(batch.images)
     assert found[0].equal(found[1])
     assert found[0].shape == (1, 56, 56, 3)

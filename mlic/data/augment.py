@@ -64,7 +64,8 @@ def distortions(num_samples: int, augment: Mapping[Distortion, float], seed: int
     """What an epoch does to each image (N, ...), by operation; each has a stream of numbers of its own.
 
     rotate: up to so many degrees either way. shift: up to so much of the side. brightness, contrast, saturation: times
-    1 - x to 1 + x, as torchvision's ColorJitter. invert: with this probability. erase: with this probability, a
+    1 - x to 1 + x, and hue: by up to so much of the colour circle either way, as torchvision's ColorJitter. invert:
+    with this probability. erase: with this probability, a
     rectangle of 2 to 33% of the area, as in Zhong et al., Random Erasing Data Augmentation (2020).
     """
     drawn: dict[str, Array] = {}
@@ -75,6 +76,8 @@ def distortions(num_samples: int, augment: Mapping[Distortion, float], seed: int
         rng = np.random.default_rng([seed, epoch, 20 + number])
         if name in ("brightness", "contrast", "saturation"):
             drawn[name] = rng.uniform(max(0.0, 1 - amount), 1 + amount, num_samples)
+        elif name == "hue":
+            drawn[name] = rng.uniform(-amount, amount, num_samples)
         elif name == "rotate":
             drawn[name] = np.deg2rad(rng.uniform(-amount, amount, num_samples))
         elif name == "shift":
@@ -103,6 +106,8 @@ def distort(images: torch.Tensor, index: Array, drawn: Mapping[str, Array]) -> t
         found = torch.lerp(grey.expand_as(found), found, _each(mine["contrast"])).clamp_(0, 1)
     if "saturation" in mine and found.shape[1] == 3:
         found = torch.lerp(_grey(found).expand_as(found), found, _each(mine["saturation"])).clamp_(0, 1)
+    if "hue" in mine and found.shape[1] == 3:
+        found = _hue_turned(found, mine["hue"])
     if "invert" in mine:
         found = torch.where(_each(mine["invert"]) > 0, 1 - found, found)
     if "erase" in mine:
@@ -165,6 +170,20 @@ def _moved(images: torch.Tensor, mine: Mapping[str, torch.Tensor]) -> torch.Tens
     rows = [torch.stack([cosine, -sine, shift[:, 0]], dim=1), torch.stack([sine, cosine, shift[:, 1]], dim=1)]
     grid = functional.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _hue_turned(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Images float (B, 3, H, W) with their hue turned by shares (B,) of the circle; grey stays grey."""
+    high, where = images.max(dim=1)
+    low = images.amin(dim=1)
+    span = high - low
+    safe = torch.where(span > 0, span, torch.ones_like(span))
+    red, green, blue = images.unbind(dim=1)
+    sides = torch.stack([(green - blue) / safe, 2 + (blue - red) / safe, 4 + (red - green) / safe], dim=1)
+    sixth = sides.gather(1, where[:, None])[:, 0] + 6 * turns.view(-1, 1, 1)
+    # Each channel as a function of the hue in sixths of the circle (Smith, Color Gamut Transform Pairs, 1978).
+    place = (torch.tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1) + sixth[:, None]) % 6
+    return high[:, None] - span[:, None] * torch.minimum(place, 4 - place).clamp(0, 1)
 
 
 def _within(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -108,13 +108,13 @@ class ShardReader:
         self,
         batches: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]],
         threads: int,
-        crops: np.ndarray[Any, Any] | None = None,
+        crops: Sequence[np.ndarray[Any, Any] | None] | None = None,
         size: int = 0,
     ) -> Iterator[Batch]:
         """Load batches of sample numbers in their order, decoding ahead in `threads` threads, or in this one with 0.
 
-        With `crops` (N, 4), top, left, bottom and right of each sample of the split in shares of its sides, that part
-        of each image is resized to `size` pixels.
+        With `crops`, (B, 4) for each batch, top, left, bottom and right in shares of an image's sides, that part of
+        each image is resized to `size` pixels.
         """
         if self._decoded is None:
             for i in {int(s) for batch in batches for s in self._split.shard[batch]} - self._files.keys():
@@ -123,7 +123,9 @@ class ShardReader:
             # Copying decoded images takes less than handing them from one core to another.
             yield from (self._load(index, None, size) for index in batches)
             return
-        yield from ahead(lambda index: self._load(index, crops, size), batches, threads)
+        boxes = [None] * len(batches) if crops is None else crops
+        asked = list(zip(batches, boxes, strict=True))
+        yield from ahead(lambda pair: self._load(pair[0], pair[1], size), asked, threads)
 
     def _load(
         self, index: np.ndarray[tuple[int], np.dtype[np.int64]], crops: np.ndarray[Any, Any] | None, size: int
@@ -136,7 +138,7 @@ class ShardReader:
             decoded, bad = decode_batch(self._readers(index), self._preprocessing, images.MAX_PIXELS)
             pixels = torch.from_numpy(decoded)
         if crops is not None:
-            pixels = _cropped(pixels, crops[index], size)
+            pixels = _cropped(pixels, crops, size)
         targets = split.targets[index]
         for row in bad:
             targets[row] = -1

@@ -11,8 +11,9 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from mlic.errors import DataError
 from mlic.values import Location
 
 INDEX, TABLE = "index.json", "samples.parquet"
+_NUMBERED = re.compile(r"^(.*?)(\d+)$", re.DOTALL)
 _BLOCK, _RECORD = 512, 2048  # of a tar; and what is read at once for a sample's record
 
 Array = np.ndarray[Any, Any]
@@ -82,6 +84,13 @@ class Split:
                     raise images.BadImage(error.strerror or "cannot be read") from None
 
             yield read
+
+
+def natural_order(keys: Sequence[str]) -> Array:
+    """The order int64 (N,) of keys as a person sorts them: by name, and by number where names end in one."""
+    parts = [_NUMBERED.match(key) for key in keys]
+    named = [(match[1], int(match[2])) if match else (key, -1) for key, match in zip(keys, parts, strict=True)]
+    return np.array(sorted(range(len(keys)), key=named.__getitem__), dtype=np.int64)
 
 
 def read_index(folder: Location) -> dict[str, Any]:

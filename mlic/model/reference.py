@@ -6,7 +6,7 @@ What a report leaves open is an argument with a default, and so an option of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -38,7 +38,10 @@ def a_cnn2(num_labels: int, channels: int, image_size: int, hidden: float = 128,
 
 
 def a_cnn3(num_labels: int, channels: int, image_size: int, hidden: float = 128, dropout: float = 0.0) -> nn.Module:
-    """System A, CNN3: five convolutions of 6, 6, 12, 24 and 48 channels, each pooled, the last two by one pixel."""
+    """System A, CNN3: five convolutions of 6, 6, 12, 24 and 48 channels, each pooled, the last two by one pixel.
+
+    A gives it "the same amount of hidden layers" as CNN1 and CNN2: one.
+    """
     plan = ((6, 3, 2), (6, 2, 2), (12, 2, 2), (24, 3, 1), (48, 2, 1))
     return _a_cnn(num_labels, channels, image_size, plan, hidden, dropout)
 
@@ -64,41 +67,50 @@ def b_final(num_labels: int, channels: int, image_size: int, hidden: float = 256
 
 
 def b_drawn(
-    num_labels: int,
-    channels: int,
-    image_size: int,
-    convs: float = 3,
-    denses: float = 1,
-    dropout: float = 0.5,
-    **layers: float,
+    num_labels: int, channels: int, image_size: int, convs: float = 3, denses: float = 1, **layers: float
 ) -> nn.Module:
     """System B, what its random search draws from, layer by layer.
 
     Layer i of the `convs` convolutions has `width_i`, `kernel_i`, `tanh_i` (1, else ReLU), `norm_i` (batch norm) and
-    `pool_i` (0: none, 1: max, 2: average); layer i of the `denses` dense ones has `hidden_i`. B does not tell its
-    ranges; the defaults are those of its best net.
+    `pool_i` (0: none, 1: max, 2: average); layer i of the `denses` dense ones has `hidden_i`, `dropout_i` and
+    `dense_tanh_i`. B does not tell its ranges; without options it is the best net of that search, `b-baseline`.
     """
     known = {f"{what}_{i}" for what in _DRAWN for i in range(1, _MOST_DRAWN + 1)}
     odd = next((name for name in layers if name not in known), None)
     if odd is not None:
         raise ValueError(f"there is no option {odd}")
+    drawn = {"width_2": 64.0, **layers}
+    own = [{what: drawn.get(f"{what}_{i}", usual) for what, usual in _DRAWN.items()} for i in range(1, _MOST_DRAWN + 1)]
     net: list[nn.Module] = []
     before = channels
-    for i in range(1, int(convs) + 1):
-        own = {what: int(layers.get(f"{what}_{i}", default)) for what, default in _DRAWN.items()}
-        net.append(nn.Conv2d(before, own["width"], own["kernel"], padding="same"))
-        net.append(nn.Tanh() if own["tanh"] else nn.ReLU())
-        if own["norm"]:
-            net.append(nn.BatchNorm2d(own["width"]))
-        if own["pool"]:
-            net.append(nn.MaxPool2d(2) if own["pool"] == 1 else nn.AvgPool2d(2))
-        before = own["width"]
-    hidden = [int(layers.get(f"hidden_{i}", _DRAWN["hidden"])) for i in range(1, int(denses) + 1)]
-    return _with_head(net, num_labels, channels, image_size, hidden, dropout)
+    for layer in own[: int(convs)]:
+        net += _drawn_conv(before, layer)
+        before = int(layer["width"])
+    net.append(nn.Flatten())
+    before = _flat_size(nn.Sequential(*net), channels, image_size)
+    for layer in own[: int(denses)]:
+        dense = _truncated(nn.Linear(before, int(layer["hidden"])))
+        net += [dense, nn.Tanh() if layer["dense_tanh"] else nn.ReLU(), nn.Dropout(layer["dropout"])]
+        before = dense.out_features
+    return nn.Sequential(*net, nn.Linear(before, num_labels))
 
 
-_DRAWN = {"width": 32, "kernel": 3, "tanh": 0, "norm": 1, "pool": 1, "hidden": 128}
+# What a layer has where nothing is drawn for it, but the second convolution, which has 64 channels.
+_DRAWN = {
+    "width": 32, "kernel": 3, "tanh": 0, "norm": 1, "pool": 1, "hidden": 128, "dropout": 0.5, "dense_tanh": 0,
+}  # fmt: skip
 _MOST_DRAWN = 5  # layers of a kind
+
+
+def _drawn_conv(channels: int, layer: Mapping[str, float]) -> list[nn.Module]:
+    width = int(layer["width"])
+    parts: list[nn.Module] = [nn.Conv2d(channels, width, int(layer["kernel"]))]
+    parts.append(nn.Tanh() if layer["tanh"] else nn.ReLU())
+    if layer["norm"]:
+        parts.append(nn.BatchNorm2d(width))
+    if layer["pool"]:
+        parts.append(nn.MaxPool2d(2) if layer["pool"] == 1 else nn.AvgPool2d(2))
+    return parts
 
 
 def c_1(
@@ -141,7 +153,7 @@ def c_dummy(num_labels: int, channels: int, image_size: int) -> nn.Module:
 def d_cnn(num_labels: int, channels: int, image_size: int, hidden: float = 1000, dropout: float = 0.2) -> nn.Module:
     """System D, own CNN: conv 16 and 32 (3x3), each with ReLU, 2x2 pooling and dropout, dense 1000.
 
-    D pads the first by one pixel and says nothing of the second.
+    D pads the first by one pixel and says nothing of the second. It speaks of 3 layers and tells of two convolutions.
     """
     layers: list[nn.Module] = [
         nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Dropout(dropout),
@@ -186,7 +198,7 @@ def _b(
 ) -> nn.Module:
     """Convolutions of 3x3 with ReLU and batch norm, the first `pooled` with 2x2 pooling, and one dense layer.
 
-    B was written in Keras, where convolutions pad nothing by default and a truncated normal has a deviation of 0.05.
+    B was written in Keras, where convolutions pad nothing by default.
     """
     layers: list[nn.Module] = []
     for i, (before, after) in enumerate(pairwise((channels, *widths))):
@@ -194,10 +206,15 @@ def _b(
         if i < pooled:
             layers.append(nn.MaxPool2d(2))
     net = _with_head(layers, num_labels, channels, image_size, (int(hidden),), dropout)
-    dense = next(module for module in net.modules() if isinstance(module, nn.Linear))
+    _truncated(next(module for module in net.modules() if isinstance(module, nn.Linear)))
+    return net
+
+
+def _truncated(dense: nn.Linear) -> nn.Linear:
+    """The layer, begun as Keras' truncated normal does it, with a deviation of 0.05."""
     nn.init.trunc_normal_(dense.weight, std=0.05, a=-0.1, b=0.1)
     nn.init.zeros_(dense.bias)
-    return net
+    return dense
 
 
 def _with_head(

@@ -20,7 +20,7 @@ NETS: dict[str, tuple[reference.Builder, Color]] = {"small": (small.small, "rgb"
 TIMM = "timm/"
 HEAD_OPTIONS = ("head_hidden", "head_decoder", "head_dropout")
 _POOLS = ("SelectAdaptivePool2d",)  # of timm
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def default_color(arch: str) -> Color:
@@ -138,11 +138,11 @@ def from_head(model: nn.Module, head: nn.Module) -> nn.Module:
 def normalization(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of the red, green and blue that an architecture's published weights were trained on."""
     if not arch.startswith(TIMM):
-        return _IMAGENET
+        return IMAGENET
     import timm
 
     published = timm.get_pretrained_cfg(arch.removeprefix(TIMM))
-    return _IMAGENET if published is None else (tuple(published.mean), tuple(published.std))
+    return IMAGENET if published is None else (tuple(published.mean), tuple(published.std))
 
 
 def weights_url(arch: str) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
 import resource
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ from mlic.cluster.shares import Cluster, task_share
 from mlic.config import DoctorConfig
 from mlic.data import features as features_of
 from mlic.data import images, storage
-from mlic.data.shards import Split, check_sizes, read_index, read_sample, read_split, read_table
+from mlic.data.shards import Split, check_sizes, natural_order, read_index, read_sample, read_split, read_table
 from mlic.errors import DataError, MlicError
 from mlic.schema import Model
 from mlic.score.alignment import Alignment, Stretch, doubtful, probe, stretches
@@ -37,7 +36,6 @@ _CONSTANT_SHARE = 0.01
 _LISTED = 5
 _MISSING_SHARE = 0.005
 _KEPT = "doctor.json"
-_NUMBERED = re.compile(r"^(.*?)(\d+)$", re.DOTALL)
 
 
 class Check(Model):
@@ -106,7 +104,7 @@ def _look(config: DoctorConfig, index: dict[str, Any], cluster: Cluster) -> list
     """The checks that need the images themselves."""
     split = read_split(config.shards, "train" if index["splits"].get("train", {}).get("samples") else None)
     chosen = np.random.default_rng([config.seed, 8]).permutation(len(split))[: config.max_samples]
-    chosen = chosen[_natural_order([split.key(i) for i in chosen])]
+    chosen = chosen[natural_order([split.key(i) for i in chosen])]
     split = split.take(chosen)
     found, differ = _features(split, cluster, config)
     bad = np.isnan(found[:, 0])
@@ -119,13 +117,6 @@ def _look(config: DoctorConfig, index: dict[str, Any], cluster: Cluster) -> list
         text = f"labels that agree least with their images: {', '.join(worst)}"
         checks.append(Check(name="doubtful", status="note", text=text))
     return [*checks, _records(differ, split), _pixels(features, bad)]
-
-
-def _natural_order(keys: Sequence[str]) -> np.ndarray[Any, Any]:
-    """The order of label files: by name, and by number where the names are numbered."""
-    parts = [_NUMBERED.match(key) for key in keys]
-    named = [(match[1], int(match[2])) if match else (key, -1) for key, match in zip(keys, parts, strict=True)]
-    return np.array(sorted(range(len(keys)), key=named.__getitem__), dtype=np.int64)
 
 
 def _features(split: Split, cluster: Cluster, config: DoctorConfig) -> tuple[np.ndarray[Any, Any], list[int]]:

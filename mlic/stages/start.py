@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import nn
 
 from mlic.config import Preprocessing, TrainConfig
-from mlic.data.shards import Split
+from mlic.data.shards import Split, read_split
 from mlic.errors import ConfigError
 from mlic.fitting import FitSettings
 from mlic.model import depth, losses, weights, zoo
+from mlic.score import metrics
 from mlic.values import WEIGHTED
+
+_NORMALIZATIONS = {"imagenet": zoo.IMAGENET, "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
+
+
+def train_split(config: TrainConfig, checked: bool = False) -> Split:
+    """The samples that a configuration trains on: the training split, or as many of it as it is limited to."""
+    split = read_split(config.shards, "train", config.fold, checked=checked)
+    if config.limit is None or config.limit >= len(split):
+        return split
+    rows = np.random.default_rng([config.seed, 18]).permutation(len(split))[: config.limit]
+    return dataclasses.replace(split.take(np.sort(rows)), name=f"{split.name} {config.limit} {config.seed}")
+
+
+def has_fixed_features(config: TrainConfig) -> bool:
+    """Whether a head alone is trained, on what a frozen backbone gives for each image: the same in every epoch."""
+    changes = config.augment or config.rand_augment or config.mixup or config.cutmix or config.crop < 1
+    return config.train == "head" and not changes
 
 
 def preprocessing(config: TrainConfig) -> Preprocessing:
     """The preprocessing that a configuration asks for."""
     color = zoo.default_color(config.arch) if config.color == "auto" else config.color
-    mean, std = zoo.normalization(config.arch)
+    mean, std = _NORMALIZATIONS.get(config.normalization) or zoo.normalization(config.arch)
     if color == "gray":
         mean, std = (sum(mean) / 3,), (sum(std) / 3,)
     return Preprocessing(image_size=config.image_size, color=color, mean=mean, std=std)
@@ -44,7 +64,13 @@ def positive_weights(train: Split, config: TrainConfig) -> torch.Tensor:
 
 
 def check_names(config: FitSettings, labels: tuple[str, ...]) -> None:
-    """Raise ConfigError when settings of a fit name labels that the shards do not have."""
+    """Raise ConfigError when settings of a fit name labels that the shards do not have, or no metric of an epoch."""
+    metric = config.stop_on.removeprefix("val/")
+    known = ("loss", *metrics.DECISION_METRICS, *metrics.SCORE_METRICS)
+    if metric not in known:
+        near = difflib.get_close_matches(metric, known, n=1, cutoff=0.5)
+        hint = f"did you mean val/{near[0]}?" if near else f"there are {', '.join(f'val/{name}' for name in known)}."
+        raise ConfigError(f"stop_on names {config.stop_on!r}, which is no metric of an epoch.", hint)
     _check_labels("pos_weights", config.pos_weights, labels)
     _check_labels("thin_labels", config.thin_labels, labels)
 

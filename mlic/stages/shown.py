@@ -1,0 +1,83 @@
+"""What an epoch shows: the training samples in their order, and what is drawn at random for each time one is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlic.data import sampling
+from mlic.data.augment import crops, distort, distortions, mirrors, rand_augment
+from mlic.data.loader import train_batches
+from mlic.data.shards import Split, natural_order
+from mlic.fitting import FitSettings
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An epoch of S entries. `samples` int64 (S,) are their numbers in the split.
+
+    What is drawn for entry i lies at `draws[i]` of the drawn arrays. For a sample's first time that is its own number,
+    whatever else the epoch shows; when a sample is shown again, it is a number above all samples'.
+    """
+
+    samples: Array
+    draws: Array
+    mirrored: torch.Tensor | None
+    parts: Array | None
+    distorted: Mapping[str, Array]
+    config: FitSettings
+    epoch: int
+
+    def batches(self, rank: int, world_size: int) -> list[tuple[Array, Array]]:
+        """The entries of each batch: this rank's, and those of all ranks."""
+        return train_batches(np.arange(len(self.samples)), self.config.batch_size, rank, world_size)
+
+    def mirror(self, entries: Array) -> torch.Tensor | None:
+        """Which of some entries are mirrored, bool (B,); None where none is."""
+        return None if self.mirrored is None else self.mirrored[self.draws[entries]]
+
+    def crop(self, entries: Array) -> Array | None:
+        """The part (B, 4) of the image that each of some entries shows; None for whole images."""
+        return None if self.parts is None else self.parts[self.draws[entries]]
+
+    def change(self, images: torch.Tensor, entries: Array) -> torch.Tensor:
+        """Images uint8 (B, H, W, C) of some entries, as augmentation changes them."""
+        config, draws = self.config, self.draws[entries]
+        if self.distorted:
+            images = distort(images, draws, self.distorted)
+        if config.rand_augment:
+            images = rand_augment(images, draws, config.rand_augment, config.rand_magnitude, config.seed, self.epoch)
+        return images
+
+
+def of_epoch(config: FitSettings, split: Split, rates: Array, epoch: int, augmented: bool) -> Shown:
+    """What an epoch shows of a training split whose samples are shown at some `rates` (N,)."""
+    samples = sampling.epoch_order(rates, config.seed, epoch)
+    if not config.shuffle:
+        place = np.empty(len(split), np.int64)
+        place[natural_order(split.keys.to_pylist())] = np.arange(len(split))
+        samples = samples[np.argsort(place[samples], kind="stable")]
+    draws, count = draw_numbers(samples, len(split))
+    return Shown(
+        samples, draws, mirrors(count, config.seed, epoch) if config.hflip and augmented else None,
+        crops(count, config.crop, config.seed, epoch) if config.crop < 1 else None,
+        distortions(count, config.augment, config.seed, epoch) if config.augment else {}, config, epoch,
+    )  # fmt: skip
+
+
+def draw_numbers(samples: Array, count: int) -> tuple[Array, int]:
+    """Where in arrays of random draws each entry (S,) of an epoch finds its own, and how many draws there are.
+
+    The first entry of a sample finds them at the sample's number, below `count`; each further one behind all samples.
+    """
+    order = np.argsort(samples, kind="stable")
+    again = np.diff(samples[order], prepend=-1) == 0
+    draws = np.empty(len(samples), np.int64)
+    draws[order] = np.where(again, count + np.cumsum(again) - 1, samples[order])
+    return draws, count + int(again.sum())
