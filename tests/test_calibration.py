@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
+from mlic.errors import DataError
 from mlic.score import calibration, decision, thresholds
 from mlic.score.calibration import Calibration, logit, sigmoid
 from tests.test_thresholds import cases
@@ -80,9 +81,9 @@ def test_maps_rise_and_survive_json(case: tuple[Array, Array], method: str) -> N
 
 
 def test_auto_stays_off_where_scores_are_right_and_helps_where_not() -> None:
-    chosen = [calibration.choose(*sample(1500, seed), np.ones(3), 0)[0] for seed in range(20)]
+    chosen = [decision.choose(*sample(1500, seed), np.ones(3), 0)[0] for seed in range(20)]
     assert chosen.count("none") >= 17
-    method, losses = calibration.choose(*sample(1500, 1, scale=3.0), np.ones(3), 0)
+    method, losses = decision.choose(*sample(1500, 1, scale=3.0), np.ones(3), 0)
     assert method in ("temperature", "platt")
     assert losses[method] < losses["none"]
 
@@ -100,9 +101,54 @@ def test_brier_is_scikit_learns_and_error_is_the_mean_gap() -> None:
 def test_settled_decisions_are_those_of_calibrated_scores() -> None:
     scores, targets = sample(1200, 8, scale=3.0, shift=1.0)
     settled = decision.settle("global", "auto", scores, targets, np.ones(3), 0)
-    assert settled.calibration.method in ("platt", "isotonic")
+    assert settled.calibration.method == "platt"
     assert np.abs(settled.scores.mean(axis=0) - targets.mean(axis=0)).max() < 0.03
     own = thresholds.decide(settled.calibration.apply(scores), settled.thresholds)
     assert (own == settled.decisions).mean() > 0.97
     plain = decision.settle("global", "none", scores, targets, np.ones(3), 0)
     assert (plain.decisions == thresholds.fit("global", scores, targets, 0).decisions).all()
+
+
+@pytest.mark.parametrize("policy", ["per-label", "global", "joint", "fixed=0.5", "top-k=1"])
+@pytest.mark.parametrize("objective", ["f1_micro", "f1_macro", "map"])
+def test_calibration_never_lowers_the_objective(policy: str, objective: str) -> None:
+    """On few samples, whose scores are off, so that a choice by the log loss alone would change what is decided."""
+    for seed in range(6):
+        scores, targets = sample(80, seed, scale=2.0, shift=1.0)
+        weights = np.array([2.7, 1.0, 2.7])
+        plain, auto = (
+            decision.settle(policy, method, scores, targets, weights, 0, objective) for method in ("none", "auto")
+        )
+        own, chosen = (decision.value_of(objective, s.decisions, s.ranked, targets) for s in (plain, auto))
+        assert chosen >= own
+        if not policy.startswith(("fixed", "top-k")):
+            assert chosen == own, "a strictly rising map decides as the scores do"
+
+
+def test_an_epoch_is_measured_as_its_report_will_be() -> None:
+    scores, targets = sample(150, 3, scale=2.0, shift=0.7)
+    for policy in ("per-label", "fixed=0.4", "cardinality", "top-k=1"):
+        for method in ("auto", "none", "platt", "isotonic"):
+            whole = decision.settle(policy, method, scores, targets, np.ones(3), 5)
+            epoch = decision.decide(policy, method, scores, targets, np.ones(3), 5, "f1_micro")
+            assert (epoch.decisions == whole.decisions).all()
+            assert (epoch.ranked == whole.ranked).all()
+
+
+def test_a_carried_threshold_decides_as_before() -> None:
+    scores, targets = sample(500, 9, scale=2.0, shift=0.5)
+    for method in ("prior", "temperature", "platt"):
+        settled = decision.settle("per-label", method, scores, targets, np.array([3.0, 1.0, 0.5]), 0)
+        plain = thresholds.fit("per-label", scores, targets, 0)
+        new, _ = sample(20_000, 10)
+        before = thresholds.decide(new, plain.thresholds)
+        after = thresholds.decide(settled.calibration.apply(new), settled.thresholds)
+        assert (before != after).mean() < 1e-4
+    assert Calibration().carry(np.array([thresholds.NEVER]))[0] > 1
+
+
+def test_scores_that_are_no_numbers_set_no_thresholds() -> None:
+    scores, targets = sample(60, 1)
+    scores[17, 2] = np.nan
+    with pytest.raises(DataError, match="the first is sample 17"):
+        decision.settle("per-label", "auto", scores, targets, np.ones(3), 0)

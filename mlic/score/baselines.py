@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -74,23 +74,29 @@ def warnings(
     values: Mapping[str, float],
     limits: Mapping[str, tuple[float, float]],
     trivial: Mapping[str, Mapping[str, float]],
+    shown: Collection[str] = metrics.HEADLINES,
 ) -> list[str]:
-    """One sentence for each headline that does not clear its best baseline."""
-    found = []
-    for name in metrics.HEADLINES:
-        if name not in values or not any(name in baseline for baseline in trivial.values()):
-            continue
+    """One sentence about the headlines, of those that are `shown`, that do not clear their best baseline; or none."""
+    names = [
+        name for name in metrics.HEADLINES
+        if name in shown and name in values and any(name in baseline for baseline in trivial.values())
+    ]  # fmt: skip
+    below, unsure = [], []
+    for name in names:
         baseline, best = best_baseline(name, trivial)
+        beside = f"{baseline.replace('_', '-')} {best:.4f}"
         if values[name] <= best:
-            found.append(
-                f"{name} {values[name]:.4f} is not above {baseline.replace('_', ' ')}, which gives {best:.4f}."
-            )
+            below.append(f"{name} {values[name]:.4f} ({beside})")
         elif limits[name][0] <= best:
-            found.append(
-                f"{name} {values[name]:.4f} is not clearly above {baseline.replace('_', ' ')}, which gives {best:.4f}: "
-                f"its interval begins at {limits[name][0]:.4f}."
-            )
-    return found
+            unsure.append(f"{name} {values[name]:.4f}, from {limits[name][0]:.4f} ({beside})")
+    said = []
+    if below:
+        said.append(f"{len(below)} of {len(names)} metrics do not beat a trivial baseline: {', '.join(below)}")
+    if unsure:
+        some = f"{len(unsure)} more" if below else f"{len(unsure)} of {len(names)} metrics"
+        what = "one" if below else "a trivial baseline"
+        said.append(f"{some} do not surely beat {what}: {', '.join(unsure)}")
+    return ["; ".join(said) + "."] if said else []
 
 
 def best_baseline(metric: str, trivial: Mapping[str, Mapping[str, float]]) -> tuple[str, float]:

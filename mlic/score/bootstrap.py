@@ -26,9 +26,11 @@ _AT_ONCE = 50  # resamples
 _LEVEL = 0.95
 
 
-def intervals(decisions: Array, targets: Array, scores: Array | None, resamples: int, seed: int) -> Limits:
+def intervals(
+    decisions: Array, targets: Array, scores: Array | None, resamples: int, seed: int, ranked: Array | None = None
+) -> Limits:  # fmt: skip
     """The 95% percentile interval of every metric of decisions and, where there are any, of scores (N, L)."""
-    return _limits(draws(decisions, targets, scores, resamples, seed))
+    return _limits(draws(decisions, targets, scores, resamples, seed, ranked))
 
 
 def differences(one: Mapping[str, Array], two: Mapping[str, Array]) -> Limits:
@@ -40,8 +42,13 @@ def differences(one: Mapping[str, Array], two: Mapping[str, Array]) -> Limits:
     return _limits({name: one[name] - two[name] for name in one if name in two})
 
 
-def draws(decisions: Array, targets: Array, scores: Array | None, resamples: int, seed: int) -> dict[str, Array]:
-    """Every metric of each resample, arrays (R,); the same images are drawn whatever was decided for them."""
+def draws(
+    decisions: Array, targets: Array, scores: Array | None, resamples: int, seed: int, ranked: Array | None = None
+) -> dict[str, Array]:  # fmt: skip
+    """Every metric of each resample, arrays (R,); the same images are drawn whatever was decided for them.
+
+    `ranked` (N, L) are the scores that order samples within a label, where they are not `scores` themselves.
+    """
     num_labels = targets.shape[1]
     order, starts = _blocks(len(targets), BLOCKS, seed)
     sums = _block_sums(decisions, targets, scores, order, starts)
@@ -52,7 +59,7 @@ def draws(decisions: Array, targets: Array, scores: Array | None, resamples: int
         return drawn
     for i, name in enumerate(ranking.SAMPLE_METRICS):
         drawn[name] = total[:, width + i] / total[:, width - 1]
-    return drawn | _area_draws(scores, targets, resamples, seed)
+    return drawn | _area_draws(scores, scores if ranked is None else ranked, targets, resamples, seed)
 
 
 def _limits(drawn: dict[str, Array]) -> Limits:
@@ -90,7 +97,7 @@ def _weights(count: int, resamples: int, seed: int) -> Iterator[Array]:
         yield np.stack([np.bincount(row, minlength=count) for row in picks]).astype(np.float32)
 
 
-def _area_draws(scores: Array, targets: Array, resamples: int, seed: int) -> dict[str, Array]:
+def _area_draws(scores: Array, ranked: Array, targets: Array, resamples: int, seed: int) -> dict[str, Array]:
     """`map`, `roc_auc` and both over all labels at once, arrays (R,)."""
     num_samples = len(targets)
     order, starts = _blocks(num_samples, _SCORE_BLOCKS, seed)
@@ -103,13 +110,13 @@ def _area_draws(scores: Array, targets: Array, resamples: int, seed: int) -> dic
 
     def of_label(i: int) -> tuple[Array, Array]:
         own = known[:, i]
-        return _binned(scores[own, i], targets[own, i] == 1, block[own], weights, _BINS)
+        return _binned(ranked[own, i], targets[own, i] == 1, block[own], weights, _BINS)
 
     if num_samples > _SCORE_BLOCKS:
         with ThreadPoolExecutor(ranking.THREADS) as pool:
             each = list(pool.map(of_label, range(targets.shape[1])))
     else:
-        each = _exact(scores, targets, resamples, seed)
+        each = _exact(ranked, targets, resamples, seed)
     precision = np.mean([own[0] for own in each], axis=0)
     area = np.array([own[1] for own in each])
     defined = ~np.isnan(area)

@@ -6,7 +6,8 @@ temperature  logit / T for all labels (Guo et al., On Calibration of Modern Neur
 platt        a logit + b for each label (Platt, 1999), with his targets that keep rare labels from the edge
 isotonic     for each label the best rising steps (Zadrozny and Elkan, 2002), interpolated between their middles
 
-Scores become calibrated ones before thresholds are applied. All maps rise, so that no order within a label is turned.
+Scores become calibrated ones before thresholds are applied. All maps rise, so that no order within a label is turned;
+all but isotonic rise strictly.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-METHODS = ("none", "prior", "temperature", "platt", "isotonic")
+STRICT = ("none", "prior", "temperature", "platt")  # those that keep any two scores apart
+METHODS = (*STRICT, "isotonic")
 FOLDS = 5
 _EDGE = 1e-6
 _STEPS = 50  # of Newton's method
 _MOST_SCALE = 100.0
+_SURE = 1.645  # standard errors
 _MIN_POSITIVES = 5  # a label with fewer keeps its scores
-_SURE = 1.645  # standard errors of the gain: better by chance in 5% of cases
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,14 @@ class Calibration:
             ]
             return np.stack(columns, axis=1).astype(np.float32)
         return sigmoid(np.array(self.scale) * logit(scores) + np.array(self.shift)).astype(np.float32)
+
+    def carry(self, thresholds: Array) -> Array:
+        """What thresholds (L,) of a model's own scores become, float32: whatever reached them reaches them still.
+
+        A threshold above all scores stays one.
+        """
+        cuts = np.asarray(thresholds, dtype=np.float32)
+        return np.where(cuts > 1, cuts, self.apply(cuts[None])[0]).astype(np.float32)
 
     def plain(self) -> dict[str, Any]:
         """As values for JSON; `Calibration.read` takes them back."""
@@ -83,31 +93,15 @@ def fit(method: str, scores: Array, targets: Array, weights: Array) -> Calibrati
     raise ValueError(f"unknown calibration {method!r}")
 
 
-def choose(scores: Array, targets: Array, weights: Array, seed: int) -> tuple[str, dict[str, float]]:
-    """The method with the lowest cross-fitted log loss, where that is surely lower than the scores' own; else none.
-
-    Also the mean log loss of each method that was tried.
-    """
-    fold = folds(len(scores), seed)
-    own = _log_losses(scores, targets)
-    losses, best, method = {"none": float(own.mean())}, own, "none"
-    for name in METHODS[1:]:
-        if name == "prior" and np.all(np.asarray(weights) == 1):
-            continue
-        each = np.empty(len(scores))
-        for k in range(FOLDS):
-            held = fold == k
-            fitted = fit(name, scores[~held], targets[~held], weights)
-            each[held] = _log_losses(fitted.apply(scores[held]), targets[held])
-        losses[name] = float(each.mean())
-        if _surely_lower(each, own) and each.mean() < best.mean():
-            best, method = each, name
-    return method, losses
-
-
 def folds(count: int, seed: int) -> Array:
     """The fold of each sample."""
     return np.random.default_rng([seed, 3]).permutation(count) % FOLDS
+
+
+def surely_higher(one: Array, two: Array) -> bool:
+    """Whether the first of two log losses (N,) of the same samples is higher by more than chance makes it in 5%."""
+    gap = one - two
+    return bool(gap.mean() > _SURE * gap.std(ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else False
 
 
 def label_errors(scores: Array, targets: Array, bins: int = 15) -> tuple[Array, Array]:
@@ -194,13 +188,8 @@ def _isotonic(scores: Array, targets: Array) -> tuple[tuple[float, ...], tuple[f
     return tuple(middles), tuple(np.maximum.accumulate(steps).tolist())
 
 
-def _log_losses(scores: Array, targets: Array) -> Array:
+def log_losses(scores: Array, targets: Array) -> Array:
     """Log loss (N,) of each sample, summed over its known labels."""
     inside = np.clip(scores.astype(np.float64), _EDGE, 1 - _EDGE)
     each = np.where(targets == 1, -np.log(inside), -np.log1p(-inside))
     return np.asarray(np.where(targets >= 0, each, 0).sum(axis=1))
-
-
-def _surely_lower(new: Array, old: Array) -> bool:
-    gain = old - new
-    return bool(gain.mean() > _SURE * gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else False

@@ -1,15 +1,23 @@
-"""From a model's scores to decisions: calibration, then thresholds, both fitted without the samples that they judge."""
+"""From a model's scores to decisions: calibration, then thresholds, both fitted without the samples that they judge.
+
+Calibration and thresholds are chosen together, and calibration never lowers the objective. The thresholds of a policy
+are fitted to the model's own scores. A calibration that rises strictly carries them along, so every decision stays what
+it was, all such calibrations are equal in the objective, and the log loss decides among them. Where a calibration does
+change decisions, under a policy that says the thresholds itself, the cross-fitted objective decides.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from mlic.score import calibration, thresholds
+from mlic.errors import DataError
+from mlic.score import calibration, metrics, ranking, thresholds
 from mlic.score.calibration import Calibration
 from mlic.score.thresholds import Choice
+from mlic.values import parse_policy
 
 Array = np.ndarray[Any, Any]
 
@@ -19,32 +27,149 @@ class Settled:
     """What a model decides with, fitted to all samples, and what it is worth, by cross-fitting.
 
     `scores` float32 (N, L) and `decisions` bool (N, L) are those of maps and thresholds that were fitted without the
-    sample's own fold. `losses` are the cross-fitted log losses of the calibrations that were tried.
+    sample's own fold. `ranked` (N, L) are the scores that order the samples within a label: the model's own where the
+    calibration rises strictly, since that turns no order. `losses` are the cross-fitted log losses of the calibrations
+    that were tried, `objectives` what each gives of the objective, where that differs.
     """
 
     calibration: Calibration
     thresholds: Array
     choice: Choice | None
     scores: Array
+    ranked: Array
     decisions: Array
     losses: dict[str, float]
+    objectives: dict[str, float]
 
 
-def settle(policy: str, method: str, scores: Array, targets: Array, weights: Array, seed: int) -> Settled:
-    """Fit a threshold policy to scores (N, L) and targets (N, L), after calibration by a method or the best (`auto`).
+def settle(
+    policy: str, method: str, scores: Array, targets: Array, weights: Array, seed: int, objective: str = "f1_micro"
+) -> Settled:
+    """Fit a threshold policy to scores (N, L) and targets (N, L), and a calibration by a method or the best (`auto`).
 
-    `weights` (L,) are those of the positives in the loss that the model was trained with.
+    `weights` (L,) are those of the positives in the loss that the model was trained with. Raises DataError for a score
+    that is not a number.
     """
-    losses: dict[str, float] = {}
+    check_finite(scores)
+    if not _carries(policy, method):
+        if method == "auto":
+            return _best_by_objective(policy, scores, targets, weights, seed, objective)
+        return _refitted(policy, method, scores, targets, weights, seed)
+    losses = dict[str, float]()
     if method == "auto":
-        method, losses = calibration.choose(scores, targets, weights, seed)
+        method, losses = choose(scores, targets, weights, seed)
+    plain = thresholds.fit(policy, scores, targets, seed)
+    whole = calibration.fit(method, scores, targets, weights)
+    return Settled(
+        whole, whole.carry(plain.thresholds), plain.choice, crossed(method, scores, targets, weights, seed), scores,
+        plain.decisions, losses, {},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What an epoch is measured by: `decisions` (N, L) and `ranked` (N, L) of `settle`, and thresholds `cuts` (L,) of
+    the model's own scores."""
+
+    decisions: Array
+    ranked: Array
+    cuts: Array
+
+
+def decide(
+    policy: str, method: str, scores: Array, targets: Array, weights: Array, seed: int, objective: str
+) -> Decided:  # fmt: skip
+    """What `settle` gives, without what the metrics of an epoch do not need."""
+    if _carries(policy, method):
+        fitted = thresholds.fit(policy, scores, targets, seed)
+        return Decided(fitted.decisions, scores, fitted.thresholds)
+    settled = settle(policy, method, scores, targets, weights, seed, objective)
+    cuts = settled.thresholds if method == "none" else thresholds.thresholds(policy, scores, targets, seed)[0]
+    return Decided(settled.decisions, settled.ranked, cuts)
+
+
+def choose(scores: Array, targets: Array, weights: Array, seed: int) -> tuple[str, dict[str, float]]:
+    """The strictly rising method with the lowest cross-fitted log loss, where that is surely lower than the scores'
+    own; else none. Also the mean log loss of each method that was tried."""
+    own = calibration.log_losses(scores, targets)
+    losses, best, method = {"none": float(own.mean())}, own, "none"
+    for name in calibration.STRICT[1:]:
+        if name == "prior" and np.all(np.asarray(weights) == 1):
+            continue
+        each = calibration.log_losses(crossed(name, scores, targets, weights, seed), targets)
+        losses[name] = float(each.mean())
+        if calibration.surely_higher(own, each) and each.mean() < best.mean():
+            best, method = each, name
+    return method, losses
+
+
+def crossed(method: str, scores: Array, targets: Array, weights: Array, seed: int) -> Array:
+    """Calibrated scores float32 (N, L), each by a map that was fitted without the sample's fold."""
+    if method == "none":
+        return scores
+    fold, found = calibration.folds(len(scores), seed), np.empty(scores.shape, dtype=np.float32)
+    for k in range(calibration.FOLDS):
+        held = fold == k
+        if held.any():
+            found[held] = calibration.fit(method, scores[~held], targets[~held], weights).apply(scores[held])
+    return found
+
+
+def value_of(objective: str, decisions: Array, ranked: Array, targets: Array) -> float:
+    """The objective of cross-fitted decisions and ranked scores, by the functions that every report is made by."""
+    if objective in metrics.DECISION_METRICS:
+        return metrics.decision_metrics(decisions, targets)[objective]
+    if objective == "map":
+        return float(ranking.areas(ranked, targets)[0].mean())
+    return metrics.score_metrics(ranked, targets)[objective]
+
+
+def check_finite(scores: Array) -> None:
+    """Raise DataError, with the number of the first such sample, where a score is not a number."""
+    odd = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(odd):
+        raise DataError(
+            f"the scores of {len(odd):,} of {len(scores):,} samples are not numbers; the first is sample {odd[0]}.",
+            "train the model again with a lower --lr.",
+        )
+
+
+def _carries(policy: str, method: str) -> bool:
+    """Whether thresholds are fitted to the model's own scores and carried along by the calibration."""
+    return parse_policy(policy)[0] not in ("fixed", "top-k") and method != "isotonic"
+
+
+def _best_by_objective(
+    policy: str, scores: Array, targets: Array, weights: Array, seed: int, objective: str
+) -> Settled:  # fmt: skip
+    """The method with the best cross-fitted objective, of equals the one with the lowest log loss.
+
+    One that surely raises the log loss is not taken: its scores would say less, whatever they decide.
+    """
+    own = calibration.log_losses(scores, targets)
+    losses, objectives, tried = dict[str, float](), dict[str, float](), dict[str, Settled]()
+    for name in calibration.METHODS:
+        if name == "prior" and np.all(np.asarray(weights) == 1):
+            continue
+        settled = _refitted(policy, name, scores, targets, weights, seed)
+        loss = calibration.log_losses(settled.scores, targets)
+        losses[name] = float(loss.mean())
+        objectives[name] = value_of(objective, settled.decisions, settled.ranked, targets)
+        if name == "none" or not calibration.surely_higher(loss, own):
+            tried[name] = settled
+    best = max(tried, key=lambda name: (objectives[name], -losses[name]))
+    return replace(tried[best], losses=losses, objectives=objectives)
+
+
+def _refitted(policy: str, method: str, scores: Array, targets: Array, weights: Array, seed: int) -> Settled:
+    """Thresholds by the policy on calibrated scores, in each fold on those of the others."""
     if method == "none":
         plain = thresholds.fit(policy, scores, targets, seed)
-        return Settled(Calibration(), plain.thresholds, plain.choice, scores, plain.decisions, losses)
+        return Settled(Calibration(), plain.thresholds, plain.choice, scores, scores, plain.decisions, {}, {})
     whole = calibration.fit(method, scores, targets, weights)
     final, choice = thresholds.thresholds(policy, whole.apply(scores), targets, seed)
     fold = calibration.folds(len(scores), seed)
-    crossed, decisions = np.empty(scores.shape, dtype=np.float32), np.empty(scores.shape, dtype=bool)
+    found, decisions = np.empty(scores.shape, dtype=np.float32), np.empty(scores.shape, dtype=bool)
     top_k = thresholds.top_k(policy)
     for k in range(calibration.FOLDS):
         held = fold == k
@@ -52,6 +177,7 @@ def settle(policy: str, method: str, scores: Array, targets: Array, weights: Arr
             continue
         part = calibration.fit(method, scores[~held], targets[~held], weights)
         fitted, _ = thresholds.thresholds(policy, part.apply(scores[~held]), targets[~held], seed)
-        crossed[held] = part.apply(scores[held])
-        decisions[held] = thresholds.decide(crossed[held], fitted, top_k)
-    return Settled(whole, final, choice, crossed, decisions, losses)
+        found[held] = part.apply(scores[held])
+        decisions[held] = thresholds.decide(found[held], fitted, top_k)
+    ranked = scores if method in calibration.STRICT else found
+    return Settled(whole, final, choice, found, ranked, decisions, {}, {})

@@ -24,7 +24,7 @@ DECISION_METRICS = (
     "subset_accuracy", "hamming_accuracy", "jaccard_samples", "jaccard_micro", "jaccard_macro",
 )  # fmt: skip
 SCORE_METRICS = ("map", "map_micro", "roc_auc", "roc_auc_micro", *ranking.SAMPLE_METRICS)
-HEADLINES = ("f1_micro", "f1_macro", "map", "subset_accuracy", "hamming_accuracy", "jaccard_samples")
+HEADLINES = ("f1_micro", "f1_macro", "map", "subset_accuracy", "hamming_accuracy")
 LOWER_IS_BETTER = frozenset({"coverage", "ranking_loss"})
 
 PER_SAMPLE = 6  # columns of `per_sample` that are not counts of labels

@@ -71,21 +71,26 @@ class Measurement(Model):
 
 def measure(
     labels: Sequence[str], decisions: np.ndarray[Any, Any], targets: np.ndarray[Any, Any],
-    scores: np.ndarray[Any, Any] | None, resamples: int, seed: int,
+    scores: np.ndarray[Any, Any] | None, resamples: int, seed: int, ranked: np.ndarray[Any, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> Measurement:  # fmt: skip
-    """Measure decisions (N, L) and, where there are any, scores (N, L) against targets (N, L)."""
+    """Measure decisions (N, L) and, where there are any, scores (N, L) against targets (N, L).
+
+    `ranked` (N, L) are the scores that order samples within a label, where cross-fitted calibration makes `scores` of
+    them. `notes` say what else a reader of the numbers has to know, and stand with the warnings.
+    """
     values = metrics.decision_metrics(decisions, targets)
-    areas = None if scores is None else ranking.areas(scores, targets)
+    areas = None if scores is None else ranking.areas(scores if ranked is None else ranked, targets)
     rows = metrics.label_table(labels, decisions, targets, areas)
     errors: dict[str, Any] = {"brier": [None] * len(rows), "calibration_error": [None] * len(rows)}
     if scores is not None:
         values |= metrics.score_metrics(scores, targets, areas)
         errors["brier"], errors["calibration_error"] = calibration.label_errors(scores, targets)
-    limits = bootstrap.intervals(decisions, targets, scores, resamples, seed)
+    limits = bootstrap.intervals(decisions, targets, scores, resamples, seed, ranked)
     trivial = baselines.baselines(decisions, targets, scores, seed)
     return Measurement(
         samples=len(targets), values=values, intervals=limits, baselines=trivial,
-        warnings=tuple(baselines.warnings(values, limits, trivial)),
+        warnings=(*baselines.warnings(values, limits, trivial, SHOWN), *notes),
         labels=tuple(
             LabelRow(**row, **{name: column[i] for name, column in errors.items()}) for i, row in enumerate(rows)
         ),

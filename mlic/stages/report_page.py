@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -118,9 +119,10 @@ def _decisions(content: Content, figures: Mapping[str, str], cut: str) -> Sectio
 
 
 def _in_words(text: str) -> str:
-    """A warning with its metric's name for people."""
-    key, _, rest = text.partition(" ")
-    return f"{metric_name(key)} {rest}" if key in METRICS else text
+    """A warning with the names of metrics for people."""
+    for key in sorted(METRICS, key=len, reverse=True):
+        text = re.sub(rf"\b{re.escape(key)}\b", metric_name(key), text)
+    return text
 
 
 def _best(measurement: Measurement, metric: str) -> tuple[str, float] | None:
