@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -83,7 +84,7 @@ def confirm(config: TuneConfig, contest: Sequence[Mapping[str, Value]], run: Run
         {**given, "seed": seed} for given in (*contest, _default(config)) for seed in seeds
     ]
     search = Search(Rule("none", config.epochs, 1, 2), len(settings))
-    trials = Trials(search, run.folder / "confirm", lambda number: settings[number], config.plan)
+    trials = Trials(search, run.folder / "confirm", lambda number: settings[number], config.plan, config)
     for number, given in enumerate(settings):
         own = trials.folder(number)
         if own.is_dir() and json.loads((own / "trial.json").read_text(encoding="utf-8")) != given:
@@ -112,7 +113,7 @@ def confirm(config: TuneConfig, contest: Sequence[Mapping[str, Value]], run: Run
         split=split, samples=len(found[0][1]), seeds=count, objective=config.objective,
         values={name: tuple(values[part]) for name, part in by_name.items()},
         lead={
-            name: _lead(values[first], values[part], np.array(drawn[first]), np.array(drawn[part]), config.seed)
+            name: _lead(values[first], values[part], np.array(drawn[first]), np.array(drawn[part]))
             for name, part in by_name.items() if name != "winner"
         },
     )  # fmt: skip
@@ -137,10 +138,10 @@ def _decided(config: TuneConfig, trials: Trials, number: int, split: str) -> tup
     where = {"address": config.address, "workers": config.workers}
     predict(PredictConfig(model=folder, images=config.shards, split=split, out=out, values="both", **where))
     found = predictions.read(out)
-    rows, targets, _, _ = join(found, config.shards, split, "auto")
+    joined = join(found, config.shards, split, "auto")
     if found.scores is None or found.decisions is None:
         raise RunError(f"{out} has no scores.", "remove it and run the same command again.")
-    return found.decisions[rows], targets, found.scores[rows]
+    return found.decisions[joined.rows], joined.targets, found.scores[joined.rows]
 
 
 def _value(objective: str, decisions: Array, targets: Array, scores: Array) -> float:
@@ -148,16 +149,21 @@ def _value(objective: str, decisions: Array, targets: Array, scores: Array) -> f
     return float(measured[objective])
 
 
-def _lead(
-    one: Sequence[float], two: Sequence[float], drawn: Array, other: Array, seed: int
-) -> tuple[float, float, float]:
-    """Difference of means and its 95% interval; `drawn` and `other` are (S, R): a row of resamples a seed.
+def _lead(one: Sequence[float], two: Sequence[float], drawn: Array, other: Array) -> tuple[float, float, float]:
+    """Difference of means and its 95% interval, over seeds and images; `drawn` and `other` are (S, R), a row a seed.
 
-    In each resample the same images are drawn for all, and for each of the two as many of its seeds as it has.
+    The interval covers what other seeds and other images would give. Few seeds know little of their own deviation, so
+    theirs counts by Student's t with the pooled variance of both; the images count by the normal distribution, with
+    what resamples of them do to both recipes beyond what they do to each seed by itself, which the deviation over
+    seeds has already (W. G. Cochran, Approximate significance levels of the Behrens-Fisher test, Biometrics 1964).
     """
-    rng = np.random.default_rng([seed, 17])
-    seeds, resamples = drawn.shape
-    columns = np.arange(resamples)
-    means = [each[rng.integers(0, seeds, (seeds, resamples)), columns].mean(axis=0) for each in (drawn, other)]
-    low, high = np.nanquantile(means[0] - means[1], [0.025, 0.975])
-    return float(np.mean(one) - np.mean(two)), float(low), float(high)
+    from scipy.stats import norm, t
+
+    seeds = len(one)
+    of_seeds = (float(np.var(one, ddof=1)) + float(np.var(two, ddof=1))) / seeds
+    means = [draws.mean(axis=0) for draws in (drawn, other)]
+    own = sum(float((draws - mean).var(axis=1).mean()) for draws, mean in zip((drawn, other), means, strict=True))
+    of_images = max(0.0, float(np.nanvar(means[0] - means[1])) - own / (seeds - 1))
+    reach = math.sqrt(t.ppf(0.975, 2 * seeds - 2) ** 2 * of_seeds + norm.ppf(0.975) ** 2 * of_images)
+    lead = float(np.mean(one) - np.mean(two))
+    return lead, lead - reach, lead + reach

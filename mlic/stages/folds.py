@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, write_atomic
 from mlic.cluster.shares import train_share
 from mlic.config import DoctorConfig, TrainConfig
+from mlic.data import storage
 from mlic.data.shards import check_trainable, read_index, read_split
 from mlic.errors import DataError
 from mlic.model import zoo
 from mlic.schema import Model
-from mlic.stages import checkpoints
+from mlic.stages import out_of_fold
 from mlic.stages.doctor import doctor as examine
 from mlic.stages.fit import fit
 from mlic.stages.measure import SHOWN, Measurement, aligned, measure
@@ -34,13 +35,15 @@ _RESAMPLES = 1000
 class FoldsReport(Model):
     """What the folds came to: each metric of each fold, and all their samples together.
 
-    `folds` has a list by metric, in the order of the folds. `measurement` is of all samples, each by the model that was
-    not fitted to it and by thresholds that were not either; its interval is over samples, not over trainings.
+    `folds` has a list by metric, in the order of the folds, at the `epochs` that the mean curve of the others chose.
+    `measurement` is of all samples, each by the model that was not fitted to it and by thresholds that were not either;
+    its interval is over samples, not over trainings.
     """
 
     run: Path
     scores: Path
     arch: str
+    epochs: tuple[int, ...] = ()
     folds: dict[str, tuple[float, ...]]
     measurement: Measurement
 
@@ -52,7 +55,8 @@ class FoldsReport(Model):
             rows.append([name, *(f"{value:.4f}" for value in numbers)])
         return "\n".join(
             [
-                f"{self.run}: {self.arch}, {count} folds, each measured by the model of the others", *aligned(rows),
+                f"{self.run}: {self.arch}, {count} folds, each measured by the model of the others, at an epoch that "
+                "other folds chose", *aligned(rows),
                 f"all folds together, {self.measurement.samples:,} samples, cross-fitted thresholds",
                 self.measurement.table(), f"scores  {self.scores}",
                 "next    mlic train without --cross-validate fits the model to keep",
@@ -100,14 +104,15 @@ def fit_folds(config: TrainConfig, folder: Path, count: int) -> None:
         for fold in range(count):
             logger.info("fold %d of %d", fold + 1, count)
             own = {"runs": folder / _FOLDS, "name": f"fold{fold}", "fold": fold, "doctor": False}
-            fit(config.model_copy(update={**own, "cross_validate": False}))
+            if config.checkpoint_copy is not None:  # a place of its own, whatever other runs copy there
+                own["checkpoint_copy"] = storage.join(config.checkpoint_copy, f"{folder.name}/{_FOLDS}")
+            fit(config.model_copy(update={**own, "cross_validate": False}), keep_scores=True)
     _write_scores(folder / SCORES, config, folder, count)
 
 
-def _best_epochs(folder: Path, count: int) -> Iterator[checkpoints.Best]:
-    """The best epoch of each fold, in their order."""
-    for fold in range(count):
-        yield checkpoints.read_best(folder / _FOLDS / f"fold{fold}")
+def _parts(folder: Path, count: int) -> list[Path]:
+    """The folders of the folds' runs, in their order."""
+    return [folder / _FOLDS / f"fold{fold}" for fold in range(count)]
 
 
 def _write_scores(path: Path, config: TrainConfig, folder: Path, count: int) -> None:
@@ -115,15 +120,15 @@ def _write_scores(path: Path, config: TrainConfig, folder: Path, count: int) -> 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    parts = []
-    for fold, best in enumerate(_best_epochs(folder, count)):
+    tables = []
+    for fold, found in enumerate(out_of_fold.read(config, _parts(folder, count))):
         split = read_split(config.shards, "val", fold)
         columns = {"key": split.keys, "file": split.files, "fold": pa.array(np.full(len(split), fold, np.int32))}
-        for values, kind in ((best.targets.astype(np.int8), "given"), (best.scores, "score")):
+        for values, kind in ((found.targets.astype(np.int8), "given"), (found.scores, "score")):
             columns |= {f"{name}_{kind}": pa.array(values[:, i]) for i, name in enumerate(split.labels)}
-        parts.append(pa.table(columns))
+        tables.append(pa.table(columns))
     sink = io.BytesIO()
-    pq.write_table(pa.concat_tables(parts), sink, compression="zstd")
+    pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
     write_atomic(path, sink.getvalue())
 
 
@@ -140,11 +145,12 @@ def read_scores(path: Path, labels: Sequence[str]) -> tuple[list[str], Array, Ar
 
 def _report(config: TrainConfig, folder: Path, count: int) -> FoldsReport:
     labels = tuple(read_index(config.shards)["labels"])
-    found = list(_best_epochs(folder, count))
-    parts = ("decisions", "targets", "scores")
-    decisions, targets, scores = (np.concatenate([getattr(best, name) for best in found]) for name in parts)
+    found = out_of_fold.read(config, _parts(folder, count))
+    whole = out_of_fold.together(found)
     return FoldsReport(
-        run=folder, scores=folder / SCORES, arch=config.arch,
-        folds={name: tuple(best.metrics[f"val/{name}"] for best in found) for name in SHOWN},
-        measurement=measure(labels, decisions, targets, scores, _RESAMPLES, config.seed),
+        run=folder, scores=folder / SCORES, arch=config.arch, epochs=tuple(fold.epoch for fold in found),
+        folds={name: tuple(fold.metrics[f"val/{name}"] for fold in found) for name in SHOWN},
+        measurement=measure(
+            labels, whole.decisions, whole.targets, whole.scores, _RESAMPLES, config.seed, whole.ranked
+        ),
     )  # fmt: skip
