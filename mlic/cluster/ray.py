@@ -210,7 +210,17 @@ def assigned_device() -> str:
     """
     import ray
 
-    return "cuda" if ray.get_gpu_ids() else "cpu"
+    return "cuda" if ray.is_initialized() and ray.get_gpu_ids() else "cpu"
+
+
+def ask_worker(share: Share, question: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer of a worker with the GPUs of a share; without GPUs this process answers by itself."""
+    if not share.gpus:
+        return question(*arguments)
+    import ray
+
+    task = ray.remote(num_cpus=0, num_gpus=share.gpus)(question)
+    return ray.get(task.remote(*arguments))
 
 
 def check_shared(cluster: Cluster, folder: Location, *inputs: Location) -> None:

@@ -22,7 +22,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -157,7 +157,7 @@ def _read_lists(folder: Path) -> Annotations:
     if passed:
         source += f" (passed over {', '.join(passed[:3])}{' ...' if len(passed) > 3 else ''})"
     names = tuple(file.stem for file in files)
-    return found.build(names, source, bare_numbers=numbers * 2 > len(found), once=False)
+    return replace(found.build(names, source, bare_numbers=numbers * 2 > len(found), once=False), by_label=True)
 
 
 def _read_table(file: Path, format: str | None, columns: Columns) -> Annotations:
@@ -353,7 +353,7 @@ def _read_folders(folder: Path) -> Annotations:
                 found.mark(number, 1)
     if not len(found):
         raise DataError(f"the folders in {folder} hold no images.", "give a folder of LABEL.txt lists, or a table.")
-    return found.build(tuple(labels), f"{len(labels)} labels from the folders in {folder}")
+    return replace(found.build(tuple(labels), f"{len(labels)} labels from the folders in {folder}"), by_label=True)
 
 
 def _read_webdataset(path: Path) -> Annotations:

@@ -31,7 +31,7 @@ class Annotations:
     `names` (M,) are the images as the files call them, each once; `file` and `line` (M,) say where each was first named
     (`file` numbers into `files`, line 0 is none). The marks (K,) are `image` (a number into `names`), `label` (one into
     `labels`) and `value`, 1 or -1 for unknown; a label without a mark is 0. `columns` holds further columns (M,) by
-    name: `split` and `group`.
+    name: `split` and `group`. With `by_label` each label names its images, and an image without one is named nowhere.
     """
 
     labels: tuple[str, ...]
@@ -45,6 +45,7 @@ class Annotations:
     source: str
     bare_numbers: bool = False
     columns: dict[str, pa.Array] = field(default_factory=dict)
+    by_label: bool = False
 
     def where(self, i: int) -> str:
         """Where the image was first named, as file:line."""

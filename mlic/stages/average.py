@@ -63,12 +63,12 @@ def average(config: AverageConfig) -> AverageReport:
         model = models[first]
         settled, measurement = fuse(
             config.out, list(bests.values()), [_member(each) for each in models.values()], model.labels,
-            model.preprocessing, config.policy, config.calibration, config.seed,
+            model.preprocessing, config.policy, config.calibration, config.seed, _OBJECTIVE,
             {"run": config.out.name, "runs": list(models), "shards": model.provenance["shards"], "seed": config.seed},
         )  # fmt: skip
         alone = {
             name: decide(config.policy, config.calibration, bests[name], models[name].provenance["pos_weight"],
-                         config.seed)[0]
+                         config.seed, _OBJECTIVE)[0]
             for name in models
         }  # fmt: skip
         leads = {name: lead(_OBJECTIVE, settled, each, bests[first].targets, config.seed)

@@ -8,24 +8,27 @@ it never points past them.
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self, cast
 
 import numpy as np
 import torch
 
 from mlic.cluster.runs import disk_errors, temporary, write_atomic
 from mlic.data import storage
-from mlic.errors import ConfigError, RunError
+from mlic.errors import ClusterError, ConfigError, RunError
 from mlic.stages.place import Place
 from mlic.values import Location
 
 _LAST, _BEST, _HISTORY = "checkpoints/last.pt", "checkpoints/best.pt", "metrics.jsonl"
 FILES = (_BEST, _HISTORY, _LAST)  # in the order in which they are written
+_SEEN_WITHIN_S, _LOOK_AGAIN_S = 120.0, 1.0  # what rank 0 has, on storage that other nodes have cached
 _BEST_ARRAYS = ("thresholds", "scores", "targets", "decisions")
 
 
@@ -76,11 +79,12 @@ class Checkpoints:
 
     `copy` is a folder, of an object store perhaps, that gets a copy of each file after it is written here; `known_by`
     is what a copy is known by, so that no other run goes on from it. What fails in the thread is raised by the next
-    call, and the file that was there before is still there.
+    call, and the file that was there before is still there. With `keep_scores` the scores of each epoch are kept too,
+    for `read_scores`.
     """
 
-    def __init__(self, place: Place, copy: Location | None, known_by: str) -> None:
-        self._place, self._copy, self._known_by = place, copy, known_by
+    def __init__(self, place: Place, copy: Location | None, known_by: str, keep_scores: bool = False) -> None:
+        self._place, self._copy, self._known_by, self._keep_scores = place, copy, known_by, keep_scores
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._pending: Future[None] | None = None
 
@@ -95,13 +99,36 @@ class Checkpoints:
     def read_last(self) -> dict[str, Any] | None:
         """What was written last, from the copy where nothing is here; None where there is nothing.
 
-        Raises ConfigError when the copy is that of another run.
+        What rank 0 has is what all ranks go on from, whatever their nodes have cached of the folder. Raises ConfigError
+        when the copy is that of another run, and ClusterError when a rank does not come to see what rank 0 has.
         """
         self._fetch()
-        path = self._place.folder / _LAST
-        if not path.is_file():
+        place, last, wanted = self._place, None, None
+        if place.rank == 0:
+            last = self._load()
+            wanted = None if last is None else _position(last)
+        wanted = place.gather(wanted)[0]
+        if wanted is None:
             return None
-        last: dict[str, Any] = torch.load(path, map_location=self._place.device, weights_only=True)
+        patience = time.monotonic() + _SEEN_WITHIN_S
+        while (last is None or _position(last) != wanted) and time.monotonic() < patience:
+            time.sleep(_LOOK_AGAIN_S if place.rank else 0)
+            last = self._load()
+        seen = place.gather(last is not None and _position(last) == wanted)
+        if not all(seen):
+            raise ClusterError(
+                f"rank {seen.index(False)} does not see the checkpoint that rank 0 has in {place.folder}.",
+                "use a folder on storage that all nodes share; mlic cluster check tries one.",
+            )
+        return last
+
+    def _load(self) -> dict[str, Any] | None:
+        path = self._place.folder / _LAST
+        try:
+            os.listdir(path.parent)  # noqa: PTH208 - looks past what a network file system has cached
+            last: dict[str, Any] = torch.load(path, map_location=self._place.device, weights_only=True)
+        except FileNotFoundError:
+            return None
         return last
 
     def write_history(self, history: list[dict[str, float]]) -> None:
@@ -111,14 +138,15 @@ class Checkpoints:
             write_atomic(self._place.folder / _HISTORY, lines.encode())
 
     def write(
-        self, last: Mapping[str, Any], best: Mapping[str, Any] | None = None, row: Mapping[str, float] | None = None
-    ) -> None:
-        """Begin to write `last`, after `best` and the `row` of an epoch where they are given."""
+        self, last: Mapping[str, Any], best: Mapping[str, Any] | None = None, row: Mapping[str, float] | None = None,
+        scores: np.ndarray[Any, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Begin to write `last`, after `best`, the `row` and the `scores` of an epoch where they are given."""
         if self._place.rank != 0:
             return
         self.wait()
         self._place.check_current()
-        self._pending = self._thread.submit(self._write, _copied(last), _copied(best), row)
+        self._pending = self._thread.submit(self._write, _copied(last), _copied(best), row, scores)
 
     def wait(self) -> None:
         """Wait until all is written. Raises what went wrong with it."""
@@ -126,10 +154,14 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def _write(self, last: Any, best: Any, row: Mapping[str, float] | None) -> None:
+    def _write(
+        self, last: Any, best: Any, row: Mapping[str, float] | None, scores: np.ndarray[Any, Any] | None
+    ) -> None:  # fmt: skip
         folder = self._place.folder
         with disk_errors(folder):
             (folder / "checkpoints").mkdir(exist_ok=True)
+            if row is not None and scores is not None and self._keep_scores:
+                _save(_scores_of(folder, int(row["epoch"])), {"scores": torch.from_numpy(scores)})
             if best is not None:
                 _save(folder / _BEST, best)
             if row is not None:
@@ -198,9 +230,54 @@ def copy_of(copy: Location, folder: Path, owner: Path) -> Location:
     return storage.join(copy, str(folder.relative_to(owner.parent)))
 
 
+def read_scores(folder: Path, epoch: int) -> np.ndarray[Any, Any]:
+    """The scores float32 (N, L) of the validation split after an epoch, of a run that keeps them. Raises RunError."""
+    try:
+        found: np.ndarray[Any, Any] = torch.load(_scores_of(folder, epoch), weights_only=True)["scores"].numpy()
+    except FileNotFoundError:
+        raise RunError(f"{folder} has no scores of epoch {epoch}.", "train it again with --fresh.") from None
+    return found
+
+
+def _scores_of(folder: Path, epoch: int) -> Path:
+    return folder / "checkpoints" / f"scores-{epoch:05d}.pt"
+
+
+def _position(last: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Where in a run a checkpoint is: epochs, steps of all, and steps of the epoch."""
+    return len(last["history"]), int(last["step"]), int(last["done"])
+
+
+class _Sink:
+    """A file that remembers why it could not be written to: PyTorch makes other errors of that."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 def _save(path: Path, value: dict[str, Any]) -> None:
-    with temporary(path) as part:
-        torch.save(value, part)
+    """Write values whole or not at all. Raises OSError, that of a full disk too."""
+    with temporary(path) as part, part.open("wb") as file:
+        sink = _Sink(file)
+        try:
+            torch.save(value, cast("BinaryIO", sink))
+        except Exception:
+            if sink.error is not None:
+                raise sink.error from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())
         part.replace(path)
 
 

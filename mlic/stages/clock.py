@@ -17,7 +17,7 @@ class Clock:
     def __init__(self) -> None:
         self._start = self._said = self._kept = time.monotonic()
         self._waited = 0.0
-        self.images = 0
+        self.images = self.steps = 0
 
     def watch(self, batches: Iterator[T]) -> Iterator[T]:
         """Pass batches on, and count the time until each is there."""

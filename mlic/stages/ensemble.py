@@ -15,11 +15,11 @@ from mlic.config import Preprocessing, TrainConfig, TuneConfig
 from mlic.data.shards import read_index
 from mlic.model import average, bundle, losses
 from mlic.schema import Model
-from mlic.score import bootstrap, metrics
-from mlic.score.decision import Settled
+from mlic.score import bootstrap
+from mlic.score.decision import Settled, value_of
 from mlic.stages import checkpoints, start
-from mlic.stages.fit import decide, expected
-from mlic.stages.measure import Measurement, measure
+from mlic.stages.fit import decide, expected, measured
+from mlic.stages.measure import Measurement
 from mlic.stages.trials import Trials
 
 logger = logging.getLogger(__name__)
@@ -84,14 +84,16 @@ def ensemble(config: TuneConfig, trials: Trials, run: Run[Any]) -> Ensemble | No
     state = read_state(run.folder) or {}
     settled, measurement = fuse(
         folder, bests, [_member(plans[number]) for number in numbers], tuple(index["labels"]),
-        start.preprocessing(winner), winner.threshold_policy, winner.calibration, config.seed,
+        start.preprocessing(winner), winner.threshold_policy, winner.calibration, config.seed, config.objective,
         {
             "run": run.folder.name, "trials": numbers, "shards": index["fingerprint"], "seed": config.seed,
             "versions": state.get("versions"), "git_commit": state.get("git_commit"),
         },
     )  # fmt: skip
     weight = bundle.read(run.folder).provenance["pos_weight"]
-    alone, _ = decide(winner.threshold_policy, winner.calibration, bests[0], weight, config.seed)
+    alone, _ = decide(
+        winner.threshold_policy, winner.calibration, bests[0], weight, winner.seed, config.objective
+    )  # fmt: skip
     return Ensemble(
         model=folder / "model", asked=config.ensemble, trials=tuple(numbers), objective=config.objective,
         measurement=measurement, lead=lead(config.objective, settled, alone, bests[0].targets, config.seed),
@@ -100,7 +102,8 @@ def ensemble(config: TuneConfig, trials: Trials, run: Run[Any]) -> Ensemble | No
 
 def fuse(
     folder: Path, bests: Sequence[checkpoints.Best], members: Sequence[bundle.Member], labels: tuple[str, ...],
-    preprocessing: Preprocessing, policy: str, calibration: str, seed: int, provenance: dict[str, Any],
+    preprocessing: Preprocessing, policy: str, calibration: str, seed: int, objective: str,
+    provenance: dict[str, Any],
 ) -> tuple[Settled, Measurement]:  # fmt: skip
     """Write the bundle of the average of networks, and its validation scores, to `folder`.
 
@@ -112,9 +115,9 @@ def fuse(
         scores += best.scores
     together = dataclasses.replace(bests[0], epoch=0, metrics={}, state={}, scores=scores / len(bests))
     unweighted = [1.0] * len(labels)  # the mean of scores that were trained with different weights has none
-    settled, fit = decide(policy, calibration, together, unweighted, seed)
-    fit |= {"fitted_on": "val", "data": provenance["shards"], "samples": len(together.targets)}
-    measurement = measure(labels, settled.decisions, together.targets, settled.scores, _RESAMPLES, seed)
+    settled, fit = decide(policy, calibration, together, unweighted, seed, objective)
+    fit |= {"fitted_on": "val", "split": "val", "data": provenance["shards"], "samples": len(together.targets)}
+    measurement = measured(labels, settled, together.targets, seed)
     checkpoints.write_best(folder, together)
     model = bundle.Bundle(
         "average", {}, labels, preprocessing, "none", tuple(float(value) for value in settled.thresholds),
@@ -144,8 +147,7 @@ def lead(objective: str, one: Settled, two: Settled, targets: Array, seed: int) 
     """By how much the objective of the first is above that of the second, with the 95% interval over images."""
     values, drawn = [], []
     for each in (one, two):
-        found = metrics.decision_metrics(each.decisions, targets) | metrics.score_metrics(each.scores, targets)
-        values.append(float(found[objective]))
-        drawn.append(bootstrap.draws(each.decisions, targets, each.scores, _RESAMPLES, seed)[objective])
+        values.append(value_of(objective, each.decisions, each.ranked, targets))
+        drawn.append(bootstrap.draws(each.decisions, targets, each.scores, _RESAMPLES, seed, each.ranked)[objective])
     low, high = np.nanquantile(np.subtract(*drawn), [0.025, 0.975])
     return values[0] - values[1], float(low), float(high)

@@ -7,8 +7,10 @@ import json
 import logging
 import operator
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,11 +18,11 @@ from mlic.cluster.runs import disk_errors, read_state, write_json
 from mlic.config import EvaluateConfig, LabelFormat, PredictConfig
 from mlic.data import labels, predictions, storage
 from mlic.data.annotations import read_annotations
-from mlic.data.shards import INDEX, read_split
+from mlic.data.shards import INDEX, read_index, read_split
 from mlic.errors import ConfigError, DataError, RunError
 from mlic.model import bundle
 from mlic.schema import Model, Settings
-from mlic.score import thresholds
+from mlic.score import decision, metrics, thresholds
 from mlic.stages import report as page
 from mlic.stages.measure import Measurement, measure
 from mlic.stages.predict import predict
@@ -45,13 +47,19 @@ class Gate(Model):
 
 
 class EvaluateReport(Model):
-    """The measurement, and where it was written. `unmatched` counts annotated images without a prediction."""
+    """The measurement, and where it was written.
+
+    `unmatched` counts annotated images without a prediction, `unlabelled` predicted images that the label files do not
+    name: they are not measured, unless `unlabelled_are` says that they are negatives.
+    """
 
     predictions: Path
     labels: AnyPath
     metrics: Path
     report: Path
     unmatched: int
+    unlabelled: int = 0
+    unlabelled_are: Literal["skipped", "negative"] = "skipped"
     gates: tuple[Gate, ...] = ()
     measurement: Measurement
 
@@ -67,6 +75,13 @@ class EvaluateReport(Model):
         ]  # fmt: skip
         if self.unmatched:
             lines.append(f"{self.unmatched:,} annotated images have no prediction and are not measured")
+        if self.unlabelled and self.unlabelled_are == "skipped":
+            lines.append(
+                f"{self.unlabelled:,} predicted images have no line in {self.labels} and are not measured; "
+                "--unlabelled negative takes them for images without a label"
+            )
+        elif self.unlabelled:
+            lines.append(f"{self.unlabelled:,} predicted images are in no label file and count as without a label")
         lines += [f"gate  {g.gate}: {g.value:.4f}, {'passed' if g.passed else 'NOT passed'}" for g in self.gates]
         return "\n".join([*lines, f"report  {self.report}"])
 
@@ -78,6 +93,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     prediction, when a key stands twice or when the labels are others.
     """
     file, truth = config.predictions, config.labels
+    _check_gates(config.gate)
     if not file.exists():
         raise DataError(f"the predictions {file} do not exist.", "mlic batch-predict writes them; a run works too.")
     if file.is_dir() and not predictions.is_folder(file):
@@ -89,14 +105,19 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         raise ConfigError("--labels is not given.", "name shards, a folder of per-label lists, or a CSV file.")
     found = predictions.read(file)
     decided = _decisions(config, file, found)
-    rows, targets, names, unmatched = join(found, truth, config.split, config.format)
+    joined = join(found, truth, config.split, config.format, config.unlabelled)
+    names, rows, targets = joined.labels, joined.rows, joined.targets
     columns = [found.labels.index(name) for name in names] if found.labels else list(range(len(names)))
     scores = None if found.scores is None else found.scores[rows][:, columns]
+    if scores is not None:
+        decision.check_finite(scores)
     decisions = decided[rows][:, columns]
-    measurement = measure(names, decisions, targets, scores, config.resamples, config.seed)
+    notes = _said_of_split(file, truth, config.split)
+    measurement = measure(names, decisions, targets, scores, config.resamples, config.seed, notes=notes)
     out = config.out or file.with_name(file.name + ".eval")
     report = EvaluateReport(
-        predictions=file, labels=truth, metrics=out / "metrics.json", report=out / "report.html", unmatched=unmatched,
+        predictions=file, labels=truth, metrics=out / "metrics.json", report=out / "report.html",
+        unmatched=joined.unmatched, unlabelled=joined.unlabelled, unlabelled_are=joined.unlabelled_are,
         gates=tuple(_check(gate, measurement) for gate in config.gate), measurement=measurement,
     )  # fmt: skip
     title = f"{file.name} against {storage.name(truth)}"
@@ -117,6 +138,34 @@ def _decisions(config: EvaluateConfig, file: Path, found: predictions.Prediction
             f"{file} holds scores and no decisions.", "predict with --values both, or give --threshold 0.5."
         )
     return thresholds.decide(found.scores, np.full(found.columns, config.threshold, dtype=np.float32))
+
+
+def _check_gates(gates: Sequence[str]) -> None:
+    """Raise ConfigError, before anything is predicted, for a gate on a metric that is never measured."""
+    known = (*metrics.DECISION_METRICS, *metrics.SCORE_METRICS)
+    for gate in gates:
+        name = parse_gate(gate)[0].removesuffix(".low").removesuffix(".high")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+            raise ConfigError(f"the gate {gate!r} names no metric.", hint)
+
+
+def _said_of_split(file: Path, truth: Location, split: str) -> tuple[str, ...]:
+    """What a reader has to know where the model was trained, or its thresholds fitted, on the measured split."""
+    try:
+        index = json.loads((file.with_name(file.name + ".parts") / INDEX).read_text(encoding="utf-8"))
+        data = read_index(truth)["fingerprint"]
+    except (OSError, ValueError, DataError):
+        return ()  # predictions of another program, or labels that are no shards: nothing is known
+    fit = index.get("threshold_fit") or {}
+    fitted = fit.get("split") or str(fit.get("fitted_on", "")).partition(" of ")[0]
+    said = []
+    if index.get("trained_on") == data and split == "train":
+        said.append("the model was trained on this split, so new images will give less.")
+    if fit.get("data") == data and fitted == split:
+        said.append("the thresholds of the model were fitted to this split, so new images will give less.")
+    return tuple(said)
 
 
 def _check(gate: str, measurement: Measurement) -> Gate:
@@ -160,41 +209,81 @@ def predict_split(config: Settings, run: Path, shards: Location, split: str) -> 
     return out
 
 
-def join(
-    found: predictions.Predictions, truth: Location, split: str, format: LabelFormat
-) -> tuple[Array, Array, tuple[str, ...], int]:
-    """Rows of the predictions, their targets, the labels in order, and the annotated images without a prediction.
+@dataclass(frozen=True)
+class Joined:
+    """M predictions that are measured: their `rows`, `targets` int8 (M, L) and the `labels` in order.
 
-    Images are joined by key; bare numbers find the key that ends in them. Raises DataError for keys of the split
-    without a prediction, keys that stand twice and other labels.
+    `unmatched` annotated images have no prediction, `unlabelled` predicted ones no line in the label files.
+    """
+
+    rows: Array
+    targets: Array
+    labels: tuple[str, ...]
+    unmatched: int = 0
+    unlabelled: int = 0
+    unlabelled_are: Literal["skipped", "negative"] = "skipped"
+
+
+def join(
+    found: predictions.Predictions, truth: Location, split: str, format: LabelFormat,
+    unlabelled: Literal["auto", "skip", "negative"] = "auto",
+) -> Joined:  # fmt: skip
+    """Predictions beside their targets, by key; bare numbers find the key that ends in them.
+
+    A predicted image that no label file names is not measured: a line that is not there says nothing. Where each label
+    has a list of its images (`auto`), an image in none of them is one without a label. Raises DataError for keys of the
+    split without a prediction, keys that stand twice, names that could mean two images and other labels.
     """
     position = {key: i for i, key in enumerate(found.keys)}
     if len(position) < len(found.keys):
         twice = next(key for i, key in enumerate(found.keys) if position[key] != i)
         raise DataError(f"the key {twice!r} is predicted twice.", "name each image once.")
     if storage.size(storage.join(truth, INDEX)) is not None:
-        samples = read_split(truth, split)
-        _same_labels(found.labels, found.columns, samples.labels)
-        keys = samples.keys.to_pylist()
-        if position and all(key.isdecimal() for key in position):
-            keys = [str(int(number[0])) if (number := _LAST_NUMBER.findall(key)) else key for key in keys]
-            position = {str(int(key)): i for key, i in position.items()}
-        lost = [key for key in keys if key not in position]
-        if lost:
-            raise DataError(
-                f"{len(lost):,} of {len(samples):,} samples of the split {split!r} have no prediction ({lost[0]!r}).",
-                "predict the whole split, or name another by --split.",
-            )
-        return (
-            np.array([position[key] for key in keys], dtype=int),
-            samples.targets,
-            samples.labels,
-            0,
-        )
+        return _join_split(found, position, truth, split)
     annotations = read_annotations(truth, format)
     _same_labels(found.labels, found.columns, annotations.labels)
     joined = labels.join(annotations, labels.as_paths(found.files))
-    return np.arange(len(found.keys)), joined.targets, annotations.labels, len(joined.missing)
+    negative = unlabelled == "negative" or (unlabelled == "auto" and annotations.by_label)
+    rows = np.arange(len(found.keys)) if negative else np.flatnonzero(joined.labelled)
+    return Joined(
+        rows, joined.targets[rows], annotations.labels, len(joined.missing), int((~joined.labelled).sum()),
+        "negative" if negative else "skipped",
+    )  # fmt: skip
+
+
+def _join_split(found: predictions.Predictions, position: dict[str, int], truth: Location, split: str) -> Joined:
+    """Predictions of a split of shards, in the order of its samples."""
+    samples = read_split(truth, split)
+    _same_labels(found.labels, found.columns, samples.labels)
+    keys = samples.keys.to_pylist()
+    if position and all(key.isdecimal() for key in position):
+        keys, position = _by_number(keys, position)
+    lost = [key for key in keys if key not in position]
+    if lost:
+        raise DataError(
+            f"{len(lost):,} of {len(samples):,} samples of the split {split!r} have no prediction ({lost[0]!r}).",
+            "predict the whole split, or name another by --split.",
+        )
+    return Joined(np.array([position[key] for key in keys], dtype=int), samples.targets, samples.labels)
+
+
+def _by_number(keys: Sequence[str], position: dict[str, int]) -> tuple[list[str], dict[str, int]]:
+    """Keys by the number that they end in, and predictions by theirs. Raises DataError where two have the same."""
+    numbered: dict[str, str] = {}
+    for key in keys:
+        number = _LAST_NUMBER.findall(key)
+        name = str(int(number[0])) if number else key
+        if name in numbered:
+            raise DataError(
+                f"the prediction {name!r} could mean {numbered[name]} or {key}.", "name images by their keys."
+            )
+        numbered[name] = key
+    predicted: dict[str, int] = {}
+    for key, i in position.items():
+        if str(int(key)) in predicted:
+            raise DataError(f"the number {int(key)} is predicted twice, as {key!r} too.", "name each image once.")
+        predicted[str(int(key))] = i
+    return list(numbered), predicted
 
 
 def _same_labels(predicted: tuple[str, ...], columns: int, annotated: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, read_state, write_json
 from mlic.cluster.shares import Cluster, Share, train_share
 from mlic.config import DoctorConfig, TrainConfig
-from mlic.data.shards import check_sizes, check_trainable, read_index, read_split
+from mlic.data.shards import check_sizes, check_trainable, read_index
 from mlic.errors import ClusterError, MlicError, PartialError, RunError
 from mlic.model import bundle, losses, weights, zoo
 from mlic.schema import Model
@@ -27,12 +27,14 @@ from mlic.stages.doctor import doctor as examine
 from mlic.stages.measure import Measurement, measure
 from mlic.stages.place import Place
 from mlic.stages.progress import LOG_EVERY_S
+from mlic.values import Precision
 
 logger = logging.getLogger(__name__)
 
 _FAILURE = ".failure.json"
 _RESAMPLES = 1000
 _WARNING = "Warning: "
+ALSO_CHOSE = "cross-fitted thresholds; it also chose the epoch, so new images may give a little less"
 
 
 class TrainReport(Model):
@@ -52,17 +54,17 @@ class TrainReport(Model):
             f"{self.run}: {self.arch}, best epoch {self.best_epoch} of {self.epochs}, "
             f"{self.threshold_policy} thresholds"
             + ("\n" if self.calibration == "none" else f", {self.calibration} calibration\n")
-            + f"validation split, {self.measurement.samples:,} samples, cross-fitted thresholds\n"
-            f"{self.measurement.table()}\nmodel  {self.model}"
+            + f"validation split, {self.measurement.samples:,} samples, {ALSO_CHOSE}\n"
+            f"{self.measurement.table()}\nmodel  {self.model}\nnext   mlic evaluate {self.run} measures the test split"
         )
 
 
-def fit(config: TrainConfig) -> TrainReport:
+def fit(config: TrainConfig, keep_scores: bool = False) -> TrainReport:
     """Train one model on the workers of a Ray cluster and leave its bundle in `RUN/model`.
 
     Started again, a stopped run goes on after its last finished epoch and ends with the result that it would have had.
-    Raises DataError for bad shards, ClusterError where the workers do not fit, RunError when training itself fails and
-    PartialError when it is interrupted.
+    With `keep_scores` the validation scores of all epochs are kept. Raises DataError for bad shards, ClusterError where
+    the workers do not fit, RunError when training itself fails and PartialError when it is interrupted.
     """
     index = read_index(config.shards)
     zoo.check(config.arch)
@@ -91,21 +93,27 @@ def fit(config: TrainConfig) -> TrainReport:
                 if config.doctor:
                     ranks = train_share(cluster, config.workers).workers
                     examine(DoctorConfig(shards=config.shards, address=config.address, ranks=ranks))
-                _fit_on(cluster, config, run)
+                _fit_on(cluster, config, run, keep_scores)
         report = finish(config, run.folder, run.folder)
         run.finish(report)
     return report
 
 
-def finish(config: TrainConfig, folder: Path, fitted: Path, warn: bool = True) -> TrainReport:
-    """Write the bundle of `folder` from the best epoch in `fitted` and measure it; `warn` of uncertain thresholds."""
+def finish(
+    config: TrainConfig, folder: Path, fitted: Path, warn: bool = True, measurement: Measurement | None = None
+) -> TrainReport:  # fmt: skip
+    """Write the bundle of `folder` from the kept epoch in `fitted` and measure it; `warn` of uncertain thresholds.
+
+    A `measurement` that is given, such as that of a cross-validation, is what is expected of the model in place of its
+    own on its validation split.
+    """
     best = checkpoints.read_best(fitted)
     index = read_index(config.shards)
     labels = tuple(index["labels"])
-    weight = start.positive_weights(read_split(config.shards, "train", config.fold), config).tolist()
-    settled, fit = decide(config.threshold_policy, config.calibration, best, weight, config.seed)
-    fit |= {"fitted_on": "val", "data": index["fingerprint"], "samples": len(best.targets)}
-    measurement = measure(labels, settled.decisions, best.targets, settled.scores, _RESAMPLES, config.seed)
+    weight = start.positive_weights(start.train_split(config), config).tolist()
+    settled, fit = decide(config.threshold_policy, config.calibration, best, weight, config.seed, config.objective)
+    fit |= {"fitted_on": "val", "split": "val", "data": index["fingerprint"], "samples": len(best.targets)}
+    measurement = measurement or measured(labels, settled, best.targets, config.seed)
     state = read_state(folder) or {}
     model = bundle.Bundle(
         config.arch, config.arch_options, labels, start.preprocessing(config),
@@ -127,18 +135,29 @@ def finish(config: TrainConfig, folder: Path, fitted: Path, warn: bool = True) -
     )  # fmt: skip
 
 
+def measured(
+    labels: Sequence[str], settled: decision.Settled, targets: np.ndarray[Any, Any], seed: int,
+    resamples: int = _RESAMPLES, notes: Sequence[str] = (),
+) -> Measurement:  # fmt: skip
+    """The measurement of cross-fitted decisions."""
+    return measure(labels, settled.decisions, targets, settled.scores, resamples, seed, settled.ranked, notes)
+
+
 def decide(
-    policy: str, method: str, best: checkpoints.Best, weights: Sequence[float], seed: int
+    policy: str, method: str, best: checkpoints.Best, weights: Sequence[float], seed: int, objective: str
 ) -> tuple[decision.Settled, dict[str, Any]]:
     """Settle calibration and thresholds on a run's validation scores, and say how, as a bundle notes it."""
-    settled = decision.settle(policy, method, best.scores, best.targets, np.array(weights), seed)
-    return settled, noted(policy, settled, seed)
+    settled = decision.settle(policy, method, best.scores, best.targets, np.array(weights), seed, objective)
+    return settled, noted(policy, settled, seed, objective)
 
 
-def noted(policy: str, settled: decision.Settled, seed: int) -> dict[str, Any]:
+def noted(policy: str, settled: decision.Settled, seed: int, objective: str) -> dict[str, Any]:
     """How thresholds were fitted, as a bundle notes it."""
     choice = None if settled.choice is None else dataclasses.asdict(settled.choice)
-    return {"policy": policy, "choice": choice, "log_losses": settled.losses, "seed": seed}
+    return {
+        "policy": policy, "choice": choice, "log_losses": settled.losses, "objective": objective,
+        "objectives": settled.objectives, "seed": seed,
+    }  # fmt: skip
 
 
 def expected(measurement: Measurement) -> dict[str, Any]:
@@ -150,7 +169,25 @@ def expected(measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path]) -> None:
+def decide_arithmetic(precision: Precision, share: Share, run: Run[Path]) -> str:
+    """The arithmetic of a whole run or search: what run.json has noted, else what is set, or what its GPUs have."""
+    noted = (read_state(run.folder) or {}).get("arithmetic")
+    if noted is None:
+        noted = cluster_ray.ask_worker(share, _arithmetic, precision)
+        run.note(arithmetic=noted)
+    return str(noted)
+
+
+def _arithmetic(precision: Precision) -> str:
+    """In a worker: what its device has."""
+    import torch
+
+    from mlic.model.precision import of_device
+
+    return of_device(precision, torch.device(cluster_ray.assigned_device()))
+
+
+def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path], keep_scores: bool) -> None:
     """Run the loop on a worker or, by Ray Train, on a group of them, and pass its log on while it runs."""
     share = train_share(cluster, config.workers)
     cluster_ray.check_shared(cluster, run.folder, config.shards)
@@ -161,11 +198,15 @@ def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path]) -> None:
         )
     run.note(workers=share.workers, cpus_per_worker=share.cpus, gpus_per_worker=share.gpus)
     logger.info("workers: %d, each with %d CPUs and %d GPUs", share.workers, share.cpus, share.gpus)
+    arithmetic = decide_arithmetic(config.precision, share, run)
     log = _follow(run.folder / "log.txt")
     others = cluster_ray.reserved()
     try:
         for start_number in range(config.max_failures + 1):
-            where = {"folder": str(run.folder), "owner": str(run.folder), "attempt": run.attempt}
+            where = {
+                "folder": str(run.folder), "owner": str(run.folder), "attempt": run.attempt, "arithmetic": arithmetic,
+                "keep_scores": keep_scores,
+            }  # fmt: skip
             if share.workers == 1:
                 train = _alone(config, where, share)
             else:
@@ -240,7 +281,7 @@ def group(
     """Ray Train's trainer of a group of workers for one start, by its name, to the last epoch or `until` an earlier.
 
     After `deadline`, in seconds since 1970, no epoch but its first is begun. `where` has the `folder` of the run or
-    trial, that of its `owner` and the `attempt` that may write there.
+    trial, that of its `owner`, the `attempt` that may write there, the `arithmetic` and whether to `keep_scores`.
     """
     # Ray Train reads these when it is imported, and hands them on to its controller and workers.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -307,7 +348,10 @@ def _loop(arguments: Mapping[str, Any], rank: int, world_size: int, device: Any)
         return  # our own error would only come again; leaving quietly spares the restarts meant for lost workers
     try:
         config = TrainConfig(**arguments["config"])
-        loop.fit(config, place, until=arguments["until"], deadline=arguments["deadline"])
+        loop.fit(
+            config, place, until=arguments["until"], deadline=arguments["deadline"],
+            arithmetic=arguments["arithmetic"], keep_scores=arguments["keep_scores"],
+        )  # fmt: skip
     except MlicError as error:
         failure = {
             "kind": type(error).__name__,

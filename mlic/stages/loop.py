@@ -11,33 +11,38 @@ import gc
 import math
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mlic.cluster.runs import fingerprint
 from mlic.config import Preprocessing, TrainConfig
-from mlic.data import sampling, storage
-from mlic.data.augment import Normalizer, crops, distort, distortions, margin, mirrors, mix, rand_augment
-from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches, train_batches
+from mlic.data import sampling
+from mlic.data.augment import Normalizer, margin, mix
+from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches
 from mlic.data.shards import Split, read_split
-from mlic.errors import DataError, RunError
+from mlic.errors import RunError
 from mlic.fitting import FitSettings
 from mlic.model import depth, losses, memory, optimization, precision, weights, zoo
 from mlic.schema import result_settings
-from mlic.score import metrics, thresholds
-from mlic.stages import frozen, start, validation
+from mlic.score import decision, metrics
+from mlic.stages import frozen, shown, start, validation
+from mlic.stages.bad_samples import BadSamples
 from mlic.stages.checkpoints import Checkpoints, copy_of
 from mlic.stages.clock import Clock
 from mlic.stages.place import Place
+from mlic.stages.training_counts import TrainingCounts
+from mlic.values import parse_policy
 
 Reader = ShardReader | FeatureReader
 
 _SETTLE_STEPS = 20  # a look at the loss makes a GPU wait and asks all ranks, so it is not taken at every step
+_LOOK_S = 5.0  # seconds after which a request to stop is looked for, in steps however long and in the evaluation
 _MOST_SKIPS = 20  # steps in a row that are left out before the run stops all the same
 _NAMED_KEYS = 5
 
@@ -54,8 +59,19 @@ def is_done(config: TrainConfig, history: list[dict[str, float]]) -> bool:
     if not config.patience or not history:
         return False
     sign = 1 if config.stop_on in _LOWER_IS_BETTER else -1
-    values = [sign * row[config.stop_on] for row in history]
+    # An epoch in which the metric is not defined, or not a number, is none that is waited for.
+    values = [sign * row.get(config.stop_on, math.nan) for row in history]
+    values = [value if math.isfinite(value) else math.inf for value in values]
     return len(values) - 1 - values.index(min(values)) >= config.patience
+
+
+def kept_epoch(config: FitSettings, history: Sequence[Mapping[str, float]]) -> int:
+    """The place in a history, of one epoch or more, of the epoch that is kept and measured; the first of equals."""
+    if config.keep_epoch == "last":
+        return len(history) - 1
+    if config.keep_epoch == "lowest-loss":
+        return min(range(len(history)), key=lambda i: history[i]["val/loss"])
+    return max(range(len(history)), key=lambda i: history[i][objective(config)])
 
 
 _LOWER_IS_BETTER = {f"val/{name}" for name in ("loss", *metrics.LOWER_IS_BETTER)}
@@ -63,7 +79,8 @@ _LOWER_IS_BETTER = {f"val/{name}" for name in ("loss", *metrics.LOWER_IS_BETTER)
 
 def fit(
     config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
-    until: int | None = None, deadline: float | None = None,
+    until: int | None = None, deadline: float | None = None, arithmetic: precision.Arithmetic | None = None,
+    keep_scores: bool = False,
 ) -> None:  # fmt: skip
     """Train to the last epoch, or until there are so many, from the last checkpoint in the folder where there is one.
 
@@ -71,19 +88,22 @@ def fit(
     `on_epoch` is called with the metrics of every epoch, those before the checkpoint included, when the epoch's files
     are written. After `deadline`, in seconds since 1970 by the clock of rank 0, no epoch but the first of this call is
     begun. When the run is asked to stop, all ranks return after the same step, and rank 0 has written a checkpoint of
-    it. Raises DataError for samples that do not decode and RunError for a loss that is not finite.
+    it. `arithmetic` is what the driver decided for the whole run, by default what the device of this process has. With
+    `keep_scores` the scores of the validation split are kept for every epoch, not for the kept one alone. Raises
+    DataError for samples that do not decode and RunError for a loss or a score that is not finite.
     """
     if not gc.get_freeze_count():
         gc.freeze()  # what is imported by now stays; looking through it at each collection took a fifth of short runs
     if place.device.type == "cpu":
         memory.keep()
-    train, val = (read_split(config.shards, name, config.fold, checked=True) for name in ("train", "val"))
+    train, val = start.train_split(config, checked=True), read_split(config.shards, "val", config.fold, checked=True)
     copy = None if config.checkpoint_copy is None else copy_of(config.checkpoint_copy, place.folder, place.owner)
     with ExitStack() as stack:
         path = weights.resolve(config.arch, config.weights)
         known_by = fingerprint(result_settings(config), train.fingerprint, path and weights.digest(path))
-        checkpoints = stack.enter_context(Checkpoints(place, copy, known_by))
+        checkpoints = stack.enter_context(Checkpoints(place, copy, known_by, keep_scores))
         fitting = _Fitting(config, place, train, val, checkpoints, stack)
+        fitting.arithmetic = arithmetic or precision.of_device(config.precision, place.device)
         history = fitting.resume()
         begun = len(history)
         for earlier in history:
@@ -120,6 +140,7 @@ class _Fitting:
         net, head, self.begins_with = start.network(config, train, prep)
         self.net = net.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.weight = start.positive_weights(train, config).to(place.device)
+        self.activation = losses.activation(config.loss)
         self.rates = sampling.rates(train.targets, train.labels, config.repeat_below, config.thin, config.thin_labels)
         self.shadow = {name: tensor.clone() for name, tensor in self.net.state_dict().items()} if config.ema else {}
         self.normalize: Callable[..., torch.Tensor] = Normalizer(prep.mean, prep.std, place.device)
@@ -133,12 +154,21 @@ class _Fitting:
             self.wrapped = DistributedDataParallel(self.core, device_ids=ids)
         self.forward: Callable[..., torch.Tensor] = torch.compile(self.wrapped) if config.compile else self.wrapped
         self.arithmetic: precision.Arithmetic = "fp32"
+        if place.device.type == "cuda":
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=False)
         self.history: list[dict[str, float]] = []
         self.best_value = -math.inf
-        self.bad: set[str] = set()
+        self.bad = BadSamples(config, place)
         self.step = 0
         self.done, self.total = 0, 0.0  # steps of the epoch that are done, and the sum of their losses over all ranks
+        self.pending = torch.zeros((), device=place.device)  # the sum of this rank's losses since that was added up
+        self.counts = TrainingCounts(len(train.labels), place.device)
+        # Of mixed images nobody knows the labels, and without thresholds there are no decisions on single samples.
+        policy, value = parse_policy(config.threshold_policy)
+        self.counted = policy != "top-k" and not (config.mixup or config.cutmix)
+        self.cuts = torch.full((len(train.labels),), value if policy == "fixed" else 0.5, device=place.device)
+        self.look_every = 1  # steps between two looks for a request to stop, the same on all ranks
         self.skipped = 0  # steps in a row that were left out
         self.recent: list[tuple[int, torch.Tensor, Batch]] = []  # steps since the last look at their losses
 
@@ -151,7 +181,7 @@ class _Fitting:
         ]
         for reader in readers:
             reader.use_cache(config.cache_gb, config.loader_threads)
-        if config.train != "head":
+        if not start.has_fixed_features(config):
             return readers[0], readers[1]
         features = [
             frozen.feature_reader(config, prep, split, reader, self.net, head, self.normalize)
@@ -165,39 +195,40 @@ class _Fitting:
         """Take up the last checkpoint, when there is one, and return the metrics of the epochs before it."""
         last = self.checkpoints.read_last()
         if last is None:
-            self._choose_arithmetic(*self._tried())
+            few = self.config.train == "none" or start.has_fixed_features(self.config)
+            is_open = few and self.config.precision == "auto"
+            self._set_arithmetic("fp32" if is_open else self.arithmetic)
             self.place.say(f"begins with {self.begins_with}")
             self.place.say(f"on {socket.gethostname()}, rank 0 of {self.place.world_size}")
         else:
-            self._choose_arithmetic(last["arithmetic"], "as before")
+            self._set_arithmetic(last["arithmetic"])
             self.net.load_state_dict(last["net"])
             self.optimizer.load_state_dict(last["optimizer"])
             self.scaler.load_state_dict(last["scaler"])
             self.shadow = last["shadow"]
             self.history, self.step, self.best_value = last["history"], last["step"], last["best_value"]
             self.done, self.total, self.skipped = last["done"], last["total"], last["skipped"]
+            if "pending" in last:  # earlier versions kept positions without it
+                self._take_up_sums(last["pending"].tolist(), last["counts"])
+                self.cuts.copy_(last["cuts"])
             within = f" and {self.done} steps" if self.done else ""
             self.place.say(f"goes on after epoch {len(self.history)} of {self.config.epochs}{within}")
         self.checkpoints.write_history(self.history)
         return list(self.history)
 
-    def _tried(self) -> tuple[precision.Arithmetic, str]:
-        """The arithmetic that pays, by a trial of rank 0."""
-        config, place = self.config, self.place
-        if config.train == "none" or (config.train == "head" and config.precision == "auto"):
-            return "fp32", "there is little to compute"
-        found: tuple[precision.Arithmetic, str] = ("fp32", "")
-        if place.rank == 0:
-            prep = start.preprocessing(config)
-            shape = (prep.channels, prep.image_size, prep.image_size)
-            found = precision.choose(config.precision, self.net, shape, place.device, storage.node_folder())
-        return place.gather(found)[0]
+    def _take_up_sums(self, pending: list[float], counts: torch.Tensor) -> None:
+        """Go on with what the ranks had summed up; with another number of ranks, the first one goes on for all."""
+        rank, same = self.place.rank, len(pending) == self.place.world_size
+        if same or rank == 0:
+            self.pending.fill_(pending[rank] if same else sum(pending))
+        if rank == 0:
+            self.counts.sums.copy_(counts)
 
-    def _choose_arithmetic(self, arithmetic: precision.Arithmetic, why: str) -> None:
+    def _set_arithmetic(self, arithmetic: precision.Arithmetic) -> None:
         self.arithmetic = arithmetic
         self.scaler = torch.amp.GradScaler(self.place.device.type, enabled=arithmetic == "fp16")
         if arithmetic != "fp32":
-            self.place.say(f"computes in {arithmetic}: {why}")
+            self.place.say(f"computes in {arithmetic}")
 
     def epoch(self, epoch: int) -> dict[str, float] | None:
         """Train one epoch, evaluate, and write the checkpoint; returns the epoch's metrics.
@@ -214,26 +245,41 @@ class _Fitting:
                 return None
             row |= trained
         found = self._evaluate()
-        fitted = thresholds.fit(config.threshold_policy, found.scores, found.targets, config.seed)
-        row |= {"step": self.step} | validation.row(found, fitted, self.val.labels)
+        if found is None:
+            self._stop(f"epoch {epoch}, all its steps and a part of its evaluation")
+            return None
+        decided = decision.decide(
+            config.threshold_policy, config.calibration, found.scores, found.targets,
+            np.array(self.weight.tolist()), config.seed, config.objective,
+        )  # fmt: skip
+        row |= {"step": self.step} | validation.row(found, decided.decisions, decided.ranked, self.val.labels)
+        self._finish_epoch(row, found, decided)
+        if epoch == min(1, config.epochs - 1) and config.train != "none":
+            self._warn_of_collapse(found, decided.decisions)
+        return row
+
+    def _finish_epoch(self, row: dict[str, float], found: validation.Evaluated, decided: decision.Decided) -> None:
+        """Write the checkpoint of an epoch, with its scores and weights where it is the one to keep, and say so."""
+        config = self.config
         self.history.append(row)
-        value = row[objective(config)]
+        self.done, self.total = 0, 0.0
+        self.counts.sums.zero_()
+        values = {"best": row[objective(config)], "lowest-loss": -row["val/loss"], "last": float(len(self.history))}
+        value = values[config.keep_epoch]
         better = value > self.best_value
         self.best_value = max(self.best_value, value)
+        self.cuts.copy_(torch.from_numpy(decided.cuts))
         best = {
-            "epoch": epoch + 1, "metrics": row, "state": self.shadow or self.net.state_dict(),
-            "thresholds": torch.from_numpy(fitted.thresholds), "scores": torch.from_numpy(found.scores),
-            "targets": torch.from_numpy(found.targets), "decisions": torch.from_numpy(fitted.decisions),
+            "epoch": int(row["epoch"]), "metrics": row, "state": self.shadow or self.net.state_dict(),
+            "thresholds": torch.from_numpy(decided.cuts), "scores": torch.from_numpy(found.scores),
+            "targets": torch.from_numpy(found.targets), "decisions": torch.from_numpy(decided.decisions),
         }  # fmt: skip
-        self.checkpoints.write(self._last(), best if better else None, row)
+        self.checkpoints.write(self._last(), best if better else None, row, found.scores)
         self.checkpoints.wait()  # an epoch that has been reported is one that a stopped run does not do again
-        self.place.say(
-            f"val  epoch {epoch + 1}/{config.epochs} | loss {found.loss:.4f} | f1_micro {row['val/f1_micro']:.4f} | "
-            f"f1_macro {row['val/f1_macro']:.4f} | map {row['val/map']:.4f}" + (" | best" if better else "")
-        )
-        if epoch == min(1, config.epochs - 1) and config.train != "none":
-            self._warn_of_collapse(found, fitted.decisions)
-        return row
+        others = list(dict.fromkeys((config.objective, "f1_micro", "f1_macro", "map")))
+        values_said = " | ".join(f"{name} {row[f'val/{name}']:.4f}" for name in others)
+        mark = {"best": " | best", "lowest-loss": " | lowest", "last": ""}[config.keep_epoch] if better else ""
+        self.place.say(f"val  epoch {int(row['epoch'])}/{config.epochs} | loss {found.loss:.4f} | {values_said}{mark}")
 
     def _warn_of_collapse(self, found: validation.Evaluated, decisions: Any) -> None:
         config = self.config
@@ -247,56 +293,68 @@ class _Fitting:
 
     def _train_epoch(self, epoch: int) -> dict[str, float] | None:
         config, place = self.config, self.place
-        order = sampling.epoch_order(self.rates, config.seed, epoch)
-        batches = train_batches(order, config.batch_size, place.rank, place.world_size)
-        augmented = config.train != "head"
-        mirror = mirrors(len(self.train), config.seed, epoch) if config.hflip and augmented else None
-        parts = crops(len(self.train), config.crop, config.seed, epoch) if config.crop < 1 else None
-        drawn = distortions(len(self.train), config.augment, config.seed, epoch) if config.augment else None
+        show = shown.of_epoch(config, self.train, self.rates, epoch, not start.has_fixed_features(config))
+        batches = show.batches(place.rank, place.world_size)
         self.wrapped.train()
         depth.settle_frozen(self.net)
         clock = Clock()
-        total = torch.zeros((), device=place.device)
         left = batches[self.done :]
-        loaded = self.train_reader.batches([m for m, _ in left], config.loader_threads, parts, config.image_size)
-        for (_, whole), batch in zip(left, clock.watch(loaded), strict=True):
+        parts = None if config.crop == 1 else [show.crop(mine) for mine, _ in left]
+        loaded = self.train_reader.batches(
+            [show.samples[mine] for mine, _ in left], config.loader_threads, parts, config.image_size
+        )
+        for (mine, whole), batch in zip(left, clock.watch(loaded), strict=True):
             torch.manual_seed((config.seed * 1_000_003 + self.step) * 1_009 + place.rank)
-            self._count_bad(batch, len(self.train))
+            self.bad.note("train", batch)
             self._set_lr(len(batches))
-            known = max(1, int((self.train.targets[whole] >= 0).sum()))
+            known = max(1, int((self.train.targets[show.samples[whole]] >= 0).sum()))
             # The gradients are averaged over ranks, so each rank's sum is divided by the whole batch's count over
             # the number of ranks: the step is that of the whole batch, however unevenly it was dealt out.
-            loss = self._backward(self._distorted(batch, drawn, epoch), mirror, place.world_size / known)
-            total += self._take_step(loss, batch)
+            changed = dataclasses.replace(batch, images=show.change(batch.images, mine))
+            loss = self._backward(changed, show.mirror(mine), place.world_size / known)
+            self.pending += self._take_step(loss, batch)
             self.step, self.done = self.step + 1, self.done + 1
-            clock.images += len(whole)
-            if self.done % _SETTLE_STEPS == 0 and self.done < len(batches):
-                if self._settle(total):
-                    self.checkpoints.write(self._last())
-                    self.checkpoints.wait()
-                    place.say(f"stops as asked after epoch {epoch} and {self.done} steps")
-                    return None
-                if self.config.checkpoint_minutes * 60 <= clock.since_kept():
-                    self.checkpoints.write(self._last())
-                    clock.kept()
+            clock.images, clock.steps = clock.images + len(whole), clock.steps + 1
+            if self.done < len(batches) and self._looks_up(clock, epoch):
+                return None
             if clock.due():
                 place.say(self._line(epoch, len(batches), float(loss) / place.world_size, clock))
-        self._settle(total)
-        mean, self.done, self.total = self.total / place.world_size / len(batches), 0, 0.0
+        self._settle()
         return {
-            "train/loss": mean,
+            "train/loss": self.total / place.world_size / len(batches), **self.counts.values(place),
             "lr": self.optimizer.param_groups[-1]["lr"],
             "time/images_per_s": clock.images_per_s,
             "time/data_pct": clock.data_pct,
-        }
+        }  # fmt: skip
 
-    def _distorted(self, batch: Batch, drawn: Any, epoch: int) -> Batch:
-        config, images = self.config, batch.images
-        if drawn is not None:
-            images = distort(images, batch.index, drawn)
-        if config.rand_augment:
-            images = rand_augment(images, batch.index, config.rand_augment, config.rand_magnitude, config.seed, epoch)
-        return dataclasses.replace(batch, images=images)
+    def _looks_up(self, clock: Clock, epoch: int) -> bool:
+        """After a step: add up losses, keep the position, and hear whether the run is asked to stop, when it is time.
+
+        Times are those of rank 0, so that all ranks do the same after the same step. Returns whether the run stops.
+        """
+        settles = self.done % _SETTLE_STEPS == 0
+        if not settles and self.done % self.look_every:
+            return False
+        if settles:
+            self._settle()
+        is_first = self.place.rank == 0
+        pace, asked, keeps = self.place.sums(
+            clock.seconds / clock.steps if is_first else 0.0, float(self.place.is_asked_to_stop),
+            float(is_first and self.config.checkpoint_minutes * 60 <= clock.since_kept()),
+        )  # fmt: skip
+        self.look_every = min(_SETTLE_STEPS, max(1, int(_LOOK_S / pace)))
+        if asked:
+            self._stop(f"epoch {epoch} and {self.done} steps")
+        elif keeps:
+            self.checkpoints.write(self._last())
+            clock.kept()
+        return asked > 0
+
+    def _stop(self, where: str) -> None:
+        """Keep the position of a run that is asked to stop."""
+        self.checkpoints.write(self._last())
+        self.checkpoints.wait()
+        self.place.say(f"stops as asked after {where}")
 
     def _backward(self, batch: Batch, mirror: torch.Tensor | None, scale: float) -> torch.Tensor:
         """Leave the gradient of a step, taken in as many parts as is asked for, and return its loss times `scale`."""
@@ -308,13 +366,16 @@ class _Fitting:
             part = slice(begin, begin + size)
             waits = begin == starts[-1] or not isinstance(self.wrapped, DistributedDataParallel)
             with nullcontext() if waits else self.wrapped.no_sync():  # type: ignore[operator]
-                images = self.normalize(batch.images[part], None if mirror is None else mirror[batch.index[part]])
+                images = self.normalize(batch.images[part], None if mirror is None else mirror[part])
                 targets = batch.targets[part]
                 if self.config.mixup or self.config.cutmix:
                     drawn = (self.config.seed, self.step, self.place.rank, begin, 13)
                     images, targets = mix(images, targets, self.config.mixup, self.config.cutmix, drawn)
                 with precision.autocast(self.arithmetic, self.place.device):
                     logits = self.forward(images)
+                if self.counted:
+                    scores = losses.scores(self.activation, logits.detach().float())
+                    self.counts.add(scores, targets.to(self.place.device), self.cuts)
                 loss = self._loss(logits, targets, self.config.label_smoothing) * scale
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -356,8 +417,8 @@ class _Fitting:
         targets = targets.to(self.place.device)
         return losses.loss_sum(config.loss, logits, targets, self.weight, config.loss_options, smoothing)
 
-    def _evaluate(self) -> validation.Evaluated:
-        """The evaluation of the validation split, by the averaged weights where there are any."""
+    def _evaluate(self) -> validation.Evaluated | None:
+        """The evaluation of the validation split, by the averaged weights where there are any; None when it stopped."""
         place, net = self.place, self.net
         trained = {name: tensor.clone() for name, tensor in net.state_dict().items()} if self.shadow else {}
         if self.shadow:
@@ -368,18 +429,26 @@ class _Fitting:
         numbers = eval_batches(len(self.val), self.config.batch_size, place.rank, place.world_size)
         found = validation.evaluate(
             place, self.core, self._sound(self.val_reader.batches(numbers, self.config.loader_threads)),
-            self.normalize, self.config.loss, lambda logits, targets: self._loss(logits, targets, 0.0),
-            self.val.targets.shape,
+            self.normalize, self.config.loss, lambda logits, targets: self._loss(logits, targets, 0.0), self.val,
         )  # fmt: skip
+        self.bad.agree(self._sizes())
         if trained:
             net.load_state_dict(trained)
         return found
 
     def _sound(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Batches of the validation split, with a look at what of them does not decode."""
+        """Batches of the validation split, with a look at what of them does not decode; they end early at a stop."""
+        looked = time.monotonic()
         for batch in batches:
-            self._count_bad(batch, len(self.val))
+            self.bad.note("val", batch)
             yield batch
+            if time.monotonic() - looked >= _LOOK_S:
+                looked = time.monotonic()
+                if self.place.sees_stop_request:
+                    return
+
+    def _sizes(self) -> dict[str, int]:
+        return {"train": len(self.train), "val": len(self.val)}
 
     def _last(self) -> dict[str, Any]:
         """What a run that is stopped goes on from."""
@@ -387,16 +456,20 @@ class _Fitting:
             "net": self.net.state_dict(), "shadow": self.shadow, "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(), "arithmetic": self.arithmetic, "history": self.history,
             "step": self.step, "best_value": self.best_value, "done": self.done, "total": self.total,
-            "skipped": self.skipped,
+            "skipped": self.skipped, "pending": torch.tensor(self.place.gather(float(self.pending))),
+            "counts": torch.tensor(self.place.sums(*self.counts.sums.tolist()), dtype=torch.float64),
+            "cuts": self.cuts,
         }  # fmt: skip
 
-    def _settle(self, total: torch.Tensor) -> bool:
+    def _settle(self) -> None:
         """Add the ranks' sums of losses to the epoch's, at the same steps whether or not the run was stopped there.
 
-        Returns whether the run is asked to stop, which all ranks hear at the same step.
-        Raises RunError when they are not finite, with the step, the rank and the samples where that began.
+        Raises RunError when they are not finite, with the step, the rank and the samples where that began, and
+        DataError when too many samples do not decode, both on all ranks.
         """
-        added, asked = self.place.sums(float(total), float(self.place.is_asked_to_stop))
+        added, bad = self.place.sums(float(self.pending), float(self.bad.is_news))
+        if bad:
+            self.bad.agree(self._sizes())
         if not math.isfinite(added):
             mine = [(step, self.place.rank, self._keys(batch)) for step, loss, batch in self.recent
                     if not math.isfinite(float(loss))][:1]  # fmt: skip
@@ -404,8 +477,7 @@ class _Fitting:
             raise self._not_finite(*min(every, default=(self.step, self.place.rank, "its sum over steps")))
         self.recent.clear()
         self.total += added
-        total.zero_()
-        return asked > 0
+        self.pending.zero_()
 
     def _not_finite(self, step: int, rank: int, keys: str) -> RunError:
         lr = self.optimizer.param_groups[-1]["lr"]
@@ -422,18 +494,6 @@ class _Fitting:
         factor = optimization.lr_factor(self.config, self.step, steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor * group["scale"]
-
-    def _count_bad(self, batch: Batch, num_samples: int) -> None:
-        for key, reason in batch.bad:
-            if key not in self.bad:
-                self.bad.add(key)
-                self.place.say(f"bad  sample {key!r} does not decode and counts nowhere: {reason}", everyone=True)
-        if len(self.bad) > self.config.max_bad * num_samples:
-            raise DataError(
-                f"{len(self.bad)} samples on rank {self.place.rank} do not decode, more than max_bad allows "
-                f"({self.config.max_bad:.1%}); one is {min(self.bad)!r}.",
-                f"pack {self.config.shards} again with --fresh.",
-            )
 
     def _line(self, epoch: int, steps: int, loss: float, clock: Clock) -> str:
         total = self.config.epochs * steps

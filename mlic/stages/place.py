@@ -44,6 +44,11 @@ class Place:
         """Whether this rank knows that the run should write what it has and stop; only rank 0 looks."""
         return self.rank == 0 and is_asked_to_stop(self.owner, self.attempt)
 
+    @property
+    def sees_stop_request(self) -> bool:
+        """Whether the request is to be seen from here, by any rank; what is done about it is agreed on afterwards."""
+        return is_asked_to_stop(self.owner, self.attempt)
+
     def sums(self, *values: float) -> list[float]:
         """The sum of each value over all ranks, float64."""
         if self.world_size == 1:

@@ -115,6 +115,7 @@ def merge(
         "format": 1, "kind": "predictions", "model": model.fingerprint, "labels": list(model.labels),
         "thresholds": dict(zip(model.labels, model.thresholds, strict=True)),
         "threshold_fit": model.threshold_fit, "calibration": model.calibration,
+        "trained_on": model.provenance.get("shards"),
         "values": values, "top_k": config.top_k or model.top_k, "scores": "float32, in text six significant digits",
         "versions": state.get("versions"), "computed_by": state.get("computed_by"),
         "found": report.found, "predicted": predicted, "bad": len(errors), "parts": count,

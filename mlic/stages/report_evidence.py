@@ -23,12 +23,15 @@ from mlic.schema import Settings
 from mlic.score import decision, thresholds
 from mlic.score.calibration import Calibration
 from mlic.stages import checkpoints, start
-from mlic.stages.measure import Measurement, measure
+from mlic.stages.fit import measured
+from mlic.stages.measure import Measurement
 from mlic.values import Location
 
 Array = np.ndarray[Any, Any]
 
-_RESAMPLES = 1000
+_KEPT = {"best": "was the best", "lowest-loss": "had the lowest loss", "last": "was the last"}
+_CHOSE = " The split also chose the epoch, so new images may give a little less."
+_SAID = {"best": _CHOSE, "lowest-loss": _CHOSE, "last": ""}
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,14 @@ def of_run(run: Path) -> Evidence:
     history = checkpoints.read_history(fitted)
     return Evidence(
         name=run.name,
-        about=f"Validation split, {config.arch}, epoch {best.epoch} of {len(history)}, which was the best. Each image "
-        f"is decided by {model.threshold_fit['policy']} thresholds that were fitted without it.",
+        about=f"Validation split, {config.arch}, epoch {best.epoch} of {len(history)}, which "
+        f"{_KEPT[config.keep_epoch]}. Each image is decided by "
+        f"{model.threshold_fit['policy']} thresholds that were fitted without it."
+        f"{_SAID[config.keep_epoch]}",
         data=data, labels=labels, keys=keys, targets=best.targets, decisions=settled.decisions, scores=settled.scores,
         thresholds=np.array(model.thresholds),
         measurement=_measured(run)
-        or measure(labels, settled.decisions, best.targets, settled.scores, _RESAMPLES, config.seed),
+        or measured(labels, settled, best.targets, config.seed),
         training=Training(config, history, best.epoch, net), images=images, sizes=sizes, train_targets=train,
         notes=notes,
     )  # fmt: skip
@@ -105,11 +110,13 @@ def _settled(model: bundle.Bundle, best: checkpoints.Best) -> decision.Settled:
     if fit["fitted_on"] == "val":
         weights = np.array(model.provenance["pos_weight"])
         return decision.settle(
-            fit["policy"], model.calibration["method"], best.scores, best.targets, weights, fit["seed"]
-        )
+            fit["policy"], model.calibration["method"], best.scores, best.targets, weights, fit["seed"],
+            fit.get("objective", "f1_micro"),
+        )  # fmt: skip
     calibration, cuts = Calibration.read(model.calibration), np.array(model.thresholds)
     scores = calibration.apply(best.scores)
-    return decision.Settled(calibration, cuts, None, scores, thresholds.decide(scores, cuts, model.top_k), {})
+    decisions = thresholds.decide(scores, cuts, model.top_k)
+    return decision.Settled(calibration, cuts, None, scores, scores, decisions, {}, {})
 
 
 def of_predictions(
@@ -152,7 +159,10 @@ def _plan(run: Path) -> tuple[TrainConfig, Path]:
         number = json.loads((run / "report.json").read_text(encoding="utf-8"))["trials"][0]["number"]
     except FileNotFoundError:
         raise DataError(f"the search {run} is not finished.", "run the same mlic tune command again.") from None
-    return TrainConfig(**settings), run / "trials" / f"{number:05d}"
+    config, fitted = TrainConfig(**settings), run / "trials" / f"{number:05d}"
+    if (fitted / "fold0").is_dir():  # of a cross-validated search the model is that of the first fold
+        return config.model_copy(update={"fold": 0}), fitted / "fold0"
+    return config, fitted
 
 
 def _measured(run: Path) -> Measurement | None:
@@ -172,7 +182,7 @@ def _from_shards(
         if shards.read_index(config.shards)["fingerprint"] != fingerprint:
             return None, None, None, (f"The shards {config.shards} are no longer those of this run, {lost}",)
         images = shards.read_split(config.shards, "val", config.fold)
-        train = shards.read_split(config.shards, "train", config.fold).targets
+        train = start.train_split(config).targets
         sizes = _sizes(config.shards, "val", config.fold)
     except (DataError, OSError):
         return None, None, None, (f"The shards {config.shards} are not there, {lost}",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from mlic.schema import Model
 from mlic.score import bootstrap, decision, metrics, thresholds
 from mlic.stages import checkpoints
 from mlic.stages.evaluate import join, predict_split
-from mlic.stages.fit import decide, expected, noted
-from mlic.stages.measure import Measurement, aligned, measure
+from mlic.stages.fit import expected, measured, noted
+from mlic.stages.measure import Measurement, aligned
 
 logger = logging.getLogger(__name__)
 
@@ -95,23 +96,28 @@ def threshold(config: ThresholdConfig) -> ThresholdReport:
     fit to.
     """
     model, folder = bundle.read(config.model), bundle.find(config.model)
-    if config.labels is None:
-        settled, targets, fit = _on_run(config, model, folder.parent)
-        map_ = settled.calibration.plain()
-    else:
-        settled, targets, fit = _on_shards(config, model)
-        map_ = model.calibration
-    measurement = measure(model.labels, settled.decisions, targets, settled.scores, config.resamples, config.seed)
+    basis = _of_run(config, model, folder.parent) if config.labels is None else _of_shards(config, model)
+    settled = decision.settle(
+        config.policy, basis.method, basis.scores, basis.targets, basis.weights, config.seed, basis.objective
+    )  # fmt: skip
+    map_ = settled.calibration.plain() if config.labels is None else model.calibration
+    measurement = measured(
+        model.labels, settled, basis.targets, config.seed, config.resamples, _said(config)
+    )  # fmt: skip
     changed = dataclasses.replace(
         model, thresholds=tuple(float(value) for value in settled.thresholds), calibration=map_,
-        threshold_fit=fit | {"samples": len(targets)} | expected(measurement),
+        threshold_fit={
+            **noted(config.policy, settled, config.seed, basis.objective), **basis.noted,
+            "samples": len(basis.targets), **expected(measurement),
+        },
     )  # fmt: skip
+    targets = basis.targets
     rows = zip(model.labels, (targets == 1).sum(axis=0).tolist(), model.thresholds, changed.thresholds, strict=True)
     report = ThresholdReport(
-        model=folder, policy=config.policy, calibration=map_["method"], fitted_on=fit["fitted_on"],
+        model=folder, policy=config.policy, calibration=map_["method"], fitted_on=basis.noted["fitted_on"],
         
         labels=tuple(ThresholdRow(label=a, positives=b, before=c, after=d) for a, b, c, d in rows),
-        policies=_compare(config, settled, targets),
+        policies=_compare(config, basis, settled),
         warnings=tuple(thresholds.warnings(model.labels, targets, config.policy)), measurement=measurement,
     )  # fmt: skip
     bundle.rewrite(changed, folder)
@@ -119,20 +125,33 @@ def threshold(config: ThresholdConfig) -> ThresholdReport:
     return report
 
 
-def _on_run(config: ThresholdConfig, model: bundle.Bundle, run: Path) -> tuple[decision.Settled, Array, dict[str, Any]]:
-    """Settle on the validation scores that training left beside the bundle."""
+@dataclass(frozen=True)
+class _Basis:
+    """What thresholds are fitted to: `scores` (N, L) and `targets` (N, L), and how; `noted` is for the bundle."""
+
+    method: str
+    scores: Array
+    targets: Array
+    weights: Array
+    objective: str
+    noted: dict[str, Any]
+
+
+def _of_run(config: ThresholdConfig, model: bundle.Bundle, run: Path) -> _Basis:
+    """The validation scores that training left beside the bundle."""
     fitted = run / model.provenance.get("checkpoint", ".")
     if not (fitted / "checkpoints" / "best.pt").is_file():
         raise ConfigError(
             f"there are no validation scores beside {config.model}.", "give --labels SHARDS to predict and fit to."
         )
     best = checkpoints.read_best(fitted)
-    settled, fit = decide(config.policy, config.calibration, best, model.provenance["pos_weight"], config.seed)
-    return settled, best.targets, fit | {"fitted_on": "val", "data": model.provenance["shards"]}
+    noted = {"fitted_on": "val", "split": "val", "data": model.provenance["shards"]}
+    weights = np.array(model.provenance["pos_weight"])
+    return _Basis(config.calibration, best.scores, best.targets, weights, _objective(model), noted)
 
 
-def _on_shards(config: ThresholdConfig, model: bundle.Bundle) -> tuple[decision.Settled, Array, dict[str, Any]]:
-    """Settle on predictions of a split of shards, whose scores the bundle has calibrated already."""
+def _of_shards(config: ThresholdConfig, model: bundle.Bundle) -> _Basis:
+    """Predictions of a split of shards, whose scores the bundle has calibrated already."""
     if config.calibration != "auto":
         raise ConfigError(
             "scores that are fitted to again by --labels stay calibrated as the bundle says.",
@@ -142,29 +161,43 @@ def _on_shards(config: ThresholdConfig, model: bundle.Bundle) -> tuple[decision.
         raise ConfigError(f"{config.labels} is no folder of shards.", "pack the images and their labels first.")
     file = predict_split(config, config.model, config.labels, config.split)
     found = predictions.read(file)
-    rows, targets, names, _ = join(found, config.labels, config.split, "auto")
-    if found.scores is None or tuple(names) != model.labels:
+    joined = join(found, config.labels, config.split, "auto")
+    if found.scores is None or tuple(joined.labels) != model.labels:
         raise DataError(f"{config.labels} has other labels than the model.", "fit to the labels it was trained on.")
-    scores = found.scores[rows]
-    settled = decision.settle(config.policy, "none", scores, targets, np.ones(len(names)), config.seed)
-    fit = {
-        **noted(config.policy, settled, config.seed),
-        "fitted_on": f"{config.split} of {config.labels}", "data": read_index(config.labels)["fingerprint"],
+    noted = {
+        "fitted_on": f"{config.split} of {config.labels}", "split": config.split,
+        "data": read_index(config.labels)["fingerprint"],
     }  # fmt: skip
-    return settled, targets, fit
+    ones = np.ones(len(joined.labels))
+    return _Basis("none", found.scores[joined.rows], joined.targets, ones, _objective(model), noted)
 
 
-def _compare(config: ThresholdConfig, settled: decision.Settled, targets: Array) -> tuple[PolicyRow, ...]:
-    """The chosen policy and the usual ones, on the same cross-fitted scores."""
+def _objective(model: bundle.Bundle) -> str:
+    return str(model.threshold_fit.get("objective", "f1_micro"))
+
+
+def _said(config: ThresholdConfig) -> tuple[str, ...]:
+    """What a reader of the numbers has to know of the split that thresholds are fitted to."""
+    if config.labels is None or config.split == "val":
+        return ()
+    return (
+        f"the thresholds are fitted to the split {config.split}, which can no longer say what they give on new images; "
+        "the numbers here are cross-fitted.",
+    )
+
+
+def _compare(config: ThresholdConfig, basis: _Basis, settled: decision.Settled) -> tuple[PolicyRow, ...]:
+    """The chosen policy and the usual ones, cross-fitted on the same scores."""
     rows = []
     for policy in dict.fromkeys([*_COMPARED, config.policy]):
-        decisions = (
-            settled.decisions
-            if policy == config.policy
-            else thresholds.fit(policy, settled.scores, targets, config.seed).decisions
-        )
-        values = metrics.decision_metrics(decisions, targets)
-        limits = bootstrap.intervals(decisions, targets, None, config.resamples, config.seed)
+        decisions = settled.decisions
+        if policy != config.policy:
+            decisions = decision.decide(
+                policy, settled.calibration.method, basis.scores, basis.targets, basis.weights, config.seed,
+                basis.objective,
+            ).decisions  # fmt: skip
+        values = metrics.decision_metrics(decisions, basis.targets)
+        limits = bootstrap.intervals(decisions, basis.targets, None, config.resamples, config.seed)
         rows.append(
             PolicyRow(
                 policy=policy, f1_micro=values["f1_micro"], f1_micro_interval=limits["f1_micro"],
@@ -177,10 +210,15 @@ def _compare(config: ThresholdConfig, settled: decision.Settled, targets: Array)
 
 
 def _tell_run(run: Path, report: ThresholdReport) -> None:
-    """Let the run's own report, which its command prints when it is started again, say what the bundle is now."""
+    """Let the run's own report, which its command prints when it is started again, say what its bundle is now.
+
+    The bundle of an export in the run's folder, or of its ensemble, is not what that report is about.
+    """
     try:
         old = json.loads((run / "report.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
+        return
+    if report.model != run / "model":
         return
     new = {
         "threshold_policy": report.policy, "calibration": report.calibration,

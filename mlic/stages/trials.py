@@ -30,12 +30,13 @@ from mlic.errors import PartialError, RunError
 from mlic.search.rungs import Rule, Search, Work
 from mlic.space import Value
 from mlic.stages import checkpoints, loop, work
+from mlic.stages.fit import decide_arithmetic
 from mlic.stages.measure import aligned
 from mlic.stages.population import Population
 from mlic.stages.preflight import trials_at_once
 from mlic.stages.progress import LOG_EVERY_S
 from mlic.stages.trial import Trial, table
-from mlic.stages.work import folder_of, parts
+from mlic.stages.work import TOGETHER, folder_of, parts
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ class Trials:
     """What is to be trained: the search that decides it, the folder of the trials' folders, and what they are.
 
     `draw` has the settings of a trial by its number, None while they wait for other trials; `plan` makes a
-    configuration of them. With `folds` a trial is a model for each of them, and its metrics are their means. A
+    configuration of them. With `folds` a trial is a model for each of them; its metrics by epoch are their means, its
+    value is what all folds together come to. A
     `population` is what the draws come from, where trials take over each other.
     """
 
@@ -62,6 +64,7 @@ class Trials:
     base: Path
     draw: Draw
     plan: Callable[[dict[str, Value]], TrainConfig]
+    config: TuneConfig
     folds: int = 0
     population: Population | None = None
 
@@ -82,19 +85,40 @@ class Trials:
         path = self.folder(number) / "failed.json"
         return str(json.loads(path.read_text(encoding="utf-8"))["error"]) if path.is_file() else None
 
+    def kept_epoch(self, number: int) -> int | None:
+        """The epoch of a trial that is kept, from 1 on; None before its first."""
+        values = self.search.values(number)
+        if not values:
+            return None
+        if self.config.keep_epoch == "best":
+            return values.index(max(values)) + 1
+        return loop.kept_epoch(self.config, checkpoints.read_history(self.folder(number))) + 1
+
+    def value(self, number: int) -> float | None:
+        """What a trial is ranked by and reported with: the objective of the model that it would deliver."""
+        values, epoch = self.search.values(number), self.kept_epoch(number)
+        if epoch is None:
+            return None
+        if self.folds:
+            known = _read_together(self.folder(number) / TOGETHER)
+            return values[epoch - 1] if known is None else known
+        return values[epoch - 1]
+
     def ranking(self, among: Sequence[int] | None = None) -> list[int]:
         """The trials, all or some, that have a value and did not fail, best first; equal ones by number."""
         search = self.search
         some = range(self.count) if among is None else among
-        scored = [number for number in some if search.values(number) and search.status(number) != "failed"]
-        return sorted(scored, key=lambda number: (-max(search.values(number)), number))
+        scored = {
+            number: value for number in some
+            if search.status(number) != "failed" and (value := self.value(number)) is not None
+        }  # fmt: skip
+        return sorted(scored, key=lambda number: (-scored[number], number))
 
     def distinct(self, numbers: Sequence[int]) -> list[int]:
-        """Those of some trials whose best epochs are models of their own: members of a population share their past."""
+        """Those of some trials whose kept epochs are models of their own: members of a population share their past."""
         seen, found = set[str](), []
         for number in numbers:
-            values, settings = self.search.values(number), self.draw(number) or {}
-            best = values.index(max(values)) + 1
+            settings, best = self.draw(number) or {}, self.kept_epoch(number) or 0
             past = {
                 name: value for name, value in settings.items()
                 if not name.startswith("changes.") or int(name.split(".")[1]) < best
@@ -126,6 +150,13 @@ class Trials:
                 else:
                     shutil.rmtree(kept, ignore_errors=True)
         return best[:keep]
+
+
+def _read_together(path: Path) -> float | None:
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["value"])
+    except FileNotFoundError:
+        return None
 
 
 def rule(config: TuneConfig) -> Rule:
@@ -168,6 +199,7 @@ def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path
     arguments = {
         "folder": str(run.folder), "base": str(trials.base), "attempt": run.attempt, "deadline": driver.deadline,
         "share": dataclasses.astuple(share), "embedded": cluster.embedded,
+        "arithmetic": decide_arithmetic("auto", share, run),
     }  # fmt: skip
     # A group of workers takes what it needs by itself, and the function that waits for it next to nothing.
     resources = {"memory": 2**20} if share.workers > 1 else {"cpu": share.cpus, "gpu": share.gpus}
@@ -225,7 +257,10 @@ class _Driver:
         self.metric = loop.objective(config)
         self.busy: dict[str, Work] = {}
         self.values = {number: list(search.values(number)) for number in range(trials.count)}
-        self.best = max((max(v) for v in self.values.values() if v), default=-math.inf)
+        # A trial's value is that of its best epoch so far, but for folds and for epochs that are kept by another rule.
+        self.by_epoch = config.keep_epoch == "best" and not trials.folds
+        known = [trials.value(number) for number in range(trials.count) if self.values[number]]
+        self.best = max((value for value in known if value is not None), default=-math.inf)
         self.begun, self.spent, self.epochs = time.monotonic(), seconds_spent(run.folder), 0
         self.deadline = (
             None if config.budget is None or not timed else time.time() + max(0.0, config.budget - self.spent)
@@ -277,7 +312,7 @@ class _Driver:
                 values.append(value)
                 self.lived = True
                 self.epochs += 1
-                if value > self.best:
+                if self.by_epoch and value > self.best:
                     self.best = value
                     logger.info("tune  trial %d, epoch %d | %s %.4f | best", number, epoch, self.metric, value)
 
@@ -287,18 +322,20 @@ class _Driver:
             rows = checkpoints.read_history(self.trials.folder(each.trial))
             self.heard(each.trial, [row[self.metric] for row in rows])
 
-    def took(self, name: str, failed: str | None) -> None:
-        """A piece of work is done, or has failed for good."""
+    def took(self, name: str, failed: str | None, lost: bool = False) -> None:
+        """A piece of work is done, or has failed; the workers write down why, but for those that are lost for good."""
         work = self.busy.pop(name)
-        if failed is None:
-            failed = self.trials.failure(work.trial)
-        else:
+        if lost:
             write_json(self.trials.folder(work.trial) / "failed.json", {"error": failed})
         values = self.values[work.trial]
         if failed is not None:
             logger.warning("trial %d failed: %s", work.trial, failed)
         stopped_itself = len(values) < work.until and not self._is_over()
         self.search.tell(work.trial, values, "failed" if failed else "finished" if stopped_itself else None)
+        value = self.trials.value(work.trial) if failed is None and not self.by_epoch else None
+        if value is not None and value > self.best:
+            self.best = value
+            logger.info("tune  trial %d, epoch %d | %s %.4f | best", work.trial, len(values), self.metric, value)
         self._give_up_at_same_deaths()
         self._drop_checkpoints()
 
@@ -345,12 +382,12 @@ class _Driver:
         rows = []
         for number in [*[number for number in self.kept if number not in at_work][:_BEST_SHOWN], *at_work]:
             values = self.values[number]
-            value = max(values, default=None)
-            best_epoch = None if value is None else values.index(value) + 1
+            value = max(values, default=None) if self.by_epoch else self.trials.value(number)
             rows.append(
                 Trial(
                     number=number, status=at_work.get(number) or self.search.status(number), epochs=len(values),
-                    value=value, best_epoch=best_epoch, settings=self.trials.draw(number) or {}, error=None,
+                    value=value, best_epoch=self.trials.kept_epoch(number),
+                    settings=self.trials.draw(number) or {}, error=None,
                 )
             )  # fmt: skip
         return rows[:_SHOWN]
@@ -391,7 +428,8 @@ def _queue(driver: _Driver) -> Any:
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             if result is not None and not error:
                 self.driver.heard(self.driver.busy[trial_id].trial, result["values"])
-            self.driver.took(trial_id, "its worker was lost again and again" if error else None)
+            failed = "its worker was lost again and again" if error else (result or {}).get("failed")
+            self.driver.took(trial_id, failed, lost=error)
 
         def __getstate__(self) -> dict[str, Any]:
             """Nothing: a search goes on from its trials' folders, and never from what Ray Tune keeps of it."""

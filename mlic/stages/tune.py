@@ -17,7 +17,7 @@ import yaml
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster.runs import Run, write_atomic
-from mlic.config import DoctorConfig, TuneConfig
+from mlic.config import DoctorConfig, TrainConfig, TuneConfig
 from mlic.data.shards import check_sizes, check_trainable, read_index
 from mlic.errors import ConfigError, RunError
 from mlic.model import bundle, losses, weights, zoo
@@ -26,21 +26,22 @@ from mlic.search.population import Exchange
 from mlic.search.rungs import Search
 from mlic.search.tpe import Tpe
 from mlic.space import Value
-from mlic.stages import checkpoints, loop, start
+from mlic.stages import checkpoints, loop, out_of_fold, start
 from mlic.stages.confirm import Confirmation, confirm
 from mlic.stages.doctor import doctor as examine
 from mlic.stages.ensemble import Ensemble, ensemble
 from mlic.stages.fit import finish
 from mlic.stages.folds import check_folds
-from mlic.stages.measure import Measurement, aligned
+from mlic.stages.measure import Measurement, aligned, measure
 from mlic.stages.population import Population
 from mlic.stages.trial import Trial, table
 from mlic.stages.trials import Trials, kept, rule, seconds_spent, train_on
 from mlic.stages.tune_page import render
-from mlic.stages.work import folder_of
+from mlic.stages.work import folder_of, parts
 
 logger = logging.getLogger(__name__)
 
+_RESAMPLES = 1000
 _SHOWN = 20  # trials in the printed table
 _LAG = 8  # trials that tpe draws without knowing what came of them: as many as can be at work
 
@@ -68,6 +69,11 @@ class TuneReport(Model):
     ensemble: Ensemble | None = None
     exchanges: tuple[Exchange, ...] = ()
 
+    @property
+    def split(self) -> str:
+        """What the winner is measured on."""
+        return "all its folds, each by the model of the others" if self.folds else "its validation split"
+
     def text(self) -> str:
         counts = {status: sum(t.status == status for t in self.trials) for status in ("pruned", "failed", "cut")}
         named = {"pruned": "stopped early", "failed": "failed", "cut": "cut off when the time was up"}
@@ -80,7 +86,7 @@ class TuneReport(Model):
                 *aligned(table(self.trials[:_SHOWN], self.objective)), *more, *failed,
                 f"{ended}; {self.epochs:,} epochs, {share:.0%} of {self.possible:,}; trial {self.trials[0].number} won",
                 *([f"{len(self.exchanges)} times a trial took over a better one"] if self.exchanges else []),
-                f"{'its first fold' if self.folds else 'its validation split'}, {self.measurement.samples:,} samples, "
+                f"{self.split}, {self.measurement.samples:,} samples, "
                 "cross-fitted thresholds (the best of several trials looks better than it is)",
                 self.measurement.table(), *([] if self.confirmation is None else self.confirmation.lines()),
                 *([] if self.ensemble is None else self.ensemble.lines()),
@@ -110,7 +116,7 @@ def tune(config: TuneConfig) -> TuneReport:
         if config.scheduler == "pbt":
             population = Population(config, folder, lambda number: folder_of(base, number), search)
         draw = Tpe(config.space, config.seed, search, _LAG) if config.searcher == "tpe" else population or config.drawn
-        trials = Trials(search, base, draw, config.plan, folds, population)
+        trials = Trials(search, base, draw, config.plan, config, folds, population)
         if config.fresh and config.checkpoint_copy is not None:
             for number in range(trials.count):
                 checkpoints.forget_copy(config.checkpoint_copy, trials.folder(number), folder)
@@ -188,7 +194,7 @@ def _finish(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport:
     write_atomic(run.folder / "best.yaml", (head + yaml.safe_dump(best, sort_keys=False)).encode())
     if trials.folds:
         winner = winner.model_copy(update={"fold": 0})
-    fitted = finish(winner, run.folder, trials.fitted(rows[0].number))
+    fitted = finish(winner, run.folder, trials.fitted(rows[0].number), measurement=_of_folds(winner, trials, rows[0]))
     contest = [trials.draw(number) or {} for number in trials.distinct(ranking)[:2]]
     report = TuneReport(
         run=run.folder, model=fitted.model, best_config=run.folder / "best.yaml",
@@ -209,12 +215,22 @@ def _finish(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport:
     return report
 
 
+def _of_folds(winner: TrainConfig, trials: Trials, trial: Trial) -> Measurement | None:
+    """What all folds of a cross-validated trial together come to, None where there are none."""
+    if not trials.folds:
+        return None
+    whole = out_of_fold.together(out_of_fold.read(winner, parts(trials.folder(trial.number), trials.folds)))
+    labels = tuple(read_index(winner.shards)["labels"])
+    return measure(
+        labels, whole.decisions, whole.targets, whole.scores, _RESAMPLES, winner.seed, whole.ranked
+    )  # fmt: skip
+
+
 def _trial(trials: Trials, number: int) -> Trial:
     values = trials.search.values(number)
-    value = max(values, default=None)
     return Trial(
-        number=number, status=trials.search.status(number) or "cut", epochs=len(values), value=value,
-        best_epoch=None if value is None else values.index(value) + 1, settings=trials.draw(number) or {},
+        number=number, status=trials.search.status(number) or "cut", epochs=len(values), value=trials.value(number),
+        best_epoch=trials.kept_epoch(number), settings=trials.draw(number) or {},
         error=trials.failure(number),
     )  # fmt: skip
 

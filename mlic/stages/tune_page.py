@@ -63,9 +63,8 @@ def _head(report: TuneReport) -> str:
     trivial = {each: row[name] for each, row in report.measurement.baselines.items() if name in row}
     best = max(trivial, key=lambda each: trivial[each])
     hours = report.seconds / 3600
-    split = "its first fold" if report.folds else "its validation split"
     tiles = [
-        (f"{value:.4f}", f"{name} of the winner on {split}, {low:.4f} to {high:.4f}; the best of "
+        (f"{value:.4f}", f"{name} of the winner on {report.split}, {low:.4f} to {high:.4f}; the best of "
                          f"{len(report.trials)} looks better than it is"),
         (f"{trivial[best]:.4f}", f"the best trivial baseline, {best.replace('_', ' ')}"),
         (f"{len(report.trials):,}", "trials"),

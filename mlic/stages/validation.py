@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 
 from mlic.data.loader import Batch
+from mlic.data.shards import Split
+from mlic.errors import RunError
 from mlic.model import losses
-from mlic.score import metrics, thresholds
+from mlic.score import metrics, ranking
 from mlic.stages.place import Place
 from mlic.values import Loss
 
@@ -33,33 +36,52 @@ class Evaluated:
 @torch.no_grad()
 def evaluate(
     place: Place, net: nn.Module, batches: Iterator[Batch], prepare: Callable[[torch.Tensor], torch.Tensor],
-    loss: Loss, loss_sum: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], shape: tuple[int, int],
-) -> Evaluated:  # fmt: skip
+    loss: Loss, loss_sum: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], split: Split,
+) -> Evaluated | None:  # fmt: skip
     """Run a network over this rank's batches and put together what all ranks found; the same on every rank.
 
     In float32 whatever training runs in: thresholds are fitted to these scores, and a prediction is to give the same.
+    None where the batches of a rank ended early. Raises RunError, on all ranks, for a score or a loss that is not a
+    number, with the sample.
     """
     net.eval()
     mine: list[tuple[Array, Array, Array]] = []
-    total = 0.0
+    total, odd = 0.0, list[int]()
     activation = losses.activation(loss)
     for batch in batches:
         logits = net(prepare(batch.images)).float()
-        total += float(loss_sum(logits, batch.targets))
-        mine.append((batch.index, losses.scores(activation, logits).cpu().numpy(), batch.targets.numpy()))
-    scores, targets = np.zeros(shape, dtype=np.float32), np.full(shape, -1, dtype=np.int8)
-    gathered = place.gather((mine, total))
-    for parts, _ in gathered:
+        added = float(loss_sum(logits, batch.targets))
+        scores = losses.scores(activation, logits).cpu().numpy()
+        wrong = ~np.isfinite(scores).all(axis=1)
+        if wrong.any() or not math.isfinite(added):
+            odd.append(int(batch.index[int(np.argmax(wrong))]))
+        total += added
+        mine.append((batch.index, scores, batch.targets.numpy()))
+    gathered = place.gather((mine, total, min(odd, default=-1)))
+    first = min((number for _, _, number in gathered if number >= 0), default=None)
+    if first is not None:
+        raise RunError(
+            f"the score or the loss of the sample {split.key(first)!r} is not a number in the evaluation.",
+            "lower --lr, or start at weights that are finite.",
+        )
+    scores = np.zeros(split.targets.shape, dtype=np.float32)
+    targets, seen = np.full(split.targets.shape, -1, dtype=np.int8), np.zeros(len(split), dtype=bool)
+    for parts, _, _ in gathered:
         for index, score, target in parts:
-            scores[index], targets[index] = score, target
-    return Evaluated(scores, targets, sum(part for _, part in gathered) / max(1, int((targets >= 0).sum())))
+            scores[index], targets[index], seen[index] = score, target, True
+    if not seen.all():
+        return None
+    return Evaluated(scores, targets, sum(part for _, part, _ in gathered) / max(1, int((targets >= 0).sum())))
 
 
-def row(found: Evaluated, fitted: thresholds.Fit, labels: Sequence[str]) -> dict[str, float]:
-    """The metrics of an evaluation, each under `val/`; those of a label under `val/NAME/LABEL`."""
-    measured = metrics.decision_metrics(fitted.decisions, found.targets)
-    measured |= metrics.score_metrics(found.scores, found.targets)
-    of_labels = metrics.label_metrics(fitted.decisions, found.targets)
+def row(found: Evaluated, decisions: Array, ranked: Array, labels: Sequence[str]) -> dict[str, float]:
+    """The metrics of an evaluation, each under `val/`; those of a label under `val/NAME/LABEL`.
+
+    `decisions` (N, L) are cross-fitted, `ranked` (N, L) the scores that order samples within a label.
+    """
+    measured = metrics.decision_metrics(decisions, found.targets)
+    measured |= metrics.score_metrics(found.scores, found.targets, ranking.areas(ranked, found.targets))
+    of_labels = metrics.label_metrics(decisions, found.targets)
     return (
         {"val/loss": found.loss}
         | {f"val/{name}": value for name, value in measured.items()}

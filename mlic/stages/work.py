@@ -15,9 +15,11 @@ from mlic.cluster.runs import is_current, write_atomic, write_json
 from mlic.cluster.shares import Share
 from mlic.config import TrainConfig
 from mlic.errors import MlicError
-from mlic.stages import checkpoints, loop
+from mlic.stages import checkpoints, loop, out_of_fold
 from mlic.stages.fit import group, raise_failure
 from mlic.stages.place import Place
+
+TOGETHER = "together.json"  # what all folds of a trial together come to
 
 
 def folder_of(base: Path, number: int) -> Path:
@@ -40,7 +42,8 @@ def trainable(arguments: dict[str, Any]) -> Any:
 
     class Worker(ray_tune.Trainable):  # type: ignore[misc]
         def step(self) -> dict[str, Any]:
-            return {"values": _do(self.config, arguments), "done": True}
+            values, failed = _do(self.config, arguments)
+            return {"values": values, "failed": failed, "done": True}
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             """Whether this process can do another piece: always, since a piece leaves nothing behind."""
@@ -55,12 +58,16 @@ def trainable(arguments: dict[str, Any]) -> Any:
     return Worker
 
 
-def _do(config: dict[str, Any], arguments: dict[str, Any]) -> list[float]:
-    """Train a trial, from where it is, until it has so many epochs; returns the values of all of them."""
+def _do(config: dict[str, Any], arguments: dict[str, Any]) -> tuple[list[float], str | None]:
+    """Train a trial, from where it is, until it has so many epochs; returns the values of all of them.
+
+    And why it failed, where it did. The driver takes it from here and not from the file: a network file system may not
+    show that yet.
+    """
     owner = Path(arguments["folder"])
     folder = folder_of(Path(arguments["base"]), config["number"])
     folder.mkdir(parents=True, exist_ok=True)
-    plan = TrainConfig(**json.loads(config["plan"]))
+    plan, failed = TrainConfig(**json.loads(config["plan"])), None
     try:
         if config["folds"]:
             for fold, part in enumerate(parts(folder, config["folds"])):
@@ -68,14 +75,16 @@ def _do(config: dict[str, Any], arguments: dict[str, Any]) -> list[float]:
                 own = plan.model_copy(update={"fold": fold})
                 _fit(own, part, config["until"], arguments)
             _join_folds(folder, config["folds"])
+            write_json(folder / TOGETHER, {"value": out_of_fold.value(plan, parts(folder, config["folds"]))})
         else:
             _fit(plan, folder, config["until"], arguments)
     except Exception as error:
+        failed = _reason(error)
         if is_current(owner, arguments["attempt"]):
             with (folder / "log.txt").open("a", encoding="utf-8") as file:
                 traceback.print_exc(file=file)
-            write_json(folder / "failed.json", {"error": _reason(error)})
-    return [row[loop.objective(plan)] for row in checkpoints.read_history(folder)]
+            write_json(folder / "failed.json", {"error": failed})
+    return [row[loop.objective(plan)] for row in checkpoints.read_history(folder)], failed
 
 
 def _fit(plan: TrainConfig, folder: Path, until: int, arguments: Mapping[str, Any]) -> None:
@@ -84,7 +93,10 @@ def _fit(plan: TrainConfig, folder: Path, until: int, arguments: Mapping[str, An
 
     deadline, share = arguments["deadline"], Share(*arguments["share"])
     if share.workers > 1:
-        where = {"folder": str(folder), "owner": arguments["folder"], "attempt": arguments["attempt"]}
+        where = {
+            "folder": str(folder), "owner": arguments["folder"], "attempt": arguments["attempt"],
+            "arithmetic": _arithmetic(plan, arguments), "keep_scores": plan.fold is not None,
+        }  # fmt: skip
         name = f"attempt-{arguments['attempt']}-{uuid.uuid4().hex[:8]}"  # what another start left there is not taken up
         failed = cluster_ray.run_beside(group(plan, where, share, arguments["embedded"], name, until, deadline).fit)
         raise_failure(folder, arguments["attempt"], failed)
@@ -92,11 +104,19 @@ def _fit(plan: TrainConfig, folder: Path, until: int, arguments: Mapping[str, An
     device = torch.device(cluster_ray.assigned_device())
     try:
         place = Place(0, 1, device, folder, Path(arguments["folder"]), arguments["attempt"])
-        loop.fit(plan, place, until=until, deadline=deadline)
+        loop.fit(
+            plan, place, until=until, deadline=deadline, arithmetic=_arithmetic(plan, arguments),
+            keep_scores=plan.fold is not None,
+        )  # fmt: skip
     finally:  # the process has other trials to come
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _arithmetic(plan: TrainConfig, arguments: Mapping[str, Any]) -> Any:
+    """The arithmetic of a trial: its own, where one is set, else that of the search."""
+    return arguments["arithmetic"] if plan.precision == "auto" else plan.precision
 
 
 def _join_folds(folder: Path, folds: int) -> None:

@@ -1,0 +1,47 @@
+"""The samples that do not decode, as all ranks know them: too many of a split stop the run, on all ranks alike."""
+
+from __future__ import annotations
+
+from mlic.config import TrainConfig
+from mlic.data.loader import Batch
+from mlic.errors import DataError
+from mlic.stages.place import Place
+
+
+class BadSamples:
+    """The keys of the samples that did not decode, by split. Each split is held against its own size."""
+
+    def __init__(self, config: TrainConfig, place: Place) -> None:
+        self._config, self._place = config, place
+        self._mine: dict[str, set[str]] = {}  # this rank's, since it told the others last
+        self._told: dict[str, set[str]] = {}  # those that all ranks know
+
+    def note(self, split: str, batch: Batch) -> None:
+        """Take note of what of a batch does not decode, and say so once."""
+        for key, reason in batch.bad:
+            if key not in self._told.get(split, ()) and key not in self._mine.get(split, ()):
+                self._mine.setdefault(split, set()).add(key)
+                line = f"bad  sample {key!r} does not decode and counts nowhere: {reason}"
+                self._place.say(line, everyone=True)
+
+    @property
+    def is_news(self) -> bool:
+        """Whether this rank knows of some that it has not told."""
+        return bool(self._mine)
+
+    def agree(self, sizes: dict[str, int]) -> None:
+        """Put together what all ranks know; a collective.
+
+        Raises DataError on every rank where more samples of a split than `max_bad` of its size do not decode.
+        """
+        for of_rank in self._place.gather({name: sorted(keys) for name, keys in self._mine.items()}):
+            for name, keys in of_rank.items():
+                self._told.setdefault(name, set()).update(keys)
+        self._mine.clear()
+        for name, bad in sorted(self._told.items()):
+            if len(bad) > self._config.max_bad * sizes[name]:
+                raise DataError(
+                    f"{len(bad)} of {sizes[name]:,} samples of the split {name} do not decode, more than max_bad "
+                    f"allows ({self._config.max_bad:.1%}); one is {min(bad)!r}.",
+                    f"pack {self._config.shards} again with --fresh.",
+                )

@@ -1,0 +1,45 @@
+"""Metrics of the training split, from what the network says of each batch while it is trained on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlic.score import metrics
+from mlic.stages.place import Place
+
+NAMES = ("f1_micro", "precision_micro", "recall_micro", "f1_macro", "subset_accuracy", "hamming_accuracy")
+
+
+class TrainingCounts:
+    """Counts of an epoch's decisions on training samples, on the device; they wait for nothing until they are read.
+
+    The samples are seen as augmentation made them and by weights that change from batch to batch, so these metrics are
+    of the training phase, as the loss of the epoch is.
+    """
+
+    def __init__(self, num_labels: int, device: torch.device) -> None:
+        self._num_labels = num_labels
+        self.sums = torch.zeros(4 * num_labels + metrics.PER_SAMPLE, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def add(self, scores: torch.Tensor, targets: torch.Tensor, thresholds: torch.Tensor) -> None:
+        """Count scores (B, L), whole-number targets (B, L) with -1 for unknown, and thresholds (L,)."""
+        positive, known = targets == 1, targets >= 0
+        given = scores >= thresholds
+        right = ((given == positive) | ~known).all(dim=1)
+        counts = [given & positive, given & ~positive & known, ~given & positive, ~given & ~positive & known]
+        parts = [each.sum(dim=0) for each in counts]
+        rest = torch.zeros(metrics.PER_SAMPLE, dtype=torch.float64, device=self.sums.device)
+        rest[0], rest[-1] = right.sum(), len(right)
+        self.sums += torch.cat([*(part.double() for part in parts), rest])
+
+    def values(self, place: Place) -> dict[str, float]:
+        """The metrics NAMES over all ranks, each under `train/`; none where nothing was counted."""
+        total = np.array(place.sums(*self.sums.tolist()))
+        if not total[-1]:
+            return {}
+        found: dict[str, Any] = metrics.from_sums(total[None], self._num_labels)
+        return {f"train/{name}": float(found[name][0]) for name in NAMES}
