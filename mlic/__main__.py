@@ -1,5 +1,20 @@
-"""`python -m mlic` is the same program as `mlic`."""
+"""The program `mlic`, also as `python -m mlic`; Ctrl-C is answered from its first line on."""
 
-from mlic.cli import main
+from __future__ import annotations
 
-main()
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Load the command line and run it. An interrupt before it can answer one is answered here."""
+    try:
+        from mlic import cli
+    except KeyboardInterrupt:
+        sys.stderr.write("Error: stopped.\nHint: run the same command again to go on.\n")
+        sys.exit(6)
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

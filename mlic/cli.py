@@ -6,6 +6,7 @@ are imported by the stages alone, so that help and mistakes answer at once.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import signal
@@ -25,24 +26,24 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 # command -> (its configuration, module and function of its stage, examples for its help)
 _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
-    "pack": (config.PackConfig, "mlic.stages.pack", "pack", ["mlic pack photos/ --labels annotations/ --out shards/"]),
+    "pack": (config.PackConfig, "mlic.stages.pack", "pack", ["mlic pack photos/ --labels annotations/"]),
     "explore": (
         config.ExploreConfig, "mlic.stages.explore", "explore",
-        ["mlic explore shards/", "mlic explore photos/ --labels annotations/ --out look/"],
+        ["mlic explore", "mlic explore photos/ --labels annotations/ --out look/"],
     ),
-    "doctor": (config.DoctorConfig, "mlic.stages.doctor", "doctor", ["mlic doctor shards/"]),
+    "doctor": (config.DoctorConfig, "mlic.stages.doctor", "doctor", ["mlic doctor"]),
     "train": (
         config.TrainConfig, "mlic.stages.train", "train",
-        ["mlic train shards/ --arch resnet18 --epochs 20", "mlic train --config jobs/train.yaml shards/ --set lr=1e-4"],
+        ["mlic train --arch resnet18 --epochs 20", "mlic train shards/ --config jobs/train.yaml --set lr=1e-4"],
     ),
-    "tune": (config.TuneConfig, "mlic.stages.tune", "tune", ["mlic tune shards/ --num-samples 50"]),
+    "tune": (config.TuneConfig, "mlic.stages.tune", "tune", ["mlic tune --num-samples 50"]),
     "noise": (
         config.NoiseConfig, "mlic.stages.noise", "noise",
         ["mlic noise shards/ --epochs 10", "mlic pack photos/ --labels annotations/ --corrections noise/suspects.tsv"],
     ),
     "batch-predict": (
         config.PredictConfig, "mlic.stages.predict", "predict",
-        ["mlic batch-predict runs/small test-photos/ --out preds.tsv"],
+        ["mlic batch-predict runs/tune test-photos/", "mlic batch-predict runs/tune photo.jpg"],
     ),
     "average": (
         config.AverageConfig, "mlic.stages.average", "average",
@@ -64,6 +65,10 @@ _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
         config.ReportConfig, "mlic.stages.report", "report",
         ["mlic report runs/small", "mlic report runs/small runs/resnet18 --out comparison/"],
     ),
+    "reproduce": (
+        config.ReproduceConfig, "mlic.stages.reproduce", "reproduce",
+        ["mlic reproduce a --images photos/ --labels annotations/", "mlic reproduce e all --epochs 2 --limit 500"],
+    ),
     "demo": (config.DemoConfig, "mlic.stages.demo", "demo", ["mlic demo"]),
 }  # fmt: skip
 
@@ -82,8 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         click.echo(error.format_message(), err=True)
         code = 2
     except click.ClickException as error:
-        hint = "mlic --help lists the commands, mlic COMMAND --help their settings."
-        click.echo(f"Error: {console.sentence(error.format_message())}\nHint: {hint}", err=True)
+        hint = _leads_on(error) or "mlic --help lists the commands, mlic COMMAND --help their settings."
+        message = error.message if isinstance(error, click.NoSuchOption) else error.format_message()
+        click.echo(f"Error: {console.sentence(message)}\nHint: {hint}", err=True)
         code = 2
     except (click.Abort, KeyboardInterrupt):
         code = console.fail(_stopped(), as_json=False)
@@ -99,7 +105,93 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-@click.group(context_settings=_CONTEXT)
+# The commands in the order of the work, each with what it is for, in at most 62 characters.
+_GROUPS = {
+    "Data": {
+        "pack": "Images and label files to shards",
+        "explore": "What a data set is like, as a page with figures",
+        "doctor": "Do the labels of shards belong to their images?",
+        "noise": "List labels that are probably wrong",
+    },
+    "Models": {
+        "train": "Fit one model, over all workers of a cluster",
+        "tune": "Search settings for the best model; weak trials stop early",
+        "average": "Make one model of several trained ones",
+        "threshold": "Fit decision thresholds again, without training",
+        "export": "Write a model for another engine, without PyTorch",
+    },
+    "Predictions and numbers": {
+        "batch-predict": "Predict a folder of images, shards or one image",
+        "evaluate": "Measure predictions, beside baselines and intervals",
+        "report": "The page of a run, or of several beside each other",
+    },
+    "Elsewhere": {
+        "slurm": "The same commands as SLURM jobs",
+        "submit": "The same commands as jobs of a Ray cluster",
+        "cluster": "See whether the nodes of a cluster can work together",
+    },
+    "Examples": {
+        "demo": "The whole pipeline on a small generated corpus",
+        "recipes": "The configurations of the reference systems",
+        "reproduce": "A reference system anew, its reported numbers beside ours",
+    },
+}
+
+# What commands are called elsewhere.
+_ALSO_CALLED = {
+    "predict": "batch-predict", "infer": "batch-predict", "inference": "batch-predict", "prepare": "pack",
+    "shard": "pack", "convert": "export", "fit": "train", "finetune": "train", "search": "tune", "sweep": "tune",
+    "hpo": "tune", "eval": "evaluate", "test": "evaluate", "measure": "evaluate", "calibrate": "threshold",
+    "thresholds": "threshold", "eda": "explore", "analyze": "explore", "analyse": "explore", "check": "doctor",
+    "validate": "doctor", "clean": "noise", "ensemble": "average",
+}  # fmt: skip
+
+
+class _Hinted(click.UsageError):
+    """A mistake on the command line with something to do that leads on."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class _Commands(click.Group):
+    """The commands, listed in the order of the work."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """All of them, in the order in which they are listed."""
+        return [name for names in _GROUPS.values() for name in names if name in self.commands]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write them by group, each description whole."""
+        for title, commands in _GROUPS.items():
+            with formatter.section(title):
+                width = max(len(name) for names in _GROUPS.values() for name in names)
+                formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is named. Raises UsageError with the name of the one that is probably meant."""
+        name = args[0]
+        if name not in self.commands and not name.startswith("-"):
+            near = _ALSO_CALLED.get(name) or next(iter(difflib.get_close_matches(name, self.commands, n=1)), None)
+            hint = f"did you mean mlic {near}?" if near else "mlic --help lists the commands."
+            raise _Hinted(f"there is no command {name!r}.", hint)
+        return super().resolve_command(ctx, args)
+
+
+def _leads_on(error: click.ClickException) -> str | None:
+    """What to do about a mistake on the command line, where that is known."""
+    if isinstance(error, _Hinted):
+        return error.hint
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        near = console.near_option(error.ctx.command, error.option_name)
+        return None if near is None else f"did you mean {near}?"
+    return None
+
+
+@click.group(cls=_Commands, context_settings=_CONTEXT)
 @click.version_option(__version__)
 def cli() -> None:
     """From label files to a defensible multi-label image tagger, here, on SLURM or on a Ray cluster.
@@ -113,12 +205,14 @@ def _stage_command(name: str) -> click.Command:
     model, module, function, examples = _STAGES[name]
 
     def run(**given: Any) -> int:
-        as_json = given.pop("json")
-        console.set_up_logging(given.pop("verbose") - given.pop("quiet"))
+        as_json, verbosity = given.pop("json"), given.pop("verbose") - given.pop("quiet")
+        console.set_up_logging(verbosity)
         try:
             settings = _settings(model, given)
-            import_module("mlic.stages.preflight").check(settings)
-            report = getattr(import_module(module), function)(settings)
+            # The result is all that stdout gets: what a library prints there meanwhile goes to stderr with -v.
+            with console.only_results(verbosity > 0):
+                import_module("mlic.stages.preflight").check(settings)
+                report = getattr(import_module(module), function)(settings)
         except MlicError as error:
             return console.fail(error, as_json)
         except KeyboardInterrupt:
@@ -127,7 +221,7 @@ def _stage_command(name: str) -> click.Command:
             if (error.name or "mlic").partition(".")[0] == "mlic":
                 raise
             return console.fail(
-                ConfigError(f"this needs {error.name}, which is not installed.", "pip install mlic."), as_json
+                ConfigError(f"this needs {error.name}, which is not installed.", f"pip install {error.name}."), as_json
             )
         except Exception:
             traceback.print_exc()
@@ -140,7 +234,9 @@ def _stage_command(name: str) -> click.Command:
     text = f"{model.__doc__}\n\n\b\nExample{'s' if len(examples) > 1 else ''}:\n" + "\n".join(
         f"  {e}" for e in examples
     )
-    return click.Command(name, callback=run, params=[*console.parameters(model), *_common()], help=text)
+    return console.StageCommand(
+        name, callback=run, params=[*console.parameters(model), *_common()], help=text, model=model
+    )
 
 
 def _settings(model: type[BaseModel], given: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ stands in a second place. Values come from `defaults < --config FILE < --set key
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import model_validator
@@ -22,6 +22,7 @@ from mlic.scheduling import SubmitConfig as SubmitConfig
 from mlic.schema import Model, Settings, setting
 from mlic.searching import TuneConfig as TuneConfig
 from mlic.values import (
+    STDOUT,
     AnyPath,
     Backend,
     Calibrator,
@@ -30,12 +31,14 @@ from mlic.values import (
     LocalPath,
     Names,
     Operations,
+    Output,
     Paths,
     Policy,
     Precise,
     Reduced,
     Share,
     Shares,
+    Weights,
     Workers,
 )  # fmt: skip
 
@@ -91,6 +94,7 @@ class PackConfig(Settings):
     keep_test: AnyPath | None = setting(
         None, "Earlier shards, whose test images are the test images again", cli="flag", place=True
     )
+    limit: int | None = setting(None, "Images to pack, at most, drawn by the seed: for a quick try", cli="flag", ge=2)
     folds: int = setting(0, "Also number the samples outside of test by fold, for mlic train --fold", cli="flag", ge=0)
     group_by: Literal["near-duplicates", "identical", "none"] = setting(
         "near-duplicates", "Images that a stratified split never parts", cli="flag"
@@ -211,9 +215,12 @@ class PredictConfig(Settings):
     """Predict every image of a folder or of shards with a trained model."""
 
     model: LocalPath = setting(..., "Run folder, or the bundle inside one", cli="argument", place=True)
-    images: AnyPath = setting(..., "Images as for mlic pack, or a folder of its shards", cli="argument", place=True)
-    out: AnyPath = setting(
-        ..., "File to write: .tsv, .csv, .txt, .jsonl or .parquet; a name without ending is a folder of Parquet files",
+    images: AnyPath = setting(
+        ..., "Images as for mlic pack, a folder of its shards, or one image", cli="argument", place=True
+    )
+    out: Output | None = setting(
+        None, "File to write: .tsv, .csv, .txt, .jsonl or .parquet; a name without ending is a folder of Parquet "
+        "files, and - the standard output; default: predictions.tsv, and - for one image",
         cli="flag", place=True,
     )  # fmt: skip
     split: str | None = setting(None, "Split of the shards to predict; default: all", cli="flag")
@@ -246,15 +253,20 @@ class PredictConfig(Settings):
 
     @model_validator(mode="after")
     def _format_is_known(self) -> Self:
+        if self.out is None or self.out == STDOUT:
+            return self._batch_is_known()
         ending = PurePosixPath(urlsplit(self.out).path if isinstance(self.out, str) else self.out).suffix
         if ending not in {".tsv", ".csv", ".txt", ".jsonl", ".parquet", ""}:
             raise ValueError(
                 f"out should end in .tsv, .csv, .txt, .jsonl or .parquet, or, as a folder, not at all; not in {ending}"
             )
-        if isinstance(self.batch_size, int) and self.batch_size < 1:
-            raise ValueError(f"batch_size should be auto or at least 1, not {self.batch_size}")
         if ending == ".txt" and self.values == "both":
             raise ValueError("a .txt file has one number for each label; give values as decisions or scores")
+        return self._batch_is_known()
+
+    def _batch_is_known(self) -> Self:
+        if isinstance(self.batch_size, int) and self.batch_size < 1:
+            raise ValueError(f"batch_size should be auto or at least 1, not {self.batch_size}")
         return self
 
 
@@ -357,6 +369,32 @@ class ReportConfig(Model):
         None, "Folder for report.html, its figures and report.json; default: RUN/report", cli="flag"
     )
     seed: int = setting(42, "Seed of the bootstrap and of the choice of images", ge=0, le=2**31 - 1)
+
+
+class ReproduceConfig(Settings):
+    """Pack, train and measure as one of the five reference systems did, and lay its reported numbers beside ours."""
+
+    system: Literal["a", "b", "c", "d", "e"] = setting(..., "Reference system", cli="argument")
+    row: str | None = setting(
+        None, "Recipe of the system, such as cnn1-2 or search, or all; default: the one that its report rests on",
+        cli="argument",
+    )  # fmt: skip
+    images: AnyPath = setting(Path("images"), "Images, as for mlic pack", cli="flag", place=True, validate_default=True)
+    labels: AnyPath = setting(
+        Path("annotations"), "Label files, as for mlic pack", cli="flag", place=True, validate_default=True
+    )
+    out: LocalPath = setting(
+        Path("reproduced"), "Folder for shards, runs and the comparison", cli="flag", place=True, validate_default=True
+    )
+    epochs: int | None = setting(None, "Epochs, at most, in place of the recipe's", cli="flag", ge=1)
+    limit: int | None = setting(None, "Images to pack, at most, drawn by the seed", cli="flag", ge=20)
+    num_samples: int | None = setting(None, "Trials of a search, at most", cli="flag", ge=1)
+    weights: Weights | None = setting(
+        None, "File of weights for recipes that begin with published ones; default: PyTorch's cache", cli="flag",
+        place=True,
+    )  # fmt: skip
+    overrides: dict[str, Any] = setting({}, "Settings over those of the recipe, such as {image_size: 64}")
+    seed: int = setting(42, "Seed of --limit", ge=0, le=2**31 - 1)
 
 
 class DemoConfig(Settings):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -28,6 +30,8 @@ def parameters(model: type[BaseModel]) -> list[click.Parameter]:
             several = get_origin(field.annotation) is tuple
             metavar = f"{name.upper().removesuffix('S')}..." if several else name.upper()
             count = -1 if several else 1
+            if not field.is_required() and not several:
+                metavar = f"[{metavar}]"
             parameters.append(click.Argument([name], nargs=count, required=False, metavar=metavar, type=_type(field)))
         elif kind == "flag":
             flag = "--" + name.replace("_", "-")
@@ -38,6 +42,47 @@ def parameters(model: type[BaseModel]) -> list[click.Parameter]:
             else:
                 parameters.append(click.Option([flag, name], type=_type(field), help=help_text))
     return parameters
+
+
+_TITLES: dict[schema.Group, str] = {
+    "search": "Search", "data": "Data", "model": "Model", "optimisation": "Optimisation", "resources": "Resources",
+    "run": "Run", "": "Run",
+}  # fmt: skip
+
+
+class StageCommand(click.Command):
+    """A command whose options stand in groups in its help, where their settings have some; `model` are the settings."""
+
+    def __init__(self, *arguments: Any, model: type[BaseModel], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.model = model
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options by group, those of the run and of all commands last."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            field = self.model.model_fields.get(str(parameter.name))
+            if record is not None and isinstance(parameter, click.Option):
+                title = _TITLES[schema.group_of(field) if field is not None else ""]
+                groups.setdefault(title, []).append(record)
+        for title in dict.fromkeys(_TITLES.values()):
+            if title in groups:
+                alone = len(groups) == 1
+                with formatter.section("Options" if alone else title):
+                    formatter.write_dl(groups[title])
+
+
+def near_option(command: click.Command, option: str) -> str | None:
+    """What leads on from an option that a command does not have: the nearest flag, or --set of the nearest setting."""
+    flags = {str(parameter.name): parameter.opts[0] for parameter in command.params if parameter.opts[0][:1] == "-"}
+    model = getattr(command, "model", None)
+    near = schema.near_setting(option, [*flags, *(model.model_fields if model is not None else ())])
+    if near is None:
+        return None
+    return flags.get(near) or (
+        f"--set {near}=VALUE" if model and schema.cli_kind(model.model_fields[near]) == "" else near
+    )
 
 
 def _type(field: Any) -> Any:
@@ -105,6 +150,13 @@ def set_up_logging(verbosity: int) -> None:
         handler = _Handler()
         handler.setFormatter(_Formatter())
         root.addHandler(handler)
+
+
+@contextlib.contextmanager
+def only_results(verbose: bool) -> Iterator[None]:
+    """Keep what libraries print off stdout, which is for the result alone: it goes to stderr, or nowhere."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(sys.stderr if verbose else nowhere):
+        yield
 
 
 def end_transient() -> None:

@@ -217,8 +217,14 @@ class FitSettings(Settings):
 
 
 class NetworkSettings(Settings):
-    """What `train`, `tune` and `noise` share of the network: what it begins with, and what of it is trained."""
+    """What `train`, `tune` and `noise` share of the network: which one, what it begins with, and what is trained."""
 
+    arch: str = setting(
+        "small",
+        "Architecture: small, a reference net such as b-final, a torchvision classifier or timm/NAME",
+        cli="flag",
+        group="model",
+    )
     arch_options: dict[str, float] = setting(
         {},
         "Options of the architecture, such as hidden or dropout; head_hidden, head_decoder and head_dropout are "
@@ -237,14 +243,8 @@ class NetworkSettings(Settings):
 
 
 class ModelSettings(NetworkSettings):
-    """What `train` and `noise` share: which model is fitted, by which loss."""
+    """What `train`, `tune` and `noise` share: how positives are weighted, thresholds fitted and scores calibrated."""
 
-    arch: str = setting(
-        "small",
-        "Architecture: small, a reference net such as b-final, a torchvision classifier or timm/NAME",
-        cli="flag",
-        group="model",
-    )
     pos_weight_power: float = setting(
         0.0,
         "Weight positives of a label by (negatives/positives)^power; 0: no weighting",

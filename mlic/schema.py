@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mlic.values import Workers
 
-Group = Literal["", "data", "model", "optimisation", "resources", "run"]
+Group = Literal["", "data", "model", "optimisation", "search", "resources", "run"]
 
 
 def setting(default: Any, help: str, *, cli: str = "", place: bool = False, group: Group = "", **limits: Any) -> Any:
@@ -66,3 +68,40 @@ def group_of(field: Any) -> Group:
 def cli_kind(field: Any) -> str:
     """ "argument", "flag" or "" for a field of a configuration."""
     return str(_extra(field).get("cli", ""))
+
+
+# What settings are called elsewhere.
+_ALSO_CALLED = {
+    "learning_rate": "lr", "learningrate": "lr", "batch": "batch_size", "batchsize": "batch_size", "bs": "batch_size",
+    "model": "arch", "architecture": "arch", "backbone": "arch", "net": "arch", "network": "arch",
+    "num_epochs": "epochs", "n_epochs": "epochs", "max_epochs": "epochs", "optim": "optimizer",
+    "optimiser": "optimizer", "wd": "weight_decay", "decay": "weight_decay", "criterion": "loss",
+    "scheduler": "schedule", "lr_scheduler": "schedule", "warmup": "warmup_epochs", "img_size": "image_size",
+    "imgsz": "image_size", "input_size": "image_size", "resolution": "image_size", "size": "image_size",
+    "early_stopping": "patience", "early_stop": "patience", "metric": "objective", "monitor": "objective",
+    "pretrained": "weights", "checkpoint": "weights", "resume": "weights", "pos_weight": "pos_weight_power",
+    "class_weights": "pos_weights", "num_workers": "workers", "n_workers": "workers", "nproc": "workers",
+    "n_trials": "num_samples", "trials": "num_samples", "num_trials": "num_samples", "samples": "num_samples",
+    "unlabeled": "unlabelled", "unlabeled_label": "unlabelled_label", "output": "out", "output_dir": "out",
+    "out_dir": "out", "dest": "out", "annotations": "labels", "label_dir": "labels", "val_split": "split",
+    "thresholds": "threshold_policy", "random_seed": "seed", "random_state": "seed", "grayscale": "color",
+    "colour": "color", "amp": "precision", "mixed_precision": "precision", "fp16": "precision",
+    "label_smooth": "label_smoothing", "grad_clip": "clip_norm", "max_grad_norm": "clip_norm", "run": "name",
+    "run_name": "name", "experiment": "name", "normalisation": "normalization", "normalize": "normalization",
+    "max_samples": "limit", "subset": "limit", "hyperparameters": "space", "search_space": "space", "force": "fresh",
+    "overwrite": "fresh", "restart": "fresh",
+}  # fmt: skip
+
+
+def near_setting(name: str, known: Collection[str]) -> str | None:
+    """The setting, of those that are known, that a name for it probably means."""
+    plain = name.strip("-").replace("-", "_").lower()
+    meant = _ALSO_CALLED.get(plain)
+    if meant in known:
+        return meant
+    return near_name(plain, known)
+
+
+def near_name(name: str, known: Collection[str]) -> str | None:
+    """The one of some names that another looks like."""
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), None)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import ValidationError, model_validator
 
 from mlic.fitting import MOVABLE, FitSettings, ModelSettings, RunSettings, TrainConfig
-from mlic.schema import setting
+from mlic.schema import near_setting, setting
 from mlic.space import Dimension, Value, draw, grid, nested, order
 from mlic.values import Seconds
 
@@ -38,26 +37,26 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         None,
         "Number of trials, which may grow later; default: 10, or all of a grid",
         cli="flag",
-        group="optimisation",
+        group="search",
         ge=1,
         place=True,
     )
     budget: Seconds | None = setting(
         None, "Time after which no epoch is begun, such as 4h or 30m; a search that goes on goes on counting",
-        cli="flag", group="optimisation", place=True,
+        cli="flag", group="search", place=True,
     )  # fmt: skip
     space: dict[str, Dimension] = setting(
         DEFAULT_SPACE, "What settings are drawn from: choice, grid, uniform, loguniform, int or logint, and when"
     )
     searcher: Literal["random", "grid", "tpe"] = setting(
-        "random", "How trials are drawn; tpe learns from those before (needs optuna)", cli="flag", group="optimisation"
+        "random", "How trials are drawn; tpe learns from those before (needs optuna)", cli="flag", group="search"
     )
     scheduler: Literal["asha", "hyperband", "median", "pbt", "none"] = setting(
         "asha", "How weak trials are stopped early; pbt: they take over the best ones, and change settings on the way",
-        cli="flag", group="optimisation",
+        cli="flag", group="search",
     )  # fmt: skip
     cross_validate: bool = setting(
-        False, "Train each trial on all folds of the shards but one in turn, and compare the means over the folds",
+        False, "Train each trial on all folds of the shards but one in turn, and compare what all folds come to",
         cli="flag", group="data",
     )  # fmt: skip
     grace_epochs: int = setting(
@@ -82,11 +81,11 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
     confirm: int = setting(
         0, "Train the winner, the runner-up and what mlic train does by itself again from so many other seeds, and "
         "say whether the winner is surely better",
-        cli="flag", group="optimisation", ge=0, le=50, place=True,
+        cli="flag", group="search", ge=0, le=50, place=True,
     )  # fmt: skip
     ensemble: int = setting(
         0, "Make one more model, RUN/ensemble, of the best so many trials: its scores are the means of theirs; 0: none",
-        cli="flag", group="model", ge=0, place=True,
+        cli="flag", group="search", ge=0, place=True,
     )  # fmt: skip
     keep: int = setting(3, "Trials, the best ones, whose checkpoints are kept; as many as an ensemble has, at least",
                         ge=1)  # fmt: skip
@@ -180,8 +179,8 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         if head in _NOT_DRAWN:
             raise ValueError(f"space.{name}: {head} cannot differ between trials")
         if head not in known:
-            near = difflib.get_close_matches(head, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else "mlic train --help lists the settings"
+            near = near_setting(head, known)
+            hint = f"did you mean {near}?" if near else "mlic train --help lists the settings"
             raise ValueError(f"space.{name}: there is no setting {head!r}; {hint}")
         if len(rest) > 1 or (rest and not isinstance(getattr(self, head), dict)):
             raise ValueError(f"space.{name}: {head} has no parts")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mlic.errors import ConfigError
-from mlic.schema import cli_kind
+from mlic.schema import cli_kind, near_setting
 
 # What pydantic's errors say that a value should have been.
 _EXPECTED = {
@@ -58,38 +58,6 @@ def build(model: type[M], *layers: Mapping[str, Any]) -> M:
         return model(**values)
     except ValidationError as error:
         raise _as_config_error(model, values, error) from None
-
-
-# What settings are called elsewhere.
-_ALSO_CALLED = {
-    "learning_rate": "lr", "learningrate": "lr", "batch": "batch_size", "batchsize": "batch_size", "bs": "batch_size",
-    "model": "arch", "architecture": "arch", "backbone": "arch", "net": "arch", "network": "arch",
-    "num_epochs": "epochs", "n_epochs": "epochs", "max_epochs": "epochs", "optim": "optimizer",
-    "optimiser": "optimizer", "wd": "weight_decay", "decay": "weight_decay", "criterion": "loss",
-    "scheduler": "schedule", "lr_scheduler": "schedule", "warmup": "warmup_epochs", "img_size": "image_size",
-    "imgsz": "image_size", "input_size": "image_size", "resolution": "image_size", "size": "image_size",
-    "early_stopping": "patience", "early_stop": "patience", "metric": "objective", "monitor": "objective",
-    "pretrained": "weights", "checkpoint": "weights", "resume": "weights", "pos_weight": "pos_weight_power",
-    "class_weights": "pos_weights", "num_workers": "workers", "n_workers": "workers", "nproc": "workers",
-    "n_trials": "num_samples", "trials": "num_samples", "num_trials": "num_samples", "samples": "num_samples",
-    "unlabeled": "unlabelled", "unlabeled_label": "unlabelled_label", "output": "out", "output_dir": "out",
-    "out_dir": "out", "dest": "out", "annotations": "labels", "label_dir": "labels", "val_split": "split",
-    "thresholds": "threshold_policy", "random_seed": "seed", "random_state": "seed", "grayscale": "color",
-    "colour": "color", "amp": "precision", "mixed_precision": "precision", "fp16": "precision",
-    "label_smooth": "label_smoothing", "grad_clip": "clip_norm", "max_grad_norm": "clip_norm", "run": "name",
-    "run_name": "name", "experiment": "name", "normalisation": "normalization", "normalize": "normalization",
-    "max_samples": "limit", "subset": "limit", "hyperparameters": "space", "search_space": "space", "force": "fresh",
-    "overwrite": "fresh", "restart": "fresh",
-}  # fmt: skip
-
-
-def near_setting(name: str, known: Sequence[str]) -> str | None:
-    """The setting, of those that are known, that a name for it probably means."""
-    plain = name.strip("-").replace("-", "_").lower()
-    meant = _ALSO_CALLED.get(plain)
-    if meant in known:
-        return meant
-    return next(iter(difflib.get_close_matches(plain, known, n=1, cutoff=0.5)), None)
 
 
 def _as_config_error(model: type[BaseModel], values: Mapping[str, Any], error: ValidationError) -> ConfigError:
@@ -139,6 +107,26 @@ def recipes() -> list[Recipe]:
         if folder.is_dir():
             return [_recipe(path) for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)]
     raise ConfigError(f"the recipes are missing beside {here}.", "install mlic again.")
+
+
+class Told(NamedTuple):
+    """What a report tells of a recipe's numbers: the pack recipe that it is for, with settings over it, what was
+    `reported` by metric, and why a measurement may differ."""
+
+    pack: str
+    pack_settings: dict[str, Any]
+    reported: dict[str, float]
+    why: str
+
+
+def reported() -> dict[str, Told]:
+    """What was reported of each recipe of the reference systems, by its name. Raises ConfigError as `recipes` does."""
+    file = recipes()[0].path.with_name("reported.json")
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    return {
+        name: Told(row["pack"], row.get("pack_settings", {}), row["reported"], row["why"])
+        for name, row in rows.items()
+    }  # fmt: skip
 
 
 def _recipe(path: Path) -> Recipe:

@@ -80,9 +80,16 @@ def _weights(value: Any) -> Any:
     return value if value in ("none", "default") or not isinstance(value, str | Path) else str(_absolute(value))
 
 
+def _output(value: Any) -> Any:
+    """`-` stays what it is: the standard output."""
+    return value if value == STDOUT else location(value)
+
+
+STDOUT = "-"
 Location = Path | str  # a path of this machine, or the URL of an object store
 LocalPath = Annotated[Path, BeforeValidator(_absolute)]
 AnyPath = Annotated[Location, BeforeValidator(location)]
+Output = Annotated[Location, BeforeValidator(_output)]
 Paths = Annotated[tuple[LocalPath, ...], BeforeValidator(_several)]
 Weights = Annotated[str, BeforeValidator(_weights)]
 Trained = Annotated[int | Literal["all", "head", "none"], BeforeValidator(_auto_or_number)]

@@ -37,13 +37,23 @@ def test_every_setting_has_help() -> None:
     ("arguments", "code", "error", "hint"),
     [
         (["train", "nowhere"], 3, "nowhere does not exist.", "mlic pack IMAGES"),
-        (["train"], 2, "shards is not given.", "give SHARDS"),
+        (["train"], 3, "shards does not exist.", "mlic pack IMAGES --labels LABELS writes ./shards."),
+        (["tune", "--num-samples", "50"], 3, "shards does not exist.", "mlic pack IMAGES --labels LABELS"),
+        (["doctor"], 3, "shards does not exist.", "mlic pack IMAGES --labels LABELS"),
+        (["explore"], 3, "shards does not exist.", "mlic pack IMAGES --labels LABELS"),
+        (["predict", "runs/x"], 2, "there is no command 'predict'.", "did you mean mlic batch-predict?"),
+        (["train", "--learning_rate", "1"], 2, "No such option '--learning_rate'.", "did you mean --lr?"),
+        (["train", "--momentum", "0.5"], 2, "No such option '--momentum'.", "did you mean --set momentum=VALUE?"),
+        (["train", "--set", "learning_rate=1"], 2, "unknown setting 'learning_rate'.", "did you mean lr?"),
+        (["pack", "p", "--unlabeled", "keep"], 2, "No such option '--unlabeled'.", "did you mean --unlabelled?"),
+        (["tune", "--set", "space.learning_rate={choice: [1]}"], 2, "no setting 'learning_rate'", "README"),
+        (["train", "--set", "lr=1", "--set", "lr.x=2"], 2, "lr is 1, which has no parts.", "set lr once."),
         (["train", ".", "--config", "b-finale"], 2, "no configuration file b-finale.", "did you mean b-final?"),
         (["train", ".", "--config", "x/b-finale"], 2, "no configuration file x/b-finale.", "check its path."),
         (["train", ".", "--set", "epoch=3"], 2, "unknown setting 'epoch'.", "did you mean epochs?"),
         (["train", ".", "--arch", "resnet51"], 3, "holds no index.json", "mlic pack"),
         (["train", "--epochs", "many", "."], 2, "'many' is not a valid integer", "--help"),
-        (["trian"], 2, "No such command 'trian'", "--help"),
+        (["trian"], 2, "there is no command 'trian'.", "did you mean mlic train?"),
         (["pack", "nowhere", "--labels", "x"], 3, "nowhere does not exist.", "check the path."),
         (["tune", "nowhere"], 3, "nowhere does not exist.", "mlic pack"),
         (["batch-predict", "nowhere", ".", "--out", "p.tsv"], 3, "nowhere does not exist.", "finished run"),
@@ -158,3 +168,52 @@ def test_a_group_without_a_command_shows_what_there_is(mlic: Run, group: list[st
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Usage: mlic")
     assert "Commands:" in done.stderr
+
+
+def test_where_shards_are_missing_it_says_what_there_is_and_how_to_pack_it(mlic: Run, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "photos" / "im1.jpg").touch()
+    (tmp_path / "annotations" / "dog.txt").write_text("1\n")
+    for arguments in (["tune", "--num-samples", "50"], ["train"], ["explore"], ["doctor"], ["train", "photos"]):
+        done = mlic(*arguments)
+        assert done.returncode == 3, done.stderr
+        assert "photos/ holds images and annotations/ holds label files" in done.stderr
+        assert "Hint: mlic pack photos/ --labels annotations/ writes ./shards." in done.stderr
+
+
+def test_commands_are_listed_in_the_order_of_the_work_with_whole_descriptions() -> None:
+    text = CliRunner().invoke(cli, ["--help"], terminal_width=80).output
+    commands = re.findall(r"^  ([a-z-]+)  +(\S.*)$", text, re.MULTILINE)
+    names = [name for name, _ in commands]
+    assert set(names) == set(cli.commands)
+    work = ["pack", "train", "tune", "batch-predict", "evaluate"]
+    assert [name for name in names if name in work] == work
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "..." not in text
+    assert [line for line in text.splitlines() if line.endswith(":") and line[0] != " "] == [
+        "Options:", "Data:", "Models:", "Predictions and numbers:", "Elsewhere:", "Examples:",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_options_stand_in_groups_the_everyday_ones_first(command: str) -> None:
+    text = CliRunner().invoke(cli, [command, "-h"], terminal_width=80).output
+    groups = re.findall(r"^([A-Z][a-z]+):$", text, re.MULTILINE)[1:]
+    own = ["Search"] if command == "tune" else []
+    assert groups == [*own, "Data", "Model", "Optimisation", "Resources", "Run"]
+    options = re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE)
+    assert options.index("--epochs") < options.index("--objective")
+    assert options.index("--arch") < options.index("--weights")
+    assert options.index("--workers") > options.index("--lr")
+
+
+def test_an_interrupt_while_the_program_loads_is_no_traceback(tmp_path: Path) -> None:
+    """Ctrl-C in the first tenths of a second, while Python imports."""
+    (tmp_path / "pydantic.py").write_text("raise KeyboardInterrupt\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "mlic", "train"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"},
+    )  # fmt: skip
+    assert done.returncode == 6
+    assert done.stderr == "Error: stopped.\nHint: run the same command again to go on.\n"

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +13,16 @@ import pytest
 
 from mlic.cluster import runs
 from mlic.cluster.runs import Run
-from mlic.config import TrainConfig
+from mlic.config import PredictConfig, ReportConfig, ThresholdConfig, TrainConfig
 from mlic.errors import ClusterError, ConfigError, PartialError
+from mlic.model import bundle
 from mlic.schema import Model
+from mlic.stages.fit import TrainReport
+from mlic.stages.predict import predict
+from mlic.stages.report import report as write_report
+from mlic.stages.threshold import threshold
 
+OLD = Path(__file__).parent / "data" / "old-run"
 CONFIG = TrainConfig(shards=Path("s"), epochs=3)
 
 
@@ -71,7 +79,7 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
 def test_a_start_that_failed_before_it_made_anything_binds_nobody(tmp_path: Path) -> None:
     opened(tmp_path).__exit__(ConfigError, ConfigError("no.", ""), None)
     run = opened(tmp_path, CONFIG.model_copy(update={"epochs": 4}))
-    assert run.attempt == 1
+    assert run.attempt == 2
     (tmp_path / "checkpoints").mkdir()
     run.__exit__(ConfigError, ConfigError("no.", ""), None)
     with pytest.raises(ConfigError, match="other settings"):
@@ -82,7 +90,7 @@ def test_fresh_throws_away(tmp_path: Path) -> None:
     opened(tmp_path).__exit__(None, None, None)
     (tmp_path / "checkpoints").mkdir()
     with opened(tmp_path, CONFIG.model_copy(update={"epochs": 4}), fresh=True) as run:
-        assert run.attempt == 1
+        assert run.attempt == 2
         assert not (tmp_path / "checkpoints").exists()
     (tmp_path / "notes.txt").touch()
     (tmp_path / "checkpoints").mkdir()
@@ -160,3 +168,86 @@ def test_a_finished_run_holds_nothing_half_written(tmp_path: Path) -> None:
         run.finish(Report(value=7))
     assert not list(tmp_path.rglob(".*.part"))
     assert (tmp_path / "log.txt").exists()
+
+
+def test_a_setting_that_did_not_exist_had_its_value_in_effect(tmp_path: Path) -> None:
+    """A run of an earlier version: its report is printed, and another value than that in effect is refused."""
+    opened(tmp_path).finish(Report(value=3))
+    state = json.loads((tmp_path / "run.json").read_text())
+    for name in ("shuffle", "ema", "augment", "thin_labels"):
+        del state["settings"][name]
+    (tmp_path / "run.json").write_text(json.dumps(state))
+    with opened(tmp_path) as run:
+        assert run.finished
+        assert run.report == {"value": 3}
+    with pytest.raises(ConfigError, match=r"other settings: ema \(was 0\.99, now 0\.5\)"):
+        opened(tmp_path, CONFIG.model_copy(update={"ema": 0.5}))
+
+
+def test_a_run_of_an_earlier_version_is_still_one(tmp_path: Path, corpus: Path) -> None:
+    """`data/old-run` was trained by a version without many of today's settings; everything that reads runs takes it."""
+    shutil.copytree(OLD, tmp_path / "old")
+    settings = json.loads((tmp_path / "old" / "config.json").read_text())
+    (tmp_path / "old" / "config.json").write_text(json.dumps(settings | {"shards": str(tmp_path / "shards")}))
+    inputs = json.loads((tmp_path / "old" / "run.json").read_text())["inputs"]
+    config = TrainConfig(
+        shards=tmp_path / "shards", arch="c-dummy", image_size=8, epochs=2, name="old", doctor=False, runs=tmp_path
+    )
+    with Run.open(tmp_path / "old", "train", config, inputs, False) as run:
+        assert run.finished
+        report = TrainReport(**run.report)
+    assert report.best_epoch == bundle.read(tmp_path / "old").provenance["epoch"]
+    assert "f1_micro" in report.text()
+    page = write_report(ReportConfig(runs=tmp_path / "old"))
+    assert page.measurement == report.measurement
+    predicted = predict(PredictConfig(model=tmp_path / "old", images=corpus / "unlabelled", out=tmp_path / "p.tsv"))
+    assert predicted.predicted == 30
+    assert threshold(ThresholdConfig(model=tmp_path / "old", policy="global")).policy == "global"
+
+
+@pytest.mark.parametrize("extra", ["population.json", "ensemble", "export-onnx", "export-openvino-int8", "search.json"])
+def test_fresh_knows_what_mlic_itself_wrote(tmp_path: Path, extra: str) -> None:
+    opened(tmp_path).__exit__(None, None, None)
+    (tmp_path / extra).mkdir() if "." not in extra else (tmp_path / extra).touch()
+    with opened(tmp_path, fresh=True):
+        assert not (tmp_path / extra).exists()
+
+
+def test_a_worker_of_a_start_that_was_thrown_away_may_write_nowhere(tmp_path: Path) -> None:
+    with opened(tmp_path) as run:
+        stale = run.attempt
+        (tmp_path / "checkpoints").mkdir()
+    with opened(tmp_path, fresh=True) as run:
+        assert run.attempt != stale
+        assert not runs.is_current(tmp_path, stale)
+    state = json.loads((tmp_path / "run.json").read_text())
+    runs._clear(tmp_path, "train", state)  # killed in the middle of throwing away
+    with opened(tmp_path, CONFIG.model_copy(update={"epochs": 9})) as run:
+        assert run.attempt == 3
+        assert not run.finished
+
+
+def test_folders_are_locked_where_there_is_no_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Lustre, mounted without it: two at once are refused, and one that was killed is waited out."""
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(runs, "_LEASE_S", 1.0)
+    monkeypatch.setattr(fcntl, "flock", none)
+    with opened(tmp_path), pytest.raises(PartialError, match=f"{tmp_path} is in use by"):
+        opened(tmp_path)
+    killed = (
+        "import errno, fcntl, os, signal, sys\n"
+        "def none(*_): raise OSError(errno.ENOSYS, 'none')\n"
+        "fcntl.flock = none\n"
+        "from pathlib import Path\n"
+        "from mlic.cluster import runs\n"
+        "runs._LEASE_S = 1.0\n"
+        "runs._lock(Path(sys.argv[1]))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", killed, str(tmp_path)], check=False)
+    assert ended.returncode == -9
+    with opened(tmp_path) as run:
+        assert run.attempt == 2

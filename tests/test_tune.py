@@ -223,7 +223,7 @@ def test_a_search_with_failing_trials_says_so(shards: Path, tmp_path: Path) -> N
 def test_a_trial_at_work_may_live_where_those_that_died_did_not(tmp_path: Path) -> None:
     config = TuneConfig(shards=tmp_path, num_samples=5, **FIT)
     with Run.open(tmp_path / "tune", "tune", config, {}, False) as run:
-        rest = trials.Trials(Search(trials.rule(config), 5), run.folder / "trials", config.drawn, config.plan)
+        rest = trials.Trials(Search(trials.rule(config), 5), run.folder / "trials", config.drawn, config.plan, config)
         driver = trials._Driver(config, rest, run, at_once=2, timed=True)
         assert [(driver.suggest(name) or {})["number"] for name in "ab"] == [0, 1]
         driver.took("a", "no memory")

@@ -18,6 +18,7 @@ from typing import Any
 
 from mlic.cluster.shares import Cluster, Node, Share, room
 from mlic.errors import ClusterError
+from mlic.machine import usable_cpus
 from mlic.values import Location
 
 logger = logging.getLogger(__name__)
@@ -406,7 +407,7 @@ def _child_processes() -> set[int]:
 
 def _usable_cpus() -> int:
     """CPUs that this process may use; Ray itself counts all of the machine's."""
-    allowed = len(os.sched_getaffinity(0))
+    allowed = usable_cpus()
     return min(allowed, int(os.environ.get("SLURM_CPUS_PER_TASK") or allowed))
 
 

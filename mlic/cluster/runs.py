@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 from pydantic import BaseModel
 
 from mlic.data import storage
@@ -35,18 +36,24 @@ from mlic.errors import ClusterError, ConfigError, MlicError, PartialError
 from mlic.schema import Settings, result_settings
 from mlic.values import Location
 
+logger = logging.getLogger(__name__)
+
 Folder = TypeVar("Folder", bound=Location)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_LOCK = ".lock"
-_LOCK_ALONE = re.compile(r"\.lock")
+_NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # Lustre and others, as they are mounted
+_LOCK, _LEASE = ".lock", ".lease"
+_LEASE_S = 45.0  # after which a lease that nobody refreshes is that of a process that is gone
+_LOCK_ALONE = re.compile(r"\.lock|\.lease(\..*)?")
 # What the stages write into their folders; nothing else is ever thrown away.
 _OWN = re.compile(
-    r"\.lock|\.ray|\.stop-\d+|\.failure\.json|\.scan\.npz|\..*\.tar\.(json|parquet)|\..*\.part|"
-    r"(run|config|report|index|doctor|noise|search)\.json|metrics\.jsonl|log\.txt|best\.yaml|left_out\.tsv|suspects\.tsv|"
+    r"\.lock|\.lease(\..*)?|\.ray|\.stop-\d+|\.failure\.json|\.scan\.npz|\..*\.tar\.(json|parquet)|\..*\.part|"
+    r"(run|config|report|index|doctor|noise|search|population|explore|metrics|reproduce)\.json|metrics\.jsonl|log\.txt|best\.yaml|left_out\.tsv|suspects\.tsv|"
     r"[a-z_0-9]+-\d{6}\.tar|(samples|trials|epochs|scores|part-\d{6})\.parquet|"
-    r"checkpoints|model|trials|confirm|folds|predictions|report|corpus|shards|runs|evaluation|preds\.tsv(\.parts|\.errors\.tsv)?"
+    r"checkpoints|model|ensemble|export-[a-z]+(-[a-z0-9]+)?|trials|confirm|folds|predictions|report|corpus|shards|runs|"
+    r"evaluation|preds\.tsv(\.parts|\.errors\.tsv)?"
 )
+_CLEARED = "cleared"  # the status of a folder whose content was thrown away and that nothing new is in yet
 _RAY_JOB_FOLDER = "working_dir_files"
 _PACKAGES = ("mlic", "ray", "torch", "torchvision", "numpy", "pillow", "simplejpeg")
 
@@ -117,7 +124,7 @@ class Run(Generic[Folder]):
     numbers the starts: a worker of an earlier attempt that is still alive sees that it is no longer the current one.
     """
 
-    def __init__(self, folder: Folder, lock: int | None, state: dict[str, Any]) -> None:
+    def __init__(self, folder: Folder, lock: BaseFileLock | None, state: dict[str, Any]) -> None:
         self.folder = folder
         self._lock = lock
         self._state = state
@@ -144,11 +151,10 @@ class Run(Generic[Folder]):
             if isinstance(folder, Path):
                 _remove_leftovers(folder)
             state = read_state(folder)
-            if state is not None and (fresh or _made_nothing(folder, state)):
+            if state is not None and (fresh or _made_nothing(folder, state) or state.get("status") == _CLEARED):
                 _refuse_foreign(folder, own=_OWN)
-                _clear(folder)
-                state = None
-            if state is None:
+                state = _clear(folder, kind, state)
+            elif state is None:
                 _refuse_foreign(folder)
                 state = {"attempt": 0}
             else:
@@ -161,7 +167,7 @@ class Run(Generic[Folder]):
                     write_json(storage.join(folder, "run.json"), state)
         except BaseException:
             if lock is not None:
-                os.close(lock)
+                lock.release()
             raise
         return cls(folder, lock, state)
 
@@ -176,7 +182,7 @@ class Run(Generic[Folder]):
                     self._save(status=status, ended=_now(), error=str(error))
         finally:
             if self._lock is not None:
-                os.close(self._lock)
+                self._lock.release()
 
     @property
     def finished(self) -> bool:
@@ -264,17 +270,40 @@ def _request(folder: Path, attempt: int) -> Path:
     return folder / f".stop-{attempt}"
 
 
-def _lock(folder: Path) -> int:
-    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+def _lock(folder: Path) -> BaseFileLock:
+    """Lock a folder for this process. Raises PartialError when another one has it.
+
+    Where the file system has no flock, a lease does: a file that its holder refreshes, and that may be taken over when
+    nobody has for a while, since then its holder was killed, on another node perhaps.
+    """
+    path = folder / _LOCK
+    lock: BaseFileLock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(lock, 200).decode(errors="replace").strip() or "another process"
-        os.close(lock)
-        raise PartialError(f"{folder} is in use by {owner}.", "wait for it to end, or name another folder.") from None
-    os.ftruncate(lock, 0)
-    os.write(lock, f"process {os.getpid()} on {socket.gethostname()} since {_now()}".encode())
+        lock.acquire()
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {_now()}", encoding="utf-8")
+    except Timeout:
+        raise _in_use(folder, path) from None
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+        lock = SoftFileLease(folder / _LEASE, lease_duration=_LEASE_S, timeout=1.5 * _LEASE_S)
+        if lock.lock_file and Path(lock.lock_file).exists():
+            logger.info("waiting to see whether %s is in use by a process that lives", folder)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise _in_use(folder, folder / _LEASE) from None
     return lock
+
+
+def _in_use(folder: Path, path: Path) -> PartialError:
+    try:
+        owner = " ".join(path.read_text(encoding="utf-8", errors="replace").split())[:200]
+    except OSError:
+        owner = ""
+    return PartialError(
+        f"{folder} is in use by {owner or 'another process'}.", "wait for it to end, or name another folder."
+    )
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -297,7 +326,7 @@ def _refuse_foreign(folder: Location, own: re.Pattern[str] = _LOCK_ALONE) -> Non
 
 def _made_nothing(folder: Location, state: Mapping[str, Any]) -> bool:
     """Whether an earlier start failed before it made anything, so that its settings bind nobody."""
-    made = set(storage.names(folder)) - {_LOCK, ".ray", ".failure.json"}
+    made = {name for name in storage.names(folder) if not name.startswith(_LEASE)} - {_LOCK, ".ray", ".failure.json"}
     return (
         state.get("status") == "failed"
         and made <= {"run.json", "config.json", "log.txt", "metrics.jsonl"}
@@ -305,11 +334,16 @@ def _made_nothing(folder: Location, state: Mapping[str, Any]) -> bool:
     )
 
 
-def _clear(folder: Location) -> None:
+def _clear(folder: Location, kind: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Remove what an earlier run left, but for the number of its starts, which goes on: a worker of a start that was
+    thrown away, if one still lives, is never taken for one of a later start. Returns what is kept."""
+    kept = {"format": 1, "kind": kind, "status": _CLEARED, "attempt": int(state.get("attempt", 0))}
     with disk_errors(folder):
+        write_json(storage.join(folder, "run.json"), kept)
         for name in storage.names(folder):
-            if name != _LOCK:
+            if name not in (_LOCK, "run.json") and not name.startswith(_LEASE):
                 storage.delete(storage.join(folder, name))
+    return kept
 
 
 def _compare(
@@ -319,7 +353,8 @@ def _compare(
     other = f"{_another(kind)}, or --fresh to throw away what {name} holds."
     if state.get("kind") != kind:
         raise ConfigError(f"{folder} was made by mlic {state.get('kind')}, not by mlic {kind}.", f"give {other}")
-    before, now = state.get("settings", {}), json.loads(json.dumps(result_settings(config)))
+    now = json.loads(json.dumps(result_settings(config)))
+    before = {**_in_effect(config, now), **state.get("settings", {})}
     differ = [
         f"{key} (was {before.get(key)!r}, now {now.get(key)!r})"
         for key in sorted({*before, *now})
@@ -331,6 +366,17 @@ def _compare(
     if changed:
         what = " and ".join(changed)
         raise ConfigError(f"{folder} was made from other {what} than those given now.", f"give {other}")
+
+
+def _in_effect(config: BaseModel, now: Mapping[str, Any]) -> dict[str, Any]:
+    """The value that each setting had in effect in versions that did not have it yet: its default of today.
+
+    A setting whose default is not what earlier versions did has to be named here with what they did.
+    """
+    fields = type(config).model_fields
+    return {
+        name: json.loads(json.dumps(fields[name].get_default(call_default_factory=True), default=str)) for name in now
+    }
 
 
 def _another(kind: str) -> str:

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
+_BLOCK = 2**24  # bytes
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -84,7 +86,8 @@ def _build(
     part = path.with_suffix(f".{os.getpid()}.part")
     bad: dict[int, str] = {}
     try:
-        images = np.memmap(part, dtype, "w+", shape=shape)
+        _reserve(part, int(np.prod(shape)) * dtype.itemsize)
+        images = np.memmap(part, dtype, "r+", shape=shape)
         for index, pixels, reasons in parts:
             images[index] = pixels
             bad |= reasons
@@ -94,6 +97,19 @@ def _build(
         part.unlink(missing_ok=True)
     path.with_suffix(".json").write_text(json.dumps({"size": path.stat().st_size, "bad": bad}))
     return bad
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of so many bytes that the disk really has. Raises OSError.
+
+    A file with holes would end the process by a signal where the disk, or a quota, is full when one is written to.
+    """
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        for start in range(0, size, _BLOCK):
+            file.write(bytes(min(_BLOCK, size - start)))
 
 
 def _read_bad(path: Path, size: int) -> dict[int, str] | None:
@@ -112,14 +128,19 @@ def _make_room(folder: Path, own: Path, allowed: int) -> None:
 
     A process that has one mapped keeps it until it ends; only the name goes.
     """
-    others = sorted(
-        (path for path in [*folder.glob("*.u8"), *folder.glob("*.f32")] if path != own),
-        key=lambda path: path.stat().st_mtime,
-    )
-    total = sum(path.stat().st_size for path in others)
+    others = storage.longest_unused(path for path in [*folder.glob("*.u8"), *folder.glob("*.f32")] if path != own)
+    sizes = {path: _size(path) for path in others}
+    total = sum(sizes.values())
     for path in others:
         if total <= allowed:
             return
-        total -= path.stat().st_size
+        total -= sizes[path]
         path.with_suffix(".json").unlink(missing_ok=True)
         path.unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # another process has made room
+        return 0

@@ -12,10 +12,11 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from json.encoder import encode_basestring_ascii as quote
+from types import MappingProxyType
 from typing import IO, Any
 
 import numpy as np
@@ -216,11 +217,12 @@ class _Tar:
 
 def write(
     plan: ShardPlan, samples: Samples, labels: Sequence[str], out: IO[bytes], max_pixels: int,
-    expansion: Expansion = Expansion(),
+    expansion: Expansion = Expansion(), skip: Mapping[int, str] = MappingProxyType({}),
 ) -> tuple[Written, Any]:  # fmt: skip
     """Write one shard to `out`, leaving out the images that cannot be read.
 
-    `samples` are those of the plan, in its order. Returns what it came to and the table of the samples (pyarrow).
+    `samples` are those of the plan, in its order; those of `skip` are not opened, for the reason that it gives. Returns
+    what it came to and the table of the samples (pyarrow).
     """
     tar, records = _Tar(out), _Records(labels)
     bad: list[tuple[str, str]] = []
@@ -231,6 +233,9 @@ def write(
         for i, (path, key_bytes) in enumerate(zip(paths, keys, strict=True)):
             file, key = path.decode("utf-8", "surrogateescape"), key_bytes.decode("utf-8", "surrogateescape")
             version = int(plan.versions[i])
+            if i in skip:
+                bad.append((file, skip[i]))
+                continue
             extension = file[file.rindex(".") :].lower()
             if version:
                 key, extension = f"{key}~{version}", ".jpg"

@@ -11,10 +11,13 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,9 @@ from mlic.values import Location
 
 INDEX, TABLE = "index.json", "samples.parquet"
 _NUMBERED = re.compile(r"^(.*?)(\d+)$", re.DOTALL)
+_PACK = "mlic pack {} --labels {} writes ./shards."
+_LABELS = (".txt", ".csv", ".tsv", ".jsonl", ".json", ".parquet")
+_LOOKED_AT = 200  # entries of a folder, to see what is in it
 _BLOCK, _RECORD = 512, 2048  # of a tar; and what is read at once for a sample's record
 
 Array = np.ndarray[Any, Any]
@@ -69,7 +75,7 @@ class Split:
 
     def open_shard(self, number: int) -> storage.File:
         """Shard `number`, by a copy on this node where it lies in an object store. Raises OSError."""
-        return storage.File(storage.here(self.shards[number], self.fingerprint))
+        return storage.opened_here(self.shards[number], self.fingerprint)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Callable[[int], bytes]]:
@@ -100,10 +106,8 @@ def read_index(folder: Location) -> dict[str, Any]:
         index = json.loads(storage.read(path).decode("utf-8"))
     except FileNotFoundError:
         what = "holds no index.json" if storage.is_folder(folder) else "does not exist"
-        raise DataError(
-            f"the shard folder {folder} {what}.",
-            f"mlic pack IMAGES --labels LABELS --out {folder} writes one.",
-        ) from None
+        seen, command = _to_pack(folder) if isinstance(folder, Path) else ("", _PACK.format("IMAGES", "LABELS"))
+        raise DataError(f"the shard folder {folder} {what}{seen}.", command) from None
     except NotADirectoryError:
         raise DataError(
             f"{folder} is a file, not a folder of shards.", "name the folder that mlic pack wrote."
@@ -113,6 +117,35 @@ def read_index(folder: Location) -> dict[str, Any]:
     if not isinstance(index, dict) or index.get("format") != 1 or index.get("kind") != "shards":
         raise DataError(f"{path} is no index of shards of format 1.", "pack the images with this version of mlic.")
     return index
+
+
+def _to_pack(folder: Path) -> tuple[str, str]:
+    """What lies where shards were looked for, in words, and the command that packs it."""
+    holds_images = _holds(folder, images.EXTENSIONS)
+    beside = sorted(path for path in folder.parent.iterdir() if path != folder) if folder.parent.is_dir() else []
+    beside = [path for path in beside if not path.name.startswith(".")][:_LOOKED_AT]
+    pictures = folder if holds_images else next((p for p in beside if _holds(p, images.EXTENSIONS)), None)
+    labels = next((p for p in beside if p.suffix in _LABELS or (p != pictures and _holds(p, _LABELS))), None)
+    here = [f"{_short(path)} holds {what}" for path, what in ((pictures, "images"), (labels, "label files"))
+            if path is not None]  # fmt: skip
+    said = f"; {' and '.join(here)}" if here else ""
+    names = ("IMAGES" if pictures is None else _short(pictures), "LABELS" if labels is None else _short(labels))
+    return said, _PACK.format(*names)
+
+
+def _holds(folder: Path, endings: Collection[str]) -> bool:
+    """Whether one of the first files of a folder ends so."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return any(os.path.splitext(entry.name)[1].lower() in endings for entry in islice(entries, _LOOKED_AT))  # noqa: PTH122
+
+
+def _short(path: Path) -> str:
+    """A path as one would type it here."""
+    with contextlib.suppress(ValueError):
+        path = path.relative_to(Path.cwd())
+    return f"{path}/" if path.is_dir() else str(path)
 
 
 def check_splits(folder: Location, index: Mapping[str, Any], *names: str) -> None:

@@ -109,7 +109,7 @@ class Listing:
 
 
 def list_images(location: Location) -> Listing:
-    """List the images of a folder, an archive, a folder of archives, or a file that lists paths.
+    """List the images of a folder, an archive, a folder of archives, or a file that lists paths; or a single one.
 
     Links to files are followed, links to folders are not. A dangling link and a listed path that does not exist have
     size 0, so that they are accounted for like any other unreadable file. Raises DataError when there is no image, or
@@ -121,7 +121,7 @@ def list_images(location: Location) -> Listing:
             return _list_of_paths(location)
         if kind == "archive":
             return _archives(location, (location,))
-        return _folder(location)
+        return _one_image(location) if kind == "image" else _folder(location)
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())[:300]
         raise DataError(f"cannot list the images in {location}: {reason}.", "check the path.") from None
@@ -136,12 +136,22 @@ def _kind(location: Location) -> str:
         raise DataError(f"the image folder {location} {what}.", "check the path.")
     if extension in ARCHIVES or extension in LISTS:
         return "archive" if extension in ARCHIVES else "list"
+    if extension in EXTENSIONS:
+        return "image"
     if str(location).lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         raise DataError(f"{location} is a compressed tar, which can only be read from its start.", "decompress it.")
     raise DataError(
         f"{location} is not a folder of images.",
         f"give a folder, an archive ({' '.join(sorted(ARCHIVES))}) or a list of paths ({' '.join(sorted(LISTS))}).",
     )
+
+
+def _one_image(location: Location) -> Listing:
+    """A single image as a listing of its folder."""
+    found = _Columns()
+    stamp = location.stat().st_mtime_ns if isinstance(location, Path) else 0
+    found.add(storage.name(location), storage.size(location) or 0, stamp)
+    return found.listing(storage.parent(location))
 
 
 def _exists(location: Location) -> bool:

@@ -8,22 +8,24 @@ in the URL itself: `s3://bucket/folder?endpoint_override=localhost:9000&scheme=h
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
+from filelock import FileLock
+
 from mlic.values import Location
 
 KEEP_FREE = 2**30  # bytes of a node's disk that are left to others
 _CHUNK = 8 * 2**20
+_TRIES = 5  # at opening a copy that others remove again and again
 
 
 def is_remote(location: Location) -> bool:
@@ -111,8 +113,7 @@ def node_folder() -> Path:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock among the processes of this node; `path` is made for it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(path):
         yield
 
 
@@ -130,7 +131,7 @@ def here(location: Location, version: str) -> Location:
     with locked(copy.with_suffix(".lock")):
         if not copy.is_file():
             needed = (size(location) or 0) + KEEP_FREE
-            for old in sorted(folder.glob("[0-9a-f]" * 24), key=lambda path: path.stat().st_atime):
+            for old in longest_unused(folder.glob("[0-9a-f]" * 24)):
                 if shutil.disk_usage(folder).free >= needed:
                     break
                 old.unlink(missing_ok=True)
@@ -145,6 +146,26 @@ def here(location: Location, version: str) -> Location:
                 part.unlink(missing_ok=True)
         os.utime(copy)
     return copy
+
+
+def longest_unused(paths: Iterable[Path]) -> list[Path]:
+    """Files, the longest unused first. Those that another process removes meanwhile are left out."""
+    used = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            used[path] = path.stat().st_mtime
+    return sorted(used, key=used.__getitem__)
+
+
+def opened_here(location: Location, version: str) -> File:
+    """A file by its copy on this node (see `here`), opened: whatever makes room afterwards, it can be read.
+
+    Raises OSError.
+    """
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):  # another process has made room between the two calls
+            return File(here(location, version))
+    return File(location)
 
 
 def stream(location: Location) -> Any:

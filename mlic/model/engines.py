@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlic.errors import ConfigError
+from mlic.machine import usable_cpus
 from mlic.values import Backend, Precise
 
 Array = np.ndarray[Any, Any]
@@ -50,7 +51,7 @@ def check_runs(name: str) -> None:
 def threads() -> int:
     """How many threads this process is to compute in: as many as Ray, or a user, has set, else one for each CPU."""
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) else len(os.sched_getaffinity(0))
+    return int(given) if given.isdigit() and int(given) else usable_cpus()
 
 
 def open_onnx(model: Path | bytes, count: int) -> Scorer:

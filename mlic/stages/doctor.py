@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mlic.cluster import ray as cluster_ray
+from mlic.cluster import tasks
 from mlic.cluster.runs import fingerprint, write_json
 from mlic.cluster.shares import Cluster, task_share
 from mlic.config import DoctorConfig
@@ -121,26 +122,35 @@ def _look(config: DoctorConfig, index: dict[str, Any], cluster: Cluster) -> list
 
 def _features(split: Split, cluster: Cluster, config: DoctorConfig) -> tuple[np.ndarray[Any, Any], list[int]]:
     """Features (N, F) of the samples, NaN where one does not decode, and those whose record says other labels."""
-    import ray
-
     share = task_share(cluster, config.workers, use_gpus=False)
-    task = ray.remote(num_cpus=1)(_extract)
+    found, differ = np.full((len(split), features_of.NUM_FEATURES), np.nan, dtype=np.float32), list[int]()
     starts = range(0, len(split), _CHUNK)
-    waiting, running, found = list(enumerate(starts))[::-1], dict[Any, int](), dict[int, Any]()
-    while waiting or running:
-        while waiting and len(running) < share.workers:
-            number, start = waiting.pop()
-            running[task.remote(split.take(np.arange(start, min(start + _CHUNK, len(split)))))] = number
-        for reference in cluster_ray.done(running):
-            found[running.pop(reference)] = ray.get(reference)
-    parts = [found[number] for number in range(len(starts))]
-    differ = [number * _CHUNK + row for number, (_, rows) in enumerate(parts) for row in rows]
-    return np.concatenate([features for features, _ in parts]), differ
+    numbers = (np.arange(start, min(start + _CHUNK, len(split))) for start in starts)
+    pieces = ((some, split.take(some)) for some in numbers)
+    for (some, _), (features, rows) in tasks.run(_extract, pieces, None, share.workers, _halves, _deadly):
+        found[some] = features
+        differ += [int(some[row]) for row in rows]
+    return found, sorted(differ)
 
 
-def _extract(split: Split) -> tuple[np.ndarray[Any, Any], list[int]]:
+_Piece = tuple[np.ndarray[Any, Any], Split]  # numbers of samples, and the samples
+
+
+def _halves(piece: _Piece) -> list[_Piece]:
+    numbers, split = piece
+    parts = [part for part in np.array_split(np.arange(len(numbers)), 2) if len(part)]
+    return [(numbers[part], split.take(part)) for part in parts]
+
+
+def _deadly(_piece: _Piece, _reason: str) -> tuple[np.ndarray[Any, Any], list[int]]:
+    """Of a sample that nothing survives to open no more is known than of one that does not decode."""
+    return np.full((1, features_of.NUM_FEATURES), np.nan, dtype=np.float32), []
+
+
+def _extract(piece: _Piece, _shared: None) -> tuple[np.ndarray[Any, Any], list[int]]:
     """A Ray task: features (n, F) of images in shards; a row of NaN for one that does not decode. And the numbers of
     those whose record in the shard says another key or other labels than the table."""
+    _, split = piece
     found = np.full((len(split), features_of.NUM_FEATURES), np.nan, dtype=np.float32)
     differ = []
     with contextlib.ExitStack() as stack:
@@ -268,10 +278,11 @@ def _readers(index: dict[str, Any], ranks: int) -> Check:
 def _machine(shards: Location) -> list[Check]:
     place = shards if isinstance(shards, Path) else Path(tempfile.gettempdir())
     disk, files = shutil.disk_usage(place).free, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    shm = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0  # noqa: S108
-    rows = [
-        ("disk", disk < _LITTLE_DISK, f"{disk / 2**30:,.1f} GB free in {place}"),
-        ("shared memory", shm < _LITTLE_SHM, f"{shm / 2**30:,.1f} GB free in /dev/shm"),
+    rows = [("disk", disk < _LITTLE_DISK, f"{disk / 2**30:,.1f} GB free in {place}")]
+    if Path("/dev/shm").is_dir():  # noqa: S108 - macOS has none
+        shm = shutil.disk_usage("/dev/shm").free  # noqa: S108
+        rows.append(("shared memory", shm < _LITTLE_SHM, f"{shm / 2**30:,.1f} GB free in /dev/shm"))
+    rows += [
         ("open files", files < _FEW_FILES, f"a process may open {files:,} files (ulimit -n)"),
     ]
     return [Check(name=name, status="warning" if little else "ok", text=text) for name, little, text in rows]

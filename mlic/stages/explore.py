@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mlic.cluster import ray as cluster_ray
+from mlic.cluster import tasks
 from mlic.cluster.runs import disk_errors, write_atomic, write_json
 from mlic.cluster.shares import Cluster, task_share
 from mlic.config import ExploreConfig
@@ -99,6 +100,8 @@ def _read(config: ExploreConfig) -> Data:
         names = shards.read_table(config.data, ["split"]).column("split").to_pylist()
         return Data(split, split.targets, split.labels, names)
     if config.labels is None:
+        if not storage.is_folder(config.data):
+            shards.read_index(config.data)  # says what is there, and how to pack it
         raise ConfigError("--labels is not given.", "name the label files of the images, or give a folder of shards.")
     listing = sources.list_images(config.data).unique()[0]
     annotations = read_annotations(config.labels, config.format)
@@ -125,33 +128,53 @@ def _samples_of_labels(data: Data, rng: np.random.Generator) -> dict[str, Array]
 
 def _look(data: Data, rows: Array, shown: set[int], cluster: Cluster, config: ExploreConfig) -> Look:
     """Open the images with these numbers by Ray tasks."""
-    import ray
-
     share = task_share(cluster, config.workers, use_gpus=False)
-    task = ray.remote(num_cpus=1)(_open)
-    parts = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
-    progress = Progress(logger, "explore", len(parts), "chunks", "images")
-    waiting, running, found = list(enumerate(parts))[::-1], dict[Any, int](), dict[int, Any]()
-    while waiting or running:
-        while waiting and len(running) < share.workers:
-            number, part = waiting.pop()
-            running[task.remote(data.source.take(part), [int(i) in shown for i in part])] = number
-        for reference in cluster_ray.done(running):
-            number = running.pop(reference)
-            found[number] = ray.get(reference)
-            progress.add(len(found[number][0]), sum(record is None for record in found[number][0]))
-    looks = [found[number] for number in range(len(parts))]
-    thumbnails = {
-        int(part[row]): data for part, (_, _, some) in zip(parts, looks, strict=True) for row, data in some.items()
-    }
-    seen = [record for records, _, _ in looks for record in records]
-    return Look(rows, seen, np.concatenate([hashes for _, hashes, _ in looks]), thumbnails)
+    starts = range(0, len(rows), _CHUNK)
+    progress = Progress(logger, "explore", len(starts), "chunks", "images")
+    place = {int(row): i for i, row in enumerate(rows)}
+    seen: list[dict[str, Any] | None] = [None] * len(rows)
+    hashes, thumbnails = np.zeros((len(rows), 48), np.uint8), dict[int, bytes]()
+    pieces = (_piece(data.source, rows[start : start + _CHUNK], shown) for start in starts)
+    for (numbers, _, _), (records, some, pictures) in tasks.run(_open, pieces, None, share.workers, _halves, _deadly):
+        for i, number in enumerate(numbers.tolist()):
+            seen[place[number]], hashes[place[number]] = records[i], some[i]
+        thumbnails |= {int(numbers[i]): picture for i, picture in pictures.items()}
+        progress.add(len(records), sum(record is None for record in records))
+    return Look(rows, seen, hashes, thumbnails)
 
 
-def _open(source: Split | Listing, shown: list[bool]) -> tuple[list[dict[str, Any] | None], Array, dict[int, bytes]]:
+_Piece = tuple[Array, Split | Listing, list[bool]]  # numbers of images, the images, and whether each is shown
+_Seen = tuple[list[dict[str, Any] | None], Array, dict[int, bytes]]
+
+
+def _piece(source: Split | Listing, numbers: Array, shown: set[int]) -> _Piece:
+    return numbers, source.take(numbers), [int(number) in shown for number in numbers]
+
+
+def _halves(piece: _Piece) -> list[_Piece]:
+    numbers, source, shown = piece
+    parts = [part for part in np.array_split(np.arange(len(numbers)), 2) if len(part)]
+    return [(numbers[part], source.take(part), [shown[i] for i in part]) for part in parts]
+
+
+def _deadly(piece: _Piece, _reason: str) -> _Seen:
+    """Of an image that nothing survives to open no more is known than of one that does not decode."""
+    source = piece[1]
+    return [None], _unread(source.key(0)), {}
+
+
+def _unread(key: str) -> Array:
+    """The hashes uint8 (1, 48) of an image that is not read: its digest is that of its name."""
+    found = np.zeros((1, 48), np.uint8)
+    found[0, :32] = np.frombuffer(duplicates.digest(key.encode("utf-8", "replace")), np.uint8)
+    return found
+
+
+def _open(piece: _Piece, _shared: None) -> _Seen:
     """A Ray task: what is to be seen of each image, its hashes, and thumbnails of those that are shown."""
+    numbers, source, shown = piece
     seen: list[dict[str, Any] | None] = []
-    hashes = np.zeros((len(source), 48), np.uint8)
+    hashes = np.zeros((len(numbers), 48), np.uint8)
     thumbnails = {}
     with source.opened() as read:
         for i in range(len(source)):
@@ -162,7 +185,7 @@ def _open(source: Split | Listing, shown: list[bool]) -> tuple[list[dict[str, An
                 hashes[i, 32:] = np.frombuffer(duplicates.perceptual_hash(data, images.MAX_PIXELS), np.uint8)
             except images.BadImage:
                 seen.append(None)
-                hashes[i, :32] = np.frombuffer(duplicates.digest(source.key(i).encode("utf-8", "replace")), np.uint8)
+                hashes[i] = _unread(source.key(i))[0]
                 continue
             seen.append(record)
             if shown[i]:

@@ -114,7 +114,13 @@ def find(config: PackConfig) -> Found:
     if missing and (differ := labels.case_differs(annotations, joined.missing, unique.paths)):
         logger.warning("%d missing names are those of images but for upper and lower case", differ)
     splits, fixed = _given_splits(config, annotations, joined, unique)
+    column = _group_column(annotations, joined)
     names, targets = _label_the_unlabelled(config, annotations.labels, joined.targets)
+    if config.limit is not None and config.limit < len(unique):
+        logger.info("limited to %s of %s images", f"{config.limit:,}", f"{len(unique):,}")
+        rows = np.sort(np.random.default_rng([config.seed, 19]).permutation(len(unique))[: config.limit])
+        unique, targets, fixed = unique.take(rows), targets[rows], fixed[rows]
+        column = None if column is None else column[rows]
     labels.check_names(names)
     unknown = [name for name in config.thin_labels if name not in names]
     if unknown:
@@ -127,7 +133,7 @@ def find(config: PackConfig) -> Found:
         "corrections": fingerprint(None if verdicts is None else verdicts.decisions()),
     }  # fmt: skip
     return Found(
-        unique, names, annotations.source, targets, _group_column(annotations, joined), splits, fixed, duplicate,
+        unique, names, annotations.source, targets, column, splits, fixed, duplicate,
         missing, corrected, inputs,
     )  # fmt: skip
 

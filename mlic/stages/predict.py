@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from mlic.stages.predicted import PredictReport, check_out, exists, merge, missi
 from mlic.stages.predictor import Items, Predictor, Trail
 from mlic.stages.progress import Progress
 from mlic.stages.scoring import INSTEAD
-from mlic.values import Backend, Location
+from mlic.values import STDOUT, Backend, Location
 
 logger = logging.getLogger(__name__)
 
@@ -49,20 +51,39 @@ def predict(config: PredictConfig) -> PredictReport:
     model = bundle.read(config.model)
     _check_engine(config, model)
     items = list_items(config.images, config.split)
-    if storage.suffix(config.out) == ".txt":
+    out = config.out or (STDOUT if _is_one_image(config.images) else Path("predictions.tsv").absolute())
+    if out != STDOUT:
+        return _predict_to(config, out, model, items)
+    with tempfile.TemporaryDirectory(prefix="mlic-predict-") as scratch:
+        file = Path(scratch) / "predictions.tsv"
+        report = _predict_to(config, file, model, items)
+        rows = file.read_text(encoding="utf-8")
+    if report.bad == report.found:
+        raise DataError(f"none of the images in {config.images} can be read.", "the lines above say why.")
+    logger.info("found %d = %d predicted + %d bad", report.found, report.predicted, report.bad)
+    return report.model_copy(update={"out": STDOUT, "errors": None, "rows": rows})
+
+
+def _is_one_image(images: Location) -> bool:
+    return sources.is_image(storage.name(images)) and not storage.is_folder(images)
+
+
+def _predict_to(config: PredictConfig, out: Location, model: bundle.Bundle, items: Items) -> PredictReport:
+    """Predict the items to a file or a folder of files, with their parts beside it."""
+    if storage.suffix(out) == ".txt":
         predictions.check_plain(items.files)
-    values = predictions.resolve_values(storage.suffix(config.out), config.values)
-    check_out(config.out, config.fresh)
-    parts = parts_of(config.out)
+    values = predictions.resolve_values(storage.suffix(out), config.values)
+    check_out(out, config.fresh)
+    parts = parts_of(out)
     inputs = {
         "model": model.fingerprint,
         "images": items.source.fingerprint() if isinstance(items.source, Listing) else _of_split(items.source),
     }
     with Run.open(parts, "batch-predict", config, inputs, config.fresh) as run:
-        if run.finished and exists(config.out):
+        if run.finished and exists(out):
             report = PredictReport(**run.report)
-            if sha256(config.out) != report.sha256:
-                logger.warning("%s was changed since it was written; it is written again", config.out)
+            if sha256(out) != report.sha256:
+                logger.warning("%s was changed since it was written; it is written again", out)
             elif (report.values, report.top_k) == (values, config.top_k):
                 return report
         if run.finished:
@@ -72,7 +93,7 @@ def predict(config: PredictConfig) -> PredictReport:
         if todo:
             bundle.check_weights(config.model)
             _predict_parts(config, model, items, count, todo, run)
-        report = merge(config, model, values, parts, count)
+        report = merge(config, out, model, values, parts, count)
         run.finish(report)
     return report
 

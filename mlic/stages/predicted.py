@@ -24,7 +24,7 @@ from mlic.model import bundle
 from mlic.schema import Model
 from mlic.score import thresholds
 from mlic.score.calibration import Calibration
-from mlic.values import AnyPath, Location
+from mlic.values import AnyPath, Location, Output
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +32,12 @@ _OURS = re.compile(r"part-\d{6,}\.parquet|\.part-.*\.part")  # of which the seco
 
 
 class PredictReport(Model):
-    """What was predicted; `found` is `predicted` plus `bad`, and `errors` is the file that names the bad ones."""
+    """What was predicted; `found` is `predicted` plus `bad`, and `errors` is the file that names the bad ones.
 
-    out: AnyPath
+    `rows` are the predictions themselves where they go to the standard output.
+    """
+
+    out: Output
     model: Path
     fingerprint: str
     sha256: str
@@ -44,8 +47,11 @@ class PredictReport(Model):
     predicted: int
     bad: int
     errors: AnyPath | None
+    rows: str | None = None
 
     def text(self) -> str:
+        if self.rows is not None:
+            return self.rows.removesuffix("\n")
         lines = [
             f"found {self.found:,} = {self.predicted:,} predicted + {self.bad:,} bad",
             f"predictions  {self.out}",
@@ -89,7 +95,7 @@ def missing(parts: Location, count: int) -> list[int]:
 
 
 def merge(
-    config: PredictConfig, model: bundle.Bundle, values: predictions.Values, parts: Location, count: int
+    config: PredictConfig, out: Location, model: bundle.Bundle, values: predictions.Values, parts: Location, count: int
 ) -> PredictReport:
     """Write the output from the parts in their order, the errors beside it, and the index."""
     errors: list[tuple[str, str]] = []
@@ -100,14 +106,14 @@ def merge(
             errors.extend(bad)
             yield part
 
-    with disk_errors(config.out):
-        if storage.suffix(config.out):
-            predicted = _write(config.out, model, values, good())
+    with disk_errors(out):
+        if storage.suffix(out):
+            predicted = _write(out, model, values, good())
         else:
-            predicted = _write_folder(config.out, model, values, good())
-    named = _write_errors(config.out, errors)
+            predicted = _write_folder(out, model, values, good())
+    named = _write_errors(out, errors)
     report = PredictReport(
-        out=config.out, model=config.model, fingerprint=model.fingerprint, sha256=sha256(config.out), values=values,
+        out=out, model=config.model, fingerprint=model.fingerprint, sha256=sha256(out), values=values,
         top_k=config.top_k, found=predicted + len(errors), predicted=predicted, bad=len(errors), errors=named,
     )  # fmt: skip
     state = read_state(parts) or {}

@@ -132,7 +132,11 @@ class Predictor:
             decode = functools.partial(self._carefully if trail.careful else self._decode, read, trail)
             threads = 0 if trail.careful else self._threads
             for batch, (pixels, bad) in zip(batches, ahead(decode, batches, threads), strict=True):
-                scores.append(self._scores(pixels))
+                found = self._scores(pixels)
+                for position in np.flatnonzero(~np.isfinite(found).all(axis=1)).tolist():
+                    bad.setdefault(position, "the scores that the model gives it are not numbers")
+                    found[position] = 0
+                scores.append(found)
                 errors += [bad.get(position) for position in range(len(batch))]
             write_part(out, items, np.concatenate(scores), errors)
         return len(items), sum(error is not None for error in errors), self._model.said

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlic.cluster import ray as cluster_ray
+from mlic.cluster import tasks
 from mlic.cluster.runs import write_atomic
 from mlic.cluster.shares import Share
 from mlic.data import duplicates, images, storage
@@ -45,27 +45,17 @@ def scan(listing: Listing, out: Location, max_pixels: int, share: Share, known: 
     kept = _read_kept(storage.join(out, _KEPT), known)
     if kept is not None:
         return kept
-    import ray
-
-    task = ray.remote(num_cpus=1, max_retries=3)(_look)
     starts = range(0, len(listing), _CHUNK)
     progress = Progress(logger, "scan", len(starts), "chunks", "images")
-    waiting = list(starts)[::-1]
-    running: dict[Any, int] = {}
     rows = np.zeros((len(listing), 32 + duplicates.HASH_BYTES), dtype=np.uint8)
     bad: dict[int, str] = {}
+    pieces = ((np.arange(start, min(start + _CHUNK, len(listing))), listing) for start in starts)
     try:
-        while waiting or running:
-            while waiting and len(running) < share.workers:
-                start = waiting.pop()
-                chunk = listing.take(np.arange(start, min(start + _CHUNK, len(listing))))
-                running[task.remote(chunk, max_pixels)] = start
-            for ready in cluster_ray.done(running):
-                start = running.pop(ready)
-                found, reasons = ray.get(ready)
-                rows[start : start + len(found)] = found
-                bad |= {start + row: reason for row, reason in reasons.items()}
-                progress.add(len(found), len(reasons))
+        looks = tasks.run(_look, (_taken(*piece) for piece in pieces), max_pixels, share.workers, _halves, _deadly)
+        for (numbers, _), (found, reasons) in looks:
+            rows[numbers] = found
+            bad |= {int(numbers[row]): reason for row, reason in reasons.items()}
+            progress.add(len(found), len(reasons))
     except KeyboardInterrupt:
         raise PartialError(
             f"stopped after a look at {progress.images:,} of {len(listing):,} images.", "run the same command again."
@@ -80,8 +70,28 @@ def forget(out: Location) -> None:
     storage.delete(storage.join(out, _KEPT))
 
 
-def _look(listing: Listing, max_pixels: int) -> tuple[Array, dict[int, str]]:
+def _taken(numbers: Array, listing: Listing) -> tuple[Array, Listing]:
+    """The images by these numbers, as a piece of work."""
+    return numbers, listing.take(numbers)
+
+
+def _halves(piece: tuple[Array, Listing]) -> list[tuple[Array, Listing]]:
+    numbers, listing = piece
+    parts = [part for part in np.array_split(np.arange(len(numbers)), 2) if len(part)]
+    return [(numbers[part], listing.take(part)) for part in parts]
+
+
+def _deadly(piece: tuple[Array, Listing], reason: str) -> tuple[Array, dict[int, str]]:
+    """What is known of an image that nothing survives to open: its digest is that of its name."""
+    _, listing = piece
+    row = np.zeros((1, 32 + duplicates.HASH_BYTES), dtype=np.uint8)
+    row[0, :32] = np.frombuffer(duplicates.digest(listing.paths[0].as_py()), np.uint8)
+    return row, {0: reason}
+
+
+def _look(piece: tuple[Array, Listing], max_pixels: int) -> tuple[Array, dict[int, str]]:
     """A Ray task: digest and hash of each image, uint8 (n, 48), and why it is bad; then the row is of its name."""
+    _, listing = piece
     rows = np.zeros((len(listing), 32 + duplicates.HASH_BYTES), dtype=np.uint8)
     reasons: dict[int, str] = {}
     with Reader(listing) as reader:

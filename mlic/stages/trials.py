@@ -322,10 +322,10 @@ class _Driver:
             rows = checkpoints.read_history(self.trials.folder(each.trial))
             self.heard(each.trial, [row[self.metric] for row in rows])
 
-    def took(self, name: str, failed: str | None, lost: bool = False) -> None:
-        """A piece of work is done, or has failed; the workers write down why, but for those that are lost for good."""
+    def took(self, name: str, failed: str | None) -> None:
+        """A piece of work is done, or has failed, as its worker says or Ray Tune of one that was lost for good."""
         work = self.busy.pop(name)
-        if lost:
+        if failed is not None:
             write_json(self.trials.folder(work.trial) / "failed.json", {"error": failed})
         values = self.values[work.trial]
         if failed is not None:
@@ -429,7 +429,7 @@ def _queue(driver: _Driver) -> Any:
             if result is not None and not error:
                 self.driver.heard(self.driver.busy[trial_id].trial, result["values"])
             failed = "its worker was lost again and again" if error else (result or {}).get("failed")
-            self.driver.took(trial_id, failed, lost=error)
+            self.driver.took(trial_id, failed)
 
         def __getstate__(self) -> dict[str, Any]:
             """Nothing: a search goes on from its trials' folders, and never from what Ray Tune keeps of it."""

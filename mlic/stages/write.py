@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from mlic.cluster import ray as cluster_ray
+import numpy as np
+
+from mlic.cluster import tasks
 from mlic.cluster.runs import disk_errors, temporary, write_atomic
 from mlic.cluster.shares import Share
 from mlic.config import PackConfig
-from mlic.data import packing, shards, storage
-from mlic.errors import DataError, PartialError
+from mlic.data import images, packing, shards, storage
+from mlic.data.sources import Listing, Reader
+from mlic.errors import ClusterError, DataError, PartialError
 from mlic.stages.progress import Progress
 from mlic.values import Location
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 _ALLOWED_BAD = 10  # so many unreadable images never stop pack, whatever their share of a small folder is
 
@@ -55,8 +56,8 @@ def write_all(
     found = len(samples) + len(bad)
     try:
         _stop_at_too_many_bad(config, known, found)
-        jobs = ((shard, samples.take(shard.rows)) for shard in todo)
-        for written in _map(_write_shard, jobs, settings, share.workers):
+        jobs = (_Job(shard, samples.take(shard.rows)) for shard in todo)
+        for written in _written(jobs, settings, share.workers):
             done[written.name] = written
             known |= dict(written.bad)
             progress.add(written.samples, len(written.bad))
@@ -83,60 +84,84 @@ def _stop_at_too_many_bad(config: PackConfig, bad: Mapping[str, str], found: int
         )
 
 
-def _map(work: Callable[[T, Any], R], jobs: Iterator[T], settings: Any, workers: int) -> Iterator[R]:
-    """Results of `work` on the jobs as they come, by Ray tasks; as many jobs exist at a time as there are workers."""
-    import ray
+@dataclass(frozen=True)
+class _Job:
+    """A shard to write, its samples, and why those by these numbers are not to be opened."""
 
-    task = ray.remote(num_cpus=1, max_retries=3)(work)
-    shared = ray.put(settings)
-    running: set[Any] = set()
-    more = True
-    try:
-        while more or running:
-            while more and len(running) < workers:
-                job = next(jobs, None)
-                if job is None:
-                    more = False
-                else:
-                    running.add(task.remote(job, shared))
-            if not running:
-                return
-            for reference in cluster_ray.done(running):
-                running.remove(reference)
-                try:
-                    yield ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
-                    raise error.cause from None
-    finally:  # after an error nothing goes on writing behind the back of the next attempt
-        for reference in running:
-            ray.cancel(reference, force=True)
-        if running:
-            ray.wait(list(running), num_returns=len(running), timeout=10)
+    plan: packing.ShardPlan
+    samples: packing.Samples
+    skip: Mapping[int, str] = field(default_factory=dict)
 
 
-def _write_shard(job: tuple[packing.ShardPlan, packing.Samples], settings: _Settings) -> packing.Written:
+def _written(jobs: Iterator[_Job], settings: _Settings, workers: int) -> Iterator[packing.Written]:
+    """Write shards by tasks, as they come. One whose workers die is written without the images that end them."""
+    lost: list[_Job] = []
+    for job, written in tasks.run(_write_shard, jobs, settings, workers, lambda job: [job], lambda *_: None):
+        if written is None:
+            lost.append(job)
+        else:
+            yield written
+    for job in lost:
+        rows = [(i, job.samples.listing.take(np.array([i]))) for i in range(len(job.samples))]
+        skip: dict[int, str] = {}
+        for some, reasons in tasks.run(_try, iter([rows]), settings, workers, _halves, _deadly):
+            skip |= {some[i][0]: reason for i, reason in reasons.items()}
+        again = iter([_Job(job.plan, job.samples, skip)])
+        for _, written in tasks.run(_write_shard, again, settings, workers, lambda job: [job], _give_up):
+            if written is not None:
+                yield written
+
+
+def _halves(rows: list[Any]) -> list[list[Any]]:
+    middle = len(rows) // 2
+    return [rows[:middle], rows[middle:]] if middle else [rows]
+
+
+def _deadly(_: list[Any], reason: str) -> dict[int, str]:
+    return {0: reason}
+
+
+def _give_up(job: _Job, reason: str) -> None:
+    raise ClusterError(
+        f"the workers that write {job.plan.name} die one after another: {reason}.",
+        "look at the memory that a worker has, or give a smaller --shard-mb with --fresh.",
+    )
+
+
+def _try(rows: list[tuple[int, Listing]], settings: _Settings) -> dict[int, str]:
+    """A Ray task: open images as writing them does, to see whether the process survives it."""
+    for _, listing in rows:
+        with Reader(listing) as reader, contextlib.suppress(images.BadImage):
+            data = reader.read(0)
+            images.probe(data, settings.max_pixels)
+            if settings.expansion.versions:
+                images.decode(data, "rgb", settings.max_pixels)
+    return {}
+
+
+def _write_shard(job: _Job, settings: _Settings) -> packing.Written | None:
     """A Ray task: write a shard and, after it, its account, each under its final name only when it is whole."""
-    plan, samples = job
+    plan = job.plan
     path = storage.join(settings.out, plan.name)
     with disk_errors(path):
         if isinstance(path, Path):
             with temporary(path) as part:
-                written, table = _write_to(part, plan, samples, settings)
+                written, table = _write_to(part, job, settings)
                 part.replace(path)
         else:
             with tempfile.TemporaryDirectory(prefix="mlic-pack-") as folder:
                 part = Path(folder) / plan.name
-                written, table = _write_to(part, plan, samples, settings)
+                written, table = _write_to(part, job, settings)
                 storage.upload(part, path)
     write_atomic(_account(settings.out, plan.name), packing.dump_account(written, table))
     return written
 
 
-def _write_to(
-    part: Path, plan: packing.ShardPlan, samples: packing.Samples, settings: _Settings
-) -> tuple[packing.Written, Any]:
+def _write_to(part: Path, job: _Job, settings: _Settings) -> tuple[packing.Written, Any]:
     with part.open("wb") as file:
-        return packing.write(plan, samples, settings.labels, file, settings.max_pixels, settings.expansion)
+        return packing.write(
+            job.plan, job.samples, settings.labels, file, settings.max_pixels, settings.expansion, job.skip
+        )
 
 
 def _account(out: Location, name: str) -> Location:
@@ -176,7 +201,11 @@ def verify_all(out: Location, index: Mapping[str, Any], max_pixels: int, share: 
     """Read every shard and compare it with the index. Raises DataError that names the first wrong one."""
     progress = Progress(logger, "verify", len(index["shards"]), "shards", "images")
     wrong: dict[str, str] = {}
-    for name, reason in _map(_verify_shard, iter(index["shards"].items()), (out, max_pixels), share.workers):
+    done = tasks.run(
+        _verify_shard, iter(index["shards"].items()), (out, max_pixels), share.workers, lambda shard: [shard],
+        lambda shard, why: (shard[0], f"is not to be read: {why}"),
+    )  # fmt: skip
+    for _, (name, reason) in done:
         if reason is not None:
             wrong[name] = reason
         progress.add(index["shards"][name]["samples"], 0)

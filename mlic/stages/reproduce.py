@@ -1,0 +1,188 @@
+"""A reference system anew: packed, trained and measured as its team did, beside what it reported."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlic.cluster import ray as cluster_ray
+from mlic.cluster.runs import write_json
+from mlic.config import EvaluateConfig, PackConfig, ReproduceConfig, TrainConfig, TuneConfig
+from mlic.data.shards import read_index
+from mlic.errors import ConfigError
+from mlic.model import weights, zoo
+from mlic.schema import Model, near_name
+from mlic.score.baselines import best_baseline
+from mlic.settings import Told, build, read_file, recipes, reported
+from mlic.stages.evaluate import evaluate
+from mlic.stages.fit import TrainReport, fit
+from mlic.stages.measure import SHOWN, Measurement, aligned
+from mlic.stages.pack import pack
+from mlic.stages.tune import TuneReport, tune
+
+logger = logging.getLogger(__name__)
+
+# The recipes that each report rests on.
+_HEADLINES = {
+    "a": ("a-cnn1-2",), "b": ("b-final",), "c": ("c-final",), "d": ("d-densenet121-full-weighted",),
+    "e": ("e-cnn", "e-cnn-second"),
+}  # fmt: skip
+_GOES_ON = {"e-cnn-second": "e-cnn"}  # a recipe that begins with the weights of another one's run
+_FILE = "reproduced.json"
+
+
+class Reproduced(Model):
+    """A recipe: what was `reported` of it by metric, and what was measured on `split`, after `epochs` of `of`.
+
+    `why` says why the two may differ.
+    """
+
+    recipe: str
+    run: Path
+    split: str
+    epochs: int
+    of: int
+    reported: dict[str, float]
+    measurement: Measurement
+    why: str
+
+    def lines(self) -> list[str]:
+        """A table of the metrics that were reported and of the usual ones."""
+        found = self.measurement
+        rows = [["metric", "reported", "measured", "95% interval", "best trivial"]]
+        for name in dict.fromkeys([*self.reported, *SHOWN]):
+            if name in found.values:
+                told = f"{self.reported[name]:.4f}" if name in self.reported else "-"
+                low, high = found.intervals[name]
+                trivial, best = best_baseline(name, found.baselines)
+                beside = f"{best:.4f} {trivial.replace('_', '-')}"
+                rows.append([name, told, f"{found.values[name]:.4f}", f"{low:.4f}-{high:.4f}", beside])
+        cut = "" if self.epochs == self.of else f" of {self.of}"
+        return [
+            f"{self.recipe}: {self.epochs}{cut} epochs, {found.samples:,} samples of the split {self.split}",
+            *aligned(rows), *(f"Warning: {text}" for text in found.warnings),
+            f"They may differ: {self.why}" + (f" It had {self.epochs} of its {self.of} epochs." if cut else ""),
+        ]  # fmt: skip
+
+
+class ReproduceReport(Model):
+    """The recipes of a system that were run, and where they are."""
+
+    system: str
+    out: Path
+    rows: tuple[Reproduced, ...]
+
+    def text(self) -> str:
+        lines = [line for row in self.rows for line in [*row.lines(), f"run  {row.run}", ""]]
+        return "\n".join([*lines, f"comparison  {self.out / _FILE}"])
+
+
+def reproduce(config: ReproduceConfig) -> ReproduceReport:
+    """Pack as the team did, train or search, and compare; started again, it goes on with what is not done.
+
+    Raises ConfigError for a row that the system does not have, and, before anything is done, for published weights that
+    are not on this machine; and what `pack`, `fit` and `tune` raise.
+    """
+    told = reported()
+    names = _chosen(config, told)
+    files = {recipe.name: recipe.path for recipe in recipes()}
+    plans = {name: read_file(files[name]) for name in names}
+    for plain in plans.values():
+        _check_weights(config, plain)
+    found = []
+    with cluster_ray.connect(config.address):
+        for name, plain in plans.items():
+            shards = _pack(config, told[name], read_file(files[told[name].pack]))
+            found.append(_reproduced(config, name, told[name], plain, shards))
+            _keep(config.out, found[-1])
+    return ReproduceReport(system=config.system, out=config.out, rows=tuple(found))
+
+
+def _chosen(config: ReproduceConfig, told: Mapping[str, Told]) -> list[str]:
+    """The names of the recipes to run, in an order in which each finds what it goes on from."""
+    own = [name for name in told if name.startswith(f"{config.system}-")]
+    search = f"tune-{config.system}"
+    if config.row is None:
+        return list(_HEADLINES[config.system])
+    if config.row == "all":
+        return own
+    names = {name.removeprefix(f"{config.system}-"): name for name in own} | {name: name for name in own}
+    if search in told:
+        names |= {"search": search, search: search}
+    if config.row not in names:
+        near = near_name(config.row, names)
+        hint = f"did you mean {near}?" if near else f"there are {', '.join(own)}."
+        raise ConfigError(f"system {config.system} has no row {config.row!r}.", hint)
+    name = names[config.row]
+    return [_GOES_ON[name], name] if name in _GOES_ON else [name]
+
+
+def _check_weights(config: ReproduceConfig, plain: Mapping[str, Any]) -> None:
+    """Raise ConfigError where published weights are neither given nor on this machine."""
+    if plain.get("weights") == "default":
+        zoo.check(plain["arch"])
+        weights.resolve(plain["arch"], config.weights or "default")
+
+
+def _pack(config: ReproduceConfig, told: Told, plain: Mapping[str, Any]) -> Path:
+    """The shards that a recipe is for, packed as its team packed them."""
+    folds = told.pack_settings.get("folds", 0)
+    out = config.out / (f"shards-{told.pack.removeprefix('pack-')}" + (f"-{folds}-folds" if folds else ""))
+    own = {"images": config.images, "labels": config.labels, "out": out, "limit": config.limit}
+    common = {"address": config.address, "workers": config.workers, "fresh": config.fresh}
+    pack(build(PackConfig, plain, told.pack_settings, {**own, **common}))
+    return out
+
+
+def _reproduced(
+    config: ReproduceConfig, name: str, told: Told, plain: dict[str, Any], shards: Path
+) -> Reproduced:  # fmt: skip
+    """Run a recipe and measure it: on the test split where its team held one out, else where it measured itself."""
+    logger.info("%s on %s", name, shards)
+    runs = config.out / "runs"
+    own: dict[str, Any] = {"shards": shards, "runs": runs, "name": name, "address": config.address}
+    own |= {"fresh": config.fresh, "workers": config.workers}
+    if plain.get("weights") == "default" and config.weights is not None:
+        own["weights"] = config.weights
+    if name in _GOES_ON:
+        own["weights"] = str(runs / _GOES_ON[name])
+    of = int(plain.get("epochs", 1))
+    if config.epochs is not None and "epochs" in plain:
+        own["epochs"] = min(of, config.epochs)
+    report: TrainReport | TuneReport
+    if name.startswith("tune-"):
+        if config.num_samples is not None:
+            own["num_samples"] = config.num_samples
+        report = tune(build(TuneConfig, plain, config.overrides, own))
+        epochs = max(trial.epochs for trial in report.trials)
+    else:
+        report = fit(build(TrainConfig, plain, config.overrides, own))
+        epochs = report.epochs
+    split, measurement = "val", report.measurement
+    if read_index(shards)["splits"].get("test", {}).get("samples"):
+        split = "test"
+        measured = EvaluateConfig(predictions=runs / name, labels=shards, out=config.out / "measured" / name)
+        measurement = evaluate(measured.model_copy(update={"address": config.address})).measurement
+    return Reproduced(
+        recipe=name, run=runs / name, split=split, epochs=epochs, of=of, reported=told.reported,
+        measurement=measurement, why=told.why,
+    )  # fmt: skip
+
+
+def _keep(out: Path, row: Reproduced) -> None:
+    """Add a row to the comparison of all that were run in this folder."""
+    try:
+        before = json.loads((out / _FILE).read_text(encoding="utf-8"))["rows"]
+    except FileNotFoundError:
+        before = {}
+    rows = before | {row.recipe: row.model_dump(mode="json")}
+    write_json(out / _FILE, {"format": 1, "kind": "reproduce", "rows": rows})
+
+
+def read_rows(out: Path) -> Sequence[Reproduced]:
+    """The rows of all recipes that were run in a folder."""
+    plain = json.loads((out / _FILE).read_text(encoding="utf-8"))
+    return [Reproduced(**row) for row in plain["rows"].values()]

@@ -1,0 +1,98 @@
+"""Work that outlives pieces that kill their workers: the tasks themselves, and every command that opens images."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from mlic.cluster import tasks
+from mlic.errors import ClusterError
+from tests.test_predict import _POISON
+
+pytestmark = pytest.mark.ray
+
+
+def _square(numbers: list[int], deadly: set[int]) -> list[int]:
+    if deadly & set(numbers):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [number * number for number in numbers]
+
+
+def _halves(numbers: list[int]) -> list[list[int]]:
+    middle = len(numbers) // 2
+    return [numbers[:middle], numbers[middle:]] if middle else [numbers]
+
+
+def test_a_piece_that_kills_its_worker_costs_itself_alone(ray_cluster: None) -> None:
+    pieces = iter([[1, 2, 3, 4], [5, 6, 7]])
+    found: dict[int, Any] = {}
+    reasons = []
+
+    def lost(numbers: list[int], reason: str) -> list[int]:
+        reasons.append(reason)
+        return [-1] * len(numbers)
+
+    for numbers, squares in tasks.run(_square, pieces, {3}, 2, _halves, lost):
+        found |= dict(zip(numbers, squares, strict=True))
+    assert found == {1: 1, 2: 4, 3: -1, 4: 16, 5: 25, 6: 36, 7: 49}
+    assert reasons == ["the process that decoded it died, 3 times"]
+
+
+def _fails(_: int, __: None) -> None:
+    raise ClusterError("a disk is full.", "free some space.")
+
+
+def test_what_work_raises_comes_as_it_is(ray_cluster: None) -> None:
+    with pytest.raises(ClusterError, match="a disk is full") as caught:
+        list(tasks.run(_fails, iter([1, 2]), None, 2, lambda piece: [piece], lambda *_: None))
+    assert caught.value.hint == "free some space."
+
+
+@pytest.fixture
+def poisoned(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The toy corpus, whose third image kills the process that decodes it."""
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(_POISON)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'hook'}:{Path(__file__).parents[1]}")
+    images = tmp_path / "images"
+    shutil.copytree(corpus / "images", images)
+    path = images / "im3.jpg"
+    path.write_bytes(path.read_bytes() + b"POISON")
+    return images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--group-by", "none", "--expand", "1")], ids=["scanned", "expanded"])
+def test_an_image_that_kills_its_worker_is_left_out_of_the_shards(
+    corpus: Path, poisoned: Path, mlic: Callable[..., CompletedProcess[str]], more: tuple[str, ...]
+) -> None:
+    done = mlic("pack", poisoned, "--labels", corpus / "annotations", *more)
+    assert done.returncode == 0, done.stderr
+    index = json.loads((poisoned.parent / "shards" / "index.json").read_text())
+    assert index["account"]["unreadable"] == (1 if not more else index["account"]["unreadable"])
+    left = (poisoned.parent / "shards" / "left_out.tsv").read_text()
+    assert "im3.jpg" in left
+    assert "the process that decoded it died, 3 times" in left
+    assert mlic("doctor").returncode == 0, "shards are where pack writes them"
+
+
+@pytest.mark.slow
+def test_exploring_and_examining_outlive_an_image_that_kills_its_worker(
+    corpus: Path, poisoned: Path, mlic: Callable[..., CompletedProcess[str]]
+) -> None:
+    done = mlic("explore", poisoned, "--labels", corpus / "annotations", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["bad"] == 1
+    kept = mlic("pack", poisoned, "--labels", corpus / "annotations", "--group-by", "none")
+    assert kept.returncode == 0, kept.stderr
+    seen = mlic("doctor")
+    assert seen.returncode == 0, seen.stderr
+    assert "1 do not decode" in seen.stdout
