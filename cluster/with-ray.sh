@@ -64,6 +64,18 @@ end_ray() {   # this job's Ray only: its command lines carry the job's temporary
   rm -rf "$RAY_TMPDIR"
 }
 
+own_address() {   # this node's address that the other nodes of the job reach: hostname -I may begin with a bridge
+  local peer to from=
+  if [ -n "${MLIC_HEAD_IP:-}" ]; then echo "$MLIC_HEAD_IP"; return; fi
+  peer=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-}" 2>/dev/null | grep -vx "${SLURMD_NODENAME:-$(hostname)}" | head -n 1) || peer=
+  to=$([ -z "$peer" ] || getent ahostsv4 "$peer" 2>/dev/null | awk 'NR == 1 {print $1}') || to=
+  case "$to" in
+    "" | 127.*) ;;
+    *) from=$(ip -4 route get "$to" 2>/dev/null | sed -n 's/.* src \([0-9.]*\).*/\1/p') || from= ;;
+  esac
+  echo "${from:-$(hostname -I | awk '{print $1}')}"
+}
+
 end_job() {   # CODE
   rm -f "$shared/token" "$shared/head"
   end_ray
@@ -172,7 +184,7 @@ memory=$((${SLURM_MEM_PER_NODE:-$((${SLURM_MEM_PER_CPU:-0} * ${SLURM_CPUS_PER_TA
 [ "$memory" -le 0 ] || common+=(--memory "$memory")   # Ray itself counts all of the machine's
 if [ "$rank" = 0 ]; then
   (umask 077; python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$shared/token") || fail "no token."
-  ip=$(hostname -I | awk '{print $1}')   # an address: many machines map their own name to a loopback address
+  ip=$(own_address)                      # an address: many machines map their own name to a loopback address
   export RAY_ADDRESS=$ip:$port           # before `ray start`, so that nothing below can start or find another cluster
 fi
 if [ "${MLIC_EXCLUSIVE:-0}" = 1 ]; then run_symmetric "$@"; fi

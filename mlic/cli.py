@@ -300,11 +300,12 @@ for _name in _STAGES:
     cli.add_command(_stage_command(_name))
 
 
-def _try_settings(stage: str, given: dict[str, Any]) -> None:
-    """Raise ConfigError for what a stage's command would raise it for."""
-    _settings(
+def _try_settings(stage: str, given: dict[str, Any]) -> BaseModel:
+    """The settings that a stage's command would be given. Raises ConfigError for what it would raise it for."""
+    found: BaseModel = _settings(
         _STAGES[stage][0], {key: value for key, value in given.items() if key not in ("json", "verbose", "quiet")}
     )
+    return found
 
 
 for _command in cli_cluster.commands(cli.commands, _try_settings):

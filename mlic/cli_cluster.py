@@ -20,7 +20,7 @@ _REST = {"ignore_unknown_options": True, "allow_interspersed_args": True}
 _JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print the result as one JSON object")
 
 
-Build = Callable[[str, dict[str, Any]], None]
+Build = Callable[[str, dict[str, Any]], BaseModel]
 
 
 def commands(stages: Mapping[str, click.Command], build: Build) -> list[click.Command]:
@@ -43,8 +43,11 @@ class _Check:
     stages: Mapping[str, click.Command]
     build: Build
 
-    def __call__(self, stage: str, arguments: Sequence[str], whole: bool = True) -> None:
-        """Look at the arguments of a stage, all of them when they are `whole`. Raises ConfigError."""
+    def __call__(self, stage: str, arguments: Sequence[str], whole: bool = True, elsewhere: bool = False) -> None:
+        """Look at the arguments of a stage, all of them when they are `whole`. Raises ConfigError.
+
+        A job that runs `elsewhere`, in a folder of its own, has no ./shards to take by default.
+        """
         try:
             context = self.stages[stage].make_context(stage, list(arguments))
         except click.exceptions.Exit:
@@ -54,7 +57,9 @@ class _Check:
         context.close()
         file = context.params["config"]
         if whole and (file is None or settings.find_file(file).is_file()):  # one that another job writes is not there
-            self.build(stage, dict(context.params))
+            settings_given = self.build(stage, dict(context.params)).model_fields_set
+            if elsewhere and "shards" in context.params and "shards" not in settings_given:
+                raise ConfigError("shards is not given.", "name SHARDS on storage that all nodes of the cluster see.")
 
 
 def _told(work: Callable[..., int]) -> Callable[..., int]:
@@ -267,7 +272,7 @@ def _submit_for(check: _Check) -> Callable[..., int]:
         asked = {"address": os.environ["RAY_API_SERVER_ADDRESS"]} if "RAY_API_SERVER_ADDRESS" in os.environ else {}
         wanted = settings.build(config.SubmitConfig, asked, flags, {"arguments": tuple(arguments)})
         stage = wanted.stage or wanted.named_after
-        check(stage, ["--config", str(wanted.job), *arguments])
+        check(stage, ["--config", str(wanted.job), *arguments], elsewhere=True)
         name = jobs.submit(wanted, stage, lambda text: click.echo(text, err=True))
         if not as_json:
             click.echo(name, err=wait)

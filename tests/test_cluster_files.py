@@ -444,3 +444,37 @@ def test_the_readme_tells_of_every_file() -> None:
     told = {line.split("`")[1] for line in lines if line.startswith("| `")}
     assert told == {path.name for path in CLUSTER.iterdir()} - {"README.md"}
     assert "RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=~/.mlic-cluster/token" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("peer", "route", "given", "wanted"),
+    [
+        ("10.0.0.2", "10.0.0.2 dev ib0 src 10.0.0.1 uid 0", "", "10.0.0.1"),
+        ("127.0.1.1", "local 127.0.1.1 dev lo src 127.0.0.1", "", "172.17.0.1"),
+        ("", "", "", "172.17.0.1"),
+        ("10.0.0.2", "10.0.0.2 dev ib0 src 10.0.0.1 uid 0", "192.168.7.7", "192.168.7.7"),
+    ],
+)
+def test_the_head_listens_where_the_other_nodes_reach_it(
+    tmp_path: Path, peer: str, route: str, given: str, wanted: str
+) -> None:
+    """Not at the first address of the machine, which may be that of a bridge for containers."""
+    script = (ROOT / "cluster" / "with-ray.sh").read_text()
+    function = script[script.index("own_address() {") : script.index("end_job() {")]
+    answers = {
+        "scontrol": "printf 'node1\\nnode2\\n'", "hostname": "echo '172.17.0.1 10.0.0.1 '",
+        "getent": f"echo '{peer} STREAM node2'" if peer else "exit 2", "ip": f"echo '{route}'" if route else "exit 2",
+    }  # fmt: skip
+    for name, answer in answers.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "node[1-2]", "SLURMD_NODENAME": "node1"}
+    env |= {"MLIC_HEAD_IP": given} if given else {}
+    done = subprocess.run(
+        ["bash", "-euc", f"set -o pipefail\n{function}\nown_address"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == wanted

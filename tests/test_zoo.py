@@ -56,3 +56,30 @@ def test_head_bias_is_the_answer_to_a_blank_image() -> None:
         assert any(torch.equal(p, bias) for p in model.parameters()), arch
     with pytest.raises(ConfigError, match="no output bias"):
         zoo.set_head_bias(nn.Conv2d(3, 3, 1, bias=False), bias)
+
+
+@pytest.mark.parametrize("arch", ["squeezenet1_0", "squeezenet1_1"])
+@pytest.mark.parametrize("prior", [-3.0, 0.0])
+def test_squeezenet_can_say_no(arch: str, prior: float) -> None:
+    """torchvision's ends in a ReLU behind its last layer: no logit under 0, no score under a half."""
+    torch.manual_seed(0)
+    model = zoo.build(arch, 6, 3, 64, {})
+    zoo.set_head_bias(model, torch.full((6,), prior))
+    logits = model(torch.rand(8, 3, 64, 64))
+    assert (logits < 0).any()
+    logits.sum().backward()
+    head = zoo.head(model, 6)
+    assert head.weight.grad is not None
+    assert (head.weight.grad != 0).any(dim=(1, 2, 3)).all(), "no part of the head is dead"
+    assert zoo.from_head(model.eval(), head)(torch.rand(2, 512, 3, 3)).shape == (2, 6)
+
+
+def test_models_of_earlier_versions_are_the_networks_that_they_were() -> None:
+    arch, options = zoo.as_made("squeezenet1_1", {}, 1)
+    assert (zoo.build(arch, 4, 3, 64, options)(torch.randn(3, 3, 64, 64)) >= 0).all()
+    arch, options = zoo.as_made("b-drawn", {"convs": 2, "width_1": 16}, 1)
+    first = zoo.build(arch, 4, 1, 32, options)
+    assert isinstance(first[0], nn.Conv2d)
+    assert (first[0].out_channels, first[0].padding) == (16, "same")
+    assert zoo.as_made("b-drawn", {}, 2) == ("b-drawn", {})
+    assert zoo.as_made("resnet18", {"x": 1.0}, 1) == ("resnet18", {"x": 1.0})

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+NETS = 2  # the version of the networks that architectures name, see zoo.as_made
 SPEC, WEIGHTS = "model.json", "weights.safetensors"
 FILES: dict[Engine, tuple[str, ...]] = {
     "onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torchscript": ("model.pt",),
@@ -155,7 +156,7 @@ def rewrite(bundle: Bundle, folder: Path) -> None:
 
 def _spec(bundle: Bundle) -> str:
     spec: dict[str, Any] = {
-        "format": 1, "kind": "export" if bundle.export else "bundle",
+        "format": 1, "nets": NETS, "kind": "export" if bundle.export else "bundle",
         "arch": bundle.arch, "arch_options": bundle.arch_options,
         "labels": list(bundle.labels), "preprocessing": bundle.preprocessing.model_dump(mode="json"),
         "activation": bundle.activation, "calibration": bundle.calibration,
@@ -186,20 +187,36 @@ def read(path: Path) -> Bundle:
         spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
         if spec.get("format") != 1 or spec.get("kind") not in ("bundle", "export"):
             raise DataError(f"{folder / SPEC} is no bundle of format 1.", "train the model with this version of mlic.")
-        labels = tuple(spec["labels"])
+        labels, nets = tuple(spec["labels"]), int(spec.get("nets", 1))
         return Bundle(
-            spec["arch"], dict(spec["arch_options"]), labels, Preprocessing(**spec["preprocessing"]),
+            *_as_made(spec["arch"], spec["arch_options"], nets), labels, Preprocessing(**spec["preprocessing"]),
             spec["activation"],
             tuple(float(spec["thresholds"][label]) for label in labels), spec["threshold_fit"], spec["calibration"],
             spec["provenance"], spec["weights_sha256"],
-            tuple(Member(**each | {name: tuple(each[name]) for name in ("mean", "std")})
-                  for each in spec.get("members", ())),
+            tuple(_member(each, nets) for each in spec.get("members", ())),
             Export(**spec["export"]) if spec["kind"] == "export" else None,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"the bundle {folder} does not read: {error!r}.", "run the same mlic train command again."
         ) from None
+
+
+def _as_made(arch: str, options: dict[str, float], nets: int) -> tuple[str, dict[str, float]]:
+    """What `zoo.as_made` says, without PyTorch where there is nothing to say."""
+    if nets >= NETS:
+        return arch, dict(options)
+    try:
+        from mlic.model import zoo
+    except ModuleNotFoundError:  # of an export's use without PyTorch, which builds no network
+        return arch, dict(options)
+    return zoo.as_made(arch, options, nets)
+
+
+def _member(plain: dict[str, Any], nets: int) -> Member:
+    arch, options = _as_made(plain["arch"], plain["arch_options"], nets)
+    arrays = {name: tuple(plain[name]) for name in ("mean", "std")}
+    return Member(**{**plain, **arrays, "arch": arch, "arch_options": options})
 
 
 def check_weights(path: Path) -> None:

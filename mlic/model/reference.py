@@ -170,6 +170,32 @@ def e_cnn(num_labels: int, channels: int, image_size: int, width: float = 16, hi
     return _with_head(layers, num_labels, channels, image_size, (int(hidden),), 0.0)
 
 
+def b_drawn_1(
+    num_labels: int, channels: int, image_size: int, convs: float = 3, denses: float = 1, dropout: float = 0.5,
+    **layers: float,
+) -> nn.Module:  # fmt: skip
+    """`b_drawn` as the first version of mlic had it, for the models that were trained with it."""
+    known = {f"{what}_{i}" for what in _FIRST_DRAWN for i in range(1, 6)}
+    odd = next((name for name in layers if name not in known), None)
+    if odd is not None:
+        raise ValueError(f"there is no option {odd}")
+    net: list[nn.Module] = []
+    before = channels
+    for i in range(1, int(convs) + 1):
+        own = {what: int(layers.get(f"{what}_{i}", default)) for what, default in _FIRST_DRAWN.items()}
+        net.append(nn.Conv2d(before, own["width"], own["kernel"], padding="same"))
+        net.append(nn.Tanh() if own["tanh"] else nn.ReLU())
+        if own["norm"]:
+            net.append(nn.BatchNorm2d(own["width"]))
+        if own["pool"]:
+            net.append(nn.MaxPool2d(2) if own["pool"] == 1 else nn.AvgPool2d(2))
+        before = own["width"]
+    hidden = [int(layers.get(f"hidden_{i}", _FIRST_DRAWN["hidden"])) for i in range(1, int(denses) + 1)]
+    return _with_head(net, num_labels, channels, image_size, hidden, dropout)
+
+
+_FIRST_DRAWN = {"width": 32, "kernel": 3, "tanh": 0, "norm": 1, "pool": 1, "hidden": 128}
+
 # Name -> builder and the colour mode that the system used.
 NETS: dict[str, tuple[Builder, Color]] = {
     "a-ffnn": (a_ffnn, "rgb"), "a-cnn1": (a_cnn1, "rgb"), "a-cnn2": (a_cnn2, "rgb"), "a-cnn3": (a_cnn3, "rgb"),
@@ -177,6 +203,8 @@ NETS: dict[str, tuple[Builder, Color]] = {
     "b-final": (b_final, "gray"), "b-drawn": (b_drawn, "gray"), "c-1": (c_1, "rgb"), "c-2": (c_2, "rgb"),
     "c-3": (c_3, "rgb"), "c-dummy": (c_dummy, "rgb"), "d-cnn": (d_cnn, "rgb"), "e-cnn": (e_cnn, "rgb"),
 }  # fmt: skip
+# Nets that only models of earlier versions have, by the names that they are read under.
+EARLIER: dict[str, tuple[Builder, Color]] = {"b-drawn-1": (b_drawn_1, "gray")}
 
 
 def _a_cnn(

@@ -19,18 +19,19 @@ from mlic.model.decoder import MLDecoder
 NETS: dict[str, tuple[reference.Builder, Color]] = {"small": (small.small, "rgb"), **reference.NETS}
 TIMM = "timm/"
 HEAD_OPTIONS = ("head_hidden", "head_decoder", "head_dropout")
+FINAL_RELU = "final_relu"  # an option of SqueezeNet: 1 leaves the ReLU behind its last layer, as torchvision has it
 _POOLS = ("SelectAdaptivePool2d",)  # of timm
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def default_color(arch: str) -> Color:
     """The colour mode that an architecture was made for."""
-    return NETS[arch][1] if arch in NETS else "rgb"
+    return {**NETS, **reference.EARLIER}[arch][1] if arch in NETS or arch in reference.EARLIER else "rgb"
 
 
 def check(arch: str) -> None:
     """Raise ConfigError, with the nearest name, when there is no such architecture."""
-    if arch in NETS:
+    if arch in NETS or arch in reference.EARLIER:
         return
     if arch.startswith(TIMM):
         _check_timm(arch)
@@ -51,7 +52,8 @@ def build(arch: str, num_labels: int, channels: int, image_size: int, options: M
     for an unknown name, an option it does not have or an image too small for it.
     """
     check(arch)
-    make = NETS[arch][0] if arch in NETS else partial(_timm if arch.startswith(TIMM) else _torchvision, arch)
+    own_nets = NETS | reference.EARLIER
+    make = own_nets[arch][0] if arch in own_nets else partial(_timm if arch.startswith(TIMM) else _torchvision, arch)
     own = {name: value for name, value in options.items() if name not in HEAD_OPTIONS}
     try:
         model = make(num_labels, channels, image_size, **own)
@@ -145,6 +147,15 @@ def normalization(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return IMAGENET if published is None else (tuple(published.mean), tuple(published.std))
 
 
+def as_made(arch: str, options: Mapping[str, float], nets: int) -> tuple[str, dict[str, float]]:
+    """The architecture and options that build today what they built in version `nets` of the networks."""
+    if nets < 2 and arch.startswith("squeezenet"):
+        return arch, {**options, FINAL_RELU: 1.0}
+    if nets < 2 and arch == "b-drawn":
+        return "b-drawn-1", dict(options)
+    return arch, dict(options)
+
+
 def weights_url(arch: str) -> str | None:
     """Where the architecture's makers published its weights, None where they did not."""
     if arch in NETS:
@@ -189,6 +200,7 @@ def _torchvision_names() -> list[str]:
 def _torchvision(arch: str, num_labels: int, channels: int, image_size: int, **options: float) -> nn.Module:
     import torchvision
 
+    ends_in_relu = options.pop(FINAL_RELU, 0.0)
     arguments: dict[str, Any] = {"weights": None, "num_classes": num_labels, **options}
     builder = torchvision.models.get_model_builder(arch)
     if arch.startswith("vit_"):
@@ -196,6 +208,8 @@ def _torchvision(arch: str, num_labels: int, channels: int, image_size: int, **o
     if arch in ("googlenet", "inception_v3"):
         arguments |= {"aux_logits": False, "init_weights": True}
     model = builder(**arguments)
+    if arch.startswith("squeezenet") and not ends_in_relu:
+        model.classifier[2] = nn.Identity()  # a ReLU, below which no score of a label could fall under a half
     if channels != 3:
         _replace_first_conv(model, channels)
     return model  # type: ignore[no-any-return]
