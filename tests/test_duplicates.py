@@ -62,6 +62,31 @@ def test_flat_images_are_no_duplicates_of_each_other() -> None:
     assert len(duplicates.near_pairs(np.zeros((50, 16), np.uint8))) == 0
 
 
+def test_a_large_family_of_copies_is_one_group() -> None:
+    """3,000 copies of a picture, some of them a little changed: as many as share every band."""
+    rng = np.random.default_rng(2)
+    one = rng.integers(0, 256, 16).astype(np.uint8)
+    family = np.repeat(one[None], 3000, axis=0)
+    for row in range(0, 3000, 2):
+        family[row, rng.integers(16)] ^= 1 << rng.integers(8)
+    others = rng.integers(0, 256, (500, 16)).astype(np.uint8)
+    digests = rng.integers(0, 256, (3500, 32)).astype(np.uint8)
+    group = duplicates.clusters(digests, np.concatenate([family, others]))
+    assert (group[:3000] == 0).all()
+    assert (group[3000:] == np.arange(3000, 3500)).all()
+
+
+def test_many_different_hashes_with_a_common_part_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "_BLOCK", 50)
+    rng = np.random.default_rng(5)
+    hashes = rng.integers(0, 256, (400, 16)).astype(np.uint8)
+    hashes[:, :4] = hashes[0, :4]
+    hashes[350:] = hashes[:50]
+    hashes[350:, 15] ^= 0b10101
+    found = set(map(tuple, duplicates.near_pairs(hashes).tolist()))
+    assert {(i, 350 + i) for i in range(50)} <= found
+
+
 def test_clusters_are_closed() -> None:
     hashes = np.random.default_rng(0).integers(0, 256, (6, 16)).astype(np.uint8)
     hashes[1], hashes[2] = hashes[0], hashes[0]

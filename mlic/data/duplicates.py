@@ -20,7 +20,8 @@ MAX_DISTANCE = 10
 # are bands share one. Of very many images narrow bands would be shared by too many, so there they are 8 of 16 bits,
 # and pairs that differ in 8 to 10 bits are found mostly, not always.
 _BANDS, _MANY = MAX_DISTANCE + 1, 500_000
-_CROWD = 2000  # a band value in more images than this says nothing about them
+_BLOCK = 2000  # hashes that are compared with one another at once
+_MOST_PAIRS = 2 * 10**9  # comparisons of a band; of a value in more images each is compared with those beside it
 _FLAT = (
     20  # bits: an image with fewer edges one way or the other, a dark or empty one, looks like all others of its kind
 )
@@ -69,23 +70,42 @@ def clusters(digests: Array, hashes: Array | None, column: Array | None = None) 
 
 
 def near_pairs(hashes: Array) -> Array:
-    """Pairs (P, 2) of hashes, uint8 (N, 16), at most MAX_DISTANCE bits apart; hashes of flat images are left out."""
+    """Pairs (P, 2) of hashes, uint8 (N, 16), at most MAX_DISTANCE bits apart; hashes of flat images are left out.
+
+    Of equal hashes the first stands for all: the others have one pair with it and none with anything else.
+    """
     ones = np.bitwise_count(hashes).sum(axis=1)
     usable = np.flatnonzero((ones >= _FLAT) & (ones <= 8 * HASH_BYTES - _FLAT))
-    found: list[Array] = [np.zeros((0, 2), np.int64)]
+    _, first, of = np.unique(hashes[usable], axis=0, return_index=True, return_inverse=True)
+    same = np.stack([usable[first[of.reshape(-1)]], usable], axis=1)
+    found: list[Array] = [np.zeros((0, 2), np.int64), same[same[:, 0] != same[:, 1]]]
+    usable = usable[np.sort(first)]
     for values in _bands(hashes[usable]):
         order = np.argsort(values, kind="stable")
         edges = np.flatnonzero(np.diff(values[order])) + 1
         starts, ends = np.concatenate([[0], edges]), np.concatenate([edges, [len(order)]])
-        crowds = np.flatnonzero((ends - starts >= 2) & (ends - starts <= _CROWD))
+        crowds = np.flatnonzero(ends - starts >= 2)
         for start, end in zip(starts[crowds], ends[crowds], strict=True):
-            members = usable[order[start:end]]
-            rows = hashes[members].view(np.uint64)
-            apart = np.bitwise_count(rows[:, None] ^ rows[None]).sum(axis=2)
-            a, b = np.nonzero(np.triu(apart <= MAX_DISTANCE, k=1))
-            if len(a):
-                found.append(np.sort(np.stack([members[a], members[b]], axis=1), axis=1))
+            found += _near_in(hashes, usable[order[start:end]])
     return np.unique(np.concatenate(found), axis=0)
+
+
+def _near_in(hashes: Array, members: Array) -> Iterator[Array]:
+    """The near pairs (P, 2) among images that share a band, a block of them against a block at a time.
+
+    Of a value that very many images share, each is compared with those whose hashes lie beside its own in order.
+    """
+    rows = np.ascontiguousarray(hashes[members]).view(np.uint64)
+    order = np.lexsort((rows[:, 1], rows[:, 0]))
+    members, rows = members[order], rows[order]
+    reach = len(members) if len(members) ** 2 <= _MOST_PAIRS else max(_BLOCK, _MOST_PAIRS // len(members))
+    for first in range(0, len(members), _BLOCK):
+        for second in range(first, min(len(members), first + reach), _BLOCK):
+            one, two = rows[first : first + _BLOCK], rows[second : second + _BLOCK]
+            near = np.bitwise_count(one[:, None] ^ two[None]).sum(axis=2) <= MAX_DISTANCE
+            a, b = np.nonzero(np.triu(near, k=1) if first == second else near)
+            if len(a):
+                yield np.sort(np.stack([members[first + a], members[second + b]], axis=1), axis=1)
 
 
 def _bands(hashes: Array) -> Iterator[Array]:

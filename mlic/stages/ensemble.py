@@ -72,10 +72,7 @@ def ensemble(config: TuneConfig, trials: Trials, run: Run[Any]) -> Ensemble | No
     plans = {number: config.plan(trials.draw(number) or {}) for number in trials.distinct(trials.ranking())}
     numbers = _chosen(config, trials, plans)
     if len(numbers) < config.ensemble:
-        logger.warning(
-            "an ensemble of %d was asked for; %d trials have their checkpoints and see the images that the winner sees",
-            config.ensemble, len(numbers),
-        )  # fmt: skip
+        logger.warning("an ensemble of %d was asked for: %s", config.ensemble, lack(config, len(numbers)))
     if len(numbers) < 2:
         return None
     winner = plans[numbers[0]]
@@ -98,6 +95,14 @@ def ensemble(config: TuneConfig, trials: Trials, run: Run[Any]) -> Ensemble | No
         model=folder / "model", asked=config.ensemble, trials=tuple(numbers), objective=config.objective,
         measurement=measurement, lead=lead(config.objective, settled, alone, bests[0].targets, config.seed),
     )  # fmt: skip
+
+
+def lack(config: TuneConfig, count: int) -> str:
+    """Why an ensemble has fewer trials than it was to have, and what to do."""
+    return (
+        f"{count} of {config.trials} trials have a value, their checkpoints, and the winner's image size and colour; "
+        "give one --color to all trials, or more --num-samples."
+    )
 
 
 def fuse(

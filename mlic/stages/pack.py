@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
+_LARGE, _LARGE_SHARE = 50, 0.05  # images, and share of all, in a group that is worth a warning
 _VERSION_NAME = r"~[0-9]+$"
 
 
@@ -230,6 +231,7 @@ def _arrange(config: PackConfig, found: Found, share: Share) -> tuple[packing.Sa
         known = fingerprint(sorted(found.inputs.items()), config.max_pixels)
         seen = scan(listing, config.out, config.max_pixels, share, known)
         group, digest, bad = seen.groups(config.group_by, found.column), seen.digests, seen.bad
+        _warn_of_chain(group)
     usable = np.ones(len(listing), bool)
     usable[list(bad)] = False
     dropped = usable & ~(targets == 1).any(axis=1) if config.unlabelled == "drop" else np.zeros(len(listing), bool)
@@ -246,6 +248,16 @@ def _arrange(config: PackConfig, found: Found, share: Share) -> tuple[packing.Sa
         kept.listing, kept.targets, split, kept.group, int(dropped.sum()), found.duplicate, found.missing, reasons,
         found.corrected,
     )  # fmt: skip
+
+
+def _warn_of_chain(group: Array) -> None:
+    """Warn of a group that no split can hold well: near-duplicates of near-duplicates make chains without bound."""
+    largest = int(np.bincount(np.unique(group, return_inverse=True)[1]).max(initial=0))
+    if largest > max(_LARGE, _LARGE_SHARE * len(group)):
+        logger.warning(
+            "%s images (%.0f%%) are one group of near-duplicates, which no split parts; --group-by identical would",
+            f"{largest:,}", 100 * largest / len(group),
+        )  # fmt: skip
 
 
 def _group_column(annotations: Annotations, joined: Joined) -> Array | None:

@@ -61,6 +61,7 @@ def analyse(evidence: Sequence[Evidence], look: Look | None, seed: int) -> Conte
         title=first.name if training is None else f"Run {first.name}",
         about=first.about, notes=first.notes, measurement=first.measurement,
         history=() if training is None else tuple(training.history),
+        histories=_histories(evidence),
         best_epoch=None if training is None else training.best_epoch,
         runs=_compare(evidence, seed), settings=_settings(evidence),
         arch="" if training is None else training.config.arch, layers=tuple(layers),
@@ -213,6 +214,16 @@ def _layers(training: Training) -> list[LayerRow]:
     prep = start.preprocessing(training.config)
     found = summary.layers(training.net, prep.channels, prep.image_size)
     return [LayerRow(name=item.name, kind=item.kind, shape=item.shape, parameters=item.parameters) for item in found]
+
+
+def _histories(evidence: Sequence[Evidence]) -> dict[str, tuple[dict[str, float], ...]]:
+    """The metrics by epoch of several runs, without those of single labels; nothing of one alone."""
+    if len(evidence) < 2:
+        return {}
+    return {
+        item.name: tuple({k: v for k, v in row.items() if k.count("/") < 2} for row in item.training.history)
+        for item in evidence if item.training is not None
+    }  # fmt: skip
 
 
 def _settings(evidence: Sequence[Evidence]) -> tuple[SettingRow, ...]:

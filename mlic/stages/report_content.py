@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from mlic.schema import Model
 from mlic.stages.measure import Measurement
 
@@ -137,6 +139,7 @@ class Content(Model):
     notes: tuple[str, ...]
     measurement: Measurement
     history: tuple[dict[str, float], ...]
+    histories: dict[str, tuple[dict[str, float], ...]] = Field(default_factory=dict)
     best_epoch: int | None
     runs: tuple[RunRow, ...]
     settings: tuple[SettingRow, ...]

@@ -202,11 +202,16 @@ def _sizes(folder: Location, split: str, fold: int | None) -> Array:
     return np.stack([table.column(name).to_numpy() for name in ("width", "height")], axis=1)
 
 
+def _plain(value: Any) -> Any:
+    """A default as it would be after JSON, so that `()` is `[]`."""
+    return json.loads(json.dumps(value, default=str))
+
+
 def settings_of(config: TrainConfig) -> dict[str, tuple[Any, Any, str]]:
     """Each setting that makes the model what it is: its value, its default and its meaning."""
     plain = config.model_dump(mode="json")
     return {
-        key: (plain[key], field.get_default(), str(field.description))
+        key: (plain[key], _plain(field.get_default(call_default_factory=True)), str(field.description))
         for key, field in TrainConfig.model_fields.items()
         if key not in Settings.model_fields and key not in ("name", "runs")
     }

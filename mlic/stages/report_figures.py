@@ -19,7 +19,7 @@ _NAMES = {"precision": "precision", "recall": "recall", "f1": "F1"}
 
 
 NAMES = (
-    "comparison", "history", "history-labels", "distribution", "cardinality", "confusion", "thresholds",
+    "comparison", "runs", "history", "history-labels", "distribution", "cardinality", "confusion", "thresholds",
     "precision-recall", "reliability", "swapped",
 )  # fmt: skip
 
@@ -28,6 +28,7 @@ def of_report(content: Content) -> dict[str, bytes]:
     """The figures that there is something for, by name."""
     found: dict[str, bytes | None] = {
         "comparison": _comparison(content) if len(content.runs) > 1 else None,
+        "runs": _runs(content) if len(content.histories) > 1 else None,
         "history": _history(content) if content.history else None,
         "history-labels": _history_of_labels(content) if len(content.history) > 1 else None,
         "distribution": _distribution(content),
@@ -87,10 +88,11 @@ def _history(content: Content) -> bytes:
             name = key.removeprefix("val/").partition("_")[0]
             color = _PRF.get(name, PARTS[(3, 4, 5)[number % 3]]) if "averages" in title else PARTS[number]
             axes.plot(epochs, values, color=color, label=text, marker="o" if len(epochs) < 30 else None, markersize=3.5)
+            trained = [row.get(key.replace("val/", "train/"), math.nan) for row in content.history]
+            if title != "Loss" and not all(math.isnan(value) for value in trained):
+                axes.plot(epochs, trained, color=color, linewidth=1, linestyle="--", alpha=0.7)
         _mark_best(axes, content)
-        axes.set_xlabel("epoch", color=SOFT, fontsize=9)
-        axes.grid(axis="y", color=LINE)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        _epochs_below(axes, epochs)
         if title != "Loss":
             axes.set_ylim(bottom=0)
             axes.margins(y=0.1)
@@ -98,6 +100,38 @@ def _history(content: Content) -> bytes:
             frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1.02, 0.98), ncols=4, columnspacing=1,
             handlelength=1.4,
         )  # fmt: skip
+    return drawn(figure)
+
+
+def _epochs_below(axes: Any, epochs: Sequence[float]) -> None:
+    """An axis of whole epochs, of a single one too."""
+    axes.set_xlabel("epoch", color=SOFT, fontsize=9)
+    axes.grid(axis="y", color=LINE)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if len(epochs) == 1:
+        axes.set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
+        axes.set_xticks(list(epochs))
+
+
+def _runs(content: Content) -> bytes:
+    """Loss, micro-F1 and both accuracies of the validation split, by epoch, a line a run."""
+    figure = sheet(10, 6)
+    panels = {
+        "val/loss": "Validation loss", "val/f1_micro": "Micro-F1", "val/subset_accuracy": "Subset accuracy",
+        "val/hamming_accuracy": "Hamming accuracy",
+    }  # fmt: skip
+    for axes, (key, title) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        styled(axes)
+        axes.set_title(title, fontsize=11, color=INK, loc="left")
+        longest: list[float] = []
+        for number, (name, history) in enumerate(content.histories.items()):
+            epochs = [row["epoch"] for row in history]
+            longest = max(longest, epochs, key=len)
+            values = [row.get(key, math.nan) for row in history]
+            axes.plot(epochs, values, color=PARTS[number % len(PARTS)], label=short(name), marker="o", markersize=3)
+        _epochs_below(axes, longest)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), frameon=False, fontsize=9)
     return drawn(figure)
 
 

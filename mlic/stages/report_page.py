@@ -57,6 +57,7 @@ def _numbers(content: Content, figures: Mapping[str, str]) -> Sections:
             "0, the difference is more than the luck of these images.",
             _comparison(content, figures["comparison"]) if content.runs else "",
         ),
+        "Epochs of the runs": ("What each epoch of each run gave on its validation split.", figures.get("runs", "")),
         "Labels": (
             "Most frequent first. The mark is the F1 of giving the label to every image. AP is the average precision "
             "over all thresholds.",
@@ -73,8 +74,8 @@ def _how(content: Content, figures: Mapping[str, str], cut: str) -> Sections:
     parameters = sum(row.parameters for row in content.layers)
     found = {
         "Training": (
-            "What each epoch gave on images that it did not learn from. The dotted line is the epoch that was kept."
-            + (cut if of_labels else ""),
+            "What each epoch gave on images that it did not learn from, and, dashed, on those that it learned from, as "
+            "augmentation made them. The dotted line is the epoch that was kept." + (cut if of_labels else ""),
             figures.get("history", "") + of_labels,
         ),
         "Settings": (f"What was asked for.{differ}", _settings(content) if content.settings else ""),

@@ -29,7 +29,7 @@ from mlic.config import TrainConfig, TuneConfig
 from mlic.errors import PartialError, RunError
 from mlic.search.rungs import Rule, Search, Work
 from mlic.space import Value
-from mlic.stages import checkpoints, loop, work
+from mlic.stages import checkpoints, loop, start, work
 from mlic.stages.fit import decide_arithmetic
 from mlic.stages.measure import aligned
 from mlic.stages.population import Population
@@ -142,14 +142,29 @@ class Trials:
         Returns those that have theirs, best first, so that the next call can be about them and the new ones alone.
         """
         best = [number for number in self.ranking(ended) if self.search.status(number)]
+        staying = self._staying(best, keep)
         for number in ended:
-            kept_on = number in best[:keep]
+            kept_on = number in staying
             for kept in (part / "checkpoints" for part in parts(self.folder(number), self.folds)):
                 if kept_on:
                     (kept / "last.pt").unlink(missing_ok=True)
                 else:
                     shutil.rmtree(kept, ignore_errors=True)
-        return best[:keep]
+        return staying
+
+    def _staying(self, best: Sequence[int], keep: int) -> list[int]:
+        """The best trials, of each kind of images where they are to be averaged, since only those can be."""
+        if not self.config.ensemble:
+            return list(best[:keep])
+        kinds: dict[object, int] = {}
+        staying = []
+        for number in best:
+            plan = self.plan(self.draw(number) or {})
+            kind = (plan.image_size, start.preprocessing(plan).color)
+            kinds[kind] = kinds.get(kind, 0) + 1
+            if kinds[kind] <= keep:
+                staying.append(number)
+        return staying
 
 
 def _read_together(path: Path) -> float | None:

@@ -29,7 +29,7 @@ from mlic.space import Value
 from mlic.stages import checkpoints, loop, out_of_fold, start
 from mlic.stages.confirm import Confirmation, confirm
 from mlic.stages.doctor import doctor as examine
-from mlic.stages.ensemble import Ensemble, ensemble
+from mlic.stages.ensemble import Ensemble, ensemble, lack
 from mlic.stages.fit import finish
 from mlic.stages.folds import check_folds
 from mlic.stages.measure import Measurement, aligned, measure
@@ -50,7 +50,8 @@ class TuneReport(Model):
     """What a search came to: its trials, best first, and the winner's model and configuration file.
 
     `rungs` has the number of trials that were trained for so many epochs, `epochs` those of all trials together, of
-    `possible` ones if none had been stopped. `exchanges` are those of a population.
+    `possible` ones if none had been stopped. `exchanges` are those of a population. `no_ensemble` says why there is
+    none where one was asked for.
     """
 
     run: Path
@@ -67,6 +68,7 @@ class TuneReport(Model):
     measurement: Measurement
     confirmation: Confirmation | None
     ensemble: Ensemble | None = None
+    no_ensemble: str = ""
     exchanges: tuple[Exchange, ...] = ()
 
     @property
@@ -89,6 +91,7 @@ class TuneReport(Model):
                 f"{self.split}, {self.measurement.samples:,} samples, "
                 "cross-fitted thresholds (the best of several trials looks better than it is)",
                 self.measurement.table(), *([] if self.confirmation is None else self.confirmation.lines()),
+                *([f"Warning: {self.no_ensemble}"] if self.no_ensemble else []),
                 *([] if self.ensemble is None else self.ensemble.lines()),
                 f"config  {self.best_config}", f"model   {self.model}", f"page    {self.page}",
             ]
@@ -196,6 +199,7 @@ def _finish(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport:
         winner = winner.model_copy(update={"fold": 0})
     fitted = finish(winner, run.folder, trials.fitted(rows[0].number), measurement=_of_folds(winner, trials, rows[0]))
     contest = [trials.draw(number) or {} for number in trials.distinct(ranking)[:2]]
+    averaged = ensemble(config, trials, run) if config.ensemble else None
     report = TuneReport(
         run=run.folder, model=fitted.model, best_config=run.folder / "best.yaml",
         page=run.folder / "report" / "search.html", objective=config.objective, trials=tuple(rows),
@@ -203,7 +207,7 @@ def _finish(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport:
         folds=trials.folds,
         seconds=seconds_spent(run.folder), measurement=fitted.measurement,
         confirmation=confirm(config, contest, run) if config.confirm else None,
-        ensemble=ensemble(config, trials, run) if config.ensemble else None,
+        ensemble=averaged, no_ensemble="" if averaged or not config.ensemble else _no_ensemble(config),
         exchanges=() if trials.population is None else tuple(trials.population.exchanges),
     )  # fmt: skip
     curves = {number: search.values(number) for number in begun}
@@ -213,6 +217,10 @@ def _finish(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport:
         write_atomic(run.folder / "report" / f"{name}.png", data)
     write_atomic(report.page, text.encode())
     return report
+
+
+def _no_ensemble(config: TuneConfig) -> str:
+    return f"there is no ensemble of {config.ensemble}: {lack(config, 1)}"
 
 
 def _of_folds(winner: TrainConfig, trials: Trials, trial: Trial) -> Measurement | None:

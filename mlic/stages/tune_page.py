@@ -108,7 +108,8 @@ def _confirmed(report: TuneReport) -> str:
 def _averaged(report: TuneReport) -> str:
     found = report.ensemble
     if found is None:
-        return ""
+        said = report.no_ensemble
+        return page.section("Average", f"{said[:1].upper()}{said[1:]}", "") if said else ""
     low, high = found.measurement.intervals[found.objective]
     numbers = ", ".join(str(number) for number in found.trials)
     rows = [[
