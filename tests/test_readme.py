@@ -30,7 +30,7 @@ def test_the_quick_start(corpus: Path, tmp_path: Path) -> None:
         )
         assert done.returncode == 0, (command, done.stderr)
         assert done.stdout
-    assert len((tmp_path / "preds.tsv").read_text().splitlines()) == 31
+    assert len((tmp_path / "predictions.tsv").read_text().splitlines()) == 31
 
 
 @pytest.mark.ray

@@ -13,13 +13,14 @@ import torch
 from click.testing import CliRunner
 
 from mlic.cli import cli
-from mlic.config import PackConfig, TrainConfig, TuneConfig
+from mlic.config import PackConfig, ReportConfig, TrainConfig, TuneConfig
 from mlic.model import losses, reference, zoo
 from mlic.settings import build, find_file, read_file, recipes
 from mlic.space import grid
 from mlic.stages import checkpoints, loop
 from mlic.stages.pack import pack
 from mlic.stages.place import Place
+from mlic.stages.report import report as page_of
 from mlic.stages.tune import tune
 from mlic.values import parse_policy
 
@@ -90,9 +91,12 @@ def test_a_search_of_a_system_runs(path: Path, corpus: Path, ray_cluster: None, 
     assert [trial.status for trial in report.trials] == ["finished", "finished"]
     own = tmp_path / "search" / "trials" / f"{report.trials[0].number:05d}"
     if report.folds:
-        folds = [checkpoints.read_history(own / f"fold{fold}")[0]["val/f1_micro"] for fold in range(2)]
-        assert report.trials[0].value == pytest.approx(sum(folds) / 2)
-        assert report.measurement.values["f1_micro"] == pytest.approx(folds[0])
+        assert report.trials[0].value == report.measurement.values["f1_micro"]
+        assert report.measurement.samples == sum(
+            checkpoints.read_best(own / f"fold{k}").targets.shape[0] for k in (0, 1)
+        )
+        page = page_of(ReportConfig(runs=tmp_path / "search"))  # of the first fold's model
+        assert page.measurement == report.measurement
     assert tune(found) == report
 
 

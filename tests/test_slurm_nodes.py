@@ -181,7 +181,7 @@ def test_pack(slurm: Slurm, packed: Path) -> None:
 
 
 TRAINING = ("--arch", "b-final", "--image-size", "48", "--batch-size", "32", "--no-doctor", "--set", "color=rgb",
-            "--set", "precision=fp32")  # fmt: skip
+            )  # fmt: skip
 
 
 def trained(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -298,7 +298,6 @@ def test_tune_on_both_nodes_and_over_a_warning(slurm: Slurm, packed: Path) -> No
     command = (
         packed, "--num-samples", "10", "--epochs", "18", "--runs", slurm.folder / "runs", "--set", "arch=b-final",
         "--set", "image_size=64", "--no-doctor", "--set", "space={lr: {loguniform: [1e-4, 1e-2]}}", "--set",
-        "precision=fp32",
     )  # fmt: skip
     one, two = (slurm.folder / "runs" / name for name in ("search", "warned-search"))
     job = slurm.submit(*TWO_NODES, sbatch("tune"), *command, "--name", one.name)
@@ -427,9 +426,7 @@ def test_a_chain_over_a_warning(slurm: Slurm, corpus: Path) -> None:
     out, own = slurm.folder / "work", slurm.folder / "my jobs"
     own.mkdir()
     space = "{lr: {loguniform: [1e-4, 1e-2]}}"
-    (own / "tune.yaml").write_text(
-        f"arch: b-final\nimage_size: 48\nepochs: 18\nprecision: fp32\ndoctor: false\nspace: {space}\n"
-    )
+    (own / "tune.yaml").write_text(f"arch: b-final\nimage_size: 48\nepochs: 18\ndoctor: false\nspace: {space}\n")
     given = (corpus / "images", "--labels", corpus / "annotations", "--test", corpus / "unlabelled", "--out", out)
     chain = slurm.start("mlic", "slurm", "pipeline", *given, "--jobs", own, "--num-samples", "4", *SMALL, "--wait")
     assert chain.stdout is not None

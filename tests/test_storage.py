@@ -193,3 +193,22 @@ def test_predictions_in_an_object_store(
     assert storage.size(f"{parts}/part-000001.trail") is None
     assert mlic(*command, f"{bucket}/folder").returncode == 0
     assert len(storage.names(f"{bucket}/folder")) == -(-len(rows) // 7)
+
+
+def test_a_copy_that_another_process_removes_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between being told where the copy is and opening it, and while others are sorted to make room."""
+    source = tmp_path / "shard.tar"
+    source.write_bytes(b"whole")
+    calls = 0
+
+    def here(*_: object) -> Path:
+        nonlocal calls
+        calls += 1
+        return tmp_path / "gone" if calls < 3 else source
+
+    monkeypatch.setattr(storage, "here", here)
+    with storage.opened_here("s3://bucket/shard.tar", "v") as file:
+        assert file.read_at(0, 5) == b"whole"
+    (tmp_path / "old").touch()
+    paths = [tmp_path / "removed-meanwhile", tmp_path / "old", source]
+    assert storage.longest_unused(paths) == sorted(paths[1:], key=lambda path: path.stat().st_mtime)

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from mlic.cluster.runs import Run
-from mlic.config import EvaluateConfig, PredictConfig, TrainConfig, TuneConfig
+from mlic.config import EvaluateConfig, PredictConfig, ReportConfig, TrainConfig, TuneConfig
 from mlic.data import predictions
 from mlic.errors import ClusterError, ConfigError
 from mlic.model import bundle, zoo
@@ -26,6 +26,7 @@ from mlic.stages import checkpoints, trials
 from mlic.stages.evaluate import evaluate
 from mlic.stages.fit import fit as train
 from mlic.stages.predict import predict
+from mlic.stages.report import report as page_of
 from mlic.stages.tune import tune
 from tests.test_pipeline import FIT
 
@@ -266,7 +267,7 @@ def test_the_best_trials_are_averaged(shards: Path, tmp_path: Path, caplog: pyte
     more = tune(config.model_copy(update={"ensemble": 3}))
     assert more.ensemble is not None
     assert (more.trials, more.ensemble.trials) == (report.trials, made.trials)
-    assert "an ensemble of 3 was asked for; 2 trials have their checkpoints" in caplog.text
+    assert "an ensemble of 3 was asked for: 2 of 4 trials have a value, their checkpoints" in caplog.text
 
 
 def test_a_population_is_the_same_on_any_number_of_workers(shards: Path, tmp_path: Path) -> None:
@@ -274,7 +275,7 @@ def test_a_population_is_the_same_on_any_number_of_workers(shards: Path, tmp_pat
     space = {"lr": Dimension(loguniform=(1e-4, 1e-1)), "weight_decay": Dimension(uniform=(0, 0.2))}
     config = TuneConfig(
         shards=shards, runs=tmp_path, num_samples=5, scheduler="pbt", color="rgb", space=space, arch="a-cnn1",
-        reduction_factor=2, precision="fp32", name="one", workers=1,
+        reduction_factor=2, name="one", workers=1,
         **(FIT | {"epochs": 4, "optimizer": "sgd", "schedule": "constant"}),
     )  # fmt: skip
     one = tune(config)
@@ -294,3 +295,91 @@ def test_a_population_is_the_same_on_any_number_of_workers(shards: Path, tmp_pat
     plain = [[{name: value for name, value in row.items() if name not in timed} for row in each] for each in rows]
     assert plain[0] == plain[1]
     assert len({row["lr"] for row in rows[0]}) > 1
+
+
+def test_the_winner_has_one_number_everywhere(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In the table of trials, the log, the report, the page and the model: to the last digit, with any seed."""
+    caplog.set_level("INFO", logger="mlic")
+    for seed in range(3):
+        caplog.clear()
+        fast = FIT | {"epochs": 2, "seed": seed, "image_size": 32}
+        report = tune(TuneConfig(shards=shards, runs=tmp_path, name=f"t{seed}", num_samples=4, **fast))
+        value = report.trials[0].value
+        assert value == report.measurement.values["f1_micro"]
+        model = bundle.read(report.run)
+        assert model.threshold_fit["cross_fitted"]["f1_micro"] == value
+        logged = [record.getMessage() for record in caplog.records if record.getMessage().endswith("| best")]
+        assert f"val/f1_micro {value:.4f} | best" in logged[-1]
+        assert f'<div class="tile"><b>{value:.4f}</b>' in report.page.read_text()
+        assert f"f1_micro {value:.4f}" in report.best_config.read_text()
+        table = pd.read_parquet(report.run / "trials.parquet")
+        assert table["value"].tolist()[0] == value
+        shown = page_of(ReportConfig(runs=report.run)).measurement
+        assert shown.values["f1_micro"] == value
+
+
+@pytest.mark.parametrize("objective", ["map", "f1_macro", "hamming_accuracy"])
+def test_the_winner_has_one_number_whatever_is_searched_for(shards: Path, tmp_path: Path, objective: str) -> None:
+    space = {"lr": Dimension(choice=(1e-3, 4e-3)), "threshold_policy": Dimension(choice=("fixed=0.3", "per-label"))}
+    fast = FIT | {"epochs": 2, "image_size": 32, "objective": objective}
+    report = tune(TuneConfig(shards=shards, runs=tmp_path, num_samples=3, space=space, arch="small", **fast))
+    assert report.trials[0].value == report.measurement.values[objective]
+
+
+@pytest.mark.parametrize("kept", ["last", "lowest-loss"])
+def test_trials_are_ranked_by_the_epoch_that_is_kept(shards: Path, tmp_path: Path, kept: str) -> None:
+    space = {"lr": Dimension(choice=(1e-3, 4e-3, 2e-2))}
+    fast = FIT | {"epochs": 3, "image_size": 32, "keep_epoch": kept}
+    report = tune(
+        TuneConfig(shards=shards, runs=tmp_path, num_samples=3, space=space, arch="small", scheduler="none", **fast)
+    )
+    values = [trial.value for trial in report.trials]
+    assert values == sorted(values, reverse=True)
+    for trial in report.trials:
+        history = checkpoints.read_history(report.run / "trials" / f"{trial.number:05d}")
+        row = history[-1] if kept == "last" else min(history, key=lambda row: row["val/loss"])
+        assert (trial.value, trial.best_epoch) == (row["val/f1_micro"], row["epoch"])
+    assert report.measurement.values["f1_micro"] == values[0]
+
+
+def test_why_there_is_no_ensemble_stands_in_the_report_and_on_the_page(shards: Path, tmp_path: Path) -> None:
+    space = {"lr": Dimension(choice=(1e-3, 4e-3))}
+    config = TuneConfig(
+        shards=shards, runs=tmp_path, num_samples=1, ensemble=2, arch="small", space=space,
+        **(FIT | {"epochs": 1, "image_size": 32}),
+    )  # fmt: skip
+    report = tune(config)
+    assert report.ensemble is None
+    assert "Warning: there is no ensemble of 2: 1 of 1 trials have a value" in report.text()
+    assert "There is no ensemble of 2" in report.page.read_text()
+
+
+def test_an_ensemble_keeps_the_trials_that_it_can_average(shards: Path, tmp_path: Path) -> None:
+    """Gray and colour nets in one search: of each kind as many stay as are to be averaged."""
+    space = {"arch": Dimension(grid=("small", "b-final")), "lr": Dimension(grid=(1e-3, 2e-3))}
+    config = TuneConfig(
+        shards=shards, runs=tmp_path, searcher="grid", ensemble=2, keep=1, space=space, scheduler="none",
+        **(FIT | {"epochs": 1, "image_size": 32}),
+    )  # fmt: skip
+    report = tune(config)
+    assert report.ensemble is not None
+    assert len(report.ensemble.trials) == 2
+    archs = {trial.number: trial.settings["arch"] for trial in report.trials}
+    assert len({archs[number] for number in report.ensemble.trials}) == 1
+
+
+def test_a_trial_fails_by_its_result_and_not_by_what_a_file_system_shows(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TuneConfig(shards=shards, num_samples=4, **FIT)
+    with Run.open(tmp_path / "tune", "tune", config, {}, False) as run:
+        rest = trials.Trials(Search(trials.rule(config), 4), run.folder / "trials", config.drawn, config.plan, config)
+        monkeypatch.setattr(trials.Trials, "failure", lambda *_: None)  # a negative look-up that is still cached
+        driver = trials._Driver(config, rest, run, at_once=2, timed=True)
+        driver.suggest("a")
+        driver.took("a", "out of memory")
+        assert rest.search.status(0) == "failed"
+        driver.suggest("b")
+        driver.heard(1, [0.5])
+        driver.took("b", None)
+        assert rest.search.status(1) != "failed"
