@@ -3,7 +3,7 @@
     python -m benchmarks.reproduce IMAGES LABELS [--limit 300] [--epochs 1] [--out FOLDER]
 
 Systems C and D begin with published weights. Where those are not in PyTorch's cache, random ones of the right shape
-stand in, which says nothing of the numbers and everything of the way to them. Ends with 1 when one of the commands fails.
+stand in, which says nothing of the numbers and everything of the way to them. Ends with 1 when a command fails.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch
 
 from mlic.errors import ClusterError, ConfigError, RunError
 from mlic.stages import checkpoints, loop
+from mlic.stages.fit import finish
 from tests.test_loop import fit_until, place, settings, weights, without_times
 
 
@@ -73,3 +74,21 @@ def test_a_lost_folder_is_taken_up_from_the_copy(shards: Path, tmp_path: Path) -
         loop.fit(other, place(tmp_path / "run"), lambda _: None)
     checkpoints.forget_copy(tmp_path / "copy", tmp_path / "run", tmp_path / "run")
     loop.fit(other, place(tmp_path / "run"), lambda _: None)
+
+
+@pytest.mark.ray
+def test_a_disk_that_is_full_when_the_model_is_written_is_said_so(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(shards, epochs=1, runs=tmp_path, name="run")
+    loop.fit(config, place(tmp_path / "run"), lambda _: None)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(ClusterError, match="No space left on device"):
+            finish(config, tmp_path / "run", tmp_path / "run", warn=False)
+    assert not list((tmp_path / "run").glob(".model*"))
+    assert finish(config, tmp_path / "run", tmp_path / "run", warn=False).model.is_dir()

@@ -26,21 +26,10 @@ from mlic.stages.predict import predict
 from mlic.stages.predictor import Trail
 from mlic.stages.scoring import Network
 from mlic.stages.train import train
+from tests import poison
 from tests.test_pipeline import FIT, NET
 
 pytestmark = pytest.mark.ray
-
-# Loaded by every Python process of a test: an image whose file ends in POISON kills the one that decodes it.
-_POISON = """
-import os, signal, sys
-from mlic.data import images
-plain = images.decode
-def decode(data, *arguments, **settings):
-    if data.endswith(b"POISON"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return plain(data, *arguments, **settings)
-images.decode = decode
-"""
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +41,10 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def poisoned(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The unlabelled images, of which the 3rd and the 5th are poison."""
-    (tmp_path / "hook").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(_POISON)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'hook'}:{Path(__file__).parents[1]}")
+    poison.install(tmp_path, monkeypatch)
     images = tmp_path / "images"
     shutil.copytree(corpus / "unlabelled", images)
-    for path in sorted(images.iterdir())[2:5:2]:
-        path.write_bytes(path.read_bytes() + b"POISON")
+    poison.put(*sorted(images.iterdir())[2:5:2])
     return images
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from mlic.cluster import tasks
 from mlic.errors import ClusterError
-from tests.test_predict import _POISON
+from tests import poison
 
 pytestmark = pytest.mark.ray
 
@@ -59,13 +59,10 @@ def test_what_work_raises_comes_as_it_is(ray_cluster: None) -> None:
 @pytest.fixture
 def poisoned(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The toy corpus, whose third image kills the process that decodes it."""
-    (tmp_path / "hook").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(_POISON)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'hook'}:{Path(__file__).parents[1]}")
+    poison.install(tmp_path, monkeypatch)
     images = tmp_path / "images"
     shutil.copytree(corpus / "images", images)
-    path = images / "im3.jpg"
-    path.write_bytes(path.read_bytes() + b"POISON")
+    poison.put(images / "im3.jpg")
     return images
 
 

@@ -62,7 +62,7 @@ def run(
                     yield piece.content, ray.get(ready)
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from None
-                except _deaths() as error:
+                except deaths() as error:
                     logger.warning("a worker died; its work is done again with care")
                     logger.debug("%s", error)
                     smaller = _after_death(piece, cut)
@@ -97,7 +97,7 @@ def _after_death(piece: _Piece[P], cut: Callable[[P], list[P]]) -> list[_Piece[P
     return [_Piece(piece.content, deaths)] if deaths < _DEADLY else None
 
 
-def _deaths() -> tuple[type[Exception], ...]:
+def deaths() -> tuple[type[Exception], ...]:
     """The errors that Ray raises for a task whose process is gone: killed by itself, by the system or with its node."""
     import ray.exceptions as ray_errors
 

@@ -107,11 +107,13 @@ class Bundle:
 
 
 def save(bundle: Bundle, state: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Write the bundle beside `folder` and rename it into place."""
-    from safetensors.torch import save_file
+    """Write the bundle beside `folder` and rename it into place. Raises OSError, that of a full disk too."""
+    from safetensors.torch import save as serialized
 
     with written(folder) as part:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, part / WEIGHTS)
+        # Written from here, since the library makes an error of its own of a full disk.
+        data = serialized({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+        (part / WEIGHTS).write_bytes(data)
         describe(bundle, part)
 
 

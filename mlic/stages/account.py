@@ -79,8 +79,8 @@ class PackReport(Model):
             groups = f"{self.near_duplicates:,} near-duplicates, leakage {self.leakage:,}"
         lines = [
             f"read {self.source}",
-            f"packed {self.samples:,} samples{versions} into {self.shards} shards in {self.out}: "
-            + ", ".join(f"{name} {count:,}" for name, count in self.splits.items()),
+            f"packed {self.samples:,} samples{versions} into {self.shards} shard{'s' * (self.shards != 1)} in "
+            f"{self.out}: " + ", ".join(f"{name} {count:,}" for name, count in self.splits.items()),
             f"found {a.found:,} = {a.packed_labelled:,} labelled + {a.packed_unlabelled:,} unlabelled{dropped}"
             f" + {a.missing:,} missing + {a.unreadable:,} unreadable + {a.duplicate:,} duplicate",
             *([f"corrected {self.corrected:,} labels that the label files have otherwise"] if self.corrected else []),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic.cluster.runs import Run, read_state
+from mlic.cluster.runs import Run, disk_errors, read_state
 from mlic.config import Preprocessing, TrainConfig, TuneConfig
 from mlic.data.shards import read_index
 from mlic.model import average, bundle, losses
@@ -123,13 +123,15 @@ def fuse(
     settled, fit = decide(policy, calibration, together, unweighted, seed, objective)
     fit |= {"fitted_on": "val", "split": "val", "data": provenance["shards"], "samples": len(together.targets)}
     measurement = measured(labels, settled, together.targets, seed)
-    checkpoints.write_best(folder, together)
+    with disk_errors(folder):
+        checkpoints.write_best(folder, together)
     model = bundle.Bundle(
         "average", {}, labels, preprocessing, "none", tuple(float(value) for value in settled.thresholds),
         fit | expected(measurement), settled.calibration.plain(),
         provenance | {"checkpoint": ".", "pos_weight": unweighted}, members=tuple(members),
     )  # fmt: skip
-    bundle.save(model, average.joined([best.state for best in bests]), folder / "model")
+    with disk_errors(folder):
+        bundle.save(model, average.joined([best.state for best in bests]), folder / "model")
     return settled, measurement
 
 

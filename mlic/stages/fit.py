@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from mlic.cluster import ray as cluster_ray
-from mlic.cluster.runs import Run, read_state, write_json
+from mlic.cluster import tasks
+from mlic.cluster.runs import Run, disk_errors, read_state, write_json
 from mlic.cluster.shares import Cluster, Share, train_share
 from mlic.config import DoctorConfig, TrainConfig
 from mlic.data.shards import check_sizes, check_trainable, read_index
@@ -125,7 +126,8 @@ def finish(
             "versions": state.get("versions"), "git_commit": state.get("git_commit"),
         },
     )  # fmt: skip
-    bundle.save(model, best.state, folder / "model")
+    with disk_errors(folder):
+        bundle.save(model, best.state, folder / "model")
     for text in thresholds.warnings(labels, best.targets, config.threshold_policy) if warn else ():
         logger.warning("%s", text)
     return TrainReport(
@@ -239,7 +241,7 @@ def _lost_worker(failed: BaseException) -> bool:
 
     seen: list[BaseException | None] = [failed, failed.__cause__, getattr(failed, "cause", None)]
     seen += [getattr(error, "controller_failure", None) for error in list(seen)]
-    return any(isinstance(error, RayActorError) for error in seen)
+    return any(isinstance(error, (RayActorError, *tasks.deaths())) for error in seen)
 
 
 def _alone(config: TrainConfig, where: Mapping[str, Any], share: Share) -> Callable[[], object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +34,7 @@ Array = np.ndarray[Any, Any]
 
 _LARGE, _LARGE_SHARE = 50, 0.05  # images, and share of all, in a group that is worth a warning
 _VERSION_NAME = r"~[0-9]+$"
+_SPLIT_NAME = re.compile(r"(train|val|valid|validation|test)[-_.]")
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ def find(config: PackConfig) -> Found:
     if missing and (differ := labels.case_differs(annotations, joined.missing, unique.paths)):
         logger.warning("%d missing names are those of images but for upper and lower case", differ)
     splits, fixed = _given_splits(config, annotations, joined, unique)
+    if not (fixed >= 0).any():
+        _warn_of_named_splits(unique)
     column = _group_column(annotations, joined)
     names, targets = _label_the_unlabelled(config, annotations.labels, joined.targets)
     if config.limit is not None and config.limit < len(unique):
@@ -248,6 +252,16 @@ def _arrange(config: PackConfig, found: Found, share: Share) -> tuple[packing.Sa
         kept.listing, kept.targets, split, kept.group, int(dropped.sum()), found.duplicate, found.missing, reasons,
         found.corrected,
     )  # fmt: skip
+
+
+def _warn_of_named_splits(listing: Listing) -> None:
+    """Warn where archives are named after splits, which the names alone do not make."""
+    names = {match[1] for archive in listing.archives if (match := _SPLIT_NAME.match(storage.name(archive)))}
+    if len(names) > 1:
+        logger.warning(
+            "the archives are named after the splits %s, and their images are dealt out anew; --split-files keeps them",
+            ", ".join(sorted(names)),
+        )  # fmt: skip
 
 
 def _warn_of_chain(group: Array) -> None:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlic.cluster import ray as cluster_ray
+from mlic.cluster import tasks
 from mlic.cluster.runs import Run, fingerprint, read_state
 from mlic.cluster.shares import Share, task_share
 from mlic.config import PredictConfig
@@ -259,7 +260,7 @@ def _map_parts(
                 idle.append(worker)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
-            except ray.exceptions.RayActorError as error:
+            except (ray.exceptions.RayActorError, *tasks.deaths()) as error:
                 why = " ".join(str(error).split())[:200]
                 attempts = 0 if number is None else Trail.attempts(part_at(parts, number))
                 in_vain = 0 if number is not None and attempts > begun[number] else in_vain + 1

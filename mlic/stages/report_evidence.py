@@ -93,7 +93,7 @@ def of_run(run: Path) -> Evidence:
         name=run.name,
         about=f"Validation split, {config.arch}, epoch {best.epoch} of {len(history)}, which "
         f"{_KEPT[config.keep_epoch]}. Each image is decided by "
-        f"{model.threshold_fit['policy']} thresholds that were fitted without it."
+        f"{_by(str(model.threshold_fit['policy']))}."
         f"{_SAID[config.keep_epoch]}",
         data=data, labels=labels, keys=keys, targets=best.targets, decisions=settled.decisions, scores=settled.scores,
         thresholds=np.array(model.thresholds),
@@ -102,6 +102,13 @@ def of_run(run: Path) -> Evidence:
         training=Training(config, history, best.epoch, net), images=images, sizes=sizes, train_targets=train,
         notes=notes,
     )  # fmt: skip
+
+
+def _by(policy: str) -> str:
+    """What decides an image, in words."""
+    if policy.startswith(("fixed", "top-k")):
+        return f"the policy {policy}, to which nothing was fitted"
+    return f"{policy} thresholds that were fitted without it"
 
 
 def _settled(model: bundle.Bundle, best: checkpoints.Best) -> decision.Settled:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic.cluster.runs import write_json
+from mlic.cluster.runs import disk_errors, write_json
 from mlic.config import ThresholdConfig
 from mlic.data import predictions, storage
 from mlic.data.shards import INDEX, read_index
@@ -120,7 +120,8 @@ def threshold(config: ThresholdConfig) -> ThresholdReport:
         policies=_compare(config, basis, settled),
         warnings=tuple(thresholds.warnings(model.labels, targets, config.policy)), measurement=measurement,
     )  # fmt: skip
-    bundle.rewrite(changed, folder)
+    with disk_errors(folder):
+        bundle.rewrite(changed, folder)
     _tell_run(folder.parent, report)
     return report
 
