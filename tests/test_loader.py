@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 
 from mlic.config import Preprocessing
-from mlic.data import packing, shards
+from mlic.data import cache, packing, shards
 from mlic.data.augment import Normalizer, crops, margin, mirrors
 from mlic.data.decoding import ahead
 from mlic.data.loader import ShardReader, eval_batches, train_batches
@@ -223,3 +225,24 @@ def test_crops_show_that_part_with_and_without_the_cache(tmp_path: Path) -> None
     assert found[0].shape == (1, 56, 56, 3)
     assert abs(int(found[0][0, 0, 0, 0]) - 128) <= 4
     assert int(found[0][0, 0, -1, 0]) == 252
+
+
+def test_the_cache_has_its_room_before_it_is_written_to(tmp_path: Path) -> None:
+    """A file with holes on a full disk would end the process by a signal."""
+    cache._reserve(tmp_path / "cache", 3_000_000)
+    found = (tmp_path / "cache").stat()
+    assert found.st_size == 3_000_000
+    assert found.st_blocks * 512 >= 3_000_000
+
+
+def test_a_disk_without_room_for_the_cache_is_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    found = cache.stored("k", (4, 8), np.dtype(np.uint8), 1.0, tmp_path, lambda: iter(()))
+    assert found is None
+    assert "no cache in" in caplog.text
+    assert not list(tmp_path.glob("*.part"))

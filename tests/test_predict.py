@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +261,43 @@ def test_the_largest_batch_that_fits_a_gpu(run: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(network, "_device", "cuda")
     monkeypatch.setattr(network, "_run", run_out)
     assert network._fitting() == 32
+
+
+def test_one_photograph_prints_its_row(
+    run: Path, corpus: Path, tmp_path: Path, mlic: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    photo = sorted((corpus / "unlabelled").iterdir())[0]
+    done = mlic("batch-predict", run, photo)
+    assert done.returncode == 0, done.stderr
+    head, row = done.stdout.splitlines()
+    assert head.split("\t")[0] == "Filename"
+    assert row.split("\t")[0] == photo.name
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+    everything = mlic("batch-predict", run, corpus / "unlabelled")
+    assert everything.returncode == 0, everything.stderr
+    assert row in (tmp_path / "predictions.tsv").read_text().splitlines()
+    both = mlic("batch-predict", run, corpus / "unlabelled", "--out", "-")
+    assert both.stdout == (tmp_path / "predictions.tsv").read_text()
+    assert "found 30 = 30 predicted + 0 bad" in both.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.tsv", "predictions.tsv.parts"]
+    plain = json.loads(mlic("batch-predict", run, photo, "--json").stdout)
+    assert (plain["out"], plain["rows"]) == ("-", done.stdout)
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    broken = mlic("batch-predict", run, tmp_path / "broken.jpg")
+    assert (broken.returncode, broken.stdout) == (3, "")
+    assert "broken.jpg" in broken.stderr
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_mission_as_they_are_typed(
+    corpus: Path, tmp_path: Path, mlic: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """In a folder with ./shards, and with few images, so that fifty trials take a minute."""
+    packed = mlic("pack", corpus / "images", "--labels", corpus / "annotations", "--limit", 60)
+    assert packed.returncode == 0, packed.stderr
+    searched = mlic("tune", "--num-samples", 50, "--epochs", 3, timeout=900)
+    assert searched.returncode == 0, searched.stderr
+    assert "50 trials" in searched.stdout
+    done = mlic("batch-predict", "runs/tune", corpus / "unlabelled")
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "predictions.tsv").read_text().splitlines()) == 31

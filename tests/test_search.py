@@ -4,6 +4,8 @@ import math
 import random
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -18,7 +20,7 @@ from mlic.search.rungs import Kind, Rule, Search, Work
 from mlic.search.tpe import Tpe
 from mlic.settings import build
 from mlic.space import Dimension, draw
-from mlic.stages import confirm, out_of_fold
+from mlic.stages import checkpoints, confirm, folds, out_of_fold
 
 EPOCHS = 9
 KINDS: tuple[Kind, ...] = ("asha", "hyperband", "median", "none")
@@ -272,3 +274,21 @@ def test_importance_finds_what_mattered() -> None:
     assert importance(space, settings[:9], values[:9], 0) is None
     assert code(space["arch"], "b") == 0.5
     assert code(space["momentum"], None) == -1
+
+
+def test_the_copies_of_the_folds_of_two_runs_lie_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[object] = []
+
+    def fit(config: TrainConfig, keep_scores: bool) -> None:
+        assert keep_scores
+        run = config.runs / str(config.name)
+        copies.append(checkpoints.copy_of(config.checkpoint_copy or "", run, run))
+
+    monkeypatch.setattr(folds, "fit", fit)
+    monkeypatch.setattr(folds, "_write_scores", lambda *_: None)
+    monkeypatch.setattr(folds.cluster_ray, "connect", lambda _: nullcontext())
+    for name in ("one", "two"):
+        config = TrainConfig(shards=tmp_path, doctor=False, checkpoint_copy=tmp_path / "copies")
+        folds.fit_folds(config, tmp_path / "runs" / name, 2)
+    assert len(set(copies)) == 4
+    assert copies[0] == tmp_path / "copies" / "one" / "folds" / "fold0"
