@@ -153,6 +153,13 @@ class PackConfig(Settings):
             raise ValueError("random splits part groups; give split_by stratified with a group_column")
         if self.thin_labels and not self.thin:
             raise ValueError("thin_labels says what is thinned, and thin is 0; give thin a probability")
+        for name, needed, is_used in (
+            ("expand_by", "expand above 0", self.expand > 0),
+            ("unlabelled_label", "unlabelled as-label", self.unlabelled == "as-label"),
+            ("max_bad", "on_bad quarantine", self.on_bad == "quarantine"),
+        ):
+            if not is_used and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} needs {needed}, and would be ignored; leave it out")
         return self
 
 
@@ -305,6 +312,8 @@ class ExportConfig(Model):
     def _nothing_is_ignored(self) -> Self:
         if self.precision != "fp32" and self.to != "openvino":
             raise ValueError(f"{self.to} is written in fp32; give to as openvino for {self.precision}")
+        if self.precision == "fp32" and self.min_agreement != type(self).model_fields["min_agreement"].default:
+            raise ValueError("min_agreement is for bf16 and int8; in fp32 all decisions have to be the same")
         return self
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import ValidationError, model_validator
@@ -114,6 +114,8 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
                 else "an ensemble has 2 trials or more; leave ensemble at 0 for none"
             )
         odd = [name for name in ("grace_epochs", "reduction_factor") if getattr(self, name) != _SCHEDULED[name]]
+        if self.scheduler == "median" and "reduction_factor" in odd:
+            raise ValueError("with scheduler median there is no reduction_factor; leave it out")
         if self.scheduler == "none" and odd:
             raise ValueError(f"with scheduler none no trial is stopped; leave {odd[0]} out")
         if not self.space:
@@ -121,8 +123,6 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         if self.searcher == "tpe" and any(each.grid is not None for each in self.space.values()):
             raise ValueError("tpe chooses values by itself; give those of a grid as choice")
         order(self.space)
-        if self.searcher == "grid":
-            grid(self.space)
         if self.scheduler == "pbt":
             self._check_population()
         if self.min_workers is not None and self.min_workers > self.workers_per_trial:
@@ -133,8 +133,9 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
             for value in dimension.ends:
                 given = {other: allowed[0] for other, allowed in dimension.when.items()}
                 self._try(f"space.{name}", {**given, name: value})
+        drawn = self.draws()
         for number in range(min(_TRIED, self.trials)):
-            self._try("space", self.drawn(number))
+            self._try("space", drawn(number))
         return self
 
     @property
@@ -161,7 +162,13 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
 
     def drawn(self, number: int) -> dict[str, Value]:
         """The settings that trial `number` is given; with tpe, those that it would be given by chance."""
-        return grid(self.space)[number] if self.searcher == "grid" else draw(self.space, self.seed, number)
+        return self.draws()(number)
+
+    def draws(self) -> Callable[[int], dict[str, Value]]:
+        """`drawn` of many trials: the combinations of a grid are made once."""
+        if self.searcher == "grid":
+            return grid(self.space).__getitem__
+        return lambda number: draw(self.space, self.seed, number)
 
     def plan(self, drawn: Mapping[str, Value]) -> TrainConfig:
         """The configuration of a trial: this one's settings, those drawn over them. Raises ValidationError."""

@@ -10,6 +10,7 @@ from mlic.config import (
     DemoConfig,
     DoctorConfig,
     EvaluateConfig,
+    ExportConfig,
     NoiseConfig,
     PackConfig,
     PredictConfig,
@@ -191,10 +192,15 @@ def test_weights_are_a_word_or_an_absolute_path() -> None:
         (TuneConfig, {"loss": "mse"}, "the loss mse does not weight positives"),
         (TuneConfig, {"augment": {"shift": 3}}, "augment.shift should be from 0 to 1"),
         (ThresholdConfig, {"model": "m", "split": "test"}, "give --labels too"),
+        (TuneConfig, {"scheduler": "median", "reduction_factor": 4}, "there is no reduction_factor"),
+        (PackConfig, {"images": "i", "labels": "l", "expand_by": ["flip"]}, "expand_by needs expand above 0"),
+        (PackConfig, {"images": "i", "labels": "l", "unlabelled_label": "x"}, "needs unlabelled as-label"),
+        (PackConfig, {"images": "i", "labels": "l", "on_bad": "fail", "max_bad": 0.5}, "needs on_bad quarantine"),
+        (ExportConfig, {"model": "m", "min_agreement": 0.5}, "min_agreement is for bf16 and int8"),
     ],
 )
 def test_settings_that_would_be_ignored(model: Any, values: dict[str, Any], words: str) -> None:
-    shards = {} if model is ThresholdConfig else {"shards": "s"}
+    shards = {} if model in (ThresholdConfig, PackConfig, ExportConfig) else {"shards": "s"}
     with pytest.raises(ConfigError, match=words):
         build(model, {**shards, **values})
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlic.config import EvaluateConfig, PredictConfig, ThresholdConfig, TrainConfig
+from mlic.config import EvaluateConfig, ExploreConfig, PredictConfig, ThresholdConfig, TrainConfig
 from mlic.data import shards as shard_files
 from mlic.errors import ConfigError, DataError
 from mlic.model import bundle
 from mlic.stages import evaluate as stage
 from mlic.stages.evaluate import evaluate
+from mlic.stages.explore import explore
 from mlic.stages.predict import predict
 from mlic.stages.threshold import threshold
 from mlic.stages.train import train
@@ -48,6 +49,18 @@ def test_a_row_that_is_not_there_is_not_a_negative(tmp_path: Path) -> None:
     assert counted.measurement.samples == 100
     assert counted.measurement.values["f1_micro"] < 0.5
     assert "90 predicted images are in no label file and count as without a label" in counted.text()
+
+
+@pytest.mark.ray
+def test_what_label_files_do_not_have_is_refused(tmp_path: Path, shards: Path) -> None:
+    file = write_predictions(tmp_path / "p.tsv", right(4))
+    (tmp_path / "wide.csv").write_text("image,disc,night\nim1.jpg,1,0\n")
+    with pytest.raises(ConfigError, match="holds label files, which have no split 'val'"):
+        evaluate(EvaluateConfig(predictions=file, labels=tmp_path / "wide.csv", split="val"))
+    with pytest.raises(ConfigError, match="are shards, which have a label of each sample"):
+        evaluate(EvaluateConfig(predictions=file, labels=shards, unlabelled="negative"))
+    with pytest.raises(ConfigError, match="are shards, which have their labels"):
+        explore(ExploreConfig(data=shards, labels=tmp_path / "wide.csv", out=tmp_path / "look"))
 
 
 def test_an_image_that_no_list_of_a_label_names_has_no_label(tmp_path: Path) -> None:

@@ -134,6 +134,7 @@ class Checkpoints:
     def write_history(self, history: list[dict[str, float]]) -> None:
         """Write the history anew, of these epochs alone: a stop may have left a row more."""
         if self._place.rank == 0:
+            self._place.check_current()
             lines = "".join(json.dumps(row) + "\n" for row in history)
             write_atomic(self._place.folder / _HISTORY, lines.encode())
 

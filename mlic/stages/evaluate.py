@@ -239,7 +239,12 @@ def join(
         twice = next(key for i, key in enumerate(found.keys) if position[key] != i)
         raise DataError(f"the key {twice!r} is predicted twice.", "name each image once.")
     if storage.size(storage.join(truth, INDEX)) is not None:
+        if unlabelled != "auto" or format != "auto":
+            raise ConfigError(f"{truth} are shards, which have a label of each sample.",
+                              "leave --unlabelled and format out.")  # fmt: skip
         return _join_split(found, position, truth, split)
+    if split != "test":
+        raise ConfigError(f"{truth} holds label files, which have no split {split!r}.", "leave --split out.")
     annotations = read_annotations(truth, format)
     _same_labels(found.labels, found.columns, annotations.labels)
     joined = labels.join(annotations, labels.as_paths(found.files))

@@ -96,6 +96,8 @@ def explore(config: ExploreConfig) -> ExploreReport:
 
 def _read(config: ExploreConfig) -> Data:
     if storage.size(storage.join(config.data, INDEX)) is not None:
+        if config.labels is not None or config.format != "auto":
+            raise ConfigError(f"{config.data} are shards, which have their labels.", "leave --labels and --format out.")
         split = shards.read_split(config.data, None)
         names = shards.read_table(config.data, ["split"]).column("split").to_pylist()
         return Data(split, split.targets, split.labels, names)

@@ -15,7 +15,7 @@ import numpy as np
 
 from mlic.cluster import ray as cluster_ray
 from mlic.cluster import tasks
-from mlic.cluster.runs import Run, disk_errors, read_state, write_json
+from mlic.cluster.runs import Run, disk_errors, is_current, read_state, write_json
 from mlic.cluster.shares import Cluster, Share, train_share
 from mlic.config import DoctorConfig, TrainConfig
 from mlic.data.shards import check_sizes, check_trainable, read_index
@@ -361,7 +361,8 @@ def _loop(arguments: Mapping[str, Any], rank: int, world_size: int, device: Any)
             "hint": error.hint,
             "attempt": place.attempt,
         }
-        write_json(folder / _FAILURE, failure)
+        if is_current(place.owner, place.attempt):
+            write_json(folder / _FAILURE, failure)
         raise
 
 
@@ -383,6 +384,9 @@ def raise_failure(folder: Path, attempt: int, failed: BaseException | None) -> N
         raise ours
     if failed is not None:
         rank, error = min((getattr(failed, "worker_failures", None) or {-1: failed}).items())
+        for raised in (error, error.__cause__, getattr(error, "cause", None)):
+            if isinstance(raised, MlicError):  # the note of it is not to be seen yet on a network file system
+                raise raised
         where = f" on rank {rank}" if rank >= 0 else ""
         line = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
         raise RunError(

@@ -29,8 +29,11 @@ class Place:
     attempt: int
 
     def say(self, line: str, everyone: bool = False) -> None:
-        """Add a line to the run's log, which the driver follows; rank 0 speaks for all unless something is wrong."""
-        if self.rank == 0 or everyone:
+        """Add a line to the run's log, which the driver follows; rank 0 speaks for all unless something is wrong.
+
+        A process that a newer start of the run has taken over from says nothing.
+        """
+        if (self.rank == 0 or everyone) and is_current(self.owner, self.attempt):
             with disk_errors(self.folder), (self.folder / "log.txt").open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 

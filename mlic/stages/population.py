@@ -30,6 +30,7 @@ class Population:
     def __init__(self, config: TuneConfig, run: Path, folder: Callable[[int], Path], search: Search) -> None:
         """Carry out what was interrupted. Raises ConfigError when the population on disk is of another size."""
         self._config, self._run, self._folder, self._search = config, run, folder, search
+        self._drawn = config.draws()
         self.exchanges: list[Exchange] = []
         self._done = 0
         path = run / _RECORD
@@ -48,7 +49,7 @@ class Population:
     def __call__(self, number: int) -> dict[str, Value]:
         """The settings of a member, those that changed on its way included."""
         last = next((each for each in reversed(self.exchanges) if each.trial == number), None)
-        return self._config.drawn(number) if last is None else last.settings
+        return self._drawn(number) if last is None else last.settings
 
     def exchange(self, epoch: int) -> list[int]:
         """Let the worst members take over the best, now that all have so many epochs; returns those that did."""

@@ -118,7 +118,9 @@ def tune(config: TuneConfig) -> TuneReport:
         population = None
         if config.scheduler == "pbt":
             population = Population(config, folder, lambda number: folder_of(base, number), search)
-        draw = Tpe(config.space, config.seed, search, _LAG) if config.searcher == "tpe" else population or config.drawn
+        draw = (
+            Tpe(config.space, config.seed, search, _LAG) if config.searcher == "tpe" else population or config.draws()
+        )
         trials = Trials(search, base, draw, config.plan, config, folds, population)
         if config.fresh and config.checkpoint_copy is not None:
             for number in range(trials.count):
@@ -173,8 +175,9 @@ def _check_networks(config: TuneConfig, labels: tuple[str, ...]) -> list[str]:
                 "give space.arch one, or --weights default.",
             )
         found.append("none" if path is None else weights.digest(path))
+    drawn = config.draws()
     for number in range(min(config.trials, 50)):
-        plan = config.plan(config.drawn(number))
+        plan = config.plan(drawn(number))
         losses.check(plan.loss, plan.loss_options)
     return found
 

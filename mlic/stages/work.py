@@ -65,6 +65,8 @@ def _do(config: dict[str, Any], arguments: dict[str, Any]) -> tuple[list[float],
     show that yet.
     """
     owner = Path(arguments["folder"])
+    if not is_current(owner, arguments["attempt"]):
+        return [], "a newer start of this search has taken over."
     folder = folder_of(Path(arguments["base"]), config["number"])
     folder.mkdir(parents=True, exist_ok=True)
     plan, failed = TrainConfig(**json.loads(config["plan"])), None
@@ -74,6 +76,8 @@ def _do(config: dict[str, Any], arguments: dict[str, Any]) -> tuple[list[float],
                 part.mkdir(exist_ok=True)
                 own = plan.model_copy(update={"fold": fold})
                 _fit(own, part, config["until"], arguments)
+            if not is_current(owner, arguments["attempt"]):
+                return [], "a newer start of this search has taken over."
             _join_folds(folder, config["folds"])
             write_json(folder / TOGETHER, {"value": out_of_fold.value(plan, parts(folder, config["folds"]))})
         else:
