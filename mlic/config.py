@@ -284,7 +284,7 @@ class AverageConfig(Model):
                           place=True)  # fmt: skip
     out: LocalPath = setting(Path("runs/average"), "Folder to write", cli="flag", place=True, validate_default=True)
     policy: Policy = setting("per-label", "How its thresholds are fitted, as for mlic threshold", cli="flag")
-    calibration: Calibrator = setting("auto", "How its scores are calibrated; auto: where it surely helps", cli="flag")
+    calibration: Calibrator = setting("auto", CALIBRATION, cli="flag")
     fresh: bool = setting(False, "Throw away what is in the folder and start again", cli="flag", place=True)
     seed: int = setting(42, "Seed of the folds and of the bootstrap", ge=0, le=2**31 - 1)
 
@@ -327,8 +327,8 @@ class EvaluateConfig(Settings):
     format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised")
     split: str = setting("test", "Split to measure, when labels are shards", cli="flag")
     unlabelled: Literal["auto", "skip", "negative"] = setting(
-        "auto", "Predicted images that the label files do not name: not measured, or taken for images without a label; "
-        "auto: not measured, but where each label has a list of its images",
+        "auto", "Predicted images that the label files do not name: skip leaves them out, negative counts them as "
+        "without a label; auto: skip, and negative only where each label has a list of its images",
         cli="flag",
     )  # fmt: skip
     out: LocalPath | None = setting(
@@ -403,7 +403,6 @@ class ReproduceConfig(Settings):
         place=True,
     )  # fmt: skip
     overrides: dict[str, Any] = setting({}, "Settings over those of the recipe, such as {image_size: 64}")
-    seed: int = setting(42, "Seed of --limit", ge=0, le=2**31 - 1)
 
 
 class DemoConfig(Settings):

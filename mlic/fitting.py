@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import ValidationError, ValidationInfo, model_validator
 
 from mlic.schema import Settings, setting
 from mlic.values import (
@@ -193,7 +194,10 @@ class FitSettings(Settings):
             if not 0 < epochs < self.epochs:
                 raise ValueError(f"changes.{epochs}: give a number of epochs from 1 to {self.epochs - 1}")
             try:
-                type(self)(**{**dict(self.after(epochs)), "changes": {}})
+                plain = {**dict(self.after(epochs)), "changes": {}}
+                if not plain["rand_augment"]:  # epochs before may have used its magnitude
+                    del plain["rand_magnitude"]
+                type(self)(**plain)
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"])
@@ -274,8 +278,23 @@ def _check_weighting(fit: FitSettings, power: float) -> None:
         raise ValueError("the loss softmax has no targets to smooth; leave label_smoothing out")
 
 
-def check_fit(config: FitSettings, train: Trained, power: float) -> None:
-    """Raise ValueError for settings of a fit that others of it would have ignored."""
+# The context in which settings of an earlier run are read, which may have some that are refused today.
+STORED = {"stored": True}
+
+
+def unused(info: ValidationInfo) -> Collection[str] | None:
+    """The settings that may be there without being used: None for all, which an earlier run may have, and those that
+    are fixed in a search, where other draws use them."""
+    context = info.context or {}
+    found: Collection[str] = context.get("fixed", ())
+    return None if context.get("stored") else found
+
+
+def check_fit(config: FitSettings, train: Trained, power: float, unused: Collection[str] | None = ()) -> None:
+    """Raise ValueError for settings of a fit that others of it would have ignored.
+
+    `unused` are settings that may be there without being used, None for all.
+    """
     _check_weighting(config, power)
     if isinstance(train, int) and train < 1:
         raise ValueError(f"train should be all, head, none or a number of stages, not {train}")
@@ -285,16 +304,18 @@ def check_fit(config: FitSettings, train: Trained, power: float) -> None:
         (("warmup_epochs",), "another schedule than one-cycle", config.schedule != "one-cycle"),
         (("stop_on",), "patience above 0", config.patience > 0),
         (("rand_magnitude",), "rand_augment above 0", _ever(config, "rand_augment")),
-        (_TRAINING, f"train all or head, not {train}", train != "none"),
+        (TRAINING, f"train all or head, not {train}", train != "none"),
         (("layer_decay",), f"stages to decay over, not train {train}", train not in ("head", "none")),
     ):
-        ignored = [] if fits else [name for name in names if not _is_default(config, name)]
+        if fits or unused is None:
+            continue
+        ignored = [name for name in names if name not in unused and not _is_default(config, name)]
         if ignored:
             value = getattr(config, ignored[0])
             raise ValueError(f"{ignored[0]} {value} needs {needed}, and would be ignored; leave it out")
 
 
-_TRAINING = (
+TRAINING = (
     "epochs", "lr", "optimizer", "weight_decay", "momentum", "schedule", "warmup_epochs", "step_epochs", "step_factor",
     "clip_norm", "accumulate", "ema", "patience", "stop_on", "repeat_below", "thin", "limit", "shuffle", "crop",
     "augment", "rand_augment", "rand_magnitude", "mixup", "cutmix", "label_smoothing",
@@ -322,8 +343,8 @@ class TrainConfig(ModelSettings, FitSettings, RunSettings):
     )  # fmt: skip
 
     @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        check_fit(self, self.train, self.pos_weight_power)
+    def _nothing_is_ignored(self, info: ValidationInfo) -> Self:
+        check_fit(self, self.train, self.pos_weight_power, unused(info))
         if self.cross_validate and self.fold is not None:
             raise ValueError("cross_validate goes over all folds; leave fold out")
         return self

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import ValidationError, model_validator
 
-from mlic.fitting import MOVABLE, FitSettings, ModelSettings, RunSettings, TrainConfig
+from mlic.fitting import MOVABLE, TRAINING, FitSettings, ModelSettings, RunSettings, TrainConfig
 from mlic.schema import near_setting, setting
 from mlic.space import Dimension, Value, draw, grid, nested, order
 from mlic.values import Seconds
@@ -96,7 +96,8 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         """Without a space, the default one is searched, without the settings that are given."""
         if not isinstance(given, dict) or given.get("space") is not None:
             return given
-        fixed = {*given, *(["rand_augment"] if given.get("train") in ("head", "none") else [])}
+        fixed = {*given, *(["rand_augment"] if given.get("train") == "head" else [])}
+        fixed |= {*TRAINING} if given.get("train") == "none" else set()
         return given | {"space": {name: each for name, each in DEFAULT_SPACE.items() if name not in fixed}}
 
     @model_validator(mode="after")
@@ -129,14 +130,30 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
             raise ValueError(f"min_workers is {self.min_workers}, and a trial has {self.workers_per_trial} workers")
         for name in self.space:
             self._check_name(name)
+        drawn = [self.draws()(number) for number in range(min(_TRIED, self.trials))]
         for name, dimension in self.space.items():
             for value in dimension.ends:
                 given = {other: allowed[0] for other, allowed in dimension.when.items()}
-                self._try(f"space.{name}", {**given, name: value})
-        drawn = self.draws()
-        for number in range(min(_TRIED, self.trials)):
-            self._try("space", drawn(number))
+                self._try_one_of(
+                    f"space.{name}", [{**given, name: value}, *({**d, **given, name: value} for d in drawn)]
+                )
+        for settings in drawn:
+            self._try("space", settings)
+        self._try_one_of("space", drawn, strict=True)
         return self
+
+    def _try_one_of(self, where: str, draws: Sequence[Mapping[str, Value]], strict: bool = False) -> None:
+        """Raise ValueError where none of some draws can be trained; `strict` where each ignores a fixed setting."""
+        first: ValueError | None = None
+        for drawn in draws:
+            try:
+                self._try(where, drawn, strict)
+            except ValueError as error:
+                first = first or error
+            else:
+                return
+        if first is not None:
+            raise first
 
     @property
     def movable(self) -> tuple[str, ...]:
@@ -170,15 +187,21 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
             return grid(self.space).__getitem__
         return lambda number: draw(self.space, self.seed, number)
 
-    def plan(self, drawn: Mapping[str, Value]) -> TrainConfig:
-        """The configuration of a trial: this one's settings, those drawn over them. Raises ValidationError."""
+    def plan(self, drawn: Mapping[str, Value], strict: bool = False) -> TrainConfig:
+        """The configuration of a trial: this one's settings, those drawn over them. Raises ValidationError.
+
+        A fixed setting that this draw has no use for, such as momentum beside adamw, is there for other draws, unless
+        `strict`.
+        """
         fixed = {name: getattr(self, name) for name in TrainConfig.model_fields if name in type(self).model_fields}
         given = nested(drawn)
         for name, value in given.items():
             if isinstance(value, dict):
                 given[name] = {**fixed[name], **value}
         left_out = ("address", "workers", "fresh", "name", "cross_validate")
-        return TrainConfig(**{**{name: value for name, value in fixed.items() if name not in left_out}, **given})
+        plain = {**{name: value for name, value in fixed.items() if name not in left_out}, **given}
+        unused = () if strict else [name for name in plain if name not in given]
+        return TrainConfig.model_validate(plain, context={"fixed": unused})
 
     def _check_name(self, name: str) -> None:
         head, *rest = name.split(".")
@@ -192,9 +215,9 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         if len(rest) > 1 or (rest and not isinstance(getattr(self, head), dict)):
             raise ValueError(f"space.{name}: {head} has no parts")
 
-    def _try(self, where: str, drawn: Mapping[str, Value]) -> None:
+    def _try(self, where: str, drawn: Mapping[str, Value], strict: bool = False) -> None:
         try:
-            self.plan(drawn)
+            self.plan(drawn, strict)
         except ValidationError as error:
             first = error.errors()[0]
             what = first["msg"].removeprefix("Value error, ")

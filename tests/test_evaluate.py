@@ -9,6 +9,7 @@ import pytest
 
 from mlic.config import EvaluateConfig, ExploreConfig, PredictConfig, ThresholdConfig, TrainConfig
 from mlic.data import shards as shard_files
+from mlic.data.predictions import Predictions
 from mlic.errors import ConfigError, DataError
 from mlic.model import bundle
 from mlic.stages import evaluate as stage
@@ -152,3 +153,13 @@ def test_an_image_whose_scores_are_no_numbers_is_bad(
     report = predict(PredictConfig(model=run, images=corpus / "unlabelled", out=tmp_path / "p.csv"))
     assert (report.predicted, report.bad) == (29, 1)
     assert "the scores that the model gives it are not numbers" in (tmp_path / "p.csv.errors.tsv").read_text()
+
+
+def test_numbers_that_are_keys_are_keys() -> None:
+    """Images named 1.jpg and 01.jpg: each prediction has its own."""
+    found = Predictions(LABELS, ("1", "01"), ("1.jpg", "01.jpg"), None, np.zeros((2, 2), bool))
+    keys = ["1", "01"]
+    position = {key: i for i, key in enumerate(found.keys)}
+    assert all(key in position for key in keys), "so nothing goes by number"
+    with pytest.raises(DataError):
+        stage._by_number(keys, position)

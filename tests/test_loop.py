@@ -536,6 +536,21 @@ def test_a_head_is_trained_on_augmented_images_where_that_is_asked_for(shards: P
 
 
 @pytest.mark.ray
+def test_a_head_may_be_shown_mixed_images_after_some_epochs(shards: Path, tmp_path: Path) -> None:
+    plain = settings(
+        shards, arch_options={"dropout": 0.0}, epochs=3, train="head", schedule="constant", ema=0, keep_epoch="last"
+    )
+    later = plain.model_copy(update={"changes": {2: {"mixup": 0.5}}})
+    assert start.has_fixed_features(plain)
+    assert not start.has_fixed_features(later)
+    loop.fit(plain, place(tmp_path / "plain"))
+    loop.fit(later, place(tmp_path / "later"))
+    rows = [checkpoints.read_history(tmp_path / name) for name in ("plain", "later")]
+    assert [row["val/loss"] for row in rows[1][:2]] == pytest.approx([row["val/loss"] for row in rows[0][:2]], rel=1e-4)
+    assert rows[1][2]["train/loss"] != pytest.approx(rows[0][2]["train/loss"], rel=1e-3)
+
+
+@pytest.mark.ray
 def test_a_score_that_is_no_number_stops_with_the_name_of_the_sample(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -549,7 +564,7 @@ def test_a_score_that_is_no_number_stops_with_the_name_of_the_sample(
         return found
 
     monkeypatch.setattr(losses, "scores", scores)
-    with pytest.raises(RunError, match=re.escape(f"the sample {val.key(3)!r} is not a number in the evaluation")):
+    with pytest.raises(RunError, match=re.escape(f"the score of the sample {val.key(3)!r}, or the loss")):
         loop.fit(settings(shards, batch_size=64), place(tmp_path / "run"))
 
 

@@ -151,7 +151,7 @@ def test_populations_that_make_no_sense(given: dict[str, Any], error: str) -> No
         ({0: {"lr": 1}}, "changes.0: give a number of epochs from 1 to 9"),
         ({10: {"lr": 1}}, "changes.10: give a number of epochs from 1 to 9"),
         ({2: {"lr": -1}}, "changes.2: lr: Input should be greater than 0"),
-        ({2: {"rand_augment": 2}}, "changes.2: rand_augment 2 needs train all or head, not none"),
+        ({2: {"momentum": 0.5}}, "changes.2: momentum 0.5 needs optimizer sgd or rmsprop"),
     ],
 )
 def test_changes_that_make_no_sense(changes: dict[int, dict[str, float]], error: str) -> None:

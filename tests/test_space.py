@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mlic.config import TuneConfig
+from mlic.config import TrainConfig, TuneConfig
 from mlic.errors import ConfigError
 from mlic.searching import DEFAULT_SPACE
 from mlic.settings import build
@@ -113,3 +113,38 @@ def test_budgets_and_numbers_of_trials() -> None:
     assert config.trials == 6
     assert len({str(config.drawn(number)) for number in range(6)}) == 6
     assert config.model_copy(update={"num_samples": 4}).trials == 4
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rand_magnitude": 12},
+        {"train": "none", "arch": "small"},
+        {"warmup_epochs": 1, "space": {"schedule": {"choice": ["cosine", "constant"]}}},
+        {"momentum": 0.95, "confirm": 2, "space": {"optimizer": {"choice": ["sgd", "rmsprop"]}}},
+        {"rand_magnitude": 12, "confirm": 2, "space": {"rand_augment": {"choice": [1, 2]}}},
+        {"momentum": 0.95, "space": {"optimizer": {"choice": ["adam", "sgd"]}}},
+    ],
+)  # fmt: skip
+def test_a_fixed_setting_may_be_for_some_of_the_draws(settings: dict[str, Any]) -> None:
+    found = build(TuneConfig, settings)
+    for number in range(found.trials):
+        found.plan(found.drawn(number))
+    defaults = {name: TrainConfig.model_fields[name].default for name in found.space}
+    found.plan(defaults)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"momentum": 0.95, "space": {"lr": {"choice": [0.1, 0.2]}}}, "momentum 0.95 needs optimizer sgd or rmsprop"),
+        ({"space": {"momentum": {"choice": [0.5, 0.6]}}}, "momentum 0.5 needs optimizer sgd or rmsprop"),
+    ],
+)
+def test_a_setting_that_no_draw_uses_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        build(TuneConfig, settings)
+
+
+def test_a_schedule_may_switch_random_augmentation_off() -> None:
+    build(TrainConfig, {"rand_augment": 2, "rand_magnitude": 12, "changes": {5: {"rand_augment": 0}}})

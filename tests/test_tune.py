@@ -267,7 +267,7 @@ def test_the_best_trials_are_averaged(shards: Path, tmp_path: Path, caplog: pyte
     more = tune(config.model_copy(update={"ensemble": 3}))
     assert more.ensemble is not None
     assert (more.trials, more.ensemble.trials) == (report.trials, made.trials)
-    assert "an ensemble of 3 was asked for: 2 of 4 trials have a value, their checkpoints" in caplog.text
+    assert "an ensemble of 3 was asked for: 2 of 4 trials finished with images of the winner's size" in caplog.text
 
 
 def test_a_population_is_the_same_on_any_number_of_workers(shards: Path, tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_why_there_is_no_ensemble_stands_in_the_report_and_on_the_page(shards: P
     )  # fmt: skip
     report = tune(config)
     assert report.ensemble is None
-    assert "Warning: there is no ensemble of 2: 1 of 1 trials have a value" in report.text()
+    assert "Warning: there is no ensemble of 2: 1 of 1 trials finished with images" in report.text()
     assert "There is no ensemble of 2" in report.page.read_text()
 
 

@@ -221,7 +221,11 @@ def ask_worker(share: Share, question: Callable[..., Any], *arguments: Any) -> A
     import ray
 
     task = ray.remote(num_cpus=0, num_gpus=share.gpus)(question)
-    return ray.get(task.remote(*arguments))
+    try:
+        return ray.get(task.remote(*arguments))
+    except ray.exceptions.RayError as error:
+        text = " ".join(str(error).split())[:200]
+        raise ClusterError(f"a worker with {share.gpus:g} GPUs does not answer: {text}.", "try again.") from None
 
 
 def check_shared(cluster: Cluster, folder: Location, *inputs: Location) -> None:

@@ -48,12 +48,13 @@ _LOCK_ALONE = re.compile(r"\.lock|\.lease(\..*)?")
 # What the stages write into their folders; nothing else is ever thrown away.
 _OWN = re.compile(
     r"\.lock|\.lease(\..*)?|\.ray|\.stop-\d+|\.failure\.json|\.scan\.npz|\..*\.tar\.(json|parquet)|\..*\.part|"
-    r"(run|config|report|index|doctor|noise|search|population|explore|metrics|reproduce)\.json|metrics\.jsonl|log\.txt|best\.yaml|left_out\.tsv|suspects\.tsv|"
-    r"[a-z_0-9]+-\d{6}\.tar|(samples|trials|epochs|scores|part-\d{6})\.parquet|"
+    r"(run|config|report|index|doctor|noise|search|population|explore|metrics)\.json|metrics\.jsonl|log\.txt|best\.yaml|left_out\.tsv|suspects\.tsv|"
+    r"[a-z_0-9]+-\d{6}\.tar|(samples|trials|epochs|scores)\.parquet|part-\d{6,}\.(parquet|trail)|"
     r"checkpoints|model|ensemble|export-[a-z]+(-[a-z0-9]+)?|trials|confirm|folds|predictions|report|corpus|shards|runs|"
     r"evaluation|preds\.tsv(\.parts|\.errors\.tsv)?"
 )
 _CLEARED = "cleared"  # the status of a folder whose content was thrown away and that nothing new is in yet
+_DECIDED = ("arithmetic", "backend", "computed_by")  # once for a run, whatever machine it goes on on
 _RAY_JOB_FOLDER = "working_dir_files"
 _PACKAGES = ("mlic", "ray", "torch", "torchvision", "numpy", "pillow", "simplejpeg")
 
@@ -387,6 +388,7 @@ def _another(kind: str) -> str:
 
 def _started(state: Mapping[str, Any], kind: str, config: BaseModel, inputs: Mapping[str, str]) -> dict[str, Any]:
     return {
+        **{name: state[name] for name in _DECIDED if name in state},
         "format": 1,
         "kind": kind,
         "status": "running",

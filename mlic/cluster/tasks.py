@@ -93,15 +93,18 @@ def _after_death(piece: _Piece[P], cut: Callable[[P], list[P]]) -> list[_Piece[P
         return [_Piece(piece.content, deaths)]
     parts = cut(piece.content)
     if len(parts) > 1:
-        return [_Piece(part, _BEFORE_CUT - 1) for part in parts]
+        return [_Piece(part, _BEFORE_CUT - 1 if len(cut(part)) > 1 else 0) for part in parts]
     return [_Piece(piece.content, deaths)] if deaths < _DEADLY else None
 
 
 def deaths() -> tuple[type[Exception], ...]:
-    """The errors that Ray raises for a task whose process is gone: killed by itself, by the system or with its node."""
+    """The errors that Ray raises where a process is gone, or what it gave: killed by itself, the system or its node."""
     import ray.exceptions as ray_errors
 
-    return ray_errors.WorkerCrashedError, ray_errors.OutOfMemoryError, ray_errors.NodeDiedError
+    return (
+        ray_errors.WorkerCrashedError, ray_errors.OutOfMemoryError, ray_errors.NodeDiedError,
+        ray_errors.ObjectLostError,
+    )  # fmt: skip
 
 
 def _reason(error: Exception) -> str:

@@ -236,7 +236,11 @@ def read_scores(folder: Path, epoch: int) -> np.ndarray[Any, Any]:
     try:
         found: np.ndarray[Any, Any] = torch.load(_scores_of(folder, epoch), weights_only=True)["scores"].numpy()
     except FileNotFoundError:
-        raise RunError(f"{folder} has no scores of epoch {epoch}.", "train it again with --fresh.") from None
+        best = read_best(folder)
+        if best.epoch != epoch:
+            what = f"{folder} was trained by a version that did not keep the scores of epoch {epoch}."
+            raise RunError(what, "train it again with --fresh.") from None
+        found = best.scores
     return found
 
 

@@ -100,7 +100,7 @@ def ensemble(config: TuneConfig, trials: Trials, run: Run[Any]) -> Ensemble | No
 def lack(config: TuneConfig, count: int) -> str:
     """Why an ensemble has fewer trials than it was to have, and what to do."""
     return (
-        f"{count} of {config.trials} trials have a value, their checkpoints, and the winner's image size and colour; "
+        f"{count} of {config.trials} trials finished with images of the winner's size and colour; "
         "give one --color to all trials, or more --num-samples."
     )
 

@@ -261,7 +261,9 @@ def _join_split(found: predictions.Predictions, position: dict[str, int], truth:
     samples = read_split(truth, split)
     _same_labels(found.labels, found.columns, samples.labels)
     keys = samples.keys.to_pylist()
-    if position and all(key.isdecimal() for key in position):
+    if not len(samples):
+        raise DataError(f"the split {split!r} of {truth} is empty.", "name another by --split.")
+    if all(key.isdecimal() for key in position) and not all(key in position for key in keys):
         keys, position = _by_number(keys, position)
     lost = [key for key in keys if key not in position]
     if lost:

@@ -20,6 +20,7 @@ from mlic.cluster.shares import Cluster, Share, train_share
 from mlic.config import DoctorConfig, TrainConfig
 from mlic.data.shards import check_sizes, check_trainable, read_index
 from mlic.errors import ClusterError, MlicError, PartialError, RunError
+from mlic.fitting import STORED
 from mlic.model import bundle, losses, weights, zoo
 from mlic.schema import Model
 from mlic.score import decision, thresholds
@@ -35,11 +36,14 @@ logger = logging.getLogger(__name__)
 _FAILURE = ".failure.json"
 _RESAMPLES = 1000
 _WARNING = "Warning: "
-ALSO_CHOSE = "cross-fitted thresholds; it also chose the epoch, so new images may give a little less"
+_ALSO_CHOSE = "; it also chose the epoch, so new images may give a little less"
 
 
 class TrainReport(Model):
-    """What a run came to. `measurement` is of the validation split, with cross-fitted thresholds, at the best epoch."""
+    """What a run came to.
+
+    `measurement` is of the validation split, with cross-fitted thresholds, at the epoch that was `kept`.
+    """
 
     run: Path
     model: Path
@@ -49,14 +53,17 @@ class TrainReport(Model):
     threshold_policy: str
     calibration: str
     measurement: Measurement
+    kept: str = "best"
 
     def text(self) -> str:
         return (
-            f"{self.run}: {self.arch}, best epoch {self.best_epoch} of {self.epochs}, "
+            f"{self.run}: {self.arch}, {self.kept} epoch {self.best_epoch} of {self.epochs}, "
             f"{self.threshold_policy} thresholds"
             + ("\n" if self.calibration == "none" else f", {self.calibration} calibration\n")
-            + f"validation split, {self.measurement.samples:,} samples, {ALSO_CHOSE}\n"
-            f"{self.measurement.table()}\nmodel  {self.model}\nnext   mlic evaluate {self.run} measures the test split"
+            + f"validation split, {self.measurement.samples:,} samples, cross-fitted thresholds"
+            + ("\n" if self.kept == "last" or self.epochs == 1 else f"{_ALSO_CHOSE}\n")
+            + f"{self.measurement.table()}\nmodel  {self.model}\n"
+            f"next   mlic evaluate {self.run} measures the test split"
         )
 
 
@@ -133,7 +140,7 @@ def finish(
     return TrainReport(
         run=folder, model=folder / "model", arch=config.arch, epochs=len(checkpoints.read_history(fitted)),
         best_epoch=best.epoch, threshold_policy=config.threshold_policy, calibration=settled.calibration.method,
-        measurement=measurement,
+        measurement=measurement, kept=config.keep_epoch,
     )  # fmt: skip
 
 
@@ -349,7 +356,7 @@ def _loop(arguments: Mapping[str, Any], rank: int, world_size: int, device: Any)
     if _read_failure(folder, place.attempt) is not None:
         return  # our own error would only come again; leaving quietly spares the restarts meant for lost workers
     try:
-        config = TrainConfig(**arguments["config"])
+        config = TrainConfig.model_validate(arguments["config"], context=STORED)
         loop.fit(
             config, place, until=arguments["until"], deadline=arguments["deadline"],
             arithmetic=arguments["arithmetic"], keep_scores=arguments["keep_scores"],

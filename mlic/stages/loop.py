@@ -26,9 +26,9 @@ from mlic.data import sampling
 from mlic.data.augment import Normalizer, margin, mix
 from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches
 from mlic.data.shards import Split, read_split
-from mlic.errors import RunError
+from mlic.errors import ConfigError, RunError
 from mlic.fitting import FitSettings
-from mlic.model import depth, losses, memory, optimization, precision, weights, zoo
+from mlic.model import bundle, depth, losses, memory, optimization, precision, weights, zoo
 from mlic.schema import result_settings
 from mlic.score import decision, metrics
 from mlic.stages import frozen, shown, start, validation
@@ -166,7 +166,7 @@ class _Fitting:
         self.counts = TrainingCounts(len(train.labels), place.device)
         # Of mixed images nobody knows the labels, and without thresholds there are no decisions on single samples.
         policy, value = parse_policy(config.threshold_policy)
-        self.counted = policy != "top-k" and not (config.mixup or config.cutmix)
+        self.counted = policy != "top-k"
         self.cuts = torch.full((len(train.labels),), value if policy == "fixed" else 0.5, device=place.device)
         self.look_every = 1  # steps between two looks for a request to stop, the same on all ranks
         self.skipped = 0  # steps in a row that were left out
@@ -201,6 +201,12 @@ class _Fitting:
             self.place.say(f"begins with {self.begins_with}")
             self.place.say(f"on {socket.gethostname()}, rank 0 of {self.place.world_size}")
         else:
+            arch, options = self.config.arch, self.config.arch_options
+            if zoo.as_made(arch, options, last.get("nets", 1)) != (arch, dict(options)):
+                raise ConfigError(
+                    f"{self.place.folder} was begun by a version whose {arch} was another network.",
+                    "--fresh begins anew.",
+                )
             self._set_arithmetic(last["arithmetic"])
             self.net.load_state_dict(last["net"])
             self.optimizer.load_state_dict(last["optimizer"])
@@ -293,7 +299,7 @@ class _Fitting:
 
     def _train_epoch(self, epoch: int) -> dict[str, float] | None:
         config, place = self.config, self.place
-        show = shown.of_epoch(config, self.train, self.rates, epoch, not start.has_fixed_features(config))
+        show = shown.of_epoch(config, self.train, self.rates, epoch, start.is_augmented(config))
         batches = show.batches(place.rank, place.world_size)
         self.wrapped.train()
         depth.settle_frozen(self.net)
@@ -373,7 +379,7 @@ class _Fitting:
                     images, targets = mix(images, targets, self.config.mixup, self.config.cutmix, drawn)
                 with precision.autocast(self.arithmetic, self.place.device):
                     logits = self.forward(images)
-                if self.counted:
+                if self.counted and not (self.config.mixup or self.config.cutmix):
                     scores = losses.scores(self.activation, logits.detach().float())
                     self.counts.add(scores, targets.to(self.place.device), self.cuts)
                 loss = self._loss(logits, targets, self.config.label_smoothing) * scale
@@ -458,7 +464,7 @@ class _Fitting:
             "step": self.step, "best_value": self.best_value, "done": self.done, "total": self.total,
             "skipped": self.skipped, "pending": torch.tensor(self.place.gather(float(self.pending))),
             "counts": torch.tensor(self.place.sums(*self.counts.sums.tolist()), dtype=torch.float64),
-            "cuts": self.cuts,
+            "cuts": self.cuts, "nets": bundle.NETS,
         }  # fmt: skip
 
     def _settle(self) -> None:

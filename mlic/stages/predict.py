@@ -55,12 +55,13 @@ def predict(config: PredictConfig) -> PredictReport:
     out = config.out or (STDOUT if _is_one_image(config.images) else Path("predictions.tsv").absolute())
     if out != STDOUT:
         return _predict_to(config, out, model, items)
-    with tempfile.TemporaryDirectory(prefix="mlic-predict-") as scratch:
+    here = None if cluster_ray.is_embedded(config.address) else Path.cwd()  # what other nodes are to see
+    with tempfile.TemporaryDirectory(prefix=".mlic-predict-", dir=here) as scratch:
         file = Path(scratch) / "predictions.tsv"
         report = _predict_to(config, file, model, items)
         rows = file.read_text(encoding="utf-8")
     if report.bad == report.found:
-        raise DataError(f"none of the images in {config.images} can be read.", "the lines above say why.")
+        raise DataError(f"none of the images in {config.images} can be read: {report.first_bad}.", "give another file.")
     logger.info("found %d = %d predicted + %d bad", report.found, report.predicted, report.bad)
     return report.model_copy(update={"out": STDOUT, "errors": None, "rows": rows})
 

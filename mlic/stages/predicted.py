@@ -34,7 +34,8 @@ _OURS = re.compile(r"part-\d{6,}\.parquet|\.part-.*\.part")  # of which the seco
 class PredictReport(Model):
     """What was predicted; `found` is `predicted` plus `bad`, and `errors` is the file that names the bad ones.
 
-    `rows` are the predictions themselves where they go to the standard output.
+    `rows` are the predictions themselves where they go to the standard output, `first_bad` is why the first of the bad
+    ones is bad.
     """
 
     out: Output
@@ -48,6 +49,7 @@ class PredictReport(Model):
     bad: int
     errors: AnyPath | None
     rows: str | None = None
+    first_bad: str | None = None
 
     def text(self) -> str:
         if self.rows is not None:
@@ -115,6 +117,7 @@ def merge(
     report = PredictReport(
         out=out, model=config.model, fingerprint=model.fingerprint, sha256=sha256(out), values=values,
         top_k=config.top_k, found=predicted + len(errors), predicted=predicted, bad=len(errors), errors=named,
+        first_bad=errors[0][1] if errors else None,
     )  # fmt: skip
     state = read_state(parts) or {}
     index = {

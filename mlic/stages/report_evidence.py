@@ -18,6 +18,7 @@ from mlic.config import TrainConfig
 from mlic.data import shards, storage
 from mlic.data.shards import INDEX, Split
 from mlic.errors import DataError
+from mlic.fitting import STORED
 from mlic.model import bundle, zoo
 from mlic.schema import Settings
 from mlic.score import decision, thresholds
@@ -31,6 +32,7 @@ Array = np.ndarray[Any, Any]
 
 _KEPT = {"best": "was the best", "lowest-loss": "had the lowest loss", "last": "was the last"}
 _CHOSE = " The split also chose the epoch, so new images may give a little less."
+_OF_FOLDS = " The headlines are of all folds together, everything below them is of the first fold and its model."
 _SAID = {"best": _CHOSE, "lowest-loss": _CHOSE, "last": ""}
 
 
@@ -83,9 +85,8 @@ def of_run(run: Path) -> Evidence:
     state = read_state(run) or {}
     data = f"{state.get('inputs', {}).get('shards')} fold {config.fold}"
     images, sizes, train, notes = _from_shards(config, state.get("inputs", {}).get("shards"), len(best.targets))
-    net = zoo.build(
-        config.arch, len(labels), start.preprocessing(config).channels, config.image_size, config.arch_options
-    )
+    prep = model.preprocessing
+    net = zoo.build(model.arch, len(labels), prep.channels, prep.image_size, model.arch_options)
     net.load_state_dict(best.state)
     keys = tuple(str(i) for i in range(len(best.targets))) if images is None else tuple(images.keys.to_pylist())
     history = checkpoints.read_history(fitted)
@@ -94,7 +95,7 @@ def of_run(run: Path) -> Evidence:
         about=f"Validation split, {config.arch}, epoch {best.epoch} of {len(history)}, which "
         f"{_KEPT[config.keep_epoch]}. Each image is decided by "
         f"{_by(str(model.threshold_fit['policy']))}."
-        f"{_SAID[config.keep_epoch]}",
+        f"{_SAID[config.keep_epoch]}" + (_OF_FOLDS if fitted.name == "fold0" else ""),
         data=data, labels=labels, keys=keys, targets=best.targets, decisions=settled.decisions, scores=settled.scores,
         thresholds=np.array(model.thresholds),
         measurement=_measured(run)
@@ -160,13 +161,13 @@ def _plan(run: Path) -> tuple[TrainConfig, Path]:
         )
     if kind == "train":
         settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        return TrainConfig(**settings), run
+        return TrainConfig.model_validate(settings, context=STORED), run
     try:
         settings = yaml.safe_load((run / "best.yaml").read_text(encoding="utf-8"))
         number = json.loads((run / "report.json").read_text(encoding="utf-8"))["trials"][0]["number"]
     except FileNotFoundError:
         raise DataError(f"the search {run} is not finished.", "run the same mlic tune command again.") from None
-    config, fitted = TrainConfig(**settings), run / "trials" / f"{number:05d}"
+    config, fitted = TrainConfig.model_validate(settings, context=STORED), run / "trials" / f"{number:05d}"
     if (fitted / "fold0").is_dir():  # of a cross-validated search the model is that of the first fold
         return config.model_copy(update={"fold": 0}), fitted / "fold0"
     return config, fitted

@@ -37,13 +37,14 @@ _FILE = "reproduced.json"
 class Reproduced(Model):
     """A recipe: what was `reported` of it by metric, and what was measured on `split`, after `epochs` of `of`.
 
-    `why` says why the two may differ.
+    `asked` epochs were allowed. `why` says why the two may differ.
     """
 
     recipe: str
     run: Path
     split: str
     epochs: int
+    asked: int
     of: int
     reported: dict[str, float]
     measurement: Measurement
@@ -60,9 +61,9 @@ class Reproduced(Model):
                 trivial, best = best_baseline(name, found.baselines)
                 beside = f"{best:.4f} {trivial.replace('_', '-')}"
                 rows.append([name, told, f"{found.values[name]:.4f}", f"{low:.4f}-{high:.4f}", beside])
-        cut = "" if self.epochs == self.of else f" of {self.of}"
+        cut = self.epochs == self.asked < self.of
         return [
-            f"{self.recipe}: {self.epochs}{cut} epochs, {found.samples:,} samples of the split {self.split}",
+            f"{self.recipe}: {self.epochs} of {self.of} epochs, {found.samples:,} samples of the split {self.split}",
             *aligned(rows), *(f"Warning: {text}" for text in found.warnings),
             f"They may differ: {self.why}" + (f" It had {self.epochs} of its {self.of} epochs." if cut else ""),
         ]  # fmt: skip
@@ -92,10 +93,18 @@ def reproduce(config: ReproduceConfig) -> ReproduceReport:
     plans = {name: read_file(files[name]) for name in names}
     for plain in plans.values():
         _check_weights(config, plain)
+    if config.num_samples is not None and not any(name.startswith("tune-") for name in names):
+        raise ConfigError(f"{names[0]} is no search, which num_samples is for.", "leave --num-samples out.")
+    if config.weights is not None and not any(plain.get("weights") == "default" for plain in plans.values()):
+        raise ConfigError(f"{names[0]} begins with no published weights.", "leave --weights out.")
     found = []
     with cluster_ray.connect(config.address):
+        packed = {told[name].pack: read_file(files[told[name].pack]) for name in names}
+        folders = {name: _shards(config, told[name]) for name in names}
+        for folder, name in {folder: name for name, folder in folders.items()}.items():
+            _pack(config, told[name], packed[told[name].pack], folder)
         for name, plain in plans.items():
-            shards = _pack(config, told[name], read_file(files[told[name].pack]))
+            shards = folders[name]
             found.append(_reproduced(config, name, told[name], plain, shards))
             _keep(config.out, found[-1])
     return ReproduceReport(system=config.system, out=config.out, rows=tuple(found))
@@ -127,14 +136,17 @@ def _check_weights(config: ReproduceConfig, plain: Mapping[str, Any]) -> None:
         weights.resolve(plain["arch"], config.weights or "default")
 
 
-def _pack(config: ReproduceConfig, told: Told, plain: Mapping[str, Any]) -> Path:
-    """The shards that a recipe is for, packed as its team packed them."""
+def _shards(config: ReproduceConfig, told: Told) -> Path:
+    """Where the shards of a recipe are."""
     folds = told.pack_settings.get("folds", 0)
-    out = config.out / (f"shards-{told.pack.removeprefix('pack-')}" + (f"-{folds}-folds" if folds else ""))
+    return config.out / (f"shards-{told.pack.removeprefix('pack-')}" + (f"-{folds}-folds" if folds else ""))
+
+
+def _pack(config: ReproduceConfig, told: Told, plain: Mapping[str, Any], out: Path) -> None:
+    """Pack the shards that a recipe is for, as its team packed them."""
     own = {"images": config.images, "labels": config.labels, "out": out, "limit": config.limit}
-    common = {"address": config.address, "workers": config.workers, "fresh": config.fresh}
-    pack(build(PackConfig, plain, told.pack_settings, {**own, **common}))
-    return out
+    own |= {"address": config.address, "workers": config.workers, "fresh": config.fresh}
+    pack(build(PackConfig, plain, told.pack_settings, own))
 
 
 def _reproduced(
@@ -155,7 +167,7 @@ def _reproduced(
     report: TrainReport | TuneReport
     if name.startswith("tune-"):
         if config.num_samples is not None:
-            own["num_samples"] = config.num_samples
+            own["num_samples"] = min(config.num_samples, plain.get("num_samples", config.num_samples))
         report = tune(build(TuneConfig, plain, config.overrides, own))
         epochs = max(trial.epochs for trial in report.trials)
     else:
@@ -167,8 +179,8 @@ def _reproduced(
         measured = EvaluateConfig(predictions=runs / name, labels=shards, out=config.out / "measured" / name)
         measurement = evaluate(measured.model_copy(update={"address": config.address})).measurement
     return Reproduced(
-        recipe=name, run=runs / name, split=split, epochs=epochs, of=of, reported=told.reported,
-        measurement=measurement, why=told.why,
+        recipe=name, run=runs / name, split=split, epochs=epochs, asked=min(of, config.epochs or of), of=of,
+        reported=told.reported, measurement=measurement, why=told.why,
     )  # fmt: skip
 
 

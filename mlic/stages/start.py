@@ -32,8 +32,13 @@ def train_split(config: TrainConfig, checked: bool = False) -> Split:
 
 def has_fixed_features(config: TrainConfig) -> bool:
     """Whether a head alone is trained, on what a frozen backbone gives for each image: the same in every epoch."""
-    changes = config.augment or config.rand_augment or config.mixup or config.cutmix or config.crop < 1
-    return config.train == "head" and not changes
+    return config.train == "head" and not any(is_augmented(config.after(epochs)) for epochs in (0, *config.changes))
+
+
+def is_augmented(config: TrainConfig) -> bool:
+    """Whether an epoch shows images changed at random. A head is shown them as they are unless it is asked for."""
+    asked = config.augment or config.rand_augment or config.mixup or config.cutmix or config.crop < 1
+    return config.train != "head" or bool(asked)
 
 
 def preprocessing(config: TrainConfig) -> Preprocessing:

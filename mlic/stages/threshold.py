@@ -225,4 +225,6 @@ def _tell_run(run: Path, report: ThresholdReport) -> None:
         "threshold_policy": report.policy, "calibration": report.calibration,
         "measurement": report.measurement.model_dump(mode="json"),
     }  # fmt: skip
+    if old.get("folds"):
+        del new["measurement"]  # that of a cross-validated search is of all its folds, and stays
     write_json(run / "report.json", old | {name: value for name, value in new.items() if name in old})

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class Trials:
 
     `draw` has the settings of a trial by its number, None while they wait for other trials; `plan` makes a
     configuration of them. With `folds` a trial is a model for each of them; its metrics by epoch are their means, its
-    value is what all folds together come to. A
+    value is what all folds come to `together`. A
     `population` is what the draws come from, where trials take over each other.
     """
 
@@ -67,6 +67,7 @@ class Trials:
     config: TuneConfig
     folds: int = 0
     population: Population | None = None
+    together: dict[int, float] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -90,7 +91,7 @@ class Trials:
         values = self.search.values(number)
         if not values:
             return None
-        if self.config.keep_epoch == "best":
+        if self.config.keep_epoch == "best" or self.folds:
             return values.index(max(values)) + 1
         return loop.kept_epoch(self.config, checkpoints.read_history(self.folder(number))) + 1
 
@@ -100,7 +101,7 @@ class Trials:
         if epoch is None:
             return None
         if self.folds:
-            known = _read_together(self.folder(number) / TOGETHER)
+            known = self.together.get(number, _read_together(self.folder(number) / TOGETHER))
             return values[epoch - 1] if known is None else known
         return values[epoch - 1]
 
@@ -442,6 +443,8 @@ def _queue(driver: _Driver) -> Any:
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             if result is not None and not error:
+                if result["together"] is not None:
+                    self.driver.trials.together[self.driver.busy[trial_id].trial] = result["together"]
                 self.driver.heard(self.driver.busy[trial_id].trial, result["values"])
             failed = "its worker was lost again and again" if error else (result or {}).get("failed")
             self.driver.took(trial_id, failed)

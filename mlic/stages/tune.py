@@ -152,7 +152,7 @@ def _kept(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport | No
     report = TuneReport(**run.report)
     confirmed = 0 if report.confirmation is None else report.confirmation.seeds
     whole = len(report.trials) == trials.count or not trials.search.done
-    averaged = 0 if report.ensemble is None else report.ensemble.asked
+    averaged = config.ensemble if report.no_ensemble else 0 if report.ensemble is None else report.ensemble.asked
     return report if whole and config.confirm in (0, confirmed) and config.ensemble in (0, averaged) else None
 
 
@@ -241,7 +241,7 @@ def _trial(trials: Trials, number: int) -> Trial:
     values = trials.search.values(number)
     return Trial(
         number=number, status=trials.search.status(number) or "cut", epochs=len(values), value=trials.value(number),
-        best_epoch=trials.kept_epoch(number), settings=trials.draw(number) or {},
+        best_epoch=None if trials.folds else trials.kept_epoch(number), settings=trials.draw(number) or {},
         error=trials.failure(number),
     )  # fmt: skip
 

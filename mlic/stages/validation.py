@@ -61,7 +61,7 @@ def evaluate(
     first = min((number for _, _, number in gathered if number >= 0), default=None)
     if first is not None:
         raise RunError(
-            f"the score or the loss of the sample {split.key(first)!r} is not a number in the evaluation.",
+            f"the score of the sample {split.key(first)!r}, or the loss of its batch, is not a number in evaluation.",
             "lower --lr, or start at weights that are finite.",
         )
     scores = np.zeros(split.targets.shape, dtype=np.float32)

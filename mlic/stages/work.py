@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import traceback
 import uuid
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from mlic.cluster.runs import is_current, write_atomic, write_json
 from mlic.cluster.shares import Share
 from mlic.config import TrainConfig
 from mlic.errors import MlicError
+from mlic.fitting import STORED
 from mlic.stages import checkpoints, loop, out_of_fold
 from mlic.stages.fit import group, raise_failure
 from mlic.stages.place import Place
@@ -42,8 +44,7 @@ def trainable(arguments: dict[str, Any]) -> Any:
 
     class Worker(ray_tune.Trainable):  # type: ignore[misc]
         def step(self) -> dict[str, Any]:
-            values, failed = _do(self.config, arguments)
-            return {"values": values, "failed": failed, "done": True}
+            return {**_do(self.config, arguments), "done": True}
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             """Whether this process can do another piece: always, since a piece leaves nothing behind."""
@@ -58,28 +59,25 @@ def trainable(arguments: dict[str, Any]) -> Any:
     return Worker
 
 
-def _do(config: dict[str, Any], arguments: dict[str, Any]) -> tuple[list[float], str | None]:
-    """Train a trial, from where it is, until it has so many epochs; returns the values of all of them.
+def _do(config: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Train a trial, from where it is, until it has so many epochs.
 
-    And why it failed, where it did. The driver takes it from here and not from the file: a network file system may not
-    show that yet.
+    Returns the `values` of all its epochs, what all its folds come to `together` and why it `failed`, None where there
+    is nothing of the kind. The driver takes them from here: a network file system may not show it the files yet.
     """
     owner = Path(arguments["folder"])
     if not is_current(owner, arguments["attempt"]):
-        return [], "a newer start of this search has taken over."
+        return {"values": [], "together": None, "failed": "a newer start of this search has taken over."}
     folder = folder_of(Path(arguments["base"]), config["number"])
     folder.mkdir(parents=True, exist_ok=True)
-    plan, failed = TrainConfig(**json.loads(config["plan"])), None
+    plan, failed, together = TrainConfig.model_validate(json.loads(config["plan"]), context=STORED), None, None
     try:
         if config["folds"]:
             for fold, part in enumerate(parts(folder, config["folds"])):
                 part.mkdir(exist_ok=True)
                 own = plan.model_copy(update={"fold": fold})
                 _fit(own, part, config["until"], arguments)
-            if not is_current(owner, arguments["attempt"]):
-                return [], "a newer start of this search has taken over."
-            _join_folds(folder, config["folds"])
-            write_json(folder / TOGETHER, {"value": out_of_fold.value(plan, parts(folder, config["folds"]))})
+            together = _join_folds(plan, folder, config["folds"])
         else:
             _fit(plan, folder, config["until"], arguments)
     except Exception as error:
@@ -88,7 +86,9 @@ def _do(config: dict[str, Any], arguments: dict[str, Any]) -> tuple[list[float],
             with (folder / "log.txt").open("a", encoding="utf-8") as file:
                 traceback.print_exc(file=file)
             write_json(folder / "failed.json", {"error": failed})
-    return [row[loop.objective(plan)] for row in checkpoints.read_history(folder)], failed
+    os.listdir(folder)  # noqa: PTH208 - looks past what a network file system has cached
+    values = [row[loop.objective(plan)] for row in checkpoints.read_history(folder)]
+    return {"values": values, "together": together, "failed": failed}
 
 
 def _fit(plan: TrainConfig, folder: Path, until: int, arguments: Mapping[str, Any]) -> None:
@@ -123,12 +123,20 @@ def _arithmetic(plan: TrainConfig, arguments: Mapping[str, Any]) -> Any:
     return arguments["arithmetic"] if plan.precision == "auto" else plan.precision
 
 
-def _join_folds(folder: Path, folds: int) -> None:
-    """Write the means over the folds, of the epochs that all of them have, as the trial's history."""
+def _join_folds(plan: TrainConfig, folder: Path, folds: int) -> float | None:
+    """Write the means over the folds, of the epochs that all of them have, as the trial's history.
+
+    Returns, and writes, what all folds together come to; None where a stop has left one of them without an epoch.
+    """
     histories = [checkpoints.read_history(part) for part in parts(folder, folds)]
     epochs = zip(*histories, strict=False)  # patience may end a fold before the others
     rows = [{name: sum(row[name] for row in of_folds) / folds for name in of_folds[0]} for of_folds in epochs]
     write_atomic(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    if not rows:
+        return None
+    together = out_of_fold.value(plan, parts(folder, folds))
+    write_json(folder / TOGETHER, {"value": together})
+    return together
 
 
 def _reason(error: Exception) -> str:
