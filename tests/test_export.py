@@ -105,7 +105,7 @@ def test_an_export_needs_neither_pytorch_nor_ray(run: Path, corpus: Path, tmp_pa
     command[3:5] = [str(run), str(corpus / "unlabelled")]
     done = subprocess.run([*command, str(tmp_path / "r.csv")], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "Error: this needs torch, which is not installed.\nHint: pip install mlic." in done.stderr
+    assert "Error: this needs torch, which is not installed.\nHint: pip install torch." in done.stderr
 
 
 def test_what_an_export_says_of_itself(run: Path, exported: Path) -> None:

@@ -302,7 +302,7 @@ def test_the_winner_has_one_number_everywhere(shards: Path, tmp_path: Path, capl
     caplog.set_level("INFO", logger="mlic")
     for seed in range(3):
         caplog.clear()
-        fast = FIT | {"epochs": 2, "seed": seed, "image_size": 32}
+        fast = FIT | {"epochs": 2, "seed": seed}
         report = tune(TuneConfig(shards=shards, runs=tmp_path, name=f"t{seed}", num_samples=4, **fast))
         value = report.trials[0].value
         assert value == report.measurement.values["f1_micro"]
@@ -316,6 +316,8 @@ def test_the_winner_has_one_number_everywhere(shards: Path, tmp_path: Path, capl
         assert table["value"].tolist()[0] == value
         shown = page_of(ReportConfig(runs=report.run)).measurement
         assert shown.values["f1_micro"] == value
+        assert report.page.is_file()
+        assert report.page.with_name("search-history.png").is_file()
 
 
 @pytest.mark.parametrize("objective", ["map", "f1_macro", "hamming_accuracy"])

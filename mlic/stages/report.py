@@ -15,7 +15,7 @@ from mlic.stages.measure import Measurement, aligned
 from mlic.stages.report_content import Content, RunRow
 from mlic.stages.report_evidence import Evidence, of_run
 
-PAGE, CONTENT = "report.html", "report.json"
+PAGE, CONTENT, SEARCH_PAGE = "report.html", "report.json", "search.html"
 _LOOK_AT = 2000  # images that are decoded to see whether they are grey and how bright
 _PICTURES = 3_000_000  # bytes of the page for thumbnails
 _OVERLAYS = 2  # labels of an example whose overlay is shown
@@ -95,6 +95,8 @@ def _pictures(evidence: Evidence, content: Content) -> tuple[dict[int, report_im
 
 
 def _is_ours(out: Path) -> bool:
+    if (out / SEARCH_PAGE).is_file():  # `mlic tune` puts its page where `mlic report` puts the winner's
+        return True
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return bool(json.loads((out / CONTENT).read_text(encoding="utf-8")).get("kind") == "report")
     return False

@@ -217,7 +217,7 @@ def _finish(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport:
     text, pictures = render(report, config, curves)
     for name, data in pictures.items():
         (run.folder / "report").mkdir(exist_ok=True)
-        write_atomic(run.folder / "report" / f"{name}.png", data)
+        write_atomic(run.folder / "report" / f"search-{name}.png", data)
     write_atomic(report.page, text.encode())
     return report
 
