@@ -56,7 +56,12 @@ def test_tune_searches_prunes_and_leaves_a_config(shards: Path, tmp_path: Path) 
     assert table["space.pos_weight_power"].tolist() == table["pos_weight_power"].tolist()
     page = report.page.read_text()
     assert all(f"<td>{t.number}</td>" in page for t in report.trials)
-    assert {path.stem for path in report.page.parent.glob("*.png")} >= {"history", "curves", "rungs", "coordinates"}
+    assert {path.stem for path in report.page.parent.glob("*.png")} >= {
+        "search-history",
+        "search-curves",
+        "search-rungs",
+        "search-coordinates",
+    }
     kept = {int(path.parent.parent.name) for path in (tmp_path / "tune" / "trials").glob("*/checkpoints/best.pt")}
     assert kept == {t.number for t in report.trials[:3]}
 
