@@ -51,6 +51,16 @@ def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
 
+def goes_on_alike(config: TrainConfig, stopped: Place, straight: Path) -> None:
+    """Whether a run that was asked to stop comes to the history and the weights of one that was not."""
+    (stopped.folder / ".stop-1").unlink()
+    loop.fit(config, stopped)
+    one, two = checkpoints.read_history(straight), checkpoints.read_history(stopped.folder)
+    assert without_times(one) == without_times(two)
+    first, second = weights(straight), weights(stopped.folder)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 class Killed(Exception):
     pass
 
@@ -100,12 +110,7 @@ def test_asked_to_stop_it_loses_no_step(
     said = {0: "after epoch 0", 3: "after epoch 0 and 4 steps", 6: "after epoch 1"}[steps]
     assert (here.folder / "log.txt").read_text().splitlines()[-1] == f"stops as asked {said}"
     assert taken == {0: 0, 3: 4, 6: 6}[steps]
-    (here.folder / ".stop-1").unlink()
-    loop.fit(config, here)
-    one, two = (checkpoints.read_history(tmp_path / name) for name in ("straight", "stopped"))
-    assert without_times(one) == without_times(two)
-    first, second = weights(tmp_path / "straight"), weights(tmp_path / "stopped")
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    goes_on_alike(config, here, tmp_path / "straight")
 
 
 @pytest.mark.ray
@@ -623,12 +628,7 @@ def test_a_request_to_stop_is_seen_by_time(
         loop.fit(config, here)
     assert (here.folder / "log.txt").read_text().splitlines()[-1].startswith("stops as asked after epoch 0")
     assert (taken == 3) if where == "steps" else (seen == 1)
-    (here.folder / ".stop-1").unlink()
-    loop.fit(config, here)
-    one, two = (checkpoints.read_history(tmp_path / name) for name in ("straight", "stopped"))
-    assert without_times(one) == without_times(two)
-    first, second = weights(tmp_path / "straight"), weights(tmp_path / "stopped")
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    goes_on_alike(config, here, tmp_path / "straight")
 
 
 def _resuming_rank(rank: int, world_size: int, folder: str, config: str, blind_s: float) -> None:
