@@ -29,8 +29,9 @@ from mlic.stages.report_evidence import Evidence, of_predictions
 from tests import chromium
 
 SECTIONS = [
-    "Headlines", "Comparison", "Labels", "Training", "Settings", "Architecture", "Distributions", "Confusion",
-    "Thresholds", "Precision and recall", "Reliability", "Sets of labels", "Kinds of images", "Causes", "Examples",
+    "Headlines", "Comparison", "Epochs of the runs", "Labels", "Training", "Settings", "Architecture", "Distributions",
+    "Confusion", "Thresholds", "Precision and recall", "Reliability", "Sets of labels", "Kinds of images", "Causes",
+    "Examples",
 ]  # fmt: skip
 HOSTILE = ("<script>alert(1)</script>", "a\"b'c & </td>", r"$x_1^2$ \frac{", "<b>bold", "日本語")
 
