@@ -297,7 +297,7 @@ def test_tune_on_both_nodes_and_over_a_warning(slurm: Slurm, packed: Path) -> No
     """A search that is queued again ends with the table of one that nobody disturbed."""
     command = (
         packed, "--num-samples", "10", "--epochs", "18", "--runs", slurm.folder / "runs", "--set", "arch=b-final",
-        "--set", "image_size=64", "--no-doctor", "--set", "space={lr: {loguniform: [1e-4, 1e-2]}}", "--set",
+        "--set", "image_size=64", "--no-doctor", "--set", "space={lr: {loguniform: [1e-4, 1e-2]}}",
     )  # fmt: skip
     one, two = (slurm.folder / "runs" / name for name in ("search", "warned-search"))
     job = slurm.submit(*TWO_NODES, sbatch("tune"), *command, "--name", one.name)
@@ -485,8 +485,8 @@ def test_what_slurm_cannot_run_is_refused_before_it_is_queued(slurm: Slurm, pack
     done = slurm.call("mlic", "slurm", "train", "--nodes", "9", "--submit", "--", packed, check=False)
     assert (done.returncode, done.stdout) == (4, "")
     assert "Error: SLURM refuses this job" in done.stderr
-    for wrong in ((packed, "--epoch", "3"), (packed, "--set", "lr=-1"), ()):
-        done = slurm.call("mlic", "slurm", "train", "--submit", "--", *wrong, check=False)
+    for stage, *wrong in (("train", packed, "--epoch", "3"), ("train", packed, "--set", "lr=-1"), ("batch-predict",)):
+        done = slurm.call("mlic", "slurm", stage, "--submit", "--", *wrong, check=False)
         assert (done.returncode, done.stdout) == (2, "")
     assert slurm.call("squeue", "--noheader").stdout == before
 
