@@ -56,7 +56,7 @@ def bare_decode(corpus: Corpus) -> Iterator[Any]:
 
 
 def mlic_decoding(corpus: Corpus, limit_gb: float = 0) -> Iterator[Any]:
-    from mlic.config import Preprocessing
+    from mlic.config.data import Preprocessing
     from mlic.data.loader import ShardReader, train_batches
     from mlic.data.sampling import epoch_order, rates
     from mlic.data.shards import read_split
@@ -223,8 +223,8 @@ def tile(photographs: list[Path], out: Path) -> None:
 
 def pack_all(folder: Path) -> None:
     """Pack `folder`/images into `folder`/shards, all of them for training."""
-    from mlic.config import PackConfig
-    from mlic.stages.pack import pack
+    from mlic.config.data import PackConfig
+    from mlic.pack.pack import pack
 
     (folder / "annotations").mkdir()
     (folder / "annotations" / "even.txt").write_text("".join(f"{i}\n" for i in range(0, MOSAICS, 2)))
@@ -238,9 +238,9 @@ def pack_all(folder: Path) -> None:
 
 def generated(scratch: Path) -> Path:
     """Generated images, packed."""
-    from mlic.config import PackConfig
+    from mlic.config.data import PackConfig
     from mlic.data import toy
-    from mlic.stages.pack import pack
+    from mlic.pack.pack import pack
 
     toy.generate(scratch, GENERATED, 0, seed=1, size=128)
     pack(PackConfig(images=scratch / "images", labels=scratch / "annotations", out=scratch / "shards"))

@@ -20,9 +20,9 @@ from pathlib import Path
 import click
 
 from benchmarks.results import write_section
-from mlic.config import PackConfig
+from mlic.config.data import PackConfig
 from mlic.data import toy
-from mlic.stages.pack import pack
+from mlic.pack.pack import pack
 
 PARTS = 5
 

@@ -22,16 +22,17 @@ from cleanlab.multilabel_classification import filter as cleanlab_filter
 from cleanlab.multilabel_classification import rank as cleanlab_rank
 
 from benchmarks.results import write_section
-from mlic.cluster import ray as cluster_ray
-from mlic.config import NoiseConfig, PackConfig
-from mlic.data import labels, sources
+from mlic.cluster import connect as cluster_ray
+from mlic.config.data import PackConfig
+from mlic.config.train import NoiseConfig
+from mlic.data import image_listing, label_join
 from mlic.data.annotations import read_annotations
+from mlic.data.label_stats import implications
 from mlic.data.shards import read_index
-from mlic.data.statistics import implications
-from mlic.score import noise as score
-from mlic.stages.folds import read_scores
-from mlic.stages.noise import noise
-from mlic.stages.pack import pack
+from mlic.metrics import label_noise as score
+from mlic.noise.noise import noise
+from mlic.pack.pack import pack
+from mlic.train.cross_validation import read_scores
 
 Array = np.ndarray[Any, Any]
 
@@ -94,9 +95,9 @@ def main() -> None:
 
 
 def measured(given: argparse.Namespace, work: Path, how: str) -> str:
-    listing = sources.list_images(given.images).unique()[0]
+    listing = image_listing.list_images(given.images).unique()[0]
     annotations = read_annotations(given.labels)
-    clean = labels.join(annotations, listing.paths).targets
+    clean = label_join.join(annotations, listing.paths).targets
     wrong = planted(clean, how, np.random.default_rng([42, PLANTINGS.index(how)]))
     files = [listing.path(row) for row in range(len(listing))]
     folder = work / how.replace(" ", "-")

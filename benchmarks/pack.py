@@ -33,8 +33,9 @@ import webdataset
 
 from benchmarks import peers
 from benchmarks.results import write_section
-from mlic.data import packing, toy
-from mlic.data.sources import Listing, list_images
+from mlic.data import toy
+from mlic.data.image_listing import Listing, list_images
+from mlic.pack import shard_plan
 
 ROUNDS = 7
 
@@ -56,10 +57,10 @@ class Photographs:
 def write_mlic(files: Photographs, out: Path, name: str = "mlic.tar") -> None:
     count = len(files.paths)
     targets = np.tile(np.array([[1, 0]], np.int8), (count, 1))
-    samples = packing.Samples(files.listing, targets, np.zeros(count, np.int64), digest=files.digest)
-    plan = packing.ShardPlan(name, "val", np.arange(count), np.zeros(count, np.int16))
+    samples = shard_plan.Samples(files.listing, targets, np.zeros(count, np.int64), digest=files.digest)
+    plan = shard_plan.ShardPlan(name, "val", np.arange(count), np.zeros(count, np.int16))
     with (out / name).open("wb") as tar:
-        packing.write(plan, samples, ("a", "b"), tar, 10**8)
+        shard_plan.write(plan, samples, ("a", "b"), tar, 10**8)
 
 
 def write_mlic_scanned(files: Photographs, out: Path, name: str = "scanned.tar") -> None:

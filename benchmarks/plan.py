@@ -21,14 +21,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.results import write_section
-from mlic.config import PackConfig
-from mlic.data import packing
+from mlic.config.data import PackConfig
 from mlic.data.annotations import read_annotations
 from mlic.data.duplicates import clusters
-from mlic.data.labels import join
-from mlic.data.sources import Listing
-from mlic.data.splits import folds
-from mlic.stages.pack import deal
+from mlic.data.image_listing import Listing
+from mlic.data.label_join import join
+from mlic.pack import shard_plan
+from mlic.pack.pack import deal
+from mlic.pack.splits import folds
 
 LABELS = 14
 
@@ -74,13 +74,13 @@ def laps(count: int, scratch: Path) -> tuple[dict[str, tuple[float, float]], int
     group = clusters(digests, digests[:, :16].copy())
     lap("find near-duplicates")
     config = PackConfig(images=Path("/nowhere"), labels=Path("/nowhere"), folds=5)
-    samples = packing.Samples(found, joined.targets, np.zeros(count, np.int64), group, digest=digests)
+    samples = shard_plan.Samples(found, joined.targets, np.zeros(count, np.int64), group, digest=digests)
     split = deal(config, samples, tuple(config.split), np.full(count, -1))
     lap("deal out splits")
     fold = folds(joined.targets, group, config.folds, config.seed)
-    samples = packing.Samples(found, joined.targets, split, group, fold, digests)
+    samples = shard_plan.Samples(found, joined.targets, split, group, fold, digests)
     lap("deal out folds")
-    plan = packing.plan(samples, tuple(config.split), config.shard_mb, config.min_shards, config.seed)
+    plan = shard_plan.plan(samples, tuple(config.split), config.shard_mb, config.min_shards, config.seed)
     lap("plan shards")
     assert sum(len(shard.rows) for shard in plan) == count
     return took, len(plan)

@@ -26,8 +26,9 @@ import click
 import numpy as np
 
 from benchmarks.results import write_section
-from mlic.config import Preprocessing
-from mlic.data import predictions, toy
+from mlic.batch_predict import prediction_files
+from mlic.config.data import Preprocessing
+from mlic.data import toy
 
 ARCH, SIZE, BATCH = "timm/tf_efficientnet_lite0", 128, 64
 ENGINES = ("torch", "onnx", "openvino")
@@ -54,7 +55,7 @@ def main(images: int) -> None:
         for name, run in programs.items():
             once, often = run("once"), run("often")
             steady = (_TIMES - 1) * images / (often[0] - once[0])
-            decided[name] = predictions.read(Path(often[1])).decisions
+            decided[name] = prediction_files.read(Path(often[1])).decisions
             rows.append((name, once[0], steady))
         first = next(iter(decided.values()))
         assert first is not None

@@ -18,9 +18,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.predict import BATCH, SIZE
-from mlic.data import predictions
-from mlic.model import backends, bundle
-from mlic.values import Backend
+from mlic.batch_predict import prediction_files
+from mlic.config.types import Backend
+from mlic.model import bundle, converters
 
 _ROUNDS = 6
 
@@ -28,11 +28,11 @@ _ROUNDS = 6
 def alone(folder: Path, backend: str) -> tuple[float, str]:
     """Images per second of the forward pass, on images that lie in memory as bytes."""
     spec, net = bundle.load_model(folder / "model")
-    whole = backends.Whole(net.to(memory_format=torch.channels_last), spec.preprocessing, "sigmoid").eval()
+    whole = converters.Whole(net.to(memory_format=torch.channels_last), spec.preprocessing, "sigmoid").eval()
     images: Any = torch.randint(0, 256, (BATCH, SIZE, SIZE, 3), dtype=torch.uint8)
     engine: Any = whole
     if backend != "torch":
-        engine, images = backends.engine(cast("Backend", backend), whole, BATCH, (SIZE, SIZE, 3)), images.numpy()
+        engine, images = converters.engine(cast("Backend", backend), whole, BATCH, (SIZE, SIZE, 3)), images.numpy()
     with torch.inference_mode():
         engine(images)
         started = time.monotonic()
@@ -59,7 +59,7 @@ def loop(folder: Path, images: str) -> tuple[float, str]:
     """Seconds of a loop as one writes it with care: decoding at a reduced size in processes, channels-last batches."""
     started = time.monotonic()
     spec, net = bundle.load_model(folder / "model")
-    whole = backends.Whole(net.to(memory_format=torch.channels_last), spec.preprocessing, "sigmoid").eval()
+    whole = converters.Whole(net.to(memory_format=torch.channels_last), spec.preprocessing, "sigmoid").eval()
     paths = sorted((folder / images).iterdir(), key=lambda path: path.stem)
     loader = DataLoader(Files(paths), BATCH, num_workers=os.cpu_count() or 1)
     with torch.inference_mode():
@@ -72,7 +72,7 @@ class Model:
 
     def __init__(self, folder: Path) -> None:
         spec, net = bundle.load_model(folder / "model")
-        self.whole = backends.Whole(net, spec.preprocessing, "sigmoid").eval()
+        self.whole = converters.Whole(net, spec.preprocessing, "sigmoid").eval()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         with torch.inference_mode():
@@ -96,11 +96,11 @@ def ray_data(folder: Path, images: str) -> tuple[float, str]:
 
 def write(folder: Path, name: str, spec: bundle.Bundle, paths: list[Path], scores: Any) -> str:
     """Write the decisions as mlic does, to be compared."""
-    found = predictions.Predictions(
+    found = prediction_files.Predictions(
         spec.labels, tuple(path.stem for path in paths), tuple(path.name for path in paths), scores,
         scores >= np.array(spec.thresholds, dtype=np.float32),
     )  # fmt: skip
-    predictions.write(folder / name, ".csv", spec.labels, "both", [found])
+    prediction_files.write(folder / name, ".csv", spec.labels, "both", [found])
     return str(folder / name)
 
 

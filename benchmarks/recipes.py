@@ -23,19 +23,20 @@ import click
 import numpy as np
 import torch
 
-from mlic.config import PackConfig, TrainConfig
+from mlic.config.data import PackConfig
+from mlic.config.load import Told, build, read_file, recipes, reported
+from mlic.config.train import TrainConfig
 from mlic.data.augment import Normalizer
 from mlic.data.loader import ShardReader, eval_batches
 from mlic.data.shards import read_index, read_split
 from mlic.errors import MlicError
+from mlic.metrics import thresholds
+from mlic.metrics.calibration import Calibration
+from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle, losses, weights
-from mlic.score import thresholds
-from mlic.score.calibration import Calibration
-from mlic.settings import Told, build, read_file, recipes, reported
-from mlic.stages import checkpoints, fit, loop, start, validation
-from mlic.stages.measure import Measurement, measure
-from mlic.stages.pack import pack
-from mlic.stages.place import Place
+from mlic.pack.pack import pack
+from mlic.train import checkpoints, evaluation, fit, setup, trainer
+from mlic.train.rank import Place
 
 RESULTS = Path(__file__).parent / "recipes.json"
 TABLE = Path(__file__).parents[1] / "jobs" / "README.md"
@@ -135,7 +136,7 @@ def run(config: TrainConfig, folder: Path, minutes: float) -> dict[str, Any]:
 
     ends = "whole"
     try:
-        loop.fit(config, place(folder), stop)
+        trainer.fit(config, place(folder), stop)
     except TimeIsUpError:
         ends = "cut"
     used = (time.process_time() - started) / 60
@@ -163,7 +164,7 @@ def measure_test(config: TrainConfig, folder: Path) -> Measurement:
     model, net = bundle.load_model(folder)
     test, prep = read_split(config.shards, "test"), model.preprocessing
     with ShardReader(test, prep) as reader:
-        found = validation.evaluate(
+        found = evaluation.evaluate(
             place(folder), net, reader.batches(eval_batches(len(test), 64, 0, 1), 0),
             Normalizer(prep.mean, prep.std, torch.device("cpu")), config.loss,
             lambda logits, targets: losses.loss_sum("bce", logits, targets, torch.ones(len(test.labels))), test,
@@ -177,8 +178,8 @@ def measure_test(config: TrainConfig, folder: Path) -> Measurement:
 
 def warm(config: TrainConfig) -> None:
     """Decode the splits into the node's cache, where the run will find them."""
-    prep = start.preprocessing(config)
-    side = loop.decoded_side(config)
+    prep = setup.preprocessing(config)
+    side = trainer.decoded_side(config)
     for name, size in (("train", side), ("val", prep.image_size)):
         with ShardReader(read_split(config.shards, name), prep.model_copy(update={"image_size": size})) as reader:
             reader.use_cache(config.cache_gb, 1)

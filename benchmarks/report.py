@@ -73,9 +73,9 @@ def generated(samples: int, labels: int, seed: int) -> tuple[Array, Array]:
 
 
 def page(samples: int, labels: int) -> dict[str, float]:
-    from mlic.stages.measure import measure
-    from mlic.stages.report import PAGE, write
-    from mlic.stages.report_evidence import Evidence
+    from mlic.metrics.measurement import measure
+    from mlic.report.evidence import Evidence
+    from mlic.report.report import PAGE, write
 
     names, keys = (tuple(f"{what}{i}" for i in range(count)) for what, count in (("label", labels), ("im", samples)))
     models = [generated(samples, labels, seed) for seed in (0, 1)]

@@ -80,8 +80,8 @@ def plan_more(meter: Meter, scratch: Path) -> None:
 
 def index(meter: Meter, scratch: Path) -> None:
     """index.json with as many shards as there would be, and the sizes of the files that it names."""
-    from mlic.cluster.runs import write_json
     from mlic.data import shards
+    from mlic.runs.run import write_json
 
     found = {
         "format": 1, "kind": "shards", "labels": [f"label{i}" for i in range(LABELS)], "samples": IMAGES,
@@ -159,9 +159,9 @@ def epoch(meter: Meter, _: Path) -> None:
 def names(meter: Meter, scratch: Path) -> None:
     """What the driver of a prediction knows of its images and its parts."""
     from benchmarks.plan import listing
-    from mlic.config import PredictConfig
-    from mlic.stages.predicted import missing, part_at
-    from mlic.stages.predictor import Items
+    from mlic.batch_predict.actor import Items
+    from mlic.batch_predict.merge import missing, part_at
+    from mlic.config.predict import PredictConfig
 
     items, chunk = 10**7, PredictConfig.model_fields["chunk"].default
     with meter.step("hold the names of images to predict", items, IMAGES):
@@ -181,7 +181,7 @@ def names(meter: Meter, scratch: Path) -> None:
 
 def search(meter: Meter, _: Path) -> None:
     """The event loop of ASHA with a worker on each GPU of a cluster, whose pieces of work end in random order."""
-    from mlic.search.rungs import Rule, Search
+    from mlic.tune.scheduler import Rule, Search
 
     rng, workers = np.random.default_rng(0), NODES * GPUS
     found = Search(Rule("asha", 27, 1, 3), TRIALS)
@@ -205,7 +205,7 @@ def search(meter: Meter, _: Path) -> None:
 
 def recall(meter: Meter, scratch: Path) -> None:
     """What a search that goes on reads of its trials' folders."""
-    from mlic.stages.checkpoints import read_history
+    from mlic.train.checkpoints import read_history
 
     row = {"epoch": 1, "train/loss": 0.1, "val/f1_micro": 0.5} | {f"val/f1/label{i}": 0.123456 for i in range(LABELS)}
     lines = json.dumps(row) + "\n"
@@ -222,7 +222,7 @@ def recall(meter: Meter, scratch: Path) -> None:
 def nodes(meter: Meter, _: Path) -> None:
     """What is asked of a cluster before anything starts on it."""
     from mlic.cluster.check import ClusterReport, NodeReport, problems
-    from mlic.cluster.shares import Cluster, Node, task_share, train_share
+    from mlic.cluster.resources import Cluster, Node, task_share, train_share
 
     cluster = Cluster(tuple(Node(f"{i:056x}", f"node{i:04d}", 96, GPUS) for i in range(NODES)), False)
     with meter.step("share the GPUs of nodes out", NODES, NODES):

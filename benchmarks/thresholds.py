@@ -20,9 +20,9 @@ import click
 import numpy as np
 
 from benchmarks.results import write_section
-from mlic.score import bootstrap, thresholds
-from mlic.score.metrics import decision_metrics
-from mlic.stages.checkpoints import read_best
+from mlic.metrics import bootstrap, thresholds
+from mlic.metrics.metrics import decision_metrics
+from mlic.train.checkpoints import read_best
 
 POLICIES = ("fixed", "global", "per-label", "joint", "f-beta=1", "one-at-a-time", "cardinality")
 Array = np.ndarray[Any, Any]

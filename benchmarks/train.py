@@ -57,11 +57,11 @@ def main(rounds: int, archs: tuple[str, ...]) -> None:
 
 def prepare(folder: Path) -> Path:
     """Shards of generated images, and the same images decoded in one file for the loop by hand."""
-    from mlic.config import PackConfig, Preprocessing
+    from mlic.config.data import PackConfig, Preprocessing
     from mlic.data import toy
     from mlic.data.loader import ShardReader
     from mlic.data.shards import read_split
-    from mlic.stages.pack import pack
+    from mlic.pack.pack import pack
 
     toy.generate(folder / "corpus", IMAGES + 64, 0, 0, SIZE)
     where = {"images": folder / "corpus" / "images", "labels": folder / "corpus" / "annotations"}

@@ -23,8 +23,8 @@ import click
 
 from benchmarks.results import write_section
 from benchmarks.train import prepare
-from mlic.config import TuneConfig
-from mlic.settings import build
+from mlic.config.load import build
+from mlic.config.tune import TuneConfig
 
 CORES = os.cpu_count() or 1
 SHARED: dict[str, Any] = {

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from benchmarks.tune import busy, plans
-from mlic.config import TrainConfig
-from mlic.stages import loop
-from mlic.stages.place import Place
+from mlic.config.train import TrainConfig
+from mlic.train import trainer
+from mlic.train.rank import Place
 
 
 def fit(config: TrainConfig, folder: Path, say: Any = lambda _: None) -> float:
@@ -32,7 +32,7 @@ def fit(config: TrainConfig, folder: Path, say: Any = lambda _: None) -> float:
         values.append(found["val/f1_micro"])
         say(found)
 
-    loop.fit(config, Place(0, 1, torch.device("cpu"), folder, folder, 1), row)
+    trainer.fit(config, Place(0, 1, torch.device("cpu"), folder, folder, 1), row)
     return max(values)
 
 

@@ -3,6 +3,6 @@
 import sys
 from pathlib import Path
 
-from mlic.cli import main
+from mlic.cli.main import main
 
 main(["train", "--config", str(Path(__file__).with_suffix(".yaml").resolve()), *sys.argv[1:]])

@@ -9,7 +9,7 @@ from typing import NoReturn
 def main() -> NoReturn:
     """Load the command line and run it. An interrupt before it can answer one is answered here."""
     try:
-        from mlic import cli
+        from mlic.cli import main as cli
     except KeyboardInterrupt:
         sys.stderr.write("Error: stopped.\nHint: run the same command again to go on.\n")
         sys.exit(6)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from mlic.cluster.ray import connect
-from mlic.config import PackConfig
+from mlic.cluster.connect import connect
+from mlic.config.data import PackConfig
 from mlic.data import toy
 
 # How long an example takes says what else the machine does, and nothing about the code.
@@ -59,7 +59,7 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shards(corpus: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy corpus packed with the default splits."""
-    from mlic.stages.pack import pack
+    from mlic.pack.pack import pack
 
     out = tmp_path_factory.mktemp("packed") / "shards"
     pack(PackConfig(images=corpus / "images", labels=corpus / "annotations", out=out, workers=2))

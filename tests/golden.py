@@ -7,9 +7,10 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from mlic.cli import cli
-from mlic.cluster.slurm import render
-from mlic.config import STAGES, SlurmConfig, TuneConfig
+from mlic.cli.main import cli
+from mlic.cluster.sbatch import render
+from mlic.config.jobs import STAGES, SlurmConfig
+from mlic.config.tune import TuneConfig
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (*sorted(cli.commands), "")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mlic.score import alignment
+from mlic.doctor import alignment
 
 Array = np.ndarray[Any, Any]
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from mlic.data.annotations import read_annotations
-from mlic.data.labels import as_paths, join
+from mlic.data.label_join import as_paths, join
 from mlic.errors import DataError
 
 PATHS = ["a.jpg", "b.jpg", "c.jpg"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as tv
 
-from mlic.config import TrainConfig
+from mlic.config.train import TrainConfig
 from mlic.data.augment import distort, distortions, mix
 
 

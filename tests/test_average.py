@@ -5,15 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlic.config import AverageConfig, EvaluateConfig, PredictConfig, ThresholdConfig, TrainConfig
-from mlic.data import predictions
+from mlic.average.average import average
+from mlic.batch_predict import prediction_files
+from mlic.batch_predict.predict import predict
+from mlic.config.evaluate import EvaluateConfig, ThresholdConfig
+from mlic.config.predict import AverageConfig, PredictConfig
+from mlic.config.train import TrainConfig
 from mlic.errors import ConfigError, DataError
+from mlic.evaluate.evaluate import evaluate
 from mlic.model import bundle
-from mlic.stages.average import average
-from mlic.stages.evaluate import evaluate
-from mlic.stages.predict import predict
-from mlic.stages.threshold import threshold
-from mlic.stages.train import train
+from mlic.threshold.threshold import threshold
+from mlic.train.train import train
 from tests.test_pipeline import FIT, NET
 
 pytestmark = pytest.mark.ray
@@ -43,7 +45,7 @@ def test_the_average_of_two_runs(runs: list[Path], shards: Path, tmp_path: Path)
     for name in (*runs[:2], tmp_path / "both"):
         out = tmp_path / f"{name.name}.parquet"
         predict(PredictConfig(model=name, images=shards, split="test", out=out, values="scores"))
-        found = predictions.read(out).scores
+        found = prediction_files.read(out).scores
         assert found is not None
         scores.append(found)
     np.testing.assert_allclose(scores[2], (scores[0] + scores[1]) / 2, atol=1e-5)

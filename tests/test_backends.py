@@ -10,13 +10,15 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from mlic.config import PredictConfig, Preprocessing, TrainConfig
-from mlic.data import predictions
+from mlic.batch_predict import prediction_files
+from mlic.batch_predict.predict import predict
+from mlic.config.data import Preprocessing
+from mlic.config.predict import PredictConfig
+from mlic.config.train import TrainConfig
+from mlic.config.types import Backend
 from mlic.errors import ConfigError
-from mlic.model import backends, engines, zoo
-from mlic.stages.predict import predict
-from mlic.stages.train import train
-from mlic.values import Backend
+from mlic.model import converters, runtimes, zoo
+from mlic.train.train import train
 from tests.test_pipeline import FIT, NET
 
 PREP = Preprocessing(image_size=64, color="rgb", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
@@ -24,7 +26,7 @@ ENGINES: tuple[Backend, ...] = ("compile", "onnx", "openvino")
 
 
 def needed(name: Backend) -> None:
-    if not engines.is_installed(name) or (name == "compile" and shutil.which("g++") is None):
+    if not runtimes.is_installed(name) or (name == "compile" and shutil.which("g++") is None):
         pytest.skip(f"{name} is not installed")
 
 
@@ -33,8 +35,8 @@ def needed(name: Backend) -> None:
 def test_an_engine_gives_the_scores_of_torch(name: Backend, activation: Any) -> None:
     needed(name)
     torch.manual_seed(3)
-    whole = backends.Whole(zoo.build("small", 5, 3, 64, {}).eval(), PREP, activation).eval()
-    engine = backends.engine(name, whole, 8, (64, 64, 3))
+    whole = converters.Whole(zoo.build("small", 5, 3, 64, {}).eval(), PREP, activation).eval()
+    engine = converters.engine(name, whole, 8, (64, 64, 3))
     images = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
         expected = whole(images).numpy()
@@ -51,10 +53,10 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(TrainConfig(shards=shards, runs=runs, workers=1, **(FIT | NET | {"epochs": 1}))).run
 
 
-def computed(config: PredictConfig) -> tuple[predictions.Predictions, list[str]]:
+def computed(config: PredictConfig) -> tuple[prediction_files.Predictions, list[str]]:
     predict(config)
     index = json.loads((config.out.with_name(config.out.name + ".parts") / "index.json").read_text())
-    return predictions.read(config.out), index["computed_by"]
+    return prediction_files.read(config.out), index["computed_by"]
 
 
 @pytest.mark.ray
@@ -98,26 +100,26 @@ def test_a_backend_that_is_not_right_is_not_used(
     config = PredictConfig(model=run, images=corpus / "unlabelled", out=tmp_path / "t.csv", batch_size=8)
     plain, _ = computed(config)
 
-    def wrong(*_: object) -> engines.Scorer:
+    def wrong(*_: object) -> runtimes.Scorer:
         return lambda images: np.full((len(images), len(plain.labels)), 0.5, dtype=np.float32)
 
-    def refuses(*_: object) -> engines.Scorer:
+    def refuses(*_: object) -> runtimes.Scorer:
         raise NotImplementedError("no operator for this")
 
-    monkeypatch.setattr(engines, "is_installed", lambda _: True)
+    monkeypatch.setattr(runtimes, "is_installed", lambda _: True)
     for number, (engine, why) in enumerate(
         (
             (wrong, "torch, as the scores of onnx are up to 0."),
             (refuses, "torch, as onnx does not take this network: no "),
         )
     ):
-        monkeypatch.setattr(backends, "engine", engine)
+        monkeypatch.setattr(converters, "engine", engine)
         found, by = computed(config.model_copy(update={"backend": "onnx", "out": tmp_path / f"{number}.csv"}))
         assert by[0].startswith(why)
         assert f"computed by {by[0]}" in caplog.text
         assert found.scores is not None
         assert (found.scores == plain.scores).all()
-    monkeypatch.setattr(engines, "is_installed", lambda name: name == "torch")
-    assert engines.best() == "torch"
+    monkeypatch.setattr(runtimes, "is_installed", lambda name: name == "torch")
+    assert runtimes.best() == "torch"
     with pytest.raises(ConfigError, match="openvino needs openvino"):
         predict(config.model_copy(update={"backend": "openvino", "out": tmp_path / "v.csv"}))

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlic.score import metrics
-from mlic.score.baselines import baselines, best_baseline, warnings
+from mlic.metrics import metrics
+from mlic.metrics.baselines import baselines, best_baseline, warnings
 
 Array = np.ndarray[Any, Any]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlic.score import bootstrap, metrics
+from mlic.metrics import bootstrap, metrics
 from tests.test_metrics import cases
 
 Array = np.ndarray[Any, Any]

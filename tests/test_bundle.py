@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlic.config import Preprocessing
+from mlic.config.data import Preprocessing
 from mlic.errors import DataError
 from mlic.model import bundle, losses, zoo
-from mlic.model.average import joined
-from mlic.model.bundle import Member
+from mlic.model.ensemble import Member, joined
 
 PREP = Preprocessing(image_size=64, color="rgb", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 

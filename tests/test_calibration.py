@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
 from mlic.errors import DataError
-from mlic.score import calibration, decision, thresholds
-from mlic.score.calibration import Calibration, logit, sigmoid
+from mlic.metrics import calibration, decision, thresholds
+from mlic.metrics.calibration import Calibration, logit, sigmoid
 from tests.test_thresholds import cases
 
 Array = np.ndarray[Any, Any]

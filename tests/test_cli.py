@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mlic.cli import cli, main
+from mlic.cli.main import cli, main
 from mlic.errors import ClusterError, DataError, PartialError, RunError
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -19,7 +19,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom click.testing import CliRunner\nfrom mlic.cli import cli\n"
+        "import sys\nfrom click.testing import CliRunner\nfrom mlic.cli.main import cli\n"
         "for name in ['', *cli.commands]:\n"
         "    assert CliRunner().invoke(cli, [*([name] if name else []), '--help']).exit_code == 0\n"
         "print([m for m in ('torch', 'ray', 'pandas', 'numpy', 'pyarrow', 'PIL', 'yaml') if m in sys.modules])"
@@ -119,7 +119,7 @@ def test_slurm_prints_the_script(mlic: Run) -> None:
 def test_every_exit_code(
     raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mlic.stages import evaluate
+    from mlic.evaluate import evaluate
 
     def stage(_: object) -> None:
         raise raised
@@ -145,7 +145,7 @@ def test_what_passes_is_shown_in_place_on_a_terminal() -> None:
 
     program = """
 import logging
-from mlic import console
+from mlic.cli import console
 console.set_up_logging(0)
 log = logging.getLogger('mlic.x')
 log.info('a story')

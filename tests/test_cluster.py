@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mlic.cluster import ray as cluster_ray
-from mlic.cluster.shares import Cluster, Node, Share, task_share, train_share
+from mlic.cluster import connect as cluster_ray
+from mlic.cluster.resources import Cluster, Node, Share, task_share, train_share
 from mlic.errors import ClusterError
 
 
@@ -61,9 +61,9 @@ def test_a_long_wait_for_a_lost_node_is_told(monkeypatch: pytest.MonkeyPatch, ca
         looks.acquire()
         return cluster(*nodes)
 
-    monkeypatch.setattr("mlic.cluster.ray._describe", describe)
-    monkeypatch.setattr("mlic.cluster.ray._ROOM_LOOK_S", 0.001)
-    monkeypatch.setattr("mlic.cluster.ray._ROOM_WARNING_S", 0.005)
+    monkeypatch.setattr("mlic.cluster.connect._describe", describe)
+    monkeypatch.setattr("mlic.cluster.connect._ROOM_LOOK_S", 0.001)
+    monkeypatch.setattr("mlic.cluster.connect._ROOM_WARNING_S", 0.005)
 
     def look(times: int) -> list[str]:
         caplog.clear()
@@ -114,7 +114,7 @@ def test_a_lost_interrupt_is_noted(tmp_path: Path) -> None:
     script = tmp_path / "lost.py"
     script.write_text(
         "import contextlib, os, signal, ray\n"
-        "from mlic.cluster import ray as cluster_ray\n"
+        "from mlic.cluster import connect as cluster_ray\n"
         "with cluster_ray.connect(None):\n"
         "    task = ray.remote(lambda: 1)\n"
         "    for number in (signal.SIGINT, signal.SIGTERM):\n"
@@ -142,7 +142,7 @@ def test_a_ray_that_takes_too_long_to_start_is_started_once_more() -> None:
     script = (
         "import os, signal, threading, time, ray\n"
         "from pathlib import Path\n"
-        "from mlic.cluster import ray as cluster_ray\n"
+        "from mlic.cluster import connect as cluster_ray\n"
         "def hold():\n"
         "    while True:\n"
         "        for pid in cluster_ray._child_processes():\n"
@@ -179,7 +179,7 @@ def test_a_token_is_shown_where_the_cluster_wants_one(wants: bool, tmp_path: Pat
         assert cluster.stdout is not None
         address = next(line for line in cluster.stdout if ":" in line).strip()
         ask = (
-            "import sys\nfrom mlic.cluster import ray as cluster_ray\n"
+            "import sys\nfrom mlic.cluster import connect as cluster_ray\n"
             "class Actor:\n    def work(self):\n        return 'works'\n"
             "with cluster_ray.connect(sys.argv[1]):\n    import ray\n"
             "    print(ray.get(ray.remote(Actor).remote().work.remote()))\n"

@@ -21,7 +21,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config, with_envs, with_head_node_ip
 from ray.runtime_env import RuntimeEnv
 
-from mlic.cli import cli
+from mlic.cli.main import cli
 from mlic.data.images import EXTENSIONS
 from tests.golden import ROOT
 

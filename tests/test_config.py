@@ -6,22 +6,16 @@ from typing import Any
 
 import pytest
 
-from mlic.config import (
-    DemoConfig,
-    DoctorConfig,
-    EvaluateConfig,
-    ExportConfig,
-    NoiseConfig,
-    PackConfig,
-    PredictConfig,
-    SlurmConfig,
-    ThresholdConfig,
-    TrainConfig,
-    TuneConfig,
-)
+from mlic.config.base import result_settings
+from mlic.config.data import DoctorConfig, PackConfig
+from mlic.config.evaluate import EvaluateConfig, ThresholdConfig
+from mlic.config.examples import DemoConfig
+from mlic.config.jobs import SlurmConfig
+from mlic.config.load import build, read_file, read_sets
+from mlic.config.predict import ExportConfig, PredictConfig
+from mlic.config.train import NoiseConfig, TrainConfig
+from mlic.config.tune import TuneConfig
 from mlic.errors import ConfigError
-from mlic.schema import result_settings
-from mlic.settings import build, read_file, read_sets
 
 
 def test_later_layers_win() -> None:

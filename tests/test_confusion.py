@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mlic.score import confusion
-from mlic.score.bootstrap import intervals
-from mlic.score.metrics import decision_metrics
+from mlic.metrics import confusion
+from mlic.metrics.bootstrap import intervals
+from mlic.metrics.metrics import decision_metrics
 
 Array = np.ndarray[Any, Any]
 

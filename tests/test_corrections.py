@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlic.config import PackConfig
+from mlic.config.data import PackConfig
 from mlic.data import corrections
-from mlic.data.labels import as_paths
+from mlic.data.label_join import as_paths
 from mlic.data.shards import read_split
 from mlic.errors import ConfigError, DataError
-from mlic.stages.account import PackReport
-from mlic.stages.pack import pack
+from mlic.pack.pack import pack
+from mlic.pack.summary import PackReport
 
 LABELS = ("people", "portrait")
 PATHS = as_paths(["a/im1.jpg", "a/im2.jpg", "b/im3.jpg"])

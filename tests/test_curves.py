@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import precision_recall_fscore_support
 
-from mlic.score import curves
+from mlic.metrics import curves
 
 Array = np.ndarray[Any, Any]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mlic.errors import ConfigError
-from mlic.model import depth, zoo
+from mlic.model import layer_groups, zoo
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from mlic.model import depth, zoo
 def test_stages_hold_every_parameter_but_the_heads_once(arch: str, count: int) -> None:
     net = zoo.build(arch, 7, 3, 64 if arch != "vit_b_16" else 32, {})
     head = zoo.head(net, 7)
-    found = depth.stages(net, head)
+    found = layer_groups.stages(net, head)
     assert len(found) == count
     ids = [id(parameter) for parameters in found for parameter in parameters]
     own = {id(parameter) for parameter in head.parameters()}
@@ -25,12 +25,12 @@ def test_stages_hold_every_parameter_but_the_heads_once(arch: str, count: int) -
 
 def test_the_last_stages_alone_are_trained() -> None:
     net = zoo.build("resnet18", 7, 3, 64, {})
-    depth.train_last(net, zoo.head(net, 7), 2)
+    layer_groups.train_last(net, zoo.head(net, 7), 2)
     assert not net.layer3[1].conv1.weight.requires_grad
     assert net.layer4[0].conv1.weight.requires_grad
     assert net.fc.weight.requires_grad
     net.train()
-    depth.settle_frozen(net)
+    layer_groups.settle_frozen(net)
     assert not net.bn1.training
     assert net.layer4[1].bn1.training
 
@@ -38,16 +38,16 @@ def test_the_last_stages_alone_are_trained() -> None:
 def test_more_stages_than_there_are() -> None:
     net = zoo.build("resnet18", 7, 3, 64, {})
     with pytest.raises(ConfigError, match="this network has 6 stages, not 9"):
-        depth.train_last(net, zoo.head(net, 7), 9)
+        layer_groups.train_last(net, zoo.head(net, 7), 9)
 
 
 def test_earlier_stages_learn_more_slowly() -> None:
     net = zoo.build("resnet18", 7, 3, 64, {})
-    groups = depth.parameter_groups(net, zoo.head(net, 7), 0.5)
+    groups = layer_groups.parameter_groups(net, zoo.head(net, 7), 0.5)
     assert [group["scale"] for group in groups] == [0.5**i for i in range(6, -1, -1)]
     assert [id(p) for p in groups[-1]["params"]] == [id(net.fc.weight), id(net.fc.bias)]
     assert id(groups[0]["params"][0]) == id(net.conv1.weight)
-    (whole,) = depth.parameter_groups(net, zoo.head(net, 7), 1.0)
+    (whole,) = layer_groups.parameter_groups(net, zoo.head(net, 7), 1.0)
     assert len(whole["params"]) == len(list(net.parameters()))
 
 

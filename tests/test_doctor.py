@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlic.config import DoctorConfig, PackConfig, TrainConfig
-from mlic.data import features, toy
+from mlic.config.data import DoctorConfig, PackConfig
+from mlic.config.train import TrainConfig
+from mlic.data import toy
+from mlic.doctor import features
+from mlic.doctor.doctor import DoctorReport, doctor
 from mlic.errors import DataError
-from mlic.stages.doctor import DoctorReport, doctor
-from mlic.stages.fit import fit as train
-from mlic.stages.pack import pack
+from mlic.pack.pack import pack
+from mlic.train.fit import fit as train
 
 pytestmark = pytest.mark.ray
 

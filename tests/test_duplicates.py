@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from mlic.config import PackConfig
+from mlic.config.data import PackConfig
 from mlic.data import duplicates
 from mlic.data.shards import read_split
-from mlic.stages.pack import pack
+from mlic.pack.pack import pack
 
 
 def jpeg(image: Image.Image, quality: int = 90) -> bytes:

@@ -7,17 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlic.config import EvaluateConfig, ExploreConfig, PredictConfig, ThresholdConfig, TrainConfig
+from mlic.batch_predict.predict import predict
+from mlic.batch_predict.prediction_files import Predictions
+from mlic.config.data import ExploreConfig
+from mlic.config.evaluate import EvaluateConfig, ThresholdConfig
+from mlic.config.predict import PredictConfig
+from mlic.config.train import TrainConfig
 from mlic.data import shards as shard_files
-from mlic.data.predictions import Predictions
 from mlic.errors import ConfigError, DataError
+from mlic.evaluate import evaluate as stage
+from mlic.evaluate.evaluate import evaluate
+from mlic.explore.explore import explore
 from mlic.model import bundle
-from mlic.stages import evaluate as stage
-from mlic.stages.evaluate import evaluate
-from mlic.stages.explore import explore
-from mlic.stages.predict import predict
-from mlic.stages.threshold import threshold
-from mlic.stages.train import train
+from mlic.threshold.threshold import threshold
+from mlic.train.train import train
 from tests.test_pipeline import FIT, NET
 
 LABELS = ("disc", "night")
@@ -119,8 +122,8 @@ def test_numbers_say_that_thresholds_or_weights_were_fitted_to_their_split(
 @pytest.mark.ray
 @pytest.mark.slow
 def test_thresholds_of_an_export_are_not_those_of_its_run(shards: Path, ray_cluster: None, tmp_path: Path) -> None:
-    from mlic.config import ExportConfig
-    from mlic.stages.export import export
+    from mlic.config.predict import ExportConfig
+    from mlic.export.export import export
 
     run = train(TrainConfig(shards=shards, runs=tmp_path, name="run", workers=1, **(FIT | NET | {"epochs": 1}))).run
     export(ExportConfig(model=run))
@@ -136,7 +139,7 @@ def test_thresholds_of_an_export_are_not_those_of_its_run(shards: Path, ray_clus
 def test_an_image_whose_scores_are_no_numbers_is_bad(
     shards: Path, corpus: Path, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlic.stages.predictor import Predictor
+    from mlic.batch_predict.actor import Predictor
 
     run = train(TrainConfig(shards=shards, runs=tmp_path, name="run", workers=1, **(FIT | NET | {"epochs": 1}))).run
     plain, seen = Predictor._scores, 0

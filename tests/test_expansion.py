@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlic.data import expansion
 from mlic.data.images import BadImage
+from mlic.pack import offline_augment
 
 
 def jpeg(image: Image.Image) -> bytes:
@@ -25,12 +25,12 @@ def pixels(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     return np.asarray(Image.open(io.BytesIO(data))).astype(int)
 
 
-@pytest.mark.parametrize("operation", list(expansion._OPERATIONS))
+@pytest.mark.parametrize("operation", list(offline_augment._OPERATIONS))
 def test_each_operation_changes_an_image_by_its_seed(operation: str) -> None:
     data = jpeg(picture())
-    found = [expansion.render(data, [operation], [1, 2, i], 10**6) for i in range(8)]
+    found = [offline_augment.render(data, [operation], [1, 2, i], 10**6) for i in range(8)]
     assert [pixels(version).shape for version in found] == [(60, 80, 3)] * 8
-    assert found[0] == expansion.render(data, [operation], [1, 2, 0], 10**6)
+    assert found[0] == offline_augment.render(data, [operation], [1, 2, 0], 10**6)
     assert len(set(found)) > (1 if operation == "flip" else 7)
     changed = [np.abs(pixels(version) - pixels(data)).mean() for version in found]
     assert max(changed) > 4
@@ -38,14 +38,16 @@ def test_each_operation_changes_an_image_by_its_seed(operation: str) -> None:
 
 
 def test_a_grey_image_stays_grey_and_a_turned_one_is_upright() -> None:
-    assert Image.open(io.BytesIO(expansion.render(jpeg(picture().convert("L")), ["shift"], [1], 10**6))).mode == "L"
+    assert (
+        Image.open(io.BytesIO(offline_augment.render(jpeg(picture().convert("L")), ["shift"], [1], 10**6))).mode == "L"
+    )
     exif = Image.Exif()
     exif[274] = 6
     out = io.BytesIO()
     picture().save(out, "JPEG", exif=exif)
-    assert Image.open(io.BytesIO(expansion.render(out.getvalue(), [], [1], 10**6))).size == (60, 80)
+    assert Image.open(io.BytesIO(offline_augment.render(out.getvalue(), [], [1], 10**6))).size == (60, 80)
 
 
 def test_a_broken_image_is_a_bad_image() -> None:
     with pytest.raises(BadImage):
-        expansion.render(b"no", ["flip"], [1], 10**6)
+        offline_augment.render(b"no", ["flip"], [1], 10**6)

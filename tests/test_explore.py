@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mlic.config import ExploreConfig
+from mlic.config.data import ExploreConfig
 from mlic.errors import ConfigError
-from mlic.stages.explore import explore
+from mlic.explore.explore import explore
 
 pytestmark = pytest.mark.ray
 

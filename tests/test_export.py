@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from mlic.config import EvaluateConfig, ExportConfig, PredictConfig, ThresholdConfig, TrainConfig
-from mlic.data import predictions
+from mlic.batch_predict import prediction_files
+from mlic.batch_predict.predict import predict
+from mlic.config.evaluate import EvaluateConfig, ThresholdConfig
+from mlic.config.predict import ExportConfig, PredictConfig
+from mlic.config.train import TrainConfig
+from mlic.config.types import Engine
 from mlic.errors import ConfigError, DataError, RunError
-from mlic.model import backends, bundle
-from mlic.stages.evaluate import evaluate
-from mlic.stages.export import export
-from mlic.stages.predict import predict
-from mlic.stages.threshold import threshold
-from mlic.stages.train import train
-from mlic.values import Engine
+from mlic.evaluate.evaluate import evaluate
+from mlic.export.export import export
+from mlic.model import bundle, converters
+from mlic.threshold.threshold import threshold
+from mlic.train.train import train
 from tests.test_pipeline import FIT, NET
 
 pytestmark = pytest.mark.ray
@@ -52,12 +54,12 @@ def exported(run: Path, request: pytest.FixtureRequest) -> Path:
     return export(ExportConfig(model=run, to=request.param)).export
 
 
-def predicted(model: Path, images: Path, out: Path, **more: Any) -> predictions.Predictions:
+def predicted(model: Path, images: Path, out: Path, **more: Any) -> prediction_files.Predictions:
     predict(PredictConfig(model=model, images=images, out=out, batch_size=8, **more))
-    return predictions.read(out)
+    return prediction_files.read(out)
 
 
-def same(one: predictions.Predictions, two: predictions.Predictions) -> None:
+def same(one: prediction_files.Predictions, two: prediction_files.Predictions) -> None:
     assert one.keys == two.keys
     assert one.scores is not None
     assert two.scores is not None
@@ -88,14 +90,14 @@ def test_an_export_needs_neither_pytorch_nor_ray(run: Path, corpus: Path, tmp_pa
     for copy in range(18):
         for path in (corpus / "unlabelled").iterdir():
             (images / f"{copy}{path.name}").hardlink_to(path)
-    (tmp_path / "without.py").write_text(_WITHOUT + "from mlic.cli import main\nmain(sys.argv[1:])\n")
+    (tmp_path / "without.py").write_text(_WITHOUT + "from mlic.cli.main import main\nmain(sys.argv[1:])\n")
     command = [sys.executable, str(tmp_path / "without.py"), "batch-predict", str(folder), str(images), "--out"]
     for name in ("p.csv", "p.parquet"):
         done = subprocess.run(
             [*command, str(tmp_path / name)], capture_output=True, text=True, check=False, timeout=120
         )
         assert done.returncode == 0, done.stderr
-    found, plain = predictions.read(tmp_path / "p.csv"), predicted(run, images, tmp_path / "plain.csv")
+    found, plain = prediction_files.read(tmp_path / "p.csv"), predicted(run, images, tmp_path / "plain.csv")
     assert len(found.keys) > 500
     same(found, plain)
     done = subprocess.run([*command, str(tmp_path / "q.csv"), "--workers", "2"], capture_output=True, text=True,
@@ -152,9 +154,9 @@ def test_reduced_precision_is_measured(run: Path, corpus: Path, tmp_path: Path, 
 
 
 def test_an_export_that_is_not_right_is_not_written(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = backends.to_onnx
+    plain = converters.to_onnx
 
-    def other(whole: backends.Whole, *arguments: Any, **settings: Any) -> bytes:
+    def other(whole: converters.Whole, *arguments: Any, **settings: Any) -> bytes:
         with torch.no_grad():
             whole.scale.mul_(1.05)
         return plain(whole, *arguments, **settings)
@@ -163,13 +165,13 @@ def test_an_export_that_is_not_right_is_not_written(run: Path, tmp_path: Path, m
         raise NotImplementedError("no operator for this")
 
     for replaced, why in ((other, "onnx gives other scores than PyTorch: up to"), (refuses, "onnx does not take")):
-        monkeypatch.setattr(backends, "to_onnx", replaced)
+        monkeypatch.setattr(converters, "to_onnx", replaced)
         with pytest.raises(RunError, match=why):
             export(ExportConfig(model=run, to="onnx", out=tmp_path / "x"))
         assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     config = ExportConfig(model=run, to="openvino", precision="int8", out=tmp_path / "x", min_agreement=1.0)
-    monkeypatch.setattr("mlic.stages.export.agreement", lambda *_: 0.9)
+    monkeypatch.setattr("mlic.export.export.agreement", lambda *_: 0.9)
     with pytest.raises(RunError, match="in int8 90.000% of 144 decisions are the same, less than 100.000%"):
         export(config)
     assert list(tmp_path.iterdir()) == []

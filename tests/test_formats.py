@@ -14,11 +14,11 @@ import pytest
 import webdataset
 from PIL import Image
 
-from mlic.config import PackConfig
+from mlic.config.data import PackConfig
 from mlic.data.annotations import read_annotations
-from mlic.data.labels import join
+from mlic.data.image_listing import list_images
+from mlic.data.label_join import join
 from mlic.data.shards import read_split
-from mlic.data.sources import list_images
 
 NAMES = ("cat", "dog")
 TARGETS = {"a": (1, 0), "b": (0, 1), "c": (1, 1), "d": (0, 0)}
@@ -133,7 +133,7 @@ def test_webdataset_shards_by_its_writer(photos: Path, tmp_path: Path, how: str)
 @pytest.mark.ray
 def test_our_own_shards_are_such_shards(shards: Path, ray_cluster: None, tmp_path: Path) -> None:
     """Packed again from themselves they hold the same images with the same labels."""
-    from mlic.stages.pack import pack
+    from mlic.pack.pack import pack
 
     report = pack(PackConfig(images=shards, labels=shards, out=tmp_path / "again", group_by="none"))
     index = json.loads((shards / "index.json").read_text())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mlic.config import Preprocessing
+from mlic.config.data import Preprocessing
 from mlic.data import images
 from mlic.data.decoding import decode_batch
 from mlic.data.images import BadImage

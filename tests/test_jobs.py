@@ -15,9 +15,10 @@ import pytest
 from pydantic import BaseModel
 
 from mlic import __version__
-from mlic.cli import _STAGES
-from mlic.config import STAGES, TrainConfig
-from mlic.settings import build, read_file
+from mlic.cli.main import _STAGES
+from mlic.config.jobs import STAGES
+from mlic.config.load import build, read_file
+from mlic.config.train import TrainConfig
 from tests.golden import ROOT
 from tests.readme import FEW, commands
 

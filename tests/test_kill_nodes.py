@@ -20,8 +20,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mlic.cluster import ray as cluster_ray
-from mlic.config import Preprocessing
+from mlic.cluster import connect as cluster_ray
+from mlic.config.data import Preprocessing
 from mlic.data import toy
 from mlic.model import bundle, zoo
 from tests.test_kill import KILLS, children, run, same_result, start, wait_for

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlic.data.annotations import Columns, read_annotations
-from mlic.data.labels import Annotations, Builder, Joined, as_paths, case_differs, check_names
-from mlic.data.labels import join as join_columns
+from mlic.data.label_join import Annotations, Builder, Joined, as_paths, case_differs, check_names
+from mlic.data.label_join import join as join_columns
 from mlic.errors import DataError
 
 PATHS = ["im1.jpg", "im2.jpg", "im12.jpg", "sub/cat 3.png"]

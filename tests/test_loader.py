@@ -12,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from mlic.config import Preprocessing
-from mlic.data import cache, packing, shards
+from mlic.config.data import Preprocessing
+from mlic.data import cache, shards
 from mlic.data.augment import Normalizer, crops, margin, mirrors
 from mlic.data.decoding import ahead
+from mlic.data.image_listing import list_images
 from mlic.data.loader import ShardReader, eval_batches, train_batches
 from mlic.data.sampling import epoch_order
-from mlic.data.sources import list_images
 from mlic.errors import DataError
+from mlic.pack import shard_plan
 
 
 def order(num_samples: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
@@ -67,12 +68,12 @@ def split(tmp_path: Path) -> shards.Split:
     for i in range(10):
         Image.fromarray(np.full((16, 16, 3), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
     targets = np.array([(i % 2, 1) for i in range(10)], np.int8)
-    samples = packing.Samples(list_images(tmp_path), targets, np.zeros(10, np.int64))
-    plans = packing.plan(samples, ["val"], 64, 2, 0)
+    samples = shard_plan.Samples(list_images(tmp_path), targets, np.zeros(10, np.int64))
+    plans = shard_plan.plan(samples, ["val"], 64, 2, 0)
     tables = []
     for plan in plans:
         with (tmp_path / plan.name).open("wb") as out:
-            tables.append(packing.write(plan, samples.take(plan.rows), ("a", "b"), out, 10**6)[1])
+            tables.append(shard_plan.write(plan, samples.take(plan.rows), ("a", "b"), out, 10**6)[1])
     table = pa.concat_tables(tables)
     return shards.Split(
         "val", ("a", "b"), tuple(tmp_path / plan.name for plan in plans), table.column("key").combine_chunks(),
@@ -205,10 +206,10 @@ def test_crops_show_that_part_with_and_without_the_cache(tmp_path: Path) -> None
     """A ramp from left to right: its crop begins and ends where the box does."""
     ramp = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], (64, 64, 3))
     Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "a.png")
-    samples = packing.Samples(list_images(tmp_path), np.ones((1, 1), np.int8), np.zeros(1, np.int64))
-    (plan,) = packing.plan(samples, ["val"], 64, 1, 0)
+    samples = shard_plan.Samples(list_images(tmp_path), np.ones((1, 1), np.int8), np.zeros(1, np.int64))
+    (plan,) = shard_plan.plan(samples, ["val"], 64, 1, 0)
     with (tmp_path / plan.name).open("wb") as out:
-        table = packing.write(plan, samples, ("a",), out, 10**6)[1]
+        table = shard_plan.write(plan, samples, ("a",), out, 10**6)[1]
     split = shards.Split(
         "val", ("a",), (tmp_path / plan.name,), table.column("key"), table.column("file"), samples.targets,
         np.zeros(1, np.int64), table.column("offset").to_numpy(), table.column("size").to_numpy(), "e" * 32,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from mlic.config.types import Loss
 from mlic.errors import ConfigError
 from mlic.model import losses
-from mlic.values import Loss
 
 LOGITS = torch.tensor([[0.3, -2.0, 1.5], [4.0, 0.0, -1.0]])
 WEIGHT = torch.tensor([1.0, 3.0, 0.5])

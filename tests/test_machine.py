@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mlic import machine
-from mlic.cluster import ray as cluster_ray
-from mlic.model import engines
+from mlic.cluster import connect as cluster_ray
+from mlic.model import runtimes
 
 
 @pytest.fixture
@@ -45,5 +45,5 @@ def test_a_system_without_affinity_counts_its_cpus(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "cpu_count", lambda: 10)
     monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
     assert machine.usable_cpus(tmp_path) == 10
-    assert engines.threads() >= 1
+    assert runtimes.threads() >= 1
     assert cluster_ray._usable_cpus() >= 1

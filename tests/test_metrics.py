@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
 
-from mlic.score import metrics, ranking
+from mlic.metrics import metrics, ranking
 
 Array = np.ndarray[Any, Any]
 shapes = st.tuples(st.integers(1, 25), st.integers(2, 5))

@@ -15,16 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mlic.config import NoiseConfig, PackConfig, TrainConfig
+from mlic.config.data import PackConfig
+from mlic.config.train import NoiseConfig, TrainConfig
+from mlic.data.label_stats import implications
 from mlic.data.shards import read_split
-from mlic.data.statistics import implications
 from mlic.errors import ConfigError, DataError
-from mlic.score import metrics
-from mlic.score import noise as score
-from mlic.stages.folds import FoldsReport, read_scores
-from mlic.stages.noise import NoiseReport, noise
-from mlic.stages.pack import pack
-from mlic.stages.train import train
+from mlic.metrics import label_noise as score
+from mlic.metrics import metrics
+from mlic.noise.noise import NoiseReport, noise
+from mlic.pack.pack import pack
+from mlic.train.cross_validation import FoldsReport, read_scores
+from mlic.train.train import train
 
 Array = np.ndarray[Any, Any]
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from mlic.config import TrainConfig
-from mlic.model import optimization
-from mlic.values import Optimizer
+from mlic.config.train import TrainConfig
+from mlic.config.types import Optimizer
+from mlic.model import optim
 
 
 def config(**changes: Any) -> TrainConfig:
@@ -20,7 +20,7 @@ def config(**changes: Any) -> TrainConfig:
 def test_every_optimizer_goes_downhill(name: str) -> None:
     weight = nn.Parameter(torch.tensor([3.0, -2.0]))
     momentum = {"momentum": 0.5} if name in ("sgd", "rmsprop") else {}
-    found = optimization.optimizer(config(optimizer=name, lr=0.05, **momentum), [weight])
+    found = optim.optimizer(config(optimizer=name, lr=0.05, **momentum), [weight])
     assert type(found).__name__.lower() == name
     before = float(weight.square().sum())
     for _ in range(20):
@@ -38,22 +38,22 @@ def test_one_cycle_is_pytorchs() -> None:
     ours = config(schedule="one-cycle")
     for step in range(steps):
         # PyTorch's rise ends a step earlier, since it counts from 0 to 0.3 * total - 1.
-        assert optimization.lr_factor(ours, step, 7) == pytest.approx(optimizer.param_groups[0]["lr"], abs=0.05)
+        assert optim.lr_factor(ours, step, 7) == pytest.approx(optimizer.param_groups[0]["lr"], abs=0.05)
         optimizer.step()
         theirs.step()
-    assert optimization.lr_factor(ours, 21, 7) == 1
+    assert optim.lr_factor(ours, 21, 7) == 1
 
 
 def test_schedules() -> None:
     step = config(schedule="step", step_epochs=4, step_factor=0.5)
-    assert [optimization.lr_factor(step, epoch * 5, 5) for epoch in (0, 3, 4, 8)] == [1, 1, 0.5, 0.25]
+    assert [optim.lr_factor(step, epoch * 5, 5) for epoch in (0, 3, 4, 8)] == [1, 1, 0.5, 0.25]
     cosine = config(schedule="cosine", warmup_epochs=2)
-    found = [optimization.lr_factor(cosine, i, 5) for i in range(50)]
+    found = [optim.lr_factor(cosine, i, 5) for i in range(50)]
     assert found[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert found[10:] == sorted(found[10:], reverse=True)
     assert found[30] == pytest.approx(0.5)
     assert found[-1] < 0.01
-    assert optimization.lr_factor(config(schedule="constant"), 49, 5) == 1
+    assert optim.lr_factor(config(schedule="constant"), 49, 5) == 1
 
 
 def test_an_average_follows_and_forgets_the_start() -> None:
@@ -63,6 +63,6 @@ def test_an_average_follows_and_forgets_the_start() -> None:
         for tensor in net.state_dict().values():
             tensor.fill_(5)
     for update in range(200):
-        optimization.average(shadow, net, 0.9, update)
+        optim.average(shadow, net, 0.9, update)
     for tensor in shadow.values():
         torch.testing.assert_close(tensor, torch.full_like(tensor, 5))

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlic.config import DoctorConfig, PackConfig
+from mlic.config.data import DoctorConfig, PackConfig
 from mlic.data.shards import read_split, read_table
+from mlic.doctor.doctor import doctor
 from mlic.errors import ConfigError, DataError
-from mlic.stages.account import PackReport
-from mlic.stages.doctor import doctor
-from mlic.stages.pack import pack
+from mlic.pack.pack import pack
+from mlic.pack.summary import PackReport
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

@@ -5,6 +5,7 @@ import json
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mlic.data import packing, shards, storage
-from mlic.data.packing import Expansion, Samples, ShardPlan
-from mlic.data.sources import list_images
+from mlic.data import shards, storage
+from mlic.data.image_listing import list_images
+from mlic.pack import shard_plan
+from mlic.pack.shard_plan import Expansion, Samples, ShardPlan
 
 LABELS = ("cat", "dog")
 
@@ -36,9 +38,13 @@ def samples(folder: Path, split: int = 0) -> Samples:
     return Samples(listing, targets, np.full(len(listing), split))
 
 
-def write(plan: ShardPlan, found: Samples, expansion: Expansion = Expansion()) -> tuple[bytes, packing.Written, dict]:  # type: ignore[type-arg]  # noqa: B008
+def write(
+    plan: ShardPlan,
+    found: Samples,
+    expansion: Expansion = Expansion(),  # noqa: B008
+) -> tuple[bytes, shard_plan.Written, dict[str, list[Any]]]:
     out = io.BytesIO()
-    written, table = packing.write(plan, found.take(plan.rows), LABELS, out, 10**6, expansion)
+    written, table = shard_plan.write(plan, found.take(plan.rows), LABELS, out, 10**6, expansion)
     return out.getvalue(), written, table.to_pydict()
 
 
@@ -49,7 +55,7 @@ def whole(found: Samples) -> ShardPlan:
 def test_plan(folder: Path) -> None:
     found = samples(folder)
     found.split[:5] = 1
-    plan = packing.plan(found, ["train", "val"], 64.0, 3, 7)
+    plan = shard_plan.plan(found, ["train", "val"], 64.0, 3, 7)
     assert [(p.name, len(p.rows)) for p in plan] == [
         ("train-000000.tar", 2), ("train-000001.tar", 3), ("train-000002.tar", 2),
         ("val-000000.tar", 2), ("val-000001.tar", 1), ("val-000002.tar", 2),
@@ -63,9 +69,9 @@ def test_plan(folder: Path) -> None:
 def test_shards_are_of_the_size_asked_for(folder: Path) -> None:
     found = samples(folder)
     found.listing.sizes[:] = 1_000_000
-    assert len(packing.plan(found, ["val"], 2, 1, 0)) == 6
-    assert len(packing.plan(found, ["val"], 100, 50, 0)) == 12
-    assert packing.plan(found.take(np.zeros(0, np.int64)), ["val"], 10, 8, 0) == ()
+    assert len(shard_plan.plan(found, ["val"], 2, 1, 0)) == 6
+    assert len(shard_plan.plan(found, ["val"], 100, 50, 0)) == 12
+    assert shard_plan.plan(found.take(np.zeros(0, np.int64)), ["val"], 10, 8, 0) == ()
 
 
 def test_shards_are_tars_that_webdataset_reads(folder: Path) -> None:
@@ -116,20 +122,20 @@ def test_bytes_do_not_depend_on_time_owner_or_known_digests(folder: Path) -> Non
 def test_accounts_and_the_table(folder: Path) -> None:
     found = samples(folder)
     plan = whole(found)
-    written, table = packing.write(plan, found, LABELS, io.BytesIO(), 10**6)
-    again, rows = packing.parse_account(packing.dump_account(written, table))
+    written, table = shard_plan.write(plan, found, LABELS, io.BytesIO(), 10**6)
+    again, rows = shard_plan.parse_account(shard_plan.dump_account(written, table))
     assert again == written
     assert rows.equals(table)
-    (folder / shards.TABLE).write_bytes(packing.table_bytes(iter([table, rows])))
+    (folder / shards.TABLE).write_bytes(shard_plan.table_bytes(iter([table, rows])))
     assert shards.read_table(folder, ["key"]).column("key").to_pylist() == table.column("key").to_pylist() * 2
-    for broken in (b"", b"x" * 100, packing.table_bytes(iter([table]))):
+    for broken in (b"", b"x" * 100, shard_plan.table_bytes(iter([table]))):
         with pytest.raises((ValueError, KeyError, TypeError)):
-            packing.parse_written(broken)
+            shard_plan.parse_written(broken)
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), unique=True, min_size=1))
 def test_member_names_are_safe_and_tell_keys_apart(keys: list[str]) -> None:
-    names = [packing.member_name(key) for key in keys]
+    names = [shard_plan.member_name(key) for key in keys]
     assert len(set(names)) == len(keys)
     for name in names:
         assert name.isascii()
@@ -155,7 +161,7 @@ def test_long_names_survive(folder: Path, depth: int) -> None:
 def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o644
-    tar = packing._Tar(io.BytesIO())
+    tar = shard_plan._Tar(io.BytesIO())
     tar.put_header(name, size)
     assert bytes(tar.view[: tar.used]) == info.tobuf(tarfile.GNU_FORMAT)
 
@@ -166,7 +172,7 @@ def test_images_larger_than_the_buffer(folder: Path) -> None:
     (folder / "im5.jpg").unlink()
     found = samples(folder)
     data, written, table = write(whole(found), found)
-    assert max(table["size"]) > packing._BUFFER
+    assert max(table["size"]) > shard_plan._BUFFER
     (folder / "a.tar").write_bytes(data)
     expected = {"size": written.size, "sha256": written.sha256, "samples": 11}
     assert shards.verify(folder / "a.tar", expected, 10**8) is None
@@ -176,7 +182,7 @@ def test_versions_of_training_images(folder: Path) -> None:
     found = samples(folder)
     found.split[[i for i in range(12) if found.listing.path(i) in ("im3.jpg", "im4.jpg", "im5.jpg")]] = 1
     expansion = Expansion(2, ("rotate", "shift", "flip"), seed=3)
-    plan = packing.plan(found, ["train", "val"], 64, 1, 0, expansion)
+    plan = shard_plan.plan(found, ["train", "val"], 64, 1, 0, expansion)
     assert [(p.split, len(p.rows)) for p in plan] == [("train", 27), ("val", 3)]
     data, _, table = write(plan[0], found, expansion)
     assert sorted(table["version"]) == [0] * 9 + [1] * 9 + [2] * 9
@@ -200,14 +206,14 @@ def test_versions_of_training_images(folder: Path) -> None:
 def test_thinning_keeps_a_version_of_each_image(folder: Path) -> None:
     found = samples(folder)
     expansion = Expansion(4, ("erase",), thin=0.9, thin_labels=(), seed=1)
-    (plan,) = packing.plan(found, ["train"], 64, 1, 0, expansion)
+    (plan,) = shard_plan.plan(found, ["train"], 64, 1, 0, expansion)
     labelled = (found.targets == 1).any(axis=1)
     counts = np.bincount(plan.rows, minlength=12)
     assert (counts[labelled] == 5).all()
     assert (counts[~labelled] >= 1).all()
     assert counts[~labelled].sum() < 15
     everything = replace(expansion, thin=1.0, thin_labels=(0,))
-    (plan,) = packing.plan(found, ["train"], 64, 1, 0, everything)
+    (plan,) = shard_plan.plan(found, ["train"], 64, 1, 0, everything)
     assert np.bincount(plan.rows).tolist() == [1] * 12
 
 

@@ -14,20 +14,25 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mlic.config import EvaluateConfig, PackConfig, PredictConfig, ThresholdConfig, TrainConfig, TuneConfig
-from mlic.data import predictions, toy
+from mlic.batch_predict import prediction_files
+from mlic.batch_predict.predict import predict
+from mlic.config.data import PackConfig
+from mlic.config.evaluate import EvaluateConfig, ThresholdConfig
+from mlic.config.load import build, read_file
+from mlic.config.predict import PredictConfig
+from mlic.config.train import TrainConfig
+from mlic.config.tune import TuneConfig
+from mlic.data import toy
 from mlic.errors import ClusterError, ConfigError, DataError
+from mlic.evaluate.evaluate import evaluate
+from mlic.metrics import thresholds
+from mlic.metrics.calibration import Calibration
 from mlic.model import bundle
-from mlic.score import thresholds
-from mlic.score.calibration import Calibration
-from mlic.settings import build, read_file
-from mlic.stages.evaluate import evaluate
-from mlic.stages.fit import TrainReport
-from mlic.stages.fit import fit as train
-from mlic.stages.pack import PackReport, pack
-from mlic.stages.predict import predict
-from mlic.stages.threshold import threshold
-from mlic.stages.tune import tune
+from mlic.pack.pack import PackReport, pack
+from mlic.threshold.threshold import threshold
+from mlic.train.fit import TrainReport
+from mlic.train.fit import fit as train
+from mlic.tune.tune import tune
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -211,12 +216,12 @@ def test_predict_gives_every_image_once_in_order(trained: TrainReport, corpus: P
     for name, workers, size in (("q", 1, 64), ("r", 2, 1)):
         out = tmp_path / f"{name}.parquet"
         predict(PredictConfig(model=trained.run, images=images, out=out, workers=workers, batch_size=size, chunk=5))
-    q, r = (predictions.read(tmp_path / f"{name}.parquet") for name in "qr")
+    q, r = (prediction_files.read(tmp_path / f"{name}.parquet") for name in "qr")
     assert q.scores is not None
     assert r.scores is not None
     np.testing.assert_allclose(q.scores, r.scores, atol=1e-5)
     assert (q.decisions == r.decisions).all()
-    found = predictions.read(tmp_path / "p.tsv")
+    found = prediction_files.read(tmp_path / "p.tsv")
     assert (found.decisions == q.decisions).all()
     given = np.array(list(bundle.read(trained.run).thresholds))
     assert (thresholds.decide(q.scores, given) == q.decisions).all()
@@ -230,7 +235,7 @@ def test_images_of_one_name_are_predicted_each(trained: TrainReport, corpus: Pat
     subprocess.run(["tar", "cf", tmp_path / "p.tar", "-C", tmp_path / "photos", "a.jpg", "a.png"], check=True)
     for number, images in enumerate((tmp_path / "photos", tmp_path / "p.tar")):
         predict(PredictConfig(model=trained.run, images=images, out=tmp_path / f"{number}.csv"))
-    found = predictions.read(tmp_path / "0.csv")
+    found = prediction_files.read(tmp_path / "0.csv")
     assert (found.keys, found.files) == (("a.jpg", "a.png"), ("a.jpg", "a.png"))
     assert (tmp_path / "0.csv").read_bytes() == (tmp_path / "1.csv").read_bytes()
 

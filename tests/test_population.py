@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-from mlic.config import TrainConfig, TuneConfig
+from mlic.config.load import build
+from mlic.config.space import Dimension, Value
+from mlic.config.train import TrainConfig
+from mlic.config.tune import TuneConfig
 from mlic.errors import ConfigError
-from mlic.search.population import current, exchanges
-from mlic.search.rungs import Rule, Search, Work
-from mlic.settings import build
-from mlic.space import Dimension, Value
-from mlic.stages import checkpoints, population
-from mlic.stages.population import Population
+from mlic.train import checkpoints
+from mlic.tune import pbt_record
+from mlic.tune.pbt import current, exchanges
+from mlic.tune.pbt_record import Population
+from mlic.tune.scheduler import Rule, Search, Work
 
 SPACE = {
     "lr": Dimension(loguniform=(1e-4, 1e-2)), "mixup": Dimension(choice=(0.0, 0.2, 0.4)),
@@ -111,7 +113,7 @@ def test_an_exchange_that_is_interrupted_is_carried_out(
         Path(target).write_bytes(Path(source).read_bytes())
 
     with monkeypatch.context() as patched:
-        patched.setattr(population.shutil, "copyfile", copy)
+        patched.setattr(pbt_record.shutil, "copyfile", copy)
         if copies < 6:
             with pytest.raises(KeyboardInterrupt):
                 interrupted.exchange(2)

@@ -19,14 +19,15 @@ import pytest
 import torch
 from PIL import Image
 
-from mlic.config import PredictConfig, TrainConfig
-from mlic.data import predictions
+from mlic.batch_predict import prediction_files
+from mlic.batch_predict.actor import Trail
+from mlic.batch_predict.inference import Network
+from mlic.batch_predict.predict import predict
+from mlic.config.predict import PredictConfig
+from mlic.config.train import TrainConfig
 from mlic.errors import ConfigError
-from mlic.score import thresholds
-from mlic.stages.predict import predict
-from mlic.stages.predictor import Trail
-from mlic.stages.scoring import Network
-from mlic.stages.train import train
+from mlic.metrics import thresholds
+from mlic.train.train import train
 from tests import poison
 from tests.test_pipeline import FIT, NET
 
@@ -61,13 +62,13 @@ def whole(tmp_path: Path, run: Path, images: Path) -> None:
     shutil.copytree(images, clean)
     for path in sorted(clean.iterdir())[2:5:2]:
         path.write_bytes(path.read_bytes().removesuffix(b"POISON"))
-    found = predictions.read(tmp_path / "p.csv")
+    found = prediction_files.read(tmp_path / "p.csv")
     bad = (tmp_path / "p.csv.errors.tsv").read_text().splitlines()
     names = sorted(path.name for path in images.iterdir())
     assert bad[1:] == [f"{name}\tthe process that decoded it died, 3 times" for name in names[2:5:2]]
     (tmp_path / "p.csv").rename(tmp_path / "poisoned.csv")
     assert predicted(tmp_path, run, clean, "--out", "q.csv")[0] == 0
-    expected = predictions.read(tmp_path / "q.csv")
+    expected = prediction_files.read(tmp_path / "q.csv")
     kept = [i for i, name in enumerate(expected.files) if name in found.files]
     assert found.files == tuple(expected.files[i] for i in kept)
     assert len(kept) == len(names) - 2
@@ -101,7 +102,7 @@ def test_few_images_start_no_cluster(run: Path, corpus: Path, tmp_path: Path) ->
     code, err = predicted(tmp_path, run, corpus / "unlabelled", "--out", "two.csv", "--workers", "2")
     assert code == 0
     assert "Ray inside this process" in err
-    one, two = (predictions.read(tmp_path / name) for name in ("p.csv", "two.csv"))
+    one, two = (prediction_files.read(tmp_path / name) for name in ("p.csv", "two.csv"))
     assert one.scores is not None
     assert two.scores == pytest.approx(one.scores, abs=1e-5)
 
@@ -123,15 +124,15 @@ def test_another_choice_of_values_predicts_nothing_anew(run: Path, corpus: Path,
     config = PredictConfig(model=run, images=corpus / "unlabelled", out=tmp_path / "p.csv", chunk=10)
     predict(config)
     parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "p.csv.parts").glob("part-*")}
-    both = predictions.read(tmp_path / "p.csv")
+    both = prediction_files.read(tmp_path / "p.csv")
     predict(config.model_copy(update={"top_k": 2, "values": "decisions"}))
-    two = predictions.read(tmp_path / "p.csv")
+    two = prediction_files.read(tmp_path / "p.csv")
     assert both.scores is not None
     assert two.scores is None
     assert (two.decisions == thresholds.decide(both.scores, np.zeros(both.columns), 2)).all()
     assert json.loads((tmp_path / "p.csv.parts" / "index.json").read_text())["top_k"] == 2
     predict(config)
-    assert (predictions.read(tmp_path / "p.csv").decisions == both.decisions).all()
+    assert (prediction_files.read(tmp_path / "p.csv").decisions == both.decisions).all()
     assert {path: path.stat().st_mtime_ns for path in parts} == parts
 
 
@@ -172,7 +173,7 @@ def test_files_of_ten_kinds_that_break_programs(run: Path, corpus: Path, tmp_pat
     out = tmp_path / f"p{suffix}"
     report = predict(PredictConfig(model=run, images=images, out=out, values="both", batch_size=8))
     assert (report.found, report.predicted, report.bad) == (len(plain | good | bad), len(plain | good), len(bad))
-    assert set(predictions.read(out).files) == plain | good
+    assert set(prediction_files.read(out).files) == plain | good
     with Path(f"{out}.errors.tsv").open(newline="", encoding="utf-8") as file:
         listed = dict(list(csv.reader(file, delimiter="\t"))[1:])
     assert set(listed) == bad
@@ -199,7 +200,7 @@ def test_a_folder_of_parts_is_one_table(run: Path, corpus: Path, tmp_path: Path)
     whole = config.model_copy(update={"out": tmp_path / "p.parquet"})
     predict(whole)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "parts"), pd.read_parquet(tmp_path / "p.parquet"))
-    found, expected = (predictions.read(tmp_path / name) for name in ("parts", "p.parquet"))
+    found, expected = (prediction_files.read(tmp_path / name) for name in ("parts", "p.parquet"))
     assert found.keys == expected.keys
     assert (found.scores == expected.scores).all()  # type: ignore[union-attr]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
@@ -207,7 +208,7 @@ def test_a_folder_of_parts_is_one_table(run: Path, corpus: Path, tmp_path: Path)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()} == before
     (tmp_path / "parts" / files[1]).unlink()
     predict(config)
-    assert (predictions.read(tmp_path / "parts").scores == expected.scores).all()  # type: ignore[union-attr]
+    assert (prediction_files.read(tmp_path / "parts").scores == expected.scores).all()  # type: ignore[union-attr]
     predict(config.model_copy(update={"chunk": 20, "fresh": True}))
     assert len(list((tmp_path / "parts").iterdir())) == -(-report.found // 20)
     (tmp_path / "parts" / ".part-000000.parquet.0a1b2c3d.part").touch()  # as a kill leaves one
@@ -228,10 +229,10 @@ def test_bf16_is_measured_on_the_first_batch(
 ) -> None:
     config = PredictConfig(model=run, images=corpus / "unlabelled", out=tmp_path / "p.csv", batch_size=16)
     predict(config)
-    monkeypatch.setattr("mlic.stages.scoring._AGREEMENT", 0.9)
+    monkeypatch.setattr("mlic.batch_predict.inference._AGREEMENT", 0.9)
     reduced = config.model_copy(update={"precision": "bf16", "out": tmp_path / "q.csv", "backend": "torch"})
     predict(reduced)
-    plain, found = (predictions.read(tmp_path / name) for name in ("p.csv", "q.csv"))
+    plain, found = (prediction_files.read(tmp_path / name) for name in ("p.csv", "q.csv"))
     assert plain.scores is not None
     assert found.scores is not None
     apart = np.abs(plain.scores - found.scores).max(axis=1)  # of every image: the first batch is in bf16 as well
@@ -239,9 +240,9 @@ def test_bf16_is_measured_on_the_first_batch(
     assert apart.max() < 0.02
     computed = json.loads((tmp_path / "q.csv.parts" / "index.json").read_text())["computed_by"]
     assert re.fullmatch(r"torch in bf16, \d+\.\d\d% of the decisions of a first batch are those in fp32", computed[0])
-    monkeypatch.setattr("mlic.stages.scoring.agreement", lambda *_: 0.5)
+    monkeypatch.setattr("mlic.batch_predict.inference.agreement", lambda *_: 0.5)
     predict(reduced.model_copy(update={"out": tmp_path / "r.csv"}))
-    assert (predictions.read(tmp_path / "r.csv").scores == plain.scores).all()
+    assert (prediction_files.read(tmp_path / "r.csv").scores == plain.scores).all()
     computed = json.loads((tmp_path / "r.csv.parts" / "index.json").read_text())["computed_by"]
     assert computed == ["torch, as by torch in bf16 50.00% of the decisions of a first batch are those in fp32"]
     with pytest.raises(ConfigError, match="the backend onnx computes in fp32"):

@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from mlic.data import predictions
-from mlic.data.predictions import Predictions, Values
+from mlic.batch_predict import prediction_files
+from mlic.batch_predict.prediction_files import Predictions, Values
 from mlic.errors import DataError
 
 LABELS = ("cat", "big dog", "ant")
@@ -31,8 +31,8 @@ def parts() -> list[Predictions]:
 @pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl", ".parquet"])
 def test_round_trip(tmp_path: Path, suffix: str, values: Values) -> None:
     path = tmp_path / f"p{suffix}"
-    assert predictions.write(path, suffix, LABELS, values, parts()) == 2
-    found = predictions.read(path)
+    assert prediction_files.write(path, suffix, LABELS, values, parts()) == 2
+    found = prediction_files.read(path)
     assert (found.labels, found.keys, found.files) == (LABELS, KEYS, FILES)
     if values == "decisions":
         assert found.scores is None
@@ -48,26 +48,28 @@ def test_round_trip(tmp_path: Path, suffix: str, values: Values) -> None:
 
 def test_reference_layout(tmp_path: Path) -> None:
     path = tmp_path / "p.tsv"
-    predictions.write(path, ".tsv", LABELS, predictions.resolve_values(".tsv", "auto"), parts())
+    prediction_files.write(path, ".tsv", LABELS, prediction_files.resolve_values(".tsv", "auto"), parts())
     assert path.read_text().splitlines()[:2] == ["Filename\tcat\tbig dog\tant", "x/im1.jpg\t0\t1\t0"]
 
 
 def test_layout_of_reference_system_a(tmp_path: Path) -> None:
     path, plain = tmp_path / "p.txt", [dataclasses.replace(part, files=("im1.jpg",)) for part in parts()]
-    predictions.write(path, ".txt", LABELS, predictions.resolve_values(".txt", "auto"), plain)
+    prediction_files.write(path, ".txt", LABELS, prediction_files.resolve_values(".txt", "auto"), plain)
     assert path.read_text().splitlines()[0] == "im1.jpg 0 1 0"
-    found = predictions.read(path)
+    found = prediction_files.read(path)
     assert (found.labels, found.files) == ((), ("im1.jpg",) * 2)
     assert found.decisions is not None
     assert (found.decisions == DECIDED).all()
     with pytest.raises(DataError, match="'a b.jpg' has a space in its name, which a .txt file cannot hold"):
-        predictions.check_plain(pa.array([b"a.jpg", b"a b.jpg"]))
-    predictions.check_plain(pa.array([b"a.jpg", b"a_\xff.jpg"]))
+        prediction_files.check_plain(pa.array([b"a.jpg", b"a b.jpg"]))
+    prediction_files.check_plain(pa.array([b"a.jpg", b"a_\xff.jpg"]))
 
 
 def test_others_can_read_them(tmp_path: Path) -> None:
     for suffix in (".csv", ".jsonl", ".parquet"):
-        predictions.write(tmp_path / f"p{suffix}", suffix, LABELS, predictions.resolve_values(suffix, "auto"), parts())
+        prediction_files.write(
+            tmp_path / f"p{suffix}", suffix, LABELS, prediction_files.resolve_values(suffix, "auto"), parts()
+        )
     for table in (pd.read_csv(tmp_path / "p.csv"), pd.read_parquet(tmp_path / "p.parquet")):
         assert table["file"].tolist() == list(FILES)
         assert table["big dog"].tolist() == [1, 0]
@@ -100,23 +102,23 @@ def test_others_can_read_them(tmp_path: Path) -> None:
 def test_what_does_not_read(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match="does not read as predictions"):
-        predictions.read(tmp_path / name)
+        prediction_files.read(tmp_path / name)
     with pytest.raises(DataError, match="do not exist"):
-        predictions.read(tmp_path / "nowhere.tsv")
+        prediction_files.read(tmp_path / "nowhere.tsv")
 
 
 def test_files_of_other_programs(tmp_path: Path) -> None:
     """Lines without a header, a table whose first column has another name, and scores under the labels' own names."""
     (tmp_path / "a.txt").write_text("im7.jpg 1 0\nim8.jpg 0 0\n")
-    found = predictions.read(tmp_path / "a.txt")
+    found = prediction_files.read(tmp_path / "a.txt")
     assert (found.labels, found.columns, found.keys) == ((), 2, ("im7", "im8"))
     assert found.decisions is not None
     assert found.decisions.tolist() == [[True, False], [False, False]]
     (tmp_path / "b.csv").write_text("ids,baby,bird\nim20001.jpg,1.0,0.0\n")
-    found = predictions.read(tmp_path / "b.csv")
+    found = prediction_files.read(tmp_path / "b.csv")
     assert (found.labels, found.keys, found.files) == (("baby", "bird"), ("im20001",), ("im20001.jpg",))
     (tmp_path / "c.tsv").write_text("Filename\tbaby\tbird\n20001\t0.25\t1\n")
-    found = predictions.read(tmp_path / "c.tsv")
+    found = prediction_files.read(tmp_path / "c.tsv")
     assert found.decisions is None
     assert found.scores is not None
     assert found.scores.tolist() == [[0.25, 1.0]]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlic.cluster import queue
+from mlic.cluster import slurm_client
 from mlic.errors import ClusterError
 
 SHOWN = (
@@ -44,8 +44,8 @@ def program(folder: Path, name: str, script: str) -> None:
 
 def test_a_running_job_is_read_whole(programs: Path) -> None:
     program(programs, "scontrol", f"echo '{RUNNING}'")
-    assert queue.jobs(["12"]) == [
-        queue.Job(
+    assert slurm_client.jobs(["12"]) == [
+        slurm_client.Job(
             "12", "mlic-train", "RUNNING", None, "00:01:02", 2, "node[1-2]", "", "/home/my folder/mlic-train-12.log"
         )
     ]
@@ -61,7 +61,7 @@ def test_a_running_job_is_read_whole(programs: Path) -> None:
 def test_exit_codes(programs: Path, state: str, code: str, read: int | None, ends_with: int) -> None:
     text = SHOWN.format(state=state, reason="None", restarts=0, code=code, nodes="(null)")
     program(programs, "scontrol", f"echo '{text}'")
-    (job,) = queue.jobs(["12"])
+    (job,) = slurm_client.jobs(["12"])
     assert (job.code, job.exit_code, job.has_ended, job.nodes) == (read, ends_with, state != "PENDING", "")
 
 
@@ -71,7 +71,7 @@ def test_tasks_of_an_array(programs: Path) -> None:
         for number, task in ((12, "3-4%2"), (13, 1), (14, 2))
     ]
     program(programs, "scontrol", "cat <<'TEXT'\n" + "\n".join(lines) + "\nTEXT")
-    assert [job.id for job in queue.jobs(["12"])] == ["12_3-4%2", "12_1", "12_2"]
+    assert [job.id for job in slurm_client.jobs(["12"])] == ["12_3-4%2", "12_1", "12_2"]
 
 
 def test_jobs_that_only_the_accounting_knows(programs: Path) -> None:
@@ -79,7 +79,7 @@ def test_jobs_that_only_the_accounting_knows(programs: Path) -> None:
         programs, "sacct",
         'case "$*" in *--allocations*) echo "12|mlic-train|CANCELLED by 1000|0:15|00:10:00|node1" ;; esac',
     )  # fmt: skip
-    (job,) = queue.jobs(["12"])
+    (job,) = slurm_client.jobs(["12"])
     assert (job.state, job.code, job.elapsed, job.nodes) == ("CANCELLED", 143, "00:10:00", "node1")
 
 
@@ -90,7 +90,7 @@ def test_jobs_that_only_the_list_of_completed_jobs_knows(programs: Path) -> None
         'case "$*" in *--completion*) echo "12|mlic-train|COMPLETED|0:0|node[1-2]" ;;\n'
         '*) echo "Slurm accounting storage is disabled" >&2; exit 1 ;; esac',
     )  # fmt: skip
-    (job,) = queue.jobs(["12"])
+    (job,) = slurm_client.jobs(["12"])
     assert (job.state, job.code, job.exit_code) == ("COMPLETED", 0, 0)
 
 
@@ -101,27 +101,27 @@ def test_a_controller_that_is_away(programs: Path, monkeypatch: pytest.MonkeyPat
     program(programs, "squeue", away)
     for ids in ([], ["12"]):
         with pytest.raises(ClusterError, match="SLURM does not answer: .*Unable to contact slurm controller"):
-            queue.jobs(ids)
+            slurm_client.jobs(ids)
     program(programs, "scontrol", f"n=$(cat count); echo $((n + 1)) >count; [ $n = 3 ] || {{ {away}; }}; echo '{DONE}'")
     Path("count").write_text("0\n")
-    assert queue.follow("12", print, every_s=0.01).state == "COMPLETED"
-    monkeypatch.setattr(queue, "_SILENT_AFTER_S", 0.05)
+    assert slurm_client.follow("12", print, every_s=0.01).state == "COMPLETED"
+    monkeypatch.setattr(slurm_client, "_SILENT_AFTER_S", 0.05)
     program(programs, "scontrol", away)
     with pytest.raises(ClusterError, match="SLURM does not answer"):
-        queue.follow("12", print, every_s=0.01)
+        slurm_client.follow("12", print, every_s=0.01)
 
 
 def test_a_job_that_nobody_knows(programs: Path) -> None:
     program(programs, "scontrol", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
     with pytest.raises(ClusterError, match="SLURM knows no job 12"):
-        queue.jobs(["12"])
-    assert queue.jobs([]) == []
+        slurm_client.jobs(["12"])
+    assert slurm_client.jobs([]) == []
 
 
 def test_without_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterError, match="there is no sbatch on this machine"):
-        queue.check("#!/bin/bash\n")
+        slurm_client.check("#!/bin/bash\n")
 
 
 def test_a_submission_is_remembered(programs: Path, tmp_path: Path) -> None:
@@ -130,11 +130,11 @@ def test_a_submission_is_remembered(programs: Path, tmp_path: Path) -> None:
     record = tmp_path / "state" / "mlic" / "slurm.jsonl"
     record.parent.mkdir(parents=True)
     record.write_text('{"id": "11", "na\n')
-    assert queue.submit("#!/bin/bash\n", "mlic-train", after="10") == "12"
+    assert slurm_client.submit("#!/bin/bash\n", "mlic-train", after="10") == "12"
     assert (tmp_path / "given").read_text() == "--parsable --dependency=afterok:10 --kill-on-invalid-dep=yes\n"
     assert json.loads(record.read_text().splitlines()[1]) == {"id": "12", "name": "mlic-train", "folder": str(tmp_path)}
     program(programs, "scontrol", f'[ "$4" = 12 ] && echo "{RUNNING}"')
-    assert [job.id for job in queue.jobs([])] == ["12"]
+    assert [job.id for job in slurm_client.jobs([])] == ["12"]
 
 
 def test_what_slurm_says_against_a_job_is_told(programs: Path) -> None:
@@ -142,23 +142,23 @@ def test_what_slurm_says_against_a_job_is_told(programs: Path) -> None:
         programs, "sbatch",
         'echo "sbatch: error: Batch job submission failed: Requested node configuration is not available" >&2; exit 1',
     )  # fmt: skip
-    for call in (queue.check, lambda script: queue.submit(script, "mlic-train")):
+    for call in (slurm_client.check, lambda script: slurm_client.submit(script, "mlic-train")):
         with pytest.raises(ClusterError, match="job submission failed: Requested node configuration is not available"):
             call("#!/bin/bash\n")
     program(programs, "scancel", 'echo "scancel: error: Kill job error on job id 12: Invalid job id specified" >&2')
     with pytest.raises(ClusterError, match="Invalid job id"):
-        queue.cancel(["12"])
+        slurm_client.cancel(["12"])
 
 
 def test_the_log_of_a_job_that_only_the_accounting_knows(programs: Path, tmp_path: Path) -> None:
     program(programs, "sacct", 'echo "12|mlic-train|COMPLETED|0:0|00:10:00|node1"')
     program(programs, "sbatch", "echo 12")
-    queue.submit("#!/bin/bash\n", "mlic-train")
-    (job,) = queue.jobs(["12"])
+    slurm_client.submit("#!/bin/bash\n", "mlic-train")
+    (job,) = slurm_client.jobs(["12"])
     with pytest.raises(ClusterError, match="job 12 has no log"):
-        queue.log_of(job)
+        slurm_client.log_of(job)
     (tmp_path / "mlic-train-12.log").write_text("done\n")
-    assert queue.log_of(job).read_text() == "done\n"
+    assert slurm_client.log_of(job).read_text() == "done\n"
 
 
 def test_a_job_is_followed_to_its_end_over_a_requeue(programs: Path, tmp_path: Path) -> None:
@@ -180,19 +180,19 @@ def test_a_job_is_followed_to_its_end_over_a_requeue(programs: Path, tmp_path: P
             with log.open("a") as file:
                 file.write("ee\nfour\n")
 
-    ended = queue.follow("12", say, every_s=0.01)
+    ended = slurm_client.follow("12", say, every_s=0.01)
     assert (ended.state, told) == ("COMPLETED", ["one\ntwo", "three\nfour"])
 
 
 def test_a_job_that_slurm_forgets(programs: Path) -> None:
     with pytest.raises(ClusterError, match="SLURM has forgotten job 12"):
-        queue.follow("12", print, every_s=0.01)
+        slurm_client.follow("12", print, every_s=0.01)
 
 
 def test_a_record_elsewhere(programs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     program(programs, "sbatch", "echo 12")
-    queue.submit("#!/bin/bash\n", "mlic-train")
+    slurm_client.submit("#!/bin/bash\n", "mlic-train")
     assert (tmp_path / "home" / ".local" / "state" / "mlic" / "slurm.jsonl").is_file()
     assert os.listdir(tmp_path / "home") == [".local"]  # noqa: PTH208

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlic.cli import cli
+from mlic.cli.main import cli
 from tests.golden import ROOT
 from tests.readme import FEW, TEXT, commands
 

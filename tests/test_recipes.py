@@ -12,17 +12,20 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mlic.cli import cli
-from mlic.config import PackConfig, ReportConfig, TrainConfig, TuneConfig
+from mlic.cli.main import cli
+from mlic.config.data import PackConfig
+from mlic.config.evaluate import ReportConfig
+from mlic.config.load import build, find_file, read_file, recipes
+from mlic.config.space import grid
+from mlic.config.train import TrainConfig
+from mlic.config.tune import TuneConfig
+from mlic.config.types import parse_policy
 from mlic.model import losses, reference, zoo
-from mlic.settings import build, find_file, read_file, recipes
-from mlic.space import grid
-from mlic.stages import checkpoints, loop
-from mlic.stages.pack import pack
-from mlic.stages.place import Place
-from mlic.stages.report import report as page_of
-from mlic.stages.tune import tune
-from mlic.values import parse_policy
+from mlic.pack.pack import pack
+from mlic.report.report import report as page_of
+from mlic.train import checkpoints, trainer
+from mlic.train.rank import Place
+from mlic.tune.tune import tune
 
 FOLDER = Path(__file__).parents[1] / "jobs" / "reference"
 PACKS = sorted(FOLDER.glob("pack-*.yaml"))
@@ -134,7 +137,7 @@ def test_a_recipe_runs(path: Path, few: Path, tmp_path: Path, monkeypatch: pytes
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({"format": 1, "attempt": 1}))
-    loop.fit(found, Place(0, 1, torch.device("cpu"), folder, folder, 1), lambda _: None)
+    trainer.fit(found, Place(0, 1, torch.device("cpu"), folder, folder, 1), lambda _: None)
     (row,) = checkpoints.read_history(folder)
     assert row["val/loss"] > 0
     assert checkpoints.read_best(folder).epoch == 1

@@ -14,18 +14,20 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from mlic.cli import cli
-from mlic.cluster.runs import Run
-from mlic.config import ReportConfig, TrainConfig
+from mlic.cli.main import cli
+from mlic.config.evaluate import ReportConfig
+from mlic.config.train import TrainConfig
 from mlic.data.shards import read_index, read_split
 from mlic.errors import ConfigError, DataError
+from mlic.metrics import thresholds
+from mlic.metrics.measurement import measure
 from mlic.model import bundle
-from mlic.score import thresholds
-from mlic.stages import checkpoints, fit, loop, report_figures
-from mlic.stages.measure import measure
-from mlic.stages.place import Place
-from mlic.stages.report import report, write
-from mlic.stages.report_evidence import Evidence, of_predictions
+from mlic.report import plots
+from mlic.report.evidence import Evidence, of_predictions
+from mlic.report.report import report, write
+from mlic.runs.run import Run
+from mlic.train import checkpoints, fit, trainer
+from mlic.train.rank import Place
 from tests import chromium
 
 SECTIONS = [
@@ -41,7 +43,7 @@ def fitted(shards: Path, folder: Path, **changes: Any) -> Path:
     base = {"shards": shards, "arch": "b-final", "image_size": 48, "epochs": 2, "batch_size": 32, "color": "rgb"}
     config = TrainConfig(**base | {"arch_options": {"hidden": 32}} | changes, runs=folder.parent, name=folder.name)
     with Run.open(folder, "train", config, {"shards": read_index(shards)["fingerprint"]}, fresh=False) as run:
-        loop.fit(config, Place(0, 1, torch.device("cpu"), folder, folder, run.attempt), lambda _: None)
+        trainer.fit(config, Place(0, 1, torch.device("cpu"), folder, folder, run.attempt), lambda _: None)
         run.finish(fit.finish(config, folder, folder))
     return folder
 
@@ -81,7 +83,7 @@ def test_the_page_of_two_runs(runs: list[Path], tmp_path: Path) -> None:
     assert re.findall(r"<h2>(.*?)</h2>", page) == SECTIONS
     assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)
     assert "<script" not in page
-    assert {path.stem for path in out.glob("*.png")} == set(report_figures.NAMES)
+    assert {path.stem for path in out.glob("*.png")} == set(plots.NAMES)
     for path in out.glob("*.png"):
         with Image.open(path) as image:
             assert image.width > 400
@@ -212,14 +214,14 @@ def test_only_the_same_samples_and_labels_are_compared(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=words):
             write(tmp_path, [first, other], 1)
-    from mlic.stages.report_analysis import _aligned
+    from mlic.report.analysis import _aligned
 
     with pytest.raises(DataError, match="it has 200 samples and it 300, of which only 200 are the same"):
         _aligned(evidence(("a", "b", "c"), images=images), fewer)
 
 
 def test_runs_are_joined_by_key_and_label() -> None:
-    from mlic.stages.report_analysis import _aligned
+    from mlic.report.analysis import _aligned
 
     images: Any = object()
     first = evidence(("a", "b", "c"), images=images)
@@ -281,7 +283,7 @@ def test_nothing_wrong(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_thumbnails_keep_to_their_budget(shards: Path) -> None:
-    from mlic.stages.report_images import pictures
+    from mlic.report.images import pictures
 
     split = read_split(shards, "val")
     rows = list(range(len(split)))
@@ -333,7 +335,7 @@ def test_in_a_browser(runs: list[Path], tmp_path: Path, width: int) -> None:
     assert all(seen["links"])
     assert seen["width"] == width
     assert seen["wide"] <= seen["width"]
-    assert seen["pictures"] > len(report_figures.NAMES)
+    assert seen["pictures"] > len(plots.NAMES)
     assert seen["broken"] == 0
 
 

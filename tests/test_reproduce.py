@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from mlic.config import ReproduceConfig
+from mlic.config.examples import ReproduceConfig
+from mlic.config.load import reported
 from mlic.data.shards import read_index, read_table
 from mlic.errors import ConfigError
 from mlic.model import zoo
-from mlic.settings import reported
-from mlic.stages.reproduce import read_rows, reproduce
+from mlic.reproduce.reproduce import read_rows, reproduce
 
 pytestmark = pytest.mark.ray
 

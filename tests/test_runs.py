@@ -11,16 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from mlic.cluster import runs
-from mlic.cluster.runs import Run
-from mlic.config import PredictConfig, ReportConfig, ThresholdConfig, TrainConfig
+from mlic.batch_predict.predict import predict
+from mlic.config.base import Model
+from mlic.config.evaluate import ReportConfig, ThresholdConfig
+from mlic.config.predict import PredictConfig
+from mlic.config.train import TrainConfig
 from mlic.errors import ClusterError, ConfigError, PartialError
 from mlic.model import bundle
-from mlic.schema import Model
-from mlic.stages.fit import TrainReport
-from mlic.stages.predict import predict
-from mlic.stages.report import report as write_report
-from mlic.stages.threshold import threshold
+from mlic.report.report import report as write_report
+from mlic.runs import run as runs
+from mlic.runs.run import Run
+from mlic.threshold.threshold import threshold
+from mlic.train.fit import TrainReport
 
 OLD = Path(__file__).parent / "data" / "old-run"
 CONFIG = TrainConfig(shards=Path("s"), epochs=3)
@@ -111,7 +113,7 @@ def test_a_strangers_folder_is_left_alone(tmp_path: Path, fresh: bool) -> None:
 def test_the_second_writer_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
     with opened(tmp_path):
         code = (
-            "from pathlib import Path; from mlic.cluster.runs import Run; from mlic.config import TrainConfig\n"
+            "from pathlib import Path; from mlic.runs.run import Run; from mlic.config.train import TrainConfig\n"
             f"Run.open(Path({str(tmp_path)!r}), 'train', TrainConfig(shards='s', epochs=3), {{'shards': 'd'}}, False)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -242,7 +244,7 @@ def test_folders_are_locked_where_there_is_no_flock(tmp_path: Path, monkeypatch:
         "def none(*_): raise OSError(errno.ENOSYS, 'none')\n"
         "fcntl.flock = none\n"
         "from pathlib import Path\n"
-        "from mlic.cluster import runs\n"
+        "from mlic.runs import run as runs\n"
         "runs._LEASE_S = 1.0\n"
         "runs._lock(Path(sys.argv[1]))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlic.config import TrainConfig, TuneConfig
+from mlic.config.load import build
+from mlic.config.space import Dimension, draw
+from mlic.config.train import TrainConfig
+from mlic.config.tune import TuneConfig
 from mlic.errors import ConfigError, RunError
-from mlic.search import rungs
-from mlic.search.importance import code, importance
-from mlic.search.rungs import Kind, Rule, Search, Work
-from mlic.search.tpe import Tpe
-from mlic.settings import build
-from mlic.space import Dimension, draw
-from mlic.stages import checkpoints, confirm, folds, out_of_fold
+from mlic.train import checkpoints, cross_validation, out_of_fold
+from mlic.tune import confirm, scheduler
+from mlic.tune.importance import code, importance
+from mlic.tune.scheduler import Kind, Rule, Search, Work
+from mlic.tune.tpe import Tpe
 
 EPOCHS = 9
 KINDS: tuple[Kind, ...] = ("asha", "hyperband", "median", "none")
@@ -153,7 +154,7 @@ def lines_run(module: ModuleType, work: Callable[[], object]) -> int:
 
 def test_two_thousand_trials_cost_no_more_each_than_the_first() -> None:
     few, many = (
-        lines_run(rungs, lambda n=count: run(Search(Rule("asha", EPOCHS, 1, 3), n), 8, 1)) / count
+        lines_run(scheduler, lambda n=count: run(Search(Rule("asha", EPOCHS, 1, 3), n), 8, 1)) / count
         for count in (200, 2000)
     )
     assert many < 1.5 * few
@@ -284,11 +285,11 @@ def test_the_copies_of_the_folds_of_two_runs_lie_apart(tmp_path: Path, monkeypat
         run = config.runs / str(config.name)
         copies.append(checkpoints.copy_of(config.checkpoint_copy or "", run, run))
 
-    monkeypatch.setattr(folds, "fit", fit)
-    monkeypatch.setattr(folds, "_write_scores", lambda *_: None)
-    monkeypatch.setattr(folds.cluster_ray, "connect", lambda _: nullcontext())
+    monkeypatch.setattr(cross_validation, "fit", fit)
+    monkeypatch.setattr(cross_validation, "_write_scores", lambda *_: None)
+    monkeypatch.setattr(cross_validation.cluster_ray, "connect", lambda _: nullcontext())
     for name in ("one", "two"):
         config = TrainConfig(shards=tmp_path, doctor=False, checkpoint_copy=tmp_path / "copies")
-        folds.fit_folds(config, tmp_path / "runs" / name, 2)
+        cross_validation.fit_folds(config, tmp_path / "runs" / name, 2)
     assert len(set(copies)) == 4
     assert copies[0] == tmp_path / "copies" / "one" / "folds" / "fold0"

@@ -17,10 +17,12 @@ import pytest
 import torch
 from torch import nn
 
-from mlic.config import PackConfig, TrainConfig, TuneConfig
+from mlic.config.data import PackConfig
+from mlic.config.load import build, read_file, recipes
+from mlic.config.space import Dimension
+from mlic.config.train import TrainConfig
+from mlic.config.tune import TuneConfig
 from mlic.model import zoo
-from mlic.settings import build, read_file, recipes
-from mlic.space import Dimension
 
 SEEDS: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "seeds.json").read_text())
 FOUND = {recipe.name: recipe for recipe in recipes()}

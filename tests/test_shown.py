@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlic.config import TrainConfig
+from mlic.config.train import TrainConfig
 from mlic.data import sampling
 from mlic.data.shards import natural_order, read_split
-from mlic.stages import shown, start
+from mlic.train import epoch_order, setup
 
 
 def config(shards: Path, **changes: Any) -> TrainConfig:
@@ -23,7 +23,7 @@ def test_a_sample_that_is_shown_again_is_changed_in_another_way(shards: Path) ->
     split = read_split(shards, "train")
     settings = config(shards, repeat_below=0.9, rand_augment=1)
     rates = sampling.rates(split.targets, split.labels, settings.repeat_below, 0.0, ())
-    epoch = shown.of_epoch(settings, split, rates, 1, augmented=True)
+    epoch = epoch_order.of_epoch(settings, split, rates, 1, augmented=True)
     twice = next(sample for sample in epoch.samples.tolist() if (epoch.samples == sample).sum() > 1)
     first, second, *_ = np.flatnonzero(epoch.samples == twice)
     assert epoch.parts is not None
@@ -39,9 +39,9 @@ def test_what_is_drawn_for_a_sample_depends_on_no_other(shards: Path) -> None:
     """With a sampler and without one, on one rank or several, its first showing is the same."""
     split = read_split(shards, "train")
     settings = config(shards)
-    plain = shown.of_epoch(settings, split, np.ones(len(split)), 0, augmented=True)
+    plain = epoch_order.of_epoch(settings, split, np.ones(len(split)), 0, augmented=True)
     rates = sampling.rates(split.targets, split.labels, 0.9, 0.0, ())
-    repeated = shown.of_epoch(settings, split, rates, 0, augmented=True)
+    repeated = epoch_order.of_epoch(settings, split, rates, 0, augmented=True)
     assert (plain.draws == plain.samples).all()
     assert plain.parts is not None
     assert repeated.parts is not None
@@ -55,7 +55,7 @@ def test_what_is_drawn_for_a_sample_depends_on_no_other(shards: Path) -> None:
 def test_unshuffled_samples_come_in_the_order_of_their_keys(shards: Path) -> None:
     split = read_split(shards, "train")
     for epoch in (0, 1):
-        found = shown.of_epoch(config(shards, shuffle=False), split, np.ones(len(split)), epoch, augmented=True)
+        found = epoch_order.of_epoch(config(shards, shuffle=False), split, np.ones(len(split)), epoch, augmented=True)
         keys = [split.key(i) for i in found.samples.tolist()]
         assert keys == sorted(keys, key=lambda key: int(key.removeprefix("im")))
     assert natural_order(["im10", "im9", "a2", "b"]).tolist() == [2, 3, 1, 0]
@@ -64,9 +64,9 @@ def test_unshuffled_samples_come_in_the_order_of_their_keys(shards: Path) -> Non
 @pytest.mark.ray
 def test_a_limit_takes_so_many_training_samples_by_the_seed(shards: Path) -> None:
     whole = read_split(shards, "train")
-    few, other = (start.train_split(config(shards, limit=30, seed=seed)) for seed in (5, 6))
+    few, other = (setup.train_split(config(shards, limit=30, seed=seed)) for seed in (5, 6))
     assert len(few) == len(other) == 30
     assert few.keys.to_pylist() != other.keys.to_pylist()
     assert set(few.keys.to_pylist()) < set(whole.keys.to_pylist())
     assert few.name != whole.name, "or the caches of both would be taken for one another"
-    assert len(start.train_split(config(shards, limit=10**6))) == len(whole)
+    assert len(setup.train_split(config(shards, limit=10**6))) == len(whole)

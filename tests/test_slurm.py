@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mlic.cluster.slurm import launcher, render
-from mlic.config import STAGES, SlurmConfig
+from mlic.cluster.sbatch import launcher, render
+from mlic.config.jobs import STAGES, SlurmConfig
+from mlic.config.load import build
 from mlic.errors import ConfigError
-from mlic.settings import build
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mlic.cluster.slurm import render
-from mlic.config import SlurmConfig
+from mlic.cluster.sbatch import render
+from mlic.config.jobs import SlurmConfig
 from mlic.data.shards import read_split
 from tests.golden import ROOT
 from tests.readme import FEW, commands

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from mlic.config import TrainConfig, TuneConfig
+from mlic.config.load import build
+from mlic.config.space import Dimension, active, draw, grid, nested
+from mlic.config.train import TrainConfig
+from mlic.config.tune import DEFAULT_SPACE, TuneConfig
 from mlic.errors import ConfigError
-from mlic.searching import DEFAULT_SPACE
-from mlic.settings import build
-from mlic.space import Dimension, active, draw, grid, nested
 
 
 def test_draws_keep_to_their_dimensions() -> None:

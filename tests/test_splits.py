@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlic.data.splits import folds, leakage, random_split, stratified_split
+from mlic.pack.splits import folds, leakage, random_split, stratified_split
 
 
 @given(st.integers(0, 500), st.integers(0, 9), st.lists(st.integers(1, 9), min_size=1, max_size=4))

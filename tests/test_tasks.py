@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mlic.cluster import tasks
+from mlic.cluster import pool
 from mlic.errors import ClusterError
 from tests import poison
 
@@ -40,7 +40,7 @@ def test_a_piece_that_kills_its_worker_costs_itself_alone(ray_cluster: None) -> 
         reasons.append(reason)
         return [-1] * len(numbers)
 
-    for numbers, squares in tasks.run(_square, pieces, {3}, 2, _halves, lost):
+    for numbers, squares in pool.run(_square, pieces, {3}, 2, _halves, lost):
         found |= dict(zip(numbers, squares, strict=True))
     assert found == {1: 1, 2: 4, 3: -1, 4: 16, 5: 25, 6: 36, 7: 49}
     assert reasons == ["the process that decoded it died, 3 times"]
@@ -52,7 +52,7 @@ def _fails(_: int, __: None) -> None:
 
 def test_what_work_raises_comes_as_it_is(ray_cluster: None) -> None:
     with pytest.raises(ClusterError, match="a disk is full") as caught:
-        list(tasks.run(_fails, iter([1, 2]), None, 2, lambda piece: [piece], lambda *_: None))
+        list(pool.run(_fails, iter([1, 2]), None, 2, lambda piece: [piece], lambda *_: None))
     assert caught.value.hint == "free some space."
 
 

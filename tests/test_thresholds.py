@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import f1_score, fbeta_score
 
-from mlic.score import thresholds
-from mlic.score.metrics import decision_metrics
-from mlic.values import parse_policy
+from mlic.config.types import parse_policy
+from mlic.metrics import thresholds
+from mlic.metrics.metrics import decision_metrics
 
 Array = np.ndarray[Any, Any]
 unit = st.floats(0, 1, width=32)

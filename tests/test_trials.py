@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mlic.cluster.shares import Share
-from mlic.config import TuneConfig
+from mlic.cluster import preflight
+from mlic.cluster.resources import Share
+from mlic.config.tune import TuneConfig
 from mlic.errors import ClusterError
-from mlic.stages import preflight
 from tests.test_cluster import cluster
 
 
@@ -59,7 +59,7 @@ def test_mistakes_are_refused_before_torch_and_ray_are_loaded(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     given = ["tune", *(each.replace("SHARDS", str(shards)).replace("EMPTY", str(tmp_path)) for each in arguments)]
     program = (
-        "import sys\nfrom mlic import cli\n"
+        "import sys\nfrom mlic.cli import main as cli\n"
         f"try:\n    cli.main({given!r})\n"
         "finally:\n    print([name for name in ('torch', 'ray') if name in sys.modules])"
     )

@@ -14,20 +14,24 @@ import pytest
 import torch
 import yaml
 
-from mlic.cluster.runs import Run
-from mlic.config import EvaluateConfig, PredictConfig, ReportConfig, TrainConfig, TuneConfig
-from mlic.data import predictions
+from mlic.batch_predict import prediction_files
+from mlic.batch_predict.predict import predict
+from mlic.config.evaluate import EvaluateConfig, ReportConfig
+from mlic.config.load import build, read_file
+from mlic.config.predict import PredictConfig
+from mlic.config.space import Dimension
+from mlic.config.train import TrainConfig
+from mlic.config.tune import TuneConfig
 from mlic.errors import ClusterError, ConfigError
+from mlic.evaluate.evaluate import evaluate
 from mlic.model import bundle, zoo
-from mlic.search.rungs import Search
-from mlic.settings import build, read_file
-from mlic.space import Dimension
-from mlic.stages import checkpoints, trials
-from mlic.stages.evaluate import evaluate
-from mlic.stages.fit import fit as train
-from mlic.stages.predict import predict
-from mlic.stages.report import report as page_of
-from mlic.stages.tune import tune
+from mlic.report.report import report as page_of
+from mlic.runs.run import Run
+from mlic.train import checkpoints
+from mlic.train.fit import fit as train
+from mlic.tune import driver as trials
+from mlic.tune.scheduler import Search
+from mlic.tune.tune import tune
 from tests.test_pipeline import FIT
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -263,7 +267,7 @@ def test_the_best_trials_are_averaged(shards: Path, tmp_path: Path, caplog: pyte
 
     out = tmp_path / "val.parquet"
     predict(PredictConfig(model=tmp_path / "tune" / "ensemble", images=shards, split="val", out=out, values="both"))
-    found = predictions.read(out)
+    found = prediction_files.read(out)
     bests = [checkpoints.read_best(tmp_path / "tune" / "trials" / f"{number:05d}") for number in made.trials]
     mean = np.mean([best.scores for best in bests], axis=0)
     assert found.scores == pytest.approx(mean, abs=1e-5)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlic.cluster.runs import Run
-from mlic.config import AverageConfig
+from mlic.config.base import Model
+from mlic.config.predict import AverageConfig
 from mlic.errors import DataError
+from mlic.metrics.measurement import Measurement
 from mlic.model import bundle
-from mlic.schema import Model
-from mlic.stages import checkpoints
-from mlic.stages.ensemble import fuse, lead, verdict
-from mlic.stages.fit import decide
-from mlic.stages.measure import Measurement
+from mlic.model.ensemble import Member
+from mlic.runs.run import Run
+from mlic.train import checkpoints
+from mlic.train.fit import decide
+from mlic.tune.ensemble import fuse, lead, verdict
 
 _OBJECTIVE = "f1_micro"
 
@@ -101,9 +102,9 @@ def _best(path: Path) -> checkpoints.Best:
     )
 
 
-def _member(model: bundle.Bundle) -> bundle.Member:
+def _member(model: bundle.Bundle) -> Member:
     prep = model.preprocessing
-    return bundle.Member(model.arch, model.arch_options, model.activation, prep.mean, prep.std)
+    return Member(model.arch, model.arch_options, model.activation, prep.mean, prep.std)
 
 
 def _check_same(

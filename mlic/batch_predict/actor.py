@@ -19,16 +19,16 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from mlic.cluster import ray as cluster_ray
-from mlic.cluster.runs import disk_errors, temporary
-from mlic.config import PredictConfig
+from mlic.batch_predict.inference import Exported, Network, any_device
+from mlic.cluster import connect as cluster_ray
+from mlic.config.predict import PredictConfig
+from mlic.config.types import Backend, Location
 from mlic.data import storage
 from mlic.data.decoding import ahead, decode_batch
+from mlic.data.image_listing import Listing
 from mlic.data.shards import Split
-from mlic.data.sources import Listing
-from mlic.model import bundle, engines
-from mlic.stages.scoring import Exported, Network, any_device
-from mlic.values import Backend, Location
+from mlic.model import bundle, runtimes
+from mlic.runs.run import disk_errors, temporary
 
 Array = np.ndarray[Any, Any]
 
@@ -116,7 +116,7 @@ class Predictor:
             device = any_device() if here else cluster_ray.assigned_device()
         self._model = Exported(config) if exported else Network(config, backend, device)
         # A second thread on a CPU keeps the model busy; a GPU is kept busy by all CPUs that it has.
-        self._threads = 1 if device == "cpu" else engines.threads()
+        self._threads = 1 if device == "cpu" else runtimes.threads()
         self._prep, self._max_pixels = self._model.bundle.preprocessing, config.max_pixels
         self._mirrors = config.tta == "mirror"
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from mlic.config import PredictConfig
-from mlic.model import bundle, engines, memory
-from mlic.score import thresholds
-from mlic.score.calibration import Calibration
-from mlic.values import Backend
+from mlic.config.predict import PredictConfig
+from mlic.config.types import Backend
+from mlic.metrics import thresholds
+from mlic.metrics.calibration import Calibration
+from mlic.model import bundle, malloc, runtimes
 
 Array = np.ndarray[Any, Any]
 
@@ -36,7 +36,7 @@ class Network:
         from mlic.data.augment import Normalizer
 
         if device == "cpu":
-            memory.keep()
+            malloc.keep()
         self.bundle, net = bundle.load_model(config.model)
         self.net = net.to(torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
         prep = self.bundle.preprocessing
@@ -44,7 +44,7 @@ class Network:
         self._device, self._precision = device, config.precision
         self._backend: Backend = backend if device == "cpu" else "torch"
         self._settled = self._backend == "torch" and self._precision == "fp32"
-        self._run: engines.Scorer = functools.partial(self._by_torch, False)
+        self._run: runtimes.Scorer = functools.partial(self._by_torch, False)
         ignored = device != "cpu" and config.backend not in ("auto", "torch")
         self.said = f"torch{INSTEAD}{config.backend} is for CPUs" if ignored else "torch"
         self.batch_size = config.batch_size if isinstance(config.batch_size, int) else self._fitting()
@@ -90,12 +90,12 @@ class Network:
         else:
             self._run, self.said = run, said
 
-    def _engine(self, pixels: Array) -> engines.Scorer:
-        from mlic.model import backends
+    def _engine(self, pixels: Array) -> runtimes.Scorer:
+        from mlic.model import converters
 
-        whole = backends.Whole(self.net, self.bundle.preprocessing, self.bundle.activation).eval()
+        whole = converters.Whole(self.net, self.bundle.preprocessing, self.bundle.activation).eval()
         shape: tuple[int, int, int] = pixels.shape[1:]
-        return backends.engine(self._backend, whole, self.batch_size, shape, self._precision)
+        return converters.engine(self._backend, whole, self.batch_size, shape, self._precision)
 
     def _fitting(self) -> int:
         """The largest batch, a power of two, that the memory of the GPU takes twice: once for the next one."""
@@ -125,7 +125,7 @@ class Exported:
         if export is None:
             raise ValueError(f"{config.model} is no export")
         bundle.check_weights(config.model)
-        engines.check_runs(export.engine)
+        runtimes.check_runs(export.engine)
         self.batch_size = config.batch_size if isinstance(config.batch_size, int) else _ENGINE_BATCH
         self._file = bundle.find(config.model) / self.bundle.files[0]
         self._settled = export.precision != "bf16"
@@ -137,7 +137,7 @@ class Exported:
         found = self._run(pixels)
         if not self._settled:
             self._settled = True
-            plain = engines.filled(engines.open_openvino(self._file, engines.threads()), self.batch_size)
+            plain = runtimes.filled(runtimes.open_openvino(self._file, runtimes.threads()), self.batch_size)
             expected = plain(pixels)
             share = agreement(self.bundle, found, expected)
             if share < _AGREEMENT:
@@ -159,18 +159,18 @@ def any_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def opened(file: Any, export: bundle.Export, batch_size: int) -> engines.Scorer:
+def opened(file: Any, export: bundle.Export, batch_size: int) -> runtimes.Scorer:
     """What computes scores by the file of an export."""
-    count = engines.threads()
-    openers: dict[str, Callable[[], engines.Scorer]] = {
-        "onnx": lambda: engines.open_onnx(file, count),
-        "openvino": lambda: engines.open_openvino(file, count, export.precision),
+    count = runtimes.threads()
+    openers: dict[str, Callable[[], runtimes.Scorer]] = {
+        "onnx": lambda: runtimes.open_onnx(file, count),
+        "openvino": lambda: runtimes.open_openvino(file, count, export.precision),
         "torchscript": lambda: _open_torchscript(file, count),
     }
-    return engines.filled(openers[export.engine](), batch_size)
+    return runtimes.filled(openers[export.engine](), batch_size)
 
 
-def _open_torchscript(model: Path, count: int) -> engines.Scorer:
+def _open_torchscript(model: Path, count: int) -> runtimes.Scorer:
     """A network of TorchScript. Loads PyTorch, whose number of threads it sets."""
     import torch
 

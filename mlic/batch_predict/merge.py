@@ -15,16 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mlic.cluster.runs import disk_errors, read_state, temporary, write_atomic, write_json
-from mlic.config import PredictConfig
-from mlic.data import predictions, storage
+from mlic.batch_predict import prediction_files
+from mlic.config.base import Model
+from mlic.config.predict import PredictConfig
+from mlic.config.types import AnyPath, Location, Output
+from mlic.data import storage
 from mlic.data.shards import INDEX
 from mlic.errors import ConfigError
+from mlic.metrics import thresholds
+from mlic.metrics.calibration import Calibration
 from mlic.model import bundle
-from mlic.schema import Model
-from mlic.score import thresholds
-from mlic.score.calibration import Calibration
-from mlic.values import AnyPath, Location, Output
+from mlic.runs.run import disk_errors, read_state, temporary, write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -97,12 +98,17 @@ def missing(parts: Location, count: int) -> list[int]:
 
 
 def merge(
-    config: PredictConfig, out: Location, model: bundle.Bundle, values: predictions.Values, parts: Location, count: int
+    config: PredictConfig,
+    out: Location,
+    model: bundle.Bundle,
+    values: prediction_files.Values,
+    parts: Location,
+    count: int,
 ) -> PredictReport:
     """Write the output from the parts in their order, the errors beside it, and the index."""
     errors: list[tuple[str, str]] = []
 
-    def good() -> Iterator[predictions.Predictions]:
+    def good() -> Iterator[prediction_files.Predictions]:
         for number in range(count):
             part, bad = _read_part(part_at(parts, number), model, config.top_k or model.top_k)
             errors.extend(bad)
@@ -150,25 +156,25 @@ def exists(out: Location) -> bool:
 
 
 def _write(
-    out: Location, model: bundle.Bundle, values: predictions.Values, parts: Iterable[predictions.Predictions]
+    out: Location, model: bundle.Bundle, values: prediction_files.Values, parts: Iterable[prediction_files.Predictions]
 ) -> int:
     """Write a file whole or not at all; returns the number of its rows."""
     if isinstance(out, str):
         with tempfile.TemporaryDirectory() as scratch:
             local = Path(scratch) / "out"
-            rows = predictions.write(local, storage.suffix(out), model.labels, values, parts)
+            rows = prediction_files.write(local, storage.suffix(out), model.labels, values, parts)
             storage.upload(local, out)
         return rows
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):  # by a kill: nobody else writes this file now
         left.unlink()
     with temporary(out) as part:
-        rows = predictions.write(part, storage.suffix(out), model.labels, values, parts)
+        rows = prediction_files.write(part, storage.suffix(out), model.labels, values, parts)
         os.replace(part, out)  # noqa: PTH105 - the counterpart of the write above
     return rows
 
 
 def _write_folder(
-    out: Location, model: bundle.Bundle, values: predictions.Values, parts: Iterable[predictions.Predictions]
+    out: Location, model: bundle.Bundle, values: prediction_files.Values, parts: Iterable[prediction_files.Predictions]
 ) -> int:
     """Write a Parquet file for each part; returns the number of rows of all."""
     if isinstance(out, Path):
@@ -206,7 +212,7 @@ def _beside(out: Location, ending: str) -> Location:
 
 def _read_part(
     path: Location, model: bundle.Bundle, top_k: int
-) -> tuple[predictions.Predictions, list[tuple[str, str]]]:
+) -> tuple[prediction_files.Predictions, list[tuple[str, str]]]:
     import pyarrow.parquet as pq
 
     table = pq.read_table(io.BytesIO(storage.read(path)))
@@ -215,7 +221,7 @@ def _read_part(
     scores = flat.reshape(len(keys), len(model.labels))
     good = [i for i, error in enumerate(errors) if error is None]
     calibrated = Calibration.read(model.calibration).apply(scores[good])
-    part = predictions.Predictions(
+    part = prediction_files.Predictions(
         model.labels, tuple(keys[i] for i in good), tuple(files[i] for i in good), calibrated,
         thresholds.decide(calibrated, np.array(model.thresholds), top_k),
     )  # fmt: skip

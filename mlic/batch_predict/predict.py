@@ -18,21 +18,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlic.cluster import ray as cluster_ray
-from mlic.cluster import tasks
-from mlic.cluster.runs import Run, fingerprint, read_state
-from mlic.cluster.shares import Share, task_share
-from mlic.config import PredictConfig
-from mlic.data import predictions, sources, storage
+from mlic.batch_predict import prediction_files
+from mlic.batch_predict.actor import Items, Predictor, Trail
+from mlic.batch_predict.inference import INSTEAD
+from mlic.batch_predict.merge import PredictReport, check_out, exists, merge, missing, part_at, parts_of, sha256
+from mlic.cluster import connect as cluster_ray
+from mlic.cluster import pool
+from mlic.cluster.resources import Share, task_share
+from mlic.config.predict import PredictConfig
+from mlic.config.types import STDOUT, Backend, Location
+from mlic.data import image_listing, storage
+from mlic.data.image_listing import Listing
 from mlic.data.shards import INDEX, Split, read_split
-from mlic.data.sources import Listing
 from mlic.errors import ClusterError, ConfigError, DataError, PartialError
-from mlic.model import bundle, engines
-from mlic.stages.predicted import PredictReport, check_out, exists, merge, missing, part_at, parts_of, sha256
-from mlic.stages.predictor import Items, Predictor, Trail
-from mlic.stages.progress import Progress
-from mlic.stages.scoring import INSTEAD
-from mlic.values import STDOUT, Backend, Location
+from mlic.model import bundle, runtimes
+from mlic.runs.progress import Progress
+from mlic.runs.run import Run, fingerprint, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +68,14 @@ def predict(config: PredictConfig) -> PredictReport:
 
 
 def _is_one_image(images: Location) -> bool:
-    return sources.is_image(storage.name(images)) and not storage.is_folder(images)
+    return image_listing.is_image(storage.name(images)) and not storage.is_folder(images)
 
 
 def _predict_to(config: PredictConfig, out: Location, model: bundle.Bundle, items: Items) -> PredictReport:
     """Predict the items to a file or a folder of files, with their parts beside it."""
     if storage.suffix(out) == ".txt":
-        predictions.check_plain(items.files)
-    values = predictions.resolve_values(storage.suffix(out), config.values)
+        prediction_files.check_plain(items.files)
+    values = prediction_files.resolve_values(storage.suffix(out), config.values)
     check_out(out, config.fresh)
     parts = parts_of(out)
     inputs = {
@@ -114,7 +115,7 @@ def list_items(images: Location, name: str | None) -> Items:
         return Items(split, order.to_numpy(), *columns)
     if name is not None:
         raise ConfigError(f"--split is for shards, and {images} is a folder of images.", "leave --split out.")
-    listing = sources.list_images(images)
+    listing = image_listing.list_images(images)
     if listing.others:
         logger.info("passed over %d files in %s that are no images by their name", listing.others, images)
     _, doubled, kept = listing.unique()
@@ -136,9 +137,9 @@ def _check_engine(config: PredictConfig, model: bundle.Bundle) -> None:
                 f"the backend {config.backend} computes in fp32.", "--backend torch or openvino for bf16."
             )
         if config.backend != "auto":
-            engines.check(config.backend)
+            runtimes.check(config.backend)
         return
-    engines.check_runs(model.export.engine)
+    runtimes.check_runs(model.export.engine)
     alone = config.workers == "auto" and cluster_ray.is_embedded(config.address)
     if not alone and importlib.util.find_spec("ray") is None:
         raise ClusterError("--workers and --address need Ray, which is not installed.", "leave them out.")
@@ -156,7 +157,7 @@ def _backend(config: PredictConfig, model: bundle.Bundle, count: int, run: Run[L
     if config.backend != "auto" or model.export:
         return "torch" if config.backend == "auto" else config.backend
     noted: Backend | None = (read_state(run.folder) or {}).get("backend")
-    best = engines.best()
+    best = runtimes.best()
     if config.precision == "bf16" and best == "onnx":
         best = "torch"
     found = noted or ("torch" if count < _FEW else best)
@@ -261,7 +262,7 @@ def _map_parts(
                 idle.append(worker)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
-            except (ray.exceptions.RayActorError, *tasks.deaths()) as error:
+            except (ray.exceptions.RayActorError, *pool.deaths()) as error:
                 why = " ".join(str(error).split())[:200]
                 attempts = 0 if number is None else Trail.attempts(part_at(parts, number))
                 in_vain = 0 if number is not None and attempts > begun[number] else in_vain + 1

@@ -13,7 +13,9 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
-from mlic import config, console, settings
+from mlic.cli import console
+from mlic.config import load
+from mlic.config.jobs import STAGES, ClusterCheckConfig, PipelineConfig, SlurmConfig, SubmitConfig
 from mlic.errors import ConfigError, MlicError, PartialError
 
 _REST = {"ignore_unknown_options": True, "allow_interspersed_args": True}
@@ -29,7 +31,7 @@ def commands(stages: Mapping[str, click.Command], build: Build) -> list[click.Co
     `build` tries the configuration of a stage that its command would be given, and raises ConfigError.
     """
     check = _Check(stages, build)
-    for stage in config.STAGES:
+    for stage in STAGES:
         slurm.add_command(_slurm_stage(stage, check))
     slurm.add_command(_pipeline(check))
     submit.callback = _told(_submit_for(check))
@@ -56,7 +58,7 @@ class _Check:
             raise ConfigError(error.format_message(), f"mlic {stage} --help lists the settings.") from None
         context.close()
         file = context.params["config"]
-        if whole and (file is None or settings.find_file(file).is_file()):  # one that another job writes is not there
+        if whole and (file is None or load.find_file(file).is_file()):  # one that another job writes is not there
             settings_given = self.build(stage, dict(context.params)).model_fields_set
             if elsewhere and "shards" in context.params and "shards" not in settings_given:
                 raise ConfigError("shards is not given.", "name SHARDS on storage that all nodes of the cluster see.")
@@ -93,7 +95,7 @@ def slurm(context: click.Context, launcher: bool) -> int:
       mlic slurm train --gpus-per-node 4 --submit -- shards/ --epochs 20
       mlic slurm pipeline photos/ --labels annotations/ --test test-photos/ --out /shared/work --submit
     """
-    from mlic.cluster import slurm as cluster_slurm
+    from mlic.cluster import sbatch as cluster_slurm
 
     if context.invoked_subcommand is not None:
         return 0
@@ -115,7 +117,7 @@ def _slurm_stage(stage: str, check: _Check) -> click.Command:
 
     params: list[click.Parameter] = [
         click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGUMENTS OF THE STAGE]"),
-        *console.parameters(config.SlurmConfig),
+        *console.parameters(SlurmConfig),
         *_queueing(),
     ]
     text = (
@@ -133,22 +135,22 @@ def _queueing() -> list[click.Parameter]:
     ]
 
 
-def _slurm_config(stage: str, given: Mapping[str, Any], arguments: Sequence[str] = ()) -> config.SlurmConfig:
+def _slurm_config(stage: str, given: Mapping[str, Any], arguments: Sequence[str] = ()) -> SlurmConfig:
     """Defaults < the site's file < what it has below the stage's name < flags."""
     file = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "mlic" / "site.yaml"
-    site = settings.read_file(file) if file.is_file() else {}
+    site = load.read_file(file) if file.is_file() else {}
     own = site.get(stage) or {}
     if not isinstance(own, dict):
         raise ConfigError(f"{file}: {stage} should be a mapping of settings, not {own!r}.", "see mlic slurm --help.")
-    common = {key: value for key, value in site.items() if key not in config.STAGES}
+    common = {key: value for key, value in site.items() if key not in STAGES}
     flags = {key: value for key, value in given.items() if value not in (None, ())}
-    return settings.build(config.SlurmConfig, common, own, flags, {"stage": stage, "arguments": tuple(arguments)})
+    return load.build(SlurmConfig, common, own, flags, {"stage": stage, "arguments": tuple(arguments)})
 
 
-def _give(wanted: Sequence[config.SlurmConfig], submit: bool, wait: bool, as_json: bool) -> int:
+def _give(wanted: Sequence[SlurmConfig], submit: bool, wait: bool, as_json: bool) -> int:
     """Print the scripts, or submit them as a chain, each after the one before it, and wait for the last."""
-    from mlic.cluster import queue
-    from mlic.cluster.slurm import render
+    from mlic.cluster import slurm_client
+    from mlic.cluster.sbatch import render
 
     scripts = [render(each) for each in wanted]
     if not (submit or wait):
@@ -158,12 +160,12 @@ def _give(wanted: Sequence[config.SlurmConfig], submit: bool, wait: bool, as_jso
             click.echo("\n".join(scripts), nl=False)
         return 0
     for script in scripts:
-        queue.check(script)
+        slurm_client.check(script)
     ids: list[str] = []
     for each, script in zip(wanted, scripts, strict=True):
         click.echo(script, err=True)
         name = each.job_name or f"mlic-{each.stage}"
-        ids.append(queue.submit(script, name, after=ids[-1] if ids else None))
+        ids.append(slurm_client.submit(script, name, after=ids[-1] if ids else None))
         if not as_json:
             click.echo(ids[-1])
     if not wait:
@@ -171,19 +173,19 @@ def _give(wanted: Sequence[config.SlurmConfig], submit: bool, wait: bool, as_jso
             click.echo(json.dumps({"jobs": ids}))
         return 0
     for job in ids:
-        ended = queue.follow(job, lambda text: click.echo(text, err=True))
+        ended = slurm_client.follow(job, lambda text: click.echo(text, err=True))
         if ended.exit_code != 0:
             break
     if as_json:
-        click.echo(json.dumps({"jobs": ids, "ended": queue.plain(ended)}))
+        click.echo(json.dumps({"jobs": ids, "ended": slurm_client.plain(ended)}))
     click.echo(f"job {ended.id} is {ended.state}, exit code {ended.code}", err=True)
     return ended.exit_code
 
 
 def _pipeline(check: _Check) -> click.Command:
     def run(submit: bool, wait: bool, as_json: bool, **given: Any) -> int:
-        data = {key: given.pop(key) for key in config.PipelineConfig.model_fields}
-        plan = settings.build(config.PipelineConfig, {key: value for key, value in data.items() if value is not None})
+        data = {key: given.pop(key) for key in PipelineConfig.model_fields}
+        plan = load.build(PipelineConfig, {key: value for key, value in data.items() if value is not None})
         wanted = []
         for stage, arguments in plan.stages().items():
             check(stage, arguments)
@@ -196,8 +198,8 @@ def _pipeline(check: _Check) -> click.Command:
         "pipeline",
         callback=_told(run),
         params=[
-            *console.parameters(config.PipelineConfig),
-            *(p for p in console.parameters(config.SlurmConfig) if p.name not in ("array", "job_name")),
+            *console.parameters(PipelineConfig),
+            *(p for p in console.parameters(SlurmConfig) if p.name not in ("array", "job_name")),
             *_queueing(),
         ],
         help="Submit pack, tune, train and batch-predict as one chain, each after the one before it.\n\n"
@@ -206,11 +208,11 @@ def _pipeline(check: _Check) -> click.Command:
 
 
 def _status(ids: Sequence[str], as_json: bool) -> int:
-    from mlic.cluster import queue
+    from mlic.cluster import slurm_client
 
-    found = queue.jobs(ids)
+    found = slurm_client.jobs(ids)
     if as_json:
-        click.echo(json.dumps({"jobs": [queue.plain(job) for job in found]}))
+        click.echo(json.dumps({"jobs": [slurm_client.plain(job) for job in found]}))
         return 0
     rows = [("job", "name", "state", "code", "time", "starts", "nodes", "reason")]
     for job in found:
@@ -223,19 +225,19 @@ def _status(ids: Sequence[str], as_json: bool) -> int:
 
 
 def _logs(job: str, follow: bool) -> int:
-    from mlic.cluster import queue
+    from mlic.cluster import slurm_client
 
     if follow:
-        return queue.follow(job, click.echo).exit_code
-    for each in queue.jobs([job]):
-        click.echo(queue.log_of(each).read_text(encoding="utf-8", errors="replace"), nl=False)
+        return slurm_client.follow(job, click.echo).exit_code
+    for each in slurm_client.jobs([job]):
+        click.echo(slurm_client.log_of(each).read_text(encoding="utf-8", errors="replace"), nl=False)
     return 0
 
 
 def _cancel(ids: Sequence[str]) -> int:
-    from mlic.cluster import queue
+    from mlic.cluster import slurm_client
 
-    queue.cancel(ids)
+    slurm_client.cancel(ids)
     click.echo("what they have written stays; the same commands go on from there", err=True)
     return 0
 
@@ -266,17 +268,17 @@ slurm.add_command(
 
 def _submit_for(check: _Check) -> Callable[..., int]:
     def run(arguments: Sequence[str], wait: bool, as_json: bool, **given: Any) -> int:
-        from mlic.cluster import jobs
+        from mlic.cluster import ray_jobs
 
         flags = {key: value for key, value in given.items() if value is not None}
         asked = {"address": os.environ["RAY_API_SERVER_ADDRESS"]} if "RAY_API_SERVER_ADDRESS" in os.environ else {}
-        wanted = settings.build(config.SubmitConfig, asked, flags, {"arguments": tuple(arguments)})
+        wanted = load.build(SubmitConfig, asked, flags, {"arguments": tuple(arguments)})
         stage = wanted.stage or wanted.named_after
         check(stage, ["--config", str(wanted.job), *arguments], elsewhere=True)
-        name = jobs.submit(wanted, stage, lambda text: click.echo(text, err=True))
+        name = ray_jobs.submit(wanted, stage, lambda text: click.echo(text, err=True))
         if not as_json:
             click.echo(name, err=wait)
-        code = jobs.follow(wanted.address, name, lambda text: click.echo(text, err=as_json)) if wait else 0
+        code = ray_jobs.follow(wanted.address, name, lambda text: click.echo(text, err=as_json)) if wait else 0
         if as_json:
             click.echo(json.dumps({"job": name, "exit_code": code if wait else None}))
         return code
@@ -287,9 +289,9 @@ def _submit_for(check: _Check) -> Callable[..., int]:
 submit = click.Command(
     "submit",
     params=[
-        *console.parameters(config.SubmitConfig)[:1],
+        *console.parameters(SubmitConfig)[:1],
         click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGUMENTS OF THE STAGE]"),
-        *console.parameters(config.SubmitConfig)[1:],
+        *console.parameters(SubmitConfig)[1:],
         click.Option(["--wait/--no-wait"], default=True, help="Show what it prints, and end with its exit code"),
         _JSON,
     ],
@@ -307,7 +309,7 @@ def cluster() -> None:
 def _check(as_json: bool, **given: Any) -> int:
     from mlic.cluster import check
 
-    found = check.check(settings.build(config.ClusterCheckConfig, {k: v for k, v in given.items() if v is not None}))
+    found = check.check(load.build(ClusterCheckConfig, {k: v for k, v in given.items() if v is not None}))
     click.echo(found.model_dump_json() if as_json else found.text())
     return found.exit_code
 
@@ -318,7 +320,7 @@ def _model_command(name: str, model: type[BaseModel], work: Callable[..., int], 
 
 cluster.add_command(
     _model_command(
-        "check", config.ClusterCheckConfig, _check,
+        "check", ClusterCheckConfig, _check,
         "See whether the nodes can work together: versions, storage, clocks, network, memory and disk.\n\nEnds "
         "with 4 and what to do when something is wrong.\n\n"
         "\b\nExample:\n  mlic cluster check /shared/runs --address HEAD:6379",

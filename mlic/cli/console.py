@@ -16,16 +16,16 @@ import click
 from pydantic import BaseModel, BeforeValidator
 from pydantic_core import PydanticUndefined
 
-from mlic import schema
+from mlic.config import base
 from mlic.errors import MlicError
 
 
 def parameters(model: type[BaseModel]) -> list[click.Parameter]:
     """Arguments and flags in the order of the fields, those of where the command runs last."""
     parameters: list[click.Parameter] = []
-    inherited = schema.Settings.model_fields
+    inherited = base.Settings.model_fields
     for name, field in sorted(model.model_fields.items(), key=lambda item: item[0] in inherited):
-        kind = schema.cli_kind(field)
+        kind = base.cli_kind(field)
         if kind == "argument":
             several = get_origin(field.annotation) is tuple
             metavar = f"{name.upper().removesuffix('S')}..." if several else name.upper()
@@ -44,7 +44,7 @@ def parameters(model: type[BaseModel]) -> list[click.Parameter]:
     return parameters
 
 
-_TITLES: dict[schema.Group, str] = {
+_TITLES: dict[base.Group, str] = {
     "search": "Search", "data": "Data", "model": "Model", "optimisation": "Optimisation", "resources": "Resources",
     "run": "Run", "": "Run",
 }  # fmt: skip
@@ -64,7 +64,7 @@ class StageCommand(click.Command):
             record = parameter.get_help_record(ctx)
             field = self.model.model_fields.get(str(parameter.name))
             if record is not None and isinstance(parameter, click.Option):
-                title = _TITLES[schema.group_of(field) if field is not None else ""]
+                title = _TITLES[base.group_of(field) if field is not None else ""]
                 groups.setdefault(title, []).append(record)
         for title in dict.fromkeys(_TITLES.values()):
             if title in groups:
@@ -77,11 +77,11 @@ def near_option(command: click.Command, option: str) -> str | None:
     """What leads on from an option that a command does not have: the nearest flag, or --set of the nearest setting."""
     flags = {str(parameter.name): parameter.opts[0] for parameter in command.params if parameter.opts[0][:1] == "-"}
     model = getattr(command, "model", None)
-    near = schema.near_setting(option, [*flags, *(model.model_fields if model is not None else ())])
+    near = base.near_setting(option, [*flags, *(model.model_fields if model is not None else ())])
     if near is None:
         return None
     return flags.get(near) or (
-        f"--set {near}=VALUE" if model and schema.cli_kind(model.model_fields[near]) == "" else near
+        f"--set {near}=VALUE" if model and base.cli_kind(model.model_fields[near]) == "" else near
     )
 
 

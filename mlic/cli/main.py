@@ -19,57 +19,65 @@ from typing import Any, NoReturn
 import click
 from pydantic import BaseModel
 
-from mlic import __version__, cli_cluster, config, console, settings
+from mlic import __version__
+from mlic.cli import cluster_commands, console
+from mlic.config import load
+from mlic.config.data import DoctorConfig, ExploreConfig, PackConfig
+from mlic.config.evaluate import EvaluateConfig, ReportConfig, ThresholdConfig
+from mlic.config.examples import DemoConfig, ReproduceConfig
+from mlic.config.predict import AverageConfig, ExportConfig, PredictConfig
+from mlic.config.train import NoiseConfig, TrainConfig
+from mlic.config.tune import TuneConfig
 from mlic.errors import ConfigError, MlicError, PartialError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 # command -> (its configuration, module and function of its stage, examples for its help)
 _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
-    "pack": (config.PackConfig, "mlic.stages.pack", "pack", ["mlic pack photos/ --labels annotations/"]),
+    "pack": (PackConfig, "mlic.pack.pack", "pack", ["mlic pack photos/ --labels annotations/"]),
     "explore": (
-        config.ExploreConfig, "mlic.stages.explore", "explore",
+        ExploreConfig, "mlic.explore.explore", "explore",
         ["mlic explore", "mlic explore photos/ --labels annotations/ --out look/"],
     ),
-    "doctor": (config.DoctorConfig, "mlic.stages.doctor", "doctor", ["mlic doctor"]),
+    "doctor": (DoctorConfig, "mlic.doctor.doctor", "doctor", ["mlic doctor"]),
     "train": (
-        config.TrainConfig, "mlic.stages.train", "train",
+        TrainConfig, "mlic.train.train", "train",
         ["mlic train --arch resnet18 --epochs 20", "mlic train shards/ --config jobs/train.yaml --set lr=1e-4"],
     ),
-    "tune": (config.TuneConfig, "mlic.stages.tune", "tune", ["mlic tune --num-samples 50"]),
+    "tune": (TuneConfig, "mlic.tune.tune", "tune", ["mlic tune --num-samples 50"]),
     "noise": (
-        config.NoiseConfig, "mlic.stages.noise", "noise",
+        NoiseConfig, "mlic.noise.noise", "noise",
         ["mlic noise shards/ --epochs 10", "mlic pack photos/ --labels annotations/ --corrections noise/suspects.tsv"],
     ),
     "batch-predict": (
-        config.PredictConfig, "mlic.stages.predict", "predict",
+        PredictConfig, "mlic.batch_predict.predict", "predict",
         ["mlic batch-predict runs/tune test-photos/", "mlic batch-predict runs/tune photo.jpg"],
     ),
     "average": (
-        config.AverageConfig, "mlic.stages.average", "average",
+        AverageConfig, "mlic.average.average", "average",
         ["mlic average runs/resnet18 runs/small --out runs/both"],
     ),
     "export": (
-        config.ExportConfig, "mlic.stages.export", "export",
+        ExportConfig, "mlic.export.export", "export",
         ["mlic export runs/small --to onnx", "mlic batch-predict runs/small/export-onnx test-photos/ --out preds.tsv"],
     ),
     "evaluate": (
-        config.EvaluateConfig, "mlic.stages.evaluate", "evaluate",
+        EvaluateConfig, "mlic.evaluate.evaluate", "evaluate",
         ["mlic evaluate runs/small", "mlic evaluate preds.tsv --labels annotations/"],
     ),
     "threshold": (
-        config.ThresholdConfig, "mlic.stages.threshold", "threshold",
+        ThresholdConfig, "mlic.threshold.threshold", "threshold",
         ["mlic threshold runs/small --policy per-label", "mlic threshold runs/small --policy recall=0.9"],
     ),
     "report": (
-        config.ReportConfig, "mlic.stages.report", "report",
+        ReportConfig, "mlic.report.report", "report",
         ["mlic report runs/small", "mlic report runs/small runs/resnet18 --out comparison/"],
     ),
     "reproduce": (
-        config.ReproduceConfig, "mlic.stages.reproduce", "reproduce",
+        ReproduceConfig, "mlic.reproduce.reproduce", "reproduce",
         ["mlic reproduce a --images photos/ --labels annotations/", "mlic reproduce e all --epochs 2 --limit 500"],
     ),
-    "demo": (config.DemoConfig, "mlic.stages.demo", "demo", ["mlic demo"]),
+    "demo": (DemoConfig, "mlic.demo.demo", "demo", ["mlic demo"]),
 }  # fmt: skip
 
 
@@ -211,7 +219,7 @@ def _stage_command(name: str) -> click.Command:
             settings = _settings(model, given)
             # The result is all that stdout gets: what a library prints there meanwhile goes to stderr with -v.
             with console.only_results(verbosity > 0):
-                import_module("mlic.stages.preflight").check(settings)
+                import_module("mlic.cluster.preflight").check(settings)
                 report = getattr(import_module(module), function)(settings)
         except MlicError as error:
             return console.fail(error, as_json)
@@ -244,13 +252,13 @@ def _settings(model: type[BaseModel], given: dict[str, Any]) -> Any:
     path, sets = given.pop("config"), given.pop("set")
     layers: list[dict[str, Any]] = []
     if path is not None:
-        file = settings.find_file(path)
+        file = load.find_file(path)
         if "name" in model.model_fields:
             layers.append({"name": file.stem})
-        layers.append(settings.read_file(file))
-    layers.append(settings.read_sets(sets))
+        layers.append(load.read_file(file))
+    layers.append(load.read_sets(sets))
     layers.append({key: value for key, value in given.items() if value not in (None, ())})
-    return settings.build(model, *layers)
+    return load.build(model, *layers)
 
 
 def _common() -> list[click.Parameter]:
@@ -278,12 +286,12 @@ def recipes(name: str | None, as_json: bool) -> int:
     """
     try:
         if name is not None:
-            file = settings.find_file(name)
+            file = load.find_file(name)
             if not file.is_file():
-                raise ConfigError(f"there is no recipe {name!r}.", settings.near_recipe(name))
+                raise ConfigError(f"there is no recipe {name!r}.", load.near_recipe(name))
             click.echo(file.read_text(encoding="utf-8"), nl=False)
             return 0
-        found = settings.recipes()
+        found = load.recipes()
     except MlicError as error:
         return console.fail(error, as_json)
     if as_json:
@@ -308,7 +316,7 @@ def _try_settings(stage: str, given: dict[str, Any]) -> BaseModel:
     return found
 
 
-for _command in cli_cluster.commands(cli.commands, _try_settings):
+for _command in cluster_commands.commands(cli.commands, _try_settings):
     cli.add_command(_command)
 cli.add_command(recipes)
 

@@ -1,1 +1,1 @@
-"""Where it runs: Ray, SLURM, and the folders that runs leave on disk."""
+"""Where commands run: Ray and SLURM."""

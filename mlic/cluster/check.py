@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mlic.cluster import ray as cluster_ray
-from mlic.scheduling import ClusterCheckConfig
+from mlic.cluster import connect as cluster_ray
+from mlic.config.jobs import ClusterCheckConfig
 
 _PACKAGES = ("mlic", "ray", "torch", "torchvision", "numpy", "pillow")
 _LEAST_FILES, _LEAST_STORE, _LEAST_DISK = 4096, 75 * 2**20, 5 * 2**30

@@ -16,10 +16,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlic.cluster.shares import Cluster, Node, Share, room
+from mlic.cluster.resources import Cluster, Node, Share, room
+from mlic.config.types import Location
 from mlic.errors import ClusterError
 from mlic.machine import usable_cpus
-from mlic.values import Location
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from mlic.cluster import ray as cluster_ray
+from mlic.cluster import connect as cluster_ray
 from mlic.errors import ClusterError
 
 logger = logging.getLogger(__name__)

@@ -5,13 +5,13 @@ The stages check the same and more. This answers a mistake on a login node in ha
 
 from __future__ import annotations
 
-from mlic.cluster import ray as cluster_ray
-from mlic.cluster.shares import Cluster, Share
-from mlic.config import TrainConfig, TuneConfig
+from mlic.cluster import connect as cluster_ray
+from mlic.cluster.resources import Cluster, Share
+from mlic.config.base import Settings
+from mlic.config.train import ShardSettings, TrainConfig
+from mlic.config.tune import TuneConfig
 from mlic.data.shards import check_trainable, read_index
 from mlic.errors import ClusterError
-from mlic.fitting import ShardSettings
-from mlic.schema import Settings
 
 
 def check(config: Settings) -> None:

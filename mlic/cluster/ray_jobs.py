@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mlic.config.jobs import SubmitConfig
 from mlic.errors import ClusterError
-from mlic.scheduling import SubmitConfig
 
 _AGAIN_S = 2.0  # before a lost connection is tried again
 _LOST_AFTER_S = 300.0  # without an answer

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlic.config.jobs import SlurmConfig
 from mlic.errors import ClusterError
-from mlic.scheduling import SlurmConfig
 
 
 def launcher() -> Path:

@@ -8,8 +8,8 @@ from typing import Any
 
 from ray.train.torch.config import TorchConfig, _TorchBackend
 
-from mlic.cluster.ray import assigned_device
-from mlic.model import memory
+from mlic.cluster.connect import assigned_device
+from mlic.model import malloc
 
 
 def set_socket_interface() -> str | None:
@@ -33,7 +33,7 @@ def _prepare() -> None:
     """What a worker does before the thread that trains is begun."""
     set_socket_interface()
     if assigned_device() == "cpu":
-        memory.keep()
+        malloc.keep()
 
 
 class _NodeBackend(_TorchBackend):  # type: ignore[misc]

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mlic.values import Workers
+from mlic.config.types import Workers
 
 Group = Literal["", "data", "model", "optimisation", "search", "resources", "run"]
 

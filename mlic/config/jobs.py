@@ -8,8 +8,8 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from mlic.schema import Model, setting
-from mlic.values import LocalPath, Names, Options
+from mlic.config.base import Model, setting
+from mlic.config.types import LocalPath, Names, Options
 
 Stage = Literal["pack", "train", "tune", "noise", "batch-predict", "evaluate"]
 

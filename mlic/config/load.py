@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from mlic.config.base import cli_kind, near_setting
 from mlic.errors import ConfigError
-from mlic.schema import cli_kind, near_setting
 
 # What pydantic's errors say that a value should have been.
 _EXPECTED = {
@@ -102,7 +102,7 @@ def recipes() -> list[Recipe]:
 
     Raises ConfigError when they are in neither place.
     """
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     for folder in (here / "recipes", here.parent / "jobs" / "reference"):
         if folder.is_dir():
             return [_recipe(path) for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)]

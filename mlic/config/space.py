@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mlic.schema import Model
+from mlic.config.base import Model
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,8 @@ from typing import Any, Literal, Self
 
 from pydantic import ValidationError, ValidationInfo, model_validator
 
-from mlic.schema import Settings, setting
-from mlic.values import (
+from mlic.config.base import Settings, setting
+from mlic.config.types import (
     WEIGHTED,
     AnyPath,
     Calibrator,
@@ -24,7 +24,7 @@ from mlic.values import (
     Share,
     Trained,
     Weights,
-)  # fmt: skip
+)
 
 Color = Literal["rgb", "gray"]
 Objective = Literal["f1_micro", "f1_macro", "map", "subset_accuracy", "hamming_accuracy"]
@@ -347,4 +347,26 @@ class TrainConfig(ModelSettings, FitSettings, RunSettings):
         check_fit(self, self.train, self.pos_weight_power, unused(info))
         if self.cross_validate and self.fold is not None:
             raise ValueError("cross_validate goes over all folds; leave fold out")
+        return self
+
+
+class NoiseConfig(ModelSettings, FitSettings, ShardSettings):
+    """Find suspected label errors: train on every fold, and list what disagrees with the models that did not see it."""
+
+    out: LocalPath = setting(
+        Path("noise"), "Folder for the table of suspects, noise.json and the runs of the folds", cli="flag",
+        place=True, validate_default=True,
+    )  # fmt: skip
+    max_suspects: int | None = setting(
+        None, "Rows of the table, at most; default: as many as errors are estimated, and all exceptions to rules",
+        cli="flag", ge=1, place=True,
+    )  # fmt: skip
+    rule_support: int = setting(30, "Samples with a label, at least, for it to imply another", ge=1)
+    rule_confidence: Share = setting(
+        0.9, "Share of the samples with a label that have another, at least, for a rule", gt=0.5, le=1
+    )
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        check_fit(self, self.train, self.pos_weight_power)
         return self

@@ -7,10 +7,10 @@ from typing import Any, Literal, Self
 
 from pydantic import ValidationError, model_validator
 
-from mlic.fitting import MOVABLE, TRAINING, FitSettings, ModelSettings, RunSettings, TrainConfig
-from mlic.schema import near_setting, setting
-from mlic.space import Dimension, Value, draw, grid, nested, order
-from mlic.values import Seconds
+from mlic.config.base import near_setting, setting
+from mlic.config.space import Dimension, Value, draw, grid, nested, order
+from mlic.config.train import MOVABLE, TRAINING, FitSettings, ModelSettings, RunSettings, TrainConfig
+from mlic.config.types import Seconds
 
 # What `mlic tune` searches when it is told nothing else.
 DEFAULT_SPACE = {

@@ -1,1 +1,1 @@
-"""Files to batches: label files, splits, shards, images and the loader. No Ray; PyTorch only where batches are made."""
+"""Files to batches: label files, shards, images and the loader. No Ray; PyTorch only where batches are made."""

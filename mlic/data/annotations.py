@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from mlic.config import LabelFormat
-from mlic.data import sources, storage
+from mlic.config.data import LabelFormat
+from mlic.config.types import Location
+from mlic.data import image_listing, storage
 from mlic.data.images import EXTENSIONS
-from mlic.data.labels import Annotations, Builder, is_number
+from mlic.data.label_join import Annotations, Builder, is_number
 from mlic.errors import DataError
-from mlic.values import Location
 
 _CELLS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "": 0, "-1": -1, "-1.0": -1}
 _DELIMITERS = ";|, "
@@ -361,11 +361,11 @@ def _read_webdataset(path: Path) -> Annotations:
     archives = [path] if path.is_file() else sorted(path.glob("*.tar"))
     if not archives:
         raise DataError(f"the folder {path} holds no .tar shards.", "check --labels.")
-    by_archive = sources.list_images(path).by_archive
+    by_archive = image_listing.list_images(path).by_archive
     found = Builder()
     for archive in archives:
         with storage.File(archive) as file:
-            for name, size, offset, _, how in sources.members(archive):
+            for name, size, offset, _, how in image_listing.members(archive):
                 base, _, extension = name.rpartition(".")
                 if how or extension not in ("json", "cls"):
                     continue

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from mlic.values import Distortion
+from mlic.config.types import Distortion
 
 Array = np.ndarray[Any, Any]
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic.config import Preprocessing
+from mlic.config.data import Preprocessing
 from mlic.data import storage
 from mlic.data.shards import Split
 

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mlic.data import labels, storage
+from mlic.config.types import Location
+from mlic.data import label_join, storage
 from mlic.errors import DataError
-from mlic.values import Location
 
 Array = np.ndarray[Any, Any]
 
@@ -184,7 +184,7 @@ def apply(corrections: Corrections, names: Sequence[str], paths: pa.Array, targe
 
 def _images(corrections: Corrections, paths: pa.Array) -> Array:
     """The image (K,) of each row, -1 for none; paths that are no UTF-8 stand in tables with their bytes shown."""
-    builder = labels.Builder()
+    builder = label_join.Builder()
     for name, line in zip(corrections.names, corrections.line.tolist(), strict=True):
         builder.image(name, str(corrections.source), line)
     try:
@@ -193,5 +193,5 @@ def _images(corrections: Corrections, paths: pa.Array) -> Array:
         paths = pa.array([path.decode("utf-8", "backslashreplace").encode() for path in paths.to_pylist()])
         paths = paths.cast(pa.large_binary())
     named = builder.build((), str(corrections.source), once=False)
-    of_name = dict(zip(named.names.to_pylist(), labels.resolve(named, paths).tolist(), strict=True))
+    of_name = dict(zip(named.names.to_pylist(), label_join.resolve(named, paths).tolist(), strict=True))
     return np.array([of_name[name] for name in corrections.names], np.int64)

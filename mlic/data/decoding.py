@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mlic.config import Preprocessing
+from mlic.config.data import Preprocessing
 from mlic.data import images
 
 Array = np.ndarray[Any, Any]

@@ -22,10 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlic.config.types import Location
 from mlic.data import images, storage
 from mlic.data.images import EXTENSIONS, BadImage
 from mlic.errors import DataError
-from mlic.values import Location
 
 Array = np.ndarray[Any, Any]
 

@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from mlic.fitting import Color
+from mlic.config.train import Color
 
 Array = np.ndarray[Any, Any]
 

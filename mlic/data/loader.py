@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlic.config import Preprocessing
+from mlic.config.data import Preprocessing
 from mlic.data import cache, images, storage
 from mlic.data.decoding import ahead, decode_batch, resize
 from mlic.data.shards import Split

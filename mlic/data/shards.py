@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mlic.config.types import Location
 from mlic.data import images, storage
 from mlic.errors import DataError
-from mlic.values import Location
 
 INDEX, TABLE = "index.json", "samples.parquet"
 _NUMBERED = re.compile(r"^(.*?)(\d+)$", re.DOTALL)

@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from filelock import FileLock
 
-from mlic.values import Location
+from mlic.config.types import Location
 
 KEEP_FREE = 2**30  # bytes of a node's disk that are left to others
 _CHUNK = 8 * 2**20

@@ -6,17 +6,22 @@ import logging
 import time
 from pathlib import Path
 
-from mlic.cluster import ray as cluster_ray
-from mlic.cluster.runs import Run
-from mlic.config import DemoConfig, EvaluateConfig, PackConfig, PredictConfig, TrainConfig, TuneConfig
+from mlic.batch_predict.predict import predict
+from mlic.cluster import connect as cluster_ray
+from mlic.config.base import Model
+from mlic.config.data import PackConfig
+from mlic.config.evaluate import EvaluateConfig
+from mlic.config.examples import DemoConfig
+from mlic.config.predict import PredictConfig
+from mlic.config.train import TrainConfig
+from mlic.config.tune import TuneConfig
 from mlic.data import toy
-from mlic.schema import Model
-from mlic.stages.evaluate import evaluate
-from mlic.stages.fit import fit
-from mlic.stages.measure import Measurement
-from mlic.stages.pack import pack
-from mlic.stages.predict import predict
-from mlic.stages.tune import tune
+from mlic.evaluate.evaluate import evaluate
+from mlic.metrics.measurement import Measurement
+from mlic.pack.pack import pack
+from mlic.runs.run import Run
+from mlic.train.fit import fit
+from mlic.tune.tune import tune
 
 logger = logging.getLogger(__name__)
 

@@ -14,19 +14,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlic.cluster import ray as cluster_ray
-from mlic.cluster import tasks
-from mlic.cluster.runs import fingerprint, write_json
-from mlic.cluster.shares import Cluster, task_share
-from mlic.config import DoctorConfig
-from mlic.data import features as features_of
+from mlic.cluster import connect as cluster_ray
+from mlic.cluster import pool
+from mlic.cluster.resources import Cluster, task_share
+from mlic.config.base import Model
+from mlic.config.data import DoctorConfig
+from mlic.config.types import AnyPath, Location
 from mlic.data import images, storage
 from mlic.data.shards import Split, check_sizes, natural_order, read_index, read_sample, read_split, read_table
+from mlic.doctor import features as features_of
+from mlic.doctor.alignment import Alignment, Stretch, doubtful, probe, stretches
 from mlic.errors import DataError, MlicError
-from mlic.schema import Model
-from mlic.score.alignment import Alignment, Stretch, doubtful, probe, stretches
-from mlic.stages.measure import aligned
-from mlic.values import AnyPath, Location
+from mlic.metrics.measurement import aligned
+from mlic.runs.run import fingerprint, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def _features(split: Split, cluster: Cluster, config: DoctorConfig) -> tuple[np.
     starts = range(0, len(split), _CHUNK)
     numbers = (np.arange(start, min(start + _CHUNK, len(split))) for start in starts)
     pieces = ((some, split.take(some)) for some in numbers)
-    for (some, _), (features, rows) in tasks.run(_extract, pieces, None, share.workers, _halves, _deadly):
+    for (some, _), (features, rows) in pool.run(_extract, pieces, None, share.workers, _halves, _deadly):
         found[some] = features
         differ += [int(some[row]) for row in rows]
     return found, sorted(differ)

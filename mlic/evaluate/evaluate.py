@@ -14,20 +14,23 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlic.cluster.runs import disk_errors, read_state, write_json
-from mlic.config import EvaluateConfig, LabelFormat, PredictConfig
-from mlic.data import labels, predictions, storage
+from mlic.batch_predict import prediction_files
+from mlic.batch_predict.predict import predict
+from mlic.config.base import Model, Settings
+from mlic.config.data import LabelFormat
+from mlic.config.evaluate import EvaluateConfig
+from mlic.config.predict import PredictConfig
+from mlic.config.types import AnyPath, Location, location, parse_gate
+from mlic.data import label_join, storage
 from mlic.data.annotations import read_annotations
 from mlic.data.shards import INDEX, read_index, read_split
 from mlic.errors import ConfigError, DataError, RunError
+from mlic.metrics import decision, metrics, thresholds
+from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle
-from mlic.schema import Model, Settings
-from mlic.score import decision, metrics, thresholds
-from mlic.stages import report as page
-from mlic.stages.measure import Measurement, measure
-from mlic.stages.predict import predict
-from mlic.stages.report_evidence import Evidence, of_predictions
-from mlic.values import AnyPath, Location, location, parse_gate
+from mlic.report import report as page
+from mlic.report.evidence import Evidence, of_predictions
+from mlic.runs.run import disk_errors, read_state, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -96,14 +99,14 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     _check_gates(config.gate)
     if not file.exists():
         raise DataError(f"the predictions {file} do not exist.", "mlic batch-predict writes them; a run works too.")
-    if file.is_dir() and not predictions.is_folder(file):
+    if file.is_dir() and not prediction_files.is_folder(file):
         truth = truth or shards_of(file)
         if storage.size(storage.join(truth, INDEX)) is None:
             raise ConfigError(f"{truth} is no folder of shards.", "predict the images first, then evaluate the file.")
         file = predict_split(config, file, truth, config.split)
     if truth is None:
         raise ConfigError("--labels is not given.", "name shards, a folder of per-label lists, or a CSV file.")
-    found = predictions.read(file)
+    found = prediction_files.read(file)
     decided = _decisions(config, file, found)
     joined = join(found, truth, config.split, config.format, config.unlabelled)
     names, rows, targets = joined.labels, joined.rows, joined.targets
@@ -127,7 +130,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     return report
 
 
-def _decisions(config: EvaluateConfig, file: Path, found: predictions.Predictions) -> Array:
+def _decisions(config: EvaluateConfig, file: Path, found: prediction_files.Predictions) -> Array:
     """The decisions (N, L) of a file, or those that a threshold makes of its scores."""
     if found.decisions is not None:
         if config.threshold is not None:
@@ -225,7 +228,7 @@ class Joined:
 
 
 def join(
-    found: predictions.Predictions, truth: Location, split: str, format: LabelFormat,
+    found: prediction_files.Predictions, truth: Location, split: str, format: LabelFormat,
     unlabelled: Literal["auto", "skip", "negative"] = "auto",
 ) -> Joined:  # fmt: skip
     """Predictions beside their targets, by key; bare numbers find the key that ends in them.
@@ -247,7 +250,7 @@ def join(
         raise ConfigError(f"{truth} holds label files, which have no split {split!r}.", "leave --split out.")
     annotations = read_annotations(truth, format)
     _same_labels(found.labels, found.columns, annotations.labels)
-    joined = labels.join(annotations, labels.as_paths(found.files))
+    joined = label_join.join(annotations, label_join.as_paths(found.files))
     negative = unlabelled == "negative" or (unlabelled == "auto" and annotations.by_label)
     rows = np.arange(len(found.keys)) if negative else np.flatnonzero(joined.labelled)
     return Joined(
@@ -256,7 +259,7 @@ def join(
     )  # fmt: skip
 
 
-def _join_split(found: predictions.Predictions, position: dict[str, int], truth: Location, split: str) -> Joined:
+def _join_split(found: prediction_files.Predictions, position: dict[str, int], truth: Location, split: str) -> Joined:
     """Predictions of a split of shards, in the order of its samples."""
     samples = read_split(truth, split)
     _same_labels(found.labels, found.columns, samples.labels)

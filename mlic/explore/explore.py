@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlic.cluster import ray as cluster_ray
-from mlic.cluster import tasks
-from mlic.cluster.runs import disk_errors, write_atomic, write_json
-from mlic.cluster.shares import Cluster, task_share
-from mlic.config import ExploreConfig
-from mlic.data import duplicates, images, labels, shards, sources, statistics, storage
+from mlic.cluster import connect as cluster_ray
+from mlic.cluster import pool
+from mlic.cluster.resources import Cluster, task_share
+from mlic.config.data import ExploreConfig
+from mlic.data import duplicates, image_listing, images, label_join, label_stats, shards, storage
 from mlic.data.annotations import read_annotations
+from mlic.data.image_listing import Listing
 from mlic.data.shards import INDEX, Split
-from mlic.data.sources import Listing
 from mlic.errors import ConfigError
-from mlic.stages import explore_page, figures
-from mlic.stages.explore_report import ExploreReport, ImplicationRow
-from mlic.stages.progress import Progress
+from mlic.explore import page
+from mlic.explore.plots import figures_of
+from mlic.explore.result import ExploreReport, ImplicationRow
+from mlic.html import plots
+from mlic.runs.progress import Progress
+from mlic.runs.run import disk_errors, write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -81,15 +83,15 @@ def explore(config: ExploreConfig) -> ExploreReport:
     report = _summary(config, data, look)
     with disk_errors(config.out):
         config.out.mkdir(parents=True, exist_ok=True)
-    pictures = figures.of_data(report)
-    grids = {label: figures.grid([look.thumbnails[i] for i in found.tolist() if i in look.thumbnails]) for label, found
+    pictures = figures_of(report)
+    grids = {label: plots.grid([look.thumbnails[i] for i in found.tolist() if i in look.thumbnails]) for label, found
              in shown.items()}  # fmt: skip
     for name, picture in pictures.items():
         write_atomic(config.out / f"{name}.png", picture)
     for number, grid in enumerate(grids.values()):
         if grid is not None:
-            write_atomic(config.out / f"samples-{number:03d}.png", figures.png(grid))
-    write_atomic(report.page, explore_page.render(report, pictures, grids).encode())
+            write_atomic(config.out / f"samples-{number:03d}.png", plots.png(grid))
+    write_atomic(report.page, page.render(report, pictures, grids).encode())
     write_json(config.out / _FILE, {"format": 1, "kind": "explore", **report.model_dump(mode="json")})
     return report
 
@@ -105,9 +107,9 @@ def _read(config: ExploreConfig) -> Data:
         if not storage.is_folder(config.data):
             shards.read_index(config.data)  # says what is there, and how to pack it
         raise ConfigError("--labels is not given.", "name the label files of the images, or give a folder of shards.")
-    listing = sources.list_images(config.data).unique()[0]
+    listing = image_listing.list_images(config.data).unique()[0]
     annotations = read_annotations(config.labels, config.format)
-    return Data(listing, labels.join(annotations, listing.paths).targets, annotations.labels, None)
+    return Data(listing, label_join.join(annotations, listing.paths).targets, annotations.labels, None)
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -137,7 +139,7 @@ def _look(data: Data, rows: Array, shown: set[int], cluster: Cluster, config: Ex
     seen: list[dict[str, Any] | None] = [None] * len(rows)
     hashes, thumbnails = np.zeros((len(rows), 48), np.uint8), dict[int, bytes]()
     pieces = (_piece(data.source, rows[start : start + _CHUNK], shown) for start in starts)
-    for (numbers, _, _), (records, some, pictures) in tasks.run(_open, pieces, None, share.workers, _halves, _deadly):
+    for (numbers, _, _), (records, some, pictures) in pool.run(_open, pieces, None, share.workers, _halves, _deadly):
         for i, number in enumerate(numbers.tolist()):
             seen[place[number]], hashes[place[number]] = records[i], some[i]
         thumbnails |= {int(numbers[i]): picture for i, picture in pictures.items()}
@@ -216,8 +218,8 @@ def _summary(config: ExploreConfig, data: Data, look: Look) -> ExploreReport:
     group = duplicates.clusters(look.hashes[:, :32], look.hashes[:, 32:])
     names, sizes = np.unique(group, return_counts=True)
     many = names[sizes > 1]
-    found = statistics.implications(targets, _SUPPORT, _CONFIDENCE)
-    different, once = statistics.label_sets(targets)
+    found = label_stats.implications(targets, _SUPPORT, _CONFIDENCE)
+    different, once = label_stats.label_sets(targets)
     splits: dict[str, dict[str, int]] = {}
     if data.split is not None:
         of = np.array(data.split)
@@ -226,8 +228,8 @@ def _summary(config: ExploreConfig, data: Data, look: Look) -> ExploreReport:
     return ExploreReport(
         data=config.data, out=config.out, samples=len(targets), labels=_counts(data, targets),
         unknown=dict(zip(data.labels, (targets == -1).sum(axis=0).tolist(), strict=True)),
-        cardinality=statistics.cardinality(targets).tolist(), label_sets=different, label_sets_seen_once=once,
-        together=statistics.together(targets).tolist(),
+        cardinality=label_stats.cardinality(targets).tolist(), label_sets=different, label_sets_seen_once=once,
+        together=label_stats.together(targets).tolist(),
         implications=tuple(
             ImplicationRow(
                 first=data.labels[item.first], second=data.labels[item.second], support=item.support,

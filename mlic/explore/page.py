@@ -7,8 +7,8 @@ from html import escape
 
 from PIL import Image
 
-from mlic.stages import figures, page
-from mlic.stages.explore_report import ExploreReport
+from mlic.explore.result import ExploreReport
+from mlic.html import page, plots
 
 _SIZES = 12
 
@@ -100,7 +100,7 @@ def _duplicates(report: ExploreReport) -> str:
 
 def _samples(grids: Mapping[str, Image.Image | None]) -> str:
     return "".join(
-        f"<h3>{escape(label)}</h3>{page.picture(figures.jpeg(grid), 'jpeg', f'samples of {label}')}"
+        f"<h3>{escape(label)}</h3>{page.picture(plots.jpeg(grid), 'jpeg', f'samples of {label}')}"
         for label, grid in grids.items()
         if grid is not None
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlic.schema import Model
-from mlic.values import AnyPath
+from mlic.config.base import Model
+from mlic.config.types import AnyPath
 
 
 class ImplicationRow(Model):

@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlic.cluster.runs import disk_errors
-from mlic.config import ExportConfig
+from mlic.batch_predict.inference import agreement, opened
+from mlic.batch_predict.predict import list_items
+from mlic.config.base import Model
+from mlic.config.predict import ExportConfig
+from mlic.config.types import Location
 from mlic.data import storage
 from mlic.data.decoding import decode_batch
 from mlic.data.images import MAX_PIXELS
 from mlic.data.shards import INDEX
 from mlic.errors import ConfigError, DataError, RunError
-from mlic.model import backends, bundle, engines
-from mlic.schema import Model
-from mlic.stages.evaluate import shards_of
-from mlic.stages.predict import list_items
-from mlic.stages.scoring import agreement, opened
-from mlic.values import Location
+from mlic.evaluate.evaluate import shards_of
+from mlic.model import bundle, converters, runtimes
+from mlic.runs.run import disk_errors
 
 Array = np.ndarray[Any, Any]
 
@@ -68,15 +68,15 @@ def export(config: ExportConfig) -> ExportReport:
     Raises ConfigError where the engine is not installed or the output is something else, DataError without a model or
     images, and RunError where the engine does not take the network or does not give what the model gives.
     """
-    engines.check(config.to)
+    runtimes.check(config.to)
     if config.precision == "int8":
-        engines.check("int8")
+        runtimes.check("int8")
     source = bundle.find(config.model)
     out = config.out or source.parent / f"export-{config.to}"
     _check_out(out)
     model, net = bundle.load_model(config.model)
     pixels, where = _images(config, model, source)
-    whole = backends.Whole(net.to(memory_format=torch.channels_last), model.preprocessing, model.activation).eval()
+    whole = converters.Whole(net.to(memory_format=torch.channels_last), model.preprocessing, model.activation).eval()
     expected = _by_torch(whole, pixels)
     plain = bundle.Export(config.to, config.precision, {})
     with disk_errors(out), bundle.written(out) as part:
@@ -140,26 +140,26 @@ def _images(config: ExportConfig, model: bundle.Bundle, source: Path) -> tuple[A
     return pixels[good], f"the split {split}" if split else str(images)
 
 
-def _by_torch(whole: backends.Whole, pixels: Array) -> Array:
+def _by_torch(whole: converters.Whole, pixels: Array) -> Array:
     with torch.inference_mode():
         batches = [whole(torch.from_numpy(pixels[i : i + _BATCH])) for i in range(0, len(pixels), _BATCH)]
     return torch.cat(batches).numpy()
 
 
-def _write(config: ExportConfig, whole: backends.Whole, pixels: Array, file: Path) -> None:
+def _write(config: ExportConfig, whole: converters.Whole, pixels: Array, file: Path) -> None:
     example = torch.from_numpy(pixels[: min(2, len(pixels))])
     if len(example) < 2:  # one image would be taken for a batch that is always of one
         example = example.repeat(2, 1, 1, 1)
     if config.to == "onnx":
-        file.write_bytes(backends.to_onnx(whole, example, any_batch=True))
+        file.write_bytes(converters.to_onnx(whole, example, any_batch=True))
     elif config.to == "torchscript":
-        backends.to_torchscript(whole, example).save(str(file))
+        converters.to_torchscript(whole, example).save(str(file))
     else:
         import openvino
 
-        model = backends.to_openvino(whole, example, any_batch=True)
+        model = converters.to_openvino(whole, example, any_batch=True)
         if config.precision == "int8":
-            model = backends.to_int8(model, pixels)
+            model = converters.to_int8(model, pixels)
         openvino.save_model(model, str(file), compress_to_fp16=False)
 
 

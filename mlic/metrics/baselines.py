@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic.score import metrics
+from mlic.metrics import metrics
 
 Array = np.ndarray[Any, Any]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic.score import metrics, ranking
+from mlic.metrics import metrics, ranking
 
 Array = np.ndarray[Any, Any]
 Limits = dict[str, tuple[float, float]]

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from mlic.config.types import parse_policy
 from mlic.errors import DataError
-from mlic.score import calibration, metrics, ranking, thresholds
-from mlic.score.calibration import Calibration
-from mlic.score.thresholds import Choice
-from mlic.values import parse_policy
+from mlic.metrics import calibration, metrics, ranking, thresholds
+from mlic.metrics.calibration import Calibration
+from mlic.metrics.thresholds import Choice
 
 Array = np.ndarray[Any, Any]
 

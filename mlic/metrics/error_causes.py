@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic.score.confusion import swapped
+from mlic.metrics.confusion import swapped
 
 Array = np.ndarray[Any, Any]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mlic.schema import Model
-from mlic.score import baselines, bootstrap, calibration, metrics, ranking
+from mlic.config.base import Model
+from mlic.metrics import baselines, bootstrap, calibration, metrics, ranking
 
 SHOWN = (
     "f1_micro",

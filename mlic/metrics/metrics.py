@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic.score import ranking
+from mlic.metrics import ranking
 
 Array = np.ndarray[Any, Any]
 

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from mlic.score.calibration import logit, sigmoid
-from mlic.values import parse_policy
+from mlic.config.types import parse_policy
+from mlic.metrics.calibration import logit, sigmoid
 
 FOLDS = 5
 NEVER = float(np.nextafter(np.float32(1), np.float32(2)))  # above every score

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from mlic.values import Precision
+from mlic.config.types import Precision
 
 Arithmetic = Literal["fp32", "bf16", "fp16"]
 

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlic.config import Preprocessing
+from mlic.config.data import Preprocessing
+from mlic.config.types import Activation, Engine, Precise, parse_policy
 from mlic.errors import DataError
-from mlic.values import Activation, Engine, Precise, parse_policy
+from mlic.model.ensemble import Member
 
 if TYPE_CHECKING:
     import torch
@@ -33,17 +34,6 @@ SPEC, WEIGHTS = "model.json", "weights.safetensors"
 FILES: dict[Engine, tuple[str, ...]] = {
     "onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torchscript": ("model.pt",),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Member:
-    """One of the networks of an average: `activation` makes scores of its logits; `mean`, `std` are of its images."""
-
-    arch: str
-    arch_options: dict[str, float]
-    activation: Activation
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -244,7 +234,7 @@ def load_model(path: Path) -> tuple[Bundle, nn.Module]:
     from safetensors.torch import load
 
     from mlic.model import zoo
-    from mlic.model.average import Average
+    from mlic.model.ensemble import Average
 
     bundle = read(path)
     if bundle.export:

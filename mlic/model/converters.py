@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlic.config import Preprocessing
-from mlic.model import engines, losses
-from mlic.model.engines import Array, Scorer
-from mlic.values import Activation, Backend, Reduced
+from mlic.config.data import Preprocessing
+from mlic.config.types import Activation, Backend, Reduced
+from mlic.model import losses, runtimes
+from mlic.model.runtimes import Array, Scorer
 
 
 class Whole(nn.Module):
@@ -46,10 +46,10 @@ def engine(
     example = torch.zeros(batch_size, *shape, dtype=torch.uint8)
     if name == "openvino":
         model = to_openvino(whole, example)
-        return engines.filled(engines.open_openvino(model, engines.threads(), precision), batch_size)
+        return runtimes.filled(runtimes.open_openvino(model, runtimes.threads(), precision), batch_size)
     if name == "onnx":
         program = to_onnx(whole, example)
-        return engines.filled(engines.open_onnx(program, engines.threads()), batch_size)
+        return runtimes.filled(runtimes.open_onnx(program, runtimes.threads()), batch_size)
     compiled = torch.compile(whole)
 
     def run(images: Array) -> Array:
@@ -57,7 +57,7 @@ def engine(
             found: torch.Tensor = compiled(torch.from_numpy(images))
         return found.numpy()
 
-    return engines.filled(run, batch_size)
+    return runtimes.filled(run, batch_size)
 
 
 def to_openvino(whole: Whole, example: torch.Tensor, any_batch: bool = False) -> Any:

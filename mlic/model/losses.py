@@ -20,8 +20,8 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional
 
+from mlic.config.types import WEIGHTED, Activation, Loss
 from mlic.errors import ConfigError
-from mlic.values import WEIGHTED, Activation, Loss
 
 BETA = 0.999
 _OPTIONS: dict[str, dict[str, float]] = {

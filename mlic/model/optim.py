@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlic.config import TrainConfig
+from mlic.config.train import TrainConfig
 
 _ONE_CYCLE_RISE, _ONE_CYCLE_START, _ONE_CYCLE_END = 0.3, 25.0, 1e4
 

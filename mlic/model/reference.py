@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from mlic.fitting import Color
+from mlic.config.train import Color
 
 Builder = Callable[..., nn.Module]
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from mlic.config.types import Backend, Precise
 from mlic.errors import ConfigError
 from mlic.machine import usable_cpus
-from mlic.values import Backend, Precise
 
 Array = np.ndarray[Any, Any]
 Scorer = Callable[[Array], Array]  # images uint8 (B, H, W, C) to scores float32 (B, L)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from mlic.config.train import Color
 from mlic.errors import ConfigError
-from mlic.fitting import Color
 from mlic.model import reference, small
-from mlic.model.decoder import MLDecoder
+from mlic.model.heads import MLDecoder
 
 NETS: dict[str, tuple[reference.Builder, Color]] = {"small": (small.small, "rgb"), **reference.NETS}
 TIMM = "timm/"

@@ -11,18 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from mlic.cluster.runs import Run, write_atomic, write_json
-from mlic.config import NoiseConfig, TrainConfig
+from mlic.config.base import Model
+from mlic.config.train import FitSettings, ModelSettings, NoiseConfig, TrainConfig
 from mlic.data import corrections
+from mlic.data.label_stats import Implication, implications
 from mlic.data.shards import read_index
-from mlic.data.statistics import Implication, implications
 from mlic.errors import ConfigError
-from mlic.fitting import FitSettings, ModelSettings
+from mlic.metrics import label_noise as score
+from mlic.metrics.measurement import aligned
 from mlic.model import zoo
-from mlic.schema import Model
-from mlic.score import noise as score
-from mlic.stages.folds import SCORES, check_folds, fit_folds, read_scores
-from mlic.stages.measure import aligned
+from mlic.runs.run import Run, write_atomic, write_json
+from mlic.train.cross_validation import SCORES, check_folds, fit_folds, read_scores
 
 logger = logging.getLogger(__name__)
 

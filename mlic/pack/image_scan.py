@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlic.cluster import tasks
-from mlic.cluster.runs import write_atomic
-from mlic.cluster.shares import Share
+from mlic.cluster import pool
+from mlic.cluster.resources import Share
+from mlic.config.types import Location
 from mlic.data import duplicates, images, storage
-from mlic.data.sources import Listing, Reader
+from mlic.data.image_listing import Listing, Reader
 from mlic.errors import PartialError
-from mlic.stages.progress import Progress
-from mlic.values import Location
+from mlic.runs.progress import Progress
+from mlic.runs.run import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def scan(listing: Listing, out: Location, max_pixels: int, share: Share, known: 
     bad: dict[int, str] = {}
     pieces = ((np.arange(start, min(start + _CHUNK, len(listing))), listing) for start in starts)
     try:
-        looks = tasks.run(_look, (_taken(*piece) for piece in pieces), max_pixels, share.workers, _halves, _deadly)
+        looks = pool.run(_look, (_taken(*piece) for piece in pieces), max_pixels, share.workers, _halves, _deadly)
         for (numbers, _), (found, reasons) in looks:
             rows[numbers] = found
             bad |= {int(numbers[row]): reason for row, reason in reasons.items()}

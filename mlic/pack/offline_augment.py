@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from mlic.config.types import Operation
 from mlic.data import images
-from mlic.values import Operation
 
 _DEGREES, _SHIFT = 15.0, 0.1  # at most so far either way; the shift in shares of a side
 _ERASED = (0.02, 0.2)  # share of the area that is painted over

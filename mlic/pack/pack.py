@@ -12,21 +12,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlic.cluster import ray as cluster_ray
-from mlic.cluster.runs import Run, fingerprint
-from mlic.cluster.shares import Share, task_share
-from mlic.config import PackConfig, is_split_name
-from mlic.data import corrections, labels, packing, shards, sources, storage
+from mlic.cluster import connect as cluster_ray
+from mlic.cluster.resources import Share, task_share
+from mlic.config.data import PackConfig, is_split_name
+from mlic.config.types import Location
+from mlic.data import corrections, image_listing, label_join, shards, storage
 from mlic.data.annotations import Columns, read_annotations
-from mlic.data.labels import Annotations, Joined
-from mlic.data.sources import Listing
-from mlic.data.splits import folds, random_split, stratified_split
+from mlic.data.image_listing import Listing
+from mlic.data.label_join import Annotations, Joined
 from mlic.errors import DataError
-from mlic.stages import account as accounts
-from mlic.stages.account import PackReport, Seen
-from mlic.stages.scan import forget, scan
-from mlic.stages.write import remove_accounts, tables, verify_all, write_all
-from mlic.values import Location
+from mlic.pack import shard_plan
+from mlic.pack import summary as accounts
+from mlic.pack.image_scan import forget, scan
+from mlic.pack.shard_tasks import remove_accounts, tables, verify_all, write_all
+from mlic.pack.splits import folds, random_split, stratified_split
+from mlic.pack.summary import PackReport, Seen
+from mlic.runs.run import Run, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def pack(config: PackConfig) -> PackReport:
 
 def find(config: PackConfig) -> Found:
     """List the images, read the labels and the given splits, and join them. Raises DataError."""
-    listing = sources.list_images(config.images)
+    listing = image_listing.list_images(config.images)
     columns = Columns(config.split_column, config.group_column)
     annotations = read_annotations(config.labels, config.format, columns)
     if listing.others:
@@ -100,7 +101,7 @@ def find(config: PackConfig) -> Found:
     duplicate = tuple(
         (listing.path(int(i)), f"has the key of {listing.path(int(j))}") for i, j in zip(doubled, kept, strict=True)
     )
-    joined = labels.join(annotations, unique.paths)
+    joined = label_join.join(annotations, unique.paths)
     verdicts = None if config.corrections is None else corrections.read(config.corrections)
     corrected = 0
     if verdicts is not None:
@@ -114,7 +115,7 @@ def find(config: PackConfig) -> Found:
             if annotations.names[int(i)].as_py() not in gone
         )
     )
-    if missing and (differ := labels.case_differs(annotations, joined.missing, unique.paths)):
+    if missing and (differ := label_join.case_differs(annotations, joined.missing, unique.paths)):
         logger.warning("%d missing names are those of images but for upper and lower case", differ)
     splits, fixed = _given_splits(config, annotations, joined, unique)
     if not (fixed >= 0).any():
@@ -126,7 +127,7 @@ def find(config: PackConfig) -> Found:
         rows = np.sort(np.random.default_rng([config.seed, 19]).permutation(len(unique))[: config.limit])
         unique, targets, fixed = unique.take(rows), targets[rows], fixed[rows]
         column = None if column is None else column[rows]
-    labels.check_names(names)
+    label_join.check_names(names)
     unknown = [name for name in config.thin_labels if name not in names]
     if unknown:
         raise DataError(f"thin_labels names {unknown[0]!r}.", f"the labels are {', '.join(names)}.")
@@ -170,7 +171,7 @@ def _given_splits(
         fixed = np.where(joined.names >= 0, place[given[joined.names]], -1)
     elif config.split_files is not None:
         said = read_annotations(config.split_files)
-        members = labels.join(said, listing.paths).targets == 1
+        members = label_join.join(said, listing.paths).targets == 1
         twice = np.flatnonzero(members.sum(axis=1) > 1)
         if len(twice):
             both = [said.labels[i] for i in np.flatnonzero(members[twice[0]])]
@@ -209,11 +210,11 @@ def _earlier_test(folder: Location, listing: Listing, number: int) -> Array:
 
 def _pack(config: PackConfig, found: Found, share: Share) -> PackReport:
     samples, seen = _arrange(config, found, share)
-    expansion = packing.Expansion(
+    expansion = shard_plan.Expansion(
         config.expand, config.expand_by, config.thin,
         tuple(found.labels.index(name) for name in config.thin_labels), config.seed,
     )  # fmt: skip
-    plan = packing.plan(samples, found.splits, config.shard_mb, config.min_shards, config.seed, expansion)
+    plan = shard_plan.plan(samples, found.splits, config.shard_mb, config.min_shards, config.seed, expansion)
     written = write_all(config, plan, samples, found.labels, expansion, share, seen.bad)
     account, trouble = accounts.settle(seen, written)
     if not any(shard.samples for shard in written):
@@ -221,13 +222,13 @@ def _pack(config: PackConfig, found: Found, share: Share) -> PackReport:
             f"none of the {account.unreadable:,} images in {config.images} can be read.", "check the folder."
         )
     index = accounts.index(config, found.labels, found.source, seen, account, trouble, found.splits, written)
-    table = packing.table_bytes(tables(config.out, [shard.name for shard in written]))
+    table = shard_plan.table_bytes(tables(config.out, [shard.name for shard in written]))
     accounts.warn(trouble, index["label_counts"], index["leakage"])
     accounts.write_files(config.out, trouble, table, index)
     return accounts.report(config, index, account.packed_labelled + account.packed_unlabelled)
 
 
-def _arrange(config: PackConfig, found: Found, share: Share) -> tuple[packing.Samples, Seen]:
+def _arrange(config: PackConfig, found: Found, share: Share) -> tuple[shard_plan.Samples, Seen]:
     """Look at the images where that is asked for, leave out what is not to be packed, and deal out the splits."""
     listing, targets = found.listing, found.targets
     group, digest, bad = None, None, dict[int, str]()
@@ -240,7 +241,7 @@ def _arrange(config: PackConfig, found: Found, share: Share) -> tuple[packing.Sa
     usable[list(bad)] = False
     dropped = usable & ~(targets == 1).any(axis=1) if config.unlabelled == "drop" else np.zeros(len(listing), bool)
     rows = np.flatnonzero(usable & ~dropped)
-    kept = packing.Samples(
+    kept = shard_plan.Samples(
         listing, targets, np.zeros(len(listing), np.int64), group, None, digest
     ).take(rows)  # fmt: skip
     if not len(kept) and not bad:
@@ -285,7 +286,7 @@ def _group_column(annotations: Annotations, joined: Joined) -> Array | None:
     return np.where(joined.names >= 0, number[joined.names], -1)
 
 
-def deal(config: PackConfig, samples: packing.Samples, names: Sequence[str], fixed: Array) -> Array:
+def deal(config: PackConfig, samples: shard_plan.Samples, names: Sequence[str], fixed: Array) -> Array:
     """The split (N,) of each sample, a number into `names`."""
     shares = {name: config.split.get(name, 0.0) for name in names}
     if config.keep_test is not None:  # the others share what is left
@@ -301,7 +302,7 @@ def deal(config: PackConfig, samples: packing.Samples, names: Sequence[str], fix
     return split
 
 
-def _folds(config: PackConfig, samples: packing.Samples, split: Array, names: Sequence[str]) -> Array | None:
+def _folds(config: PackConfig, samples: shard_plan.Samples, split: Array, names: Sequence[str]) -> Array | None:
     """The fold (N,) of each sample outside of test, where -1 stands."""
     if not config.folds:
         return None

@@ -21,10 +21,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from mlic.config.types import Operation
 from mlic.data import images
-from mlic.data.expansion import render
-from mlic.data.sources import Listing, Reader
-from mlic.values import Operation
+from mlic.data.image_listing import Listing, Reader
+from mlic.pack.offline_augment import render
 
 Array = np.ndarray[Any, Any]
 

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from mlic.cluster import tasks
-from mlic.cluster.runs import disk_errors, temporary, write_atomic
-from mlic.cluster.shares import Share
-from mlic.config import PackConfig
-from mlic.data import images, packing, shards, storage
-from mlic.data.sources import Listing, Reader
+from mlic.cluster import pool
+from mlic.cluster.resources import Share
+from mlic.config.data import PackConfig
+from mlic.config.types import Location
+from mlic.data import images, shards, storage
+from mlic.data.image_listing import Listing, Reader
 from mlic.errors import ClusterError, DataError, PartialError
-from mlic.stages.progress import Progress
-from mlic.values import Location
+from mlic.pack import shard_plan
+from mlic.runs.progress import Progress
+from mlic.runs.run import disk_errors, temporary, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +35,13 @@ class _Settings:
     out: Location
     labels: tuple[str, ...]
     max_pixels: int
-    expansion: packing.Expansion
+    expansion: shard_plan.Expansion
 
 
 def write_all(
-    config: PackConfig, plan: Sequence[packing.ShardPlan], samples: packing.Samples, labels: tuple[str, ...],
-    expansion: packing.Expansion, share: Share, bad: Mapping[str, str],
-) -> list[packing.Written]:  # fmt: skip
+    config: PackConfig, plan: Sequence[shard_plan.ShardPlan], samples: shard_plan.Samples, labels: tuple[str, ...],
+    expansion: shard_plan.Expansion, share: Share, bad: Mapping[str, str],
+) -> list[shard_plan.Written]:  # fmt: skip
     """Write the shards that are not there yet; returns the accounts of all in the order of the plan.
 
     `bad` are the images that are known to be bad already. Raises DataError when there are more of them than the
@@ -88,15 +89,15 @@ def _stop_at_too_many_bad(config: PackConfig, bad: Mapping[str, str], found: int
 class _Job:
     """A shard to write, its samples, and why those by these numbers are not to be opened."""
 
-    plan: packing.ShardPlan
-    samples: packing.Samples
+    plan: shard_plan.ShardPlan
+    samples: shard_plan.Samples
     skip: Mapping[int, str] = field(default_factory=dict)
 
 
-def _written(jobs: Iterator[_Job], settings: _Settings, workers: int) -> Iterator[packing.Written]:
+def _written(jobs: Iterator[_Job], settings: _Settings, workers: int) -> Iterator[shard_plan.Written]:
     """Write shards by tasks, as they come. One whose workers die is written without the images that end them."""
     lost: list[_Job] = []
-    for job, written in tasks.run(_write_shard, jobs, settings, workers, lambda job: [job], lambda *_: None):
+    for job, written in pool.run(_write_shard, jobs, settings, workers, lambda job: [job], lambda *_: None):
         if written is None:
             lost.append(job)
         else:
@@ -104,10 +105,10 @@ def _written(jobs: Iterator[_Job], settings: _Settings, workers: int) -> Iterato
     for job in lost:
         rows = [(i, job.samples.listing.take(np.array([i]))) for i in range(len(job.samples))]
         skip: dict[int, str] = {}
-        for some, reasons in tasks.run(_try, iter([rows]), settings, workers, _halves, _deadly):
+        for some, reasons in pool.run(_try, iter([rows]), settings, workers, _halves, _deadly):
             skip |= {some[i][0]: reason for i, reason in reasons.items()}
         again = iter([_Job(job.plan, job.samples, skip)])
-        for _, written in tasks.run(_write_shard, again, settings, workers, lambda job: [job], _give_up):
+        for _, written in pool.run(_write_shard, again, settings, workers, lambda job: [job], _give_up):
             if written is not None:
                 yield written
 
@@ -139,7 +140,7 @@ def _try(rows: list[tuple[int, Listing]], settings: _Settings) -> dict[int, str]
     return {}
 
 
-def _write_shard(job: _Job, settings: _Settings) -> packing.Written | None:
+def _write_shard(job: _Job, settings: _Settings) -> shard_plan.Written | None:
     """A Ray task: write a shard and, after it, its account, each under its final name only when it is whole."""
     plan = job.plan
     path = storage.join(settings.out, plan.name)
@@ -153,13 +154,13 @@ def _write_shard(job: _Job, settings: _Settings) -> packing.Written | None:
                 part = Path(folder) / plan.name
                 written, table = _write_to(part, job, settings)
                 storage.upload(part, path)
-    write_atomic(_account(settings.out, plan.name), packing.dump_account(written, table))
+    write_atomic(_account(settings.out, plan.name), shard_plan.dump_account(written, table))
     return written
 
 
-def _write_to(part: Path, job: _Job, settings: _Settings) -> tuple[packing.Written, Any]:
+def _write_to(part: Path, job: _Job, settings: _Settings) -> tuple[shard_plan.Written, Any]:
     with part.open("wb") as file:
-        return packing.write(
+        return shard_plan.write(
             job.plan, job.samples, settings.labels, file, settings.max_pixels, settings.expansion, job.skip
         )
 
@@ -168,7 +169,7 @@ def _account(out: Location, name: str) -> Location:
     return storage.join(out, f".{name}.parquet")
 
 
-def _already_written(out: Location, plan: Sequence[packing.ShardPlan]) -> Iterator[packing.Written]:
+def _already_written(out: Location, plan: Sequence[shard_plan.ShardPlan]) -> Iterator[shard_plan.Written]:
     """Shards of an earlier attempt that are there with their account and in their full size."""
     there = set(storage.names(out))
     for shard in plan:
@@ -176,7 +177,7 @@ def _already_written(out: Location, plan: Sequence[packing.ShardPlan]) -> Iterat
         if f".{shard.name}.parquet" not in there or shard.name not in there:
             continue
         try:
-            written = packing.parse_written(storage.read(account))
+            written = shard_plan.parse_written(storage.read(account))
         except (ValueError, KeyError, TypeError) as error:
             logger.warning("%s is written again: its account does not read (%s)", shard.name, error)
             continue
@@ -187,7 +188,7 @@ def _already_written(out: Location, plan: Sequence[packing.ShardPlan]) -> Iterat
 def tables(out: Location, names: Sequence[str]) -> Iterator[Any]:
     """The tables of written shards, one after the other."""
     for name in names:
-        yield packing.parse_account(storage.read(_account(out, name)))[1]
+        yield shard_plan.parse_account(storage.read(_account(out, name)))[1]
 
 
 def remove_accounts(out: Location) -> None:
@@ -201,7 +202,7 @@ def verify_all(out: Location, index: Mapping[str, Any], max_pixels: int, share: 
     """Read every shard and compare it with the index. Raises DataError that names the first wrong one."""
     progress = Progress(logger, "verify", len(index["shards"]), "shards", "images")
     wrong: dict[str, str] = {}
-    done = tasks.run(
+    done = pool.run(
         _verify_shard, iter(index["shards"].items()), (out, max_pixels), share.workers, lambda shard: [shard],
         lambda shard, why: (shard[0], f"is not to be read: {why}"),
     )  # fmt: skip

@@ -14,13 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlic.cluster.runs import fingerprint, write_atomic, write_json
-from mlic.config import PackConfig
-from mlic.data import packing, shards, storage
-from mlic.data.sources import Listing
-from mlic.data.splits import leakage
-from mlic.schema import Model, result_settings
-from mlic.values import AnyPath, Location
+from mlic.config.base import Model, result_settings
+from mlic.config.data import PackConfig
+from mlic.config.types import AnyPath, Location
+from mlic.data import shards, storage
+from mlic.data.image_listing import Listing
+from mlic.pack import shard_plan
+from mlic.pack.splits import leakage
+from mlic.runs.run import fingerprint, write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Seen:
         return int(sizes[sizes > 1].sum())
 
 
-def settle(seen: Seen, written: Sequence[packing.Written]) -> tuple[Account, dict[str, list[tuple[str, str]]]]:
+def settle(seen: Seen, written: Sequence[shard_plan.Written]) -> tuple[Account, dict[str, list[tuple[str, str]]]]:
     """The account, and everything that was left out by kind. Raises AssertionError when it does not balance."""
     late = {file: reason for shard in written for file, reason in shard.bad}
     lost = np.zeros(len(seen.files), bool)
@@ -165,7 +166,7 @@ def left_out(trouble: Mapping[str, Sequence[tuple[str, str]]]) -> bytes:
 
 def index(
     config: PackConfig, labels: tuple[str, ...], source: str, seen: Seen, account: Account,
-    trouble: Mapping[str, Sequence[tuple[str, str]]], names: Sequence[str], written: Sequence[packing.Written],
+    trouble: Mapping[str, Sequence[tuple[str, str]]], names: Sequence[str], written: Sequence[shard_plan.Written],
 ) -> dict[str, Any]:  # fmt: skip
     """index.json: everything about the shards but their samples."""
     total = sum(config.split.values())
@@ -205,7 +206,7 @@ def index(
     }  # fmt: skip
 
 
-def _counts(labels: Sequence[str], written: Sequence[packing.Written]) -> dict[str, int]:
+def _counts(labels: Sequence[str], written: Sequence[shard_plan.Written]) -> dict[str, int]:
     totals = np.zeros(len(labels), np.int64)
     for shard in written:
         totals += np.array(shard.label_counts, np.int64)

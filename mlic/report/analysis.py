@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from mlic.data import statistics
+from mlic.data import label_stats
 from mlic.errors import DataError
+from mlic.metrics import bootstrap, confusion, curves, error_causes, metrics
 from mlic.model import summary
-from mlic.score import bootstrap, causes, confusion, curves, metrics
-from mlic.stages import start
-from mlic.stages.report_content import (
+from mlic.report.content import (
     Bins,
     Content,
     Example,
@@ -24,9 +23,10 @@ from mlic.stages.report_content import (
     SettingRow,
     SliceRow,
     Swap,
-)  # fmt: skip
-from mlic.stages.report_evidence import Evidence, Training, settings_of
-from mlic.stages.report_images import Look
+)
+from mlic.report.evidence import Evidence, Training, settings_of
+from mlic.report.images import Look
+from mlic.train import setup
 
 Array = np.ndarray[Any, Any]
 
@@ -71,16 +71,18 @@ def analyse(evidence: Sequence[Evidence], look: Look | None, seed: int) -> Conte
         cardinality=tuple(tuple(row) for row in confusion.cardinality(first.decisions, first.targets).tolist()),
         slices=_slices(first, look, seed), looked_at=0 if look is None else look.seen,
         rules=tuple(f"{known[i]} ⇒ {known[j]}" for i, j in rules),
-        kinds={name: int((found.kind == number).sum()) for number, name in enumerate(causes.KINDS, 1)},
+        kinds={name: int((found.kind == number).sum()) for number, name in enumerate(error_causes.KINDS, 1)},
         examples=_examples(first, found),
     )  # fmt: skip
 
 
-def _causes(evidence: Evidence) -> tuple[causes.Causes, list[tuple[int, int]]]:
+def _causes(evidence: Evidence) -> tuple[error_causes.Causes, list[tuple[int, int]]]:
     basis = evidence.targets if evidence.train_targets is None else evidence.train_targets
     basis = basis[:: -(-len(basis) // _LEARN_FROM)] if len(basis) else basis
-    rules = [(item.first, item.second) for item in statistics.implications(basis, _SUPPORT, _CONFIDENCE)]
-    found = causes.assign(evidence.decisions, evidence.targets, evidence.scores, _train_positives(evidence), rules)
+    rules = [(item.first, item.second) for item in label_stats.implications(basis, _SUPPORT, _CONFIDENCE)]
+    found = error_causes.assign(
+        evidence.decisions, evidence.targets, evidence.scores, _train_positives(evidence), rules
+    )
     return found, rules
 
 
@@ -88,7 +90,7 @@ def _train_positives(evidence: Evidence) -> Array | None:
     return None if evidence.train_targets is None else (evidence.train_targets == 1).sum(axis=0)
 
 
-def _labels(evidence: Evidence, found: causes.Causes) -> tuple[LabelErrors, ...]:
+def _labels(evidence: Evidence, found: error_causes.Causes) -> tuple[LabelErrors, ...]:
     matrices = metrics.count(evidence.decisions, evidence.targets).matrices()
     absent, wrong, missed, right = matrices.reshape(-1, 4).T.tolist()
     positives = _train_positives(evidence)
@@ -97,7 +99,7 @@ def _labels(evidence: Evidence, found: causes.Causes) -> tuple[LabelErrors, ...]
             label=label, right=right[i], wrong=wrong[i], missed=missed[i], absent=absent[i],
             threshold=None if evidence.thresholds is None else float(evidence.thresholds[i]),
             train_positives=None if positives is None else int(positives[i]),
-            kinds={name: int((found.kind[:, i] == n).sum()) for n, name in enumerate(causes.KINDS, 1)},
+            kinds={name: int((found.kind[:, i] == n).sum()) for n, name in enumerate(error_causes.KINDS, 1)},
         )
         for i, label in enumerate(evidence.labels)
     )  # fmt: skip
@@ -156,12 +158,12 @@ def _slices(evidence: Evidence, look: Look | None, seed: int) -> tuple[SliceRow,
     return tuple(rows)
 
 
-def _examples(evidence: Evidence, found: causes.Causes) -> tuple[Example, ...]:
+def _examples(evidence: Evidence, found: error_causes.Causes) -> tuple[Example, ...]:
     """Of each kind the images that are furthest from right, few of them for the same label."""
     score = np.zeros(found.kind.shape) if evidence.scores is None else evidence.scores
     loss = np.abs(score - (evidence.targets == 1))
     examples = []
-    for number, name in enumerate(causes.KINDS, 1):
+    for number, name in enumerate(error_causes.KINDS, 1):
         rows, columns = np.nonzero(found.kind == number)
         used: dict[int, int] = {}
         taken: set[int] = set()
@@ -177,7 +179,7 @@ def _examples(evidence: Evidence, found: causes.Causes) -> tuple[Example, ...]:
     return tuple(examples)
 
 
-def _example(evidence: Evidence, found: causes.Causes, row: int, number: int, kind: str) -> Example:
+def _example(evidence: Evidence, found: error_causes.Causes, row: int, number: int, kind: str) -> Example:
     def score(i: int) -> float | None:
         return None if evidence.scores is None else round(float(evidence.scores[row, i]), 4)
 
@@ -197,7 +199,7 @@ def _example(evidence: Evidence, found: causes.Causes, row: int, number: int, ki
     )  # fmt: skip
 
 
-def _why(evidence: Evidence, found: causes.Causes, row: int, i: int) -> str:
+def _why(evidence: Evidence, found: error_causes.Causes, row: int, i: int) -> str:
     """Why this error is under its kind, in few words."""
     if found.by_rule[row, i]:
         return "the labels given break a rule"
@@ -211,7 +213,7 @@ def _why(evidence: Evidence, found: causes.Causes, row: int, i: int) -> str:
 
 
 def _layers(training: Training) -> list[LayerRow]:
-    prep = start.preprocessing(training.config)
+    prep = setup.preprocessing(training.config)
     found = summary.layers(training.net, prep.channels, prep.image_size)
     return [LayerRow(name=item.name, kind=item.kind, shape=item.shape, parameters=item.parameters) for item in found]
 

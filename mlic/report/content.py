@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from mlic.schema import Model
-from mlic.stages.measure import Measurement
+from mlic.config.base import Model
+from mlic.metrics.measurement import Measurement
 
 METRICS = {
     "f1_micro": "Micro F1", "precision_micro": "Micro precision", "recall_micro": "Micro recall",

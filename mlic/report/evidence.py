@@ -13,20 +13,19 @@ import yaml
 from pydantic import ValidationError
 from torch import nn
 
-from mlic.cluster.runs import read_state
-from mlic.config import TrainConfig
+from mlic.config.base import Settings
+from mlic.config.train import STORED, TrainConfig
+from mlic.config.types import Location
 from mlic.data import shards, storage
 from mlic.data.shards import INDEX, Split
 from mlic.errors import DataError
-from mlic.fitting import STORED
+from mlic.metrics import decision, thresholds
+from mlic.metrics.calibration import Calibration
+from mlic.metrics.measurement import Measurement
 from mlic.model import bundle, zoo
-from mlic.schema import Settings
-from mlic.score import decision, thresholds
-from mlic.score.calibration import Calibration
-from mlic.stages import checkpoints, start
-from mlic.stages.fit import measured
-from mlic.stages.measure import Measurement
-from mlic.values import Location
+from mlic.runs.run import read_state
+from mlic.train import checkpoints, setup
+from mlic.train.fit import measured
 
 Array = np.ndarray[Any, Any]
 
@@ -190,7 +189,7 @@ def _from_shards(
         if shards.read_index(config.shards)["fingerprint"] != fingerprint:
             return None, None, None, (f"The shards {config.shards} are no longer those of this run, {lost}",)
         images = shards.read_split(config.shards, "val", config.fold)
-        train = start.train_split(config).targets
+        train = setup.train_split(config).targets
         sizes = _sizes(config.shards, "val", config.fold)
     except (DataError, OSError):
         return None, None, None, (f"The shards {config.shards} are not there, {lost}",)

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mlic.config import Preprocessing
+from mlic.config.data import Preprocessing
 from mlic.data import images
 from mlic.data.augment import Normalizer
 from mlic.data.loader import ShardReader
 from mlic.data.shards import Split
 from mlic.model import saliency
-from mlic.stages import start
-from mlic.stages.report_evidence import Training
+from mlic.report.evidence import Training
+from mlic.train import setup
 
 Array = np.ndarray[Any, Any]
 
@@ -93,7 +93,7 @@ def pictures(
 
 def _maps(part: Split, about: Sequence[Sequence[int]], training: Training) -> tuple[dict[tuple[int, int], Array], str]:
     """Saliency maps (H, W) by number in `part` and label."""
-    prep: Preprocessing = start.preprocessing(training.config)
+    prep: Preprocessing = setup.preprocessing(training.config)
     wanted = [(number, label) for number, some in enumerate(about) for label in some]
     normalize = Normalizer(prep.mean, prep.std, torch.device("cpu"))
     found: dict[tuple[int, int], Array] = {}

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from mlic.stages import page, report_errors
-from mlic.stages.measure import BASELINES, LabelRow, Measurement
-from mlic.stages.report_content import METRICS, Content, SettingRow, metric_name
-from mlic.stages.report_figures import MOST, by_frequency
-from mlic.stages.report_images import Picture
+from mlic.html import page
+from mlic.metrics.measurement import BASELINES, LabelRow, Measurement
+from mlic.report import wrong_predictions
+from mlic.report.content import METRICS, Content, SettingRow, metric_name
+from mlic.report.images import Picture
+from mlic.report.plots import MOST, by_frequency
 
 _LESS_IS_BETTER = {
     "hamming_loss", "ranking_loss", "one_error", "coverage_error", "coverage", "brier", "ece", "log_loss",
@@ -31,7 +32,7 @@ def render(content: Content, figures: Mapping[str, bytes], images: Mapping[int, 
     more = len(content.labels) - MOST
     cut = f" The {MOST} most frequent labels; {more:,} more are in the tables and in report.json." if more > 0 else ""
     sections: Sections = _numbers(content, drawn) | _how(content, drawn, cut) | _decisions(content, drawn, cut)
-    sections |= report_errors.sections(content, drawn.get("swapped", ""), images, method)
+    sections |= wrong_predictions.sections(content, drawn.get("swapped", ""), images, method)
     head = [
         f'<p class="about">{escape(content.about)} {content.measurement.samples:,} images, '
         f"{len(content.labels):,} labels.</p>",

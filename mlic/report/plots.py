@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mlic.stages.figures import BAR, INK, LINE, PARTS, SOFT, canvas, drawn, sheet, short, styled
-from mlic.stages.report_content import Content, metric_name
+from mlic.html.plots import BAR, INK, LINE, PARTS, SOFT, canvas, drawn, sheet, short, styled
+from mlic.report.content import Content, metric_name
 
 MOST = 24  # labels in a figure with a panel each
 _MATRIX = 30

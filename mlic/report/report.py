@@ -6,14 +6,15 @@ import contextlib
 import json
 from pathlib import Path
 
-from mlic.cluster.runs import disk_errors, write_atomic
-from mlic.config import ReportConfig
+from mlic.config.base import Model
+from mlic.config.evaluate import ReportConfig
 from mlic.errors import ConfigError
-from mlic.schema import Model
-from mlic.stages import report_analysis, report_figures, report_images, report_page
-from mlic.stages.measure import Measurement, aligned
-from mlic.stages.report_content import Content, RunRow
-from mlic.stages.report_evidence import Evidence, of_run
+from mlic.metrics.measurement import Measurement, aligned
+from mlic.report import analysis, images, plots
+from mlic.report import page as report_page
+from mlic.report.content import Content, RunRow
+from mlic.report.evidence import Evidence, of_run
+from mlic.runs.run import disk_errors, write_atomic
 
 PAGE, CONTENT, SEARCH_PAGE = "report.html", "report.json", "search.html"
 _LOOK_AT = 2000  # images that are decoded to see whether they are grey and how bright
@@ -66,13 +67,13 @@ def report(config: ReportConfig) -> ReportReport:
 def write(out: Path, evidence: list[Evidence], seed: int) -> Content:
     """Write the page about the first, with the others beside it, to a folder that may hold an older one."""
     first = evidence[0]
-    look = None if first.images is None else report_images.look(first.images, _LOOK_AT, seed)
-    content = report_analysis.analyse(evidence, look, seed)
-    figures = report_figures.of_report(content)
+    look = None if first.images is None else images.look(first.images, _LOOK_AT, seed)
+    content = analysis.analyse(evidence, look, seed)
+    figures = plots.of_report(content)
     pictures, method = _pictures(first, content)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        for name in report_figures.NAMES:
+        for name in plots.NAMES:
             (out / f"{name}.png").unlink(missing_ok=True)
     for name, data in figures.items():
         write_atomic(out / f"{name}.png", data)
@@ -82,14 +83,14 @@ def write(out: Path, evidence: list[Evidence], seed: int) -> Content:
     return content
 
 
-def _pictures(evidence: Evidence, content: Content) -> tuple[dict[int, report_images.Picture], str]:
+def _pictures(evidence: Evidence, content: Content) -> tuple[dict[int, images.Picture], str]:
     if evidence.images is None or not content.examples:
         return {}, ""
     about: dict[int, list[int]] = {}
     for example in content.examples:
         wrong = [evidence.labels.index(mistake.label) for mistake in example.mistakes[:_OVERLAYS]]
         about.setdefault(example.row, wrong)
-    return report_images.pictures(
+    return images.pictures(
         evidence.images, list(about), list(about.values()), evidence.labels, evidence.training, _PICTURES
     )
 

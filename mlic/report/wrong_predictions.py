@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from html import escape
 from itertools import groupby
 
-from mlic.score import causes
-from mlic.stages import page
-from mlic.stages.report_content import Content, Example, Mistake
-from mlic.stages.report_images import Picture
+from mlic.html import page
+from mlic.metrics import error_causes
+from mlic.report.content import Content, Example, Mistake
+from mlic.report.images import Picture
 
 _ROWS = 20
 
@@ -90,7 +90,7 @@ def _causes(content: Content) -> str:
     total = max(1, sum(content.kinds.values()))
     tiles = "".join(
         f'<div class="tile">{escape(name.capitalize())}<b>{count:,}</b>{count / total:.1%} of the errors. '
-        f"{escape(causes.KINDS[name])}</div>"
+        f"{escape(error_causes.KINDS[name])}</div>"
         for name, count in content.kinds.items()
     )
     order = sorted(content.labels, key=lambda row: -sum(row.kinds.values()))

@@ -8,20 +8,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlic.cluster import ray as cluster_ray
-from mlic.cluster.runs import write_json
-from mlic.config import EvaluateConfig, PackConfig, ReproduceConfig, TrainConfig, TuneConfig
+from mlic.cluster import connect as cluster_ray
+from mlic.config.base import Model, near_name
+from mlic.config.data import PackConfig
+from mlic.config.evaluate import EvaluateConfig
+from mlic.config.examples import ReproduceConfig
+from mlic.config.load import Told, build, read_file, recipes, reported
+from mlic.config.train import TrainConfig
+from mlic.config.tune import TuneConfig
 from mlic.data.shards import read_index
 from mlic.errors import ConfigError
+from mlic.evaluate.evaluate import evaluate
+from mlic.metrics.baselines import best_baseline
+from mlic.metrics.measurement import SHOWN, Measurement, aligned
 from mlic.model import weights, zoo
-from mlic.schema import Model, near_name
-from mlic.score.baselines import best_baseline
-from mlic.settings import Told, build, read_file, recipes, reported
-from mlic.stages.evaluate import evaluate
-from mlic.stages.fit import TrainReport, fit
-from mlic.stages.measure import SHOWN, Measurement, aligned
-from mlic.stages.pack import pack
-from mlic.stages.tune import TuneReport, tune
+from mlic.pack.pack import pack
+from mlic.runs.run import write_json
+from mlic.train.fit import TrainReport, fit
+from mlic.tune.result import TuneReport
+from mlic.tune.tune import tune
 
 logger = logging.getLogger(__name__)
 

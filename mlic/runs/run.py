@@ -33,8 +33,9 @@ from pydantic import BaseModel
 
 from mlic.data import storage
 from mlic.errors import ClusterError, ConfigError, MlicError, PartialError
-from mlic.schema import Settings, result_settings
-from mlic.values import Location
+from mlic.config.base import Settings
+from mlic.config.base import result_settings
+from mlic.config.types import Location
 
 logger = logging.getLogger(__name__)
 

@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from mlic.cluster.runs import disk_errors, write_json
-from mlic.config import ThresholdConfig
-from mlic.data import predictions, storage
+from mlic.batch_predict import prediction_files
+from mlic.config.base import Model
+from mlic.config.evaluate import ThresholdConfig
+from mlic.data import storage
 from mlic.data.shards import INDEX, read_index
 from mlic.errors import ConfigError, DataError
+from mlic.evaluate.evaluate import join, predict_split
+from mlic.metrics import bootstrap, decision, metrics, thresholds
+from mlic.metrics.measurement import Measurement, aligned
 from mlic.model import bundle
-from mlic.schema import Model
-from mlic.score import bootstrap, decision, metrics, thresholds
-from mlic.stages import checkpoints
-from mlic.stages.evaluate import join, predict_split
-from mlic.stages.fit import expected, measured, noted
-from mlic.stages.measure import Measurement, aligned
+from mlic.runs.run import disk_errors, write_json
+from mlic.train import checkpoints
+from mlic.train.fit import expected, measured, noted
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ def _of_shards(config: ThresholdConfig, model: bundle.Bundle) -> _Basis:
     if config.labels is None or storage.size(storage.join(config.labels, INDEX)) is None:
         raise ConfigError(f"{config.labels} is no folder of shards.", "pack the images and their labels first.")
     file = predict_split(config, config.model, config.labels, config.split)
-    found = predictions.read(file)
+    found = prediction_files.read(file)
     joined = join(found, config.labels, config.split, "auto")
     if found.scores is None or tuple(joined.labels) != model.labels:
         raise DataError(f"{config.labels} has other labels than the model.", "fit to the labels it was trained on.")

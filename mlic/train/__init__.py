@@ -1,1 +1,1 @@
-"""One public function per stage: `verb(VerbConfig) -> VerbReport`."""
+"""`mlic train`: one model, fitted by one process or by all workers of a cluster."""

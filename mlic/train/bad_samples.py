@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mlic.config import TrainConfig
+from mlic.config.train import TrainConfig
 from mlic.data.loader import Batch
 from mlic.errors import DataError
-from mlic.stages.place import Place
+from mlic.train.rank import Place
 
 
 class BadSamples:

@@ -20,11 +20,11 @@ from typing import Any, BinaryIO, Self, cast
 import numpy as np
 import torch
 
-from mlic.cluster.runs import disk_errors, temporary, write_atomic
+from mlic.config.types import Location
 from mlic.data import storage
 from mlic.errors import ClusterError, ConfigError, RunError
-from mlic.stages.place import Place
-from mlic.values import Location
+from mlic.runs.run import disk_errors, temporary, write_atomic
+from mlic.train.rank import Place
 
 _LAST, _BEST, _HISTORY = "checkpoints/last.pt", "checkpoints/best.pt", "metrics.jsonl"
 FILES = (_BEST, _HISTORY, _LAST)  # in the order in which they are written

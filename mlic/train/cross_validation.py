@@ -10,19 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from mlic.cluster import ray as cluster_ray
-from mlic.cluster.runs import Run, write_atomic
-from mlic.cluster.shares import train_share
-from mlic.config import DoctorConfig, TrainConfig
+from mlic.cluster import connect as cluster_ray
+from mlic.cluster.resources import train_share
+from mlic.config.base import Model
+from mlic.config.data import DoctorConfig
+from mlic.config.train import TrainConfig
 from mlic.data import storage
 from mlic.data.shards import check_trainable, read_index, read_split
+from mlic.doctor.doctor import doctor as examine
 from mlic.errors import DataError
+from mlic.metrics.measurement import SHOWN, Measurement, aligned, measure
 from mlic.model import zoo
-from mlic.schema import Model
-from mlic.stages import out_of_fold
-from mlic.stages.doctor import doctor as examine
-from mlic.stages.fit import fit
-from mlic.stages.measure import SHOWN, Measurement, aligned, measure
+from mlic.runs.run import Run, write_atomic
+from mlic.train import out_of_fold
+from mlic.train.fit import fit
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from mlic.config.train import FitSettings
 from mlic.data import sampling
 from mlic.data.augment import crops, distort, distortions, mirrors, rand_augment
 from mlic.data.loader import train_batches
 from mlic.data.shards import Split, natural_order
-from mlic.fitting import FitSettings
 
 Array = np.ndarray[Any, Any]
 

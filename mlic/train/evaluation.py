@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from mlic.config.types import Loss
 from mlic.data.loader import Batch
 from mlic.data.shards import Split
 from mlic.errors import RunError
+from mlic.metrics import metrics, ranking
 from mlic.model import losses
-from mlic.score import metrics, ranking
-from mlic.stages.place import Place
-from mlic.values import Loss
+from mlic.train.rank import Place
 
 Array = np.ndarray[Any, Any]
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mlic.config import Preprocessing, TrainConfig
+from mlic.config.data import Preprocessing
+from mlic.config.train import TrainConfig
 from mlic.data import cache, storage
 from mlic.data.loader import FeatureReader, ShardReader, eval_batches
 from mlic.data.shards import Split

@@ -13,23 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from mlic.cluster import ray as cluster_ray
-from mlic.cluster import tasks
-from mlic.cluster.runs import Run, disk_errors, is_current, read_state, write_json
-from mlic.cluster.shares import Cluster, Share, train_share
-from mlic.config import DoctorConfig, TrainConfig
+from mlic.cluster import connect as cluster_ray
+from mlic.cluster import pool
+from mlic.cluster.resources import Cluster, Share, train_share
+from mlic.config.base import Model
+from mlic.config.data import DoctorConfig
+from mlic.config.train import STORED, TrainConfig
+from mlic.config.types import Precision
 from mlic.data.shards import check_sizes, check_trainable, read_index
+from mlic.doctor.doctor import doctor as examine
 from mlic.errors import ClusterError, MlicError, PartialError, RunError
-from mlic.fitting import STORED
+from mlic.metrics import decision, thresholds
+from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle, losses, weights, zoo
-from mlic.schema import Model
-from mlic.score import decision, thresholds
-from mlic.stages import checkpoints, loop, start
-from mlic.stages.doctor import doctor as examine
-from mlic.stages.measure import Measurement, measure
-from mlic.stages.place import Place
-from mlic.stages.progress import LOG_EVERY_S
-from mlic.values import Precision
+from mlic.runs.progress import LOG_EVERY_S
+from mlic.runs.run import Run, disk_errors, is_current, read_state, write_json
+from mlic.train import checkpoints, setup, trainer
+from mlic.train.rank import Place
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def fit(config: TrainConfig, keep_scores: bool = False) -> TrainReport:
     zoo.check(config.arch)
     losses.check(config.loss, config.loss_options)
     begins_with = weights.resolve(config.arch, config.weights)
-    start.check_names(config, tuple(index["labels"]))
+    setup.check_names(config, tuple(index["labels"]))
     check_trainable(config.shards, index, config.fold)
     fold = "" if config.fold is None else f"-fold{config.fold}"
     config = config.model_copy(update={"name": config.name or config.arch + fold})
@@ -95,7 +95,7 @@ def fit(config: TrainConfig, keep_scores: bool = False) -> TrainReport:
             return TrainReport(**run.report)
         if run.finished:
             run.reopen()
-        if not loop.is_done(config, checkpoints.read_history(folder)):
+        if not trainer.is_done(config, checkpoints.read_history(folder)):
             check_sizes(config.shards, index, None)
             with cluster_ray.connect(config.address) as cluster:
                 if config.doctor:
@@ -118,13 +118,13 @@ def finish(
     best = checkpoints.read_best(fitted)
     index = read_index(config.shards)
     labels = tuple(index["labels"])
-    weight = start.positive_weights(start.train_split(config), config).tolist()
+    weight = setup.positive_weights(setup.train_split(config), config).tolist()
     settled, fit = decide(config.threshold_policy, config.calibration, best, weight, config.seed, config.objective)
     fit |= {"fitted_on": "val", "split": "val", "data": index["fingerprint"], "samples": len(best.targets)}
     measurement = measurement or measured(labels, settled, best.targets, config.seed)
     state = read_state(folder) or {}
     model = bundle.Bundle(
-        config.arch, config.arch_options, labels, start.preprocessing(config),
+        config.arch, config.arch_options, labels, setup.preprocessing(config),
         losses.activation(config.loss),
         tuple(float(value) for value in settled.thresholds), fit | expected(measurement), settled.calibration.plain(),
         {
@@ -191,7 +191,7 @@ def _arithmetic(precision: Precision) -> str:
     """In a worker: what its device has."""
     import torch
 
-    from mlic.model.precision import of_device
+    from mlic.model.amp import of_device
 
     return of_device(precision, torch.device(cluster_ray.assigned_device()))
 
@@ -230,7 +230,7 @@ def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path], keep_scores: 
     except KeyboardInterrupt:
         raise _stopped(config, run) from None
     raise_failure(run.folder, run.attempt, failed)
-    if run.is_asked_to_stop and not loop.is_done(config, checkpoints.read_history(run.folder)):
+    if run.is_asked_to_stop and not trainer.is_done(config, checkpoints.read_history(run.folder)):
         raise _stopped(config, run)
 
 
@@ -248,7 +248,7 @@ def _lost_worker(failed: BaseException) -> bool:
 
     seen: list[BaseException | None] = [failed, failed.__cause__, getattr(failed, "cause", None)]
     seen += [getattr(error, "controller_failure", None) for error in list(seen)]
-    return any(isinstance(error, (RayActorError, *tasks.deaths())) for error in seen)
+    return any(isinstance(error, (RayActorError, *pool.deaths())) for error in seen)
 
 
 def _alone(config: TrainConfig, where: Mapping[str, Any], share: Share) -> Callable[[], object]:
@@ -299,7 +299,7 @@ def group(
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from mlic.stages.torch_backend import NodeTorchConfig
+    from mlic.cluster.torch_backend import NodeTorchConfig
 
     class Trainer(TorchTrainer):  # type: ignore[misc]
         def _create_default_callbacks(self) -> list[Any]:
@@ -357,7 +357,7 @@ def _loop(arguments: Mapping[str, Any], rank: int, world_size: int, device: Any)
         return  # our own error would only come again; leaving quietly spares the restarts meant for lost workers
     try:
         config = TrainConfig.model_validate(arguments["config"], context=STORED)
-        loop.fit(
+        trainer.fit(
             config, place, until=arguments["until"], deadline=arguments["deadline"],
             arithmetic=arguments["arithmetic"], keep_scores=arguments["keep_scores"],
         )  # fmt: skip

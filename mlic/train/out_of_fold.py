@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from mlic.config import TrainConfig
+from mlic.config.train import FitSettings, TrainConfig
 from mlic.errors import RunError
-from mlic.fitting import FitSettings
-from mlic.score import decision
-from mlic.stages import checkpoints, loop, start
+from mlic.metrics import decision
+from mlic.train import checkpoints, setup, trainer
 
 Array = np.ndarray[Any, Any]
 
@@ -48,7 +47,7 @@ def chosen_epochs(config: FitSettings, histories: Sequence[Sequence[Mapping[str,
         raise RunError("a fold has no finished epoch.", "run the same command again.")
     if config.keep_epoch == "last":
         return [len(history) - 1 for history in histories]
-    name, sign = ("val/loss", -1) if config.keep_epoch == "lowest-loss" else (loop.objective(config), 1)
+    name, sign = ("val/loss", -1) if config.keep_epoch == "lowest-loss" else (trainer.objective(config), 1)
     common = min(len(history) for history in histories)
     curves = sign * np.array([[row[name] for row in history[:common]] for history in histories])
     others = curves.sum(axis=0) - curves
@@ -63,7 +62,7 @@ def read(config: TrainConfig, parts: Sequence[Path]) -> list[OutOfFold]:
         own = config.model_copy(update={"fold": fold, "cross_validate": False})
         targets = checkpoints.read_best(part).targets
         scores = checkpoints.read_scores(part, place + 1)
-        weights = start.positive_weights(start.train_split(own), own)
+        weights = setup.positive_weights(setup.train_split(own), own)
         decided = decision.decide(
             config.threshold_policy, config.calibration, scores, targets, np.array(weights.tolist()), config.seed,
             config.objective,

@@ -8,8 +8,8 @@ from typing import TypeVar, cast
 
 import torch
 
-from mlic.cluster.runs import disk_errors, is_asked_to_stop, is_current
 from mlic.errors import RunError
+from mlic.runs.run import disk_errors, is_asked_to_stop, is_current
 
 T = TypeVar("T")
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from mlic.config import Preprocessing, TrainConfig
+from mlic.config.data import Preprocessing
+from mlic.config.train import FitSettings, TrainConfig
+from mlic.config.types import WEIGHTED
 from mlic.data.shards import Split, read_split
 from mlic.errors import ConfigError
-from mlic.fitting import FitSettings
-from mlic.model import depth, losses, weights, zoo
-from mlic.score import metrics
-from mlic.values import WEIGHTED
+from mlic.metrics import metrics
+from mlic.model import layer_groups, losses, weights, zoo
 
 _NORMALIZATIONS = {"imagenet": zoo.IMAGENET, "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
 
@@ -112,7 +112,7 @@ def network(config: TrainConfig, train: Split, prep: Preprocessing) -> tuple[nn.
     if config.head_prior and not (path is not None and path.is_dir()):
         zoo.set_head_bias(net, losses.head_bias(*label_counts(train), positive_weights(train, config)))
     if isinstance(config.train, int):
-        depth.train_last(net, head, config.train)
+        layer_groups.train_last(net, head, config.train)
     elif config.train == "head":
-        depth.train_last(net, head, 0)
+        layer_groups.train_last(net, head, 0)
     return net, head, begins_with

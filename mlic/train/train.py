@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mlic.config import TrainConfig
-from mlic.stages.fit import TrainReport, fit
-from mlic.stages.folds import FoldsReport, cross_validate
+from mlic.config.train import TrainConfig
+from mlic.train.cross_validation import FoldsReport, cross_validate
+from mlic.train.fit import TrainReport, fit
 
 
 def train(config: TrainConfig) -> TrainReport | FoldsReport:

@@ -20,24 +20,24 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mlic.cluster.runs import fingerprint
-from mlic.config import Preprocessing, TrainConfig
+from mlic.config.base import result_settings
+from mlic.config.data import Preprocessing
+from mlic.config.train import FitSettings, TrainConfig
+from mlic.config.types import parse_policy
 from mlic.data import sampling
 from mlic.data.augment import Normalizer, margin, mix
 from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches
 from mlic.data.shards import Split, read_split
 from mlic.errors import ConfigError, RunError
-from mlic.fitting import FitSettings
-from mlic.model import bundle, depth, losses, memory, optimization, precision, weights, zoo
-from mlic.schema import result_settings
-from mlic.score import decision, metrics
-from mlic.stages import frozen, shown, start, validation
-from mlic.stages.bad_samples import BadSamples
-from mlic.stages.checkpoints import Checkpoints, copy_of
-from mlic.stages.clock import Clock
-from mlic.stages.place import Place
-from mlic.stages.training_counts import TrainingCounts
-from mlic.values import parse_policy
+from mlic.metrics import decision, metrics
+from mlic.model import amp, bundle, layer_groups, losses, malloc, optim, weights, zoo
+from mlic.runs.run import fingerprint
+from mlic.train import epoch_order, evaluation, feature_cache, setup
+from mlic.train.bad_samples import BadSamples
+from mlic.train.checkpoints import Checkpoints, copy_of
+from mlic.train.rank import Place
+from mlic.train.throughput import Clock
+from mlic.train.training_metrics import TrainingCounts
 
 Reader = ShardReader | FeatureReader
 
@@ -79,7 +79,7 @@ _LOWER_IS_BETTER = {f"val/{name}" for name in ("loss", *metrics.LOWER_IS_BETTER)
 
 def fit(
     config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
-    until: int | None = None, deadline: float | None = None, arithmetic: precision.Arithmetic | None = None,
+    until: int | None = None, deadline: float | None = None, arithmetic: amp.Arithmetic | None = None,
     keep_scores: bool = False,
 ) -> None:  # fmt: skip
     """Train to the last epoch, or until there are so many, from the last checkpoint in the folder where there is one.
@@ -95,15 +95,15 @@ def fit(
     if not gc.get_freeze_count():
         gc.freeze()  # what is imported by now stays; looking through it at each collection took a fifth of short runs
     if place.device.type == "cpu":
-        memory.keep()
-    train, val = start.train_split(config, checked=True), read_split(config.shards, "val", config.fold, checked=True)
+        malloc.keep()
+    train, val = setup.train_split(config, checked=True), read_split(config.shards, "val", config.fold, checked=True)
     copy = None if config.checkpoint_copy is None else copy_of(config.checkpoint_copy, place.folder, place.owner)
     with ExitStack() as stack:
         path = weights.resolve(config.arch, config.weights)
         known_by = fingerprint(result_settings(config), train.fingerprint, path and weights.digest(path))
         checkpoints = stack.enter_context(Checkpoints(place, copy, known_by, keep_scores))
         fitting = _Fitting(config, place, train, val, checkpoints, stack)
-        fitting.arithmetic = arithmetic or precision.of_device(config.precision, place.device)
+        fitting.arithmetic = arithmetic or amp.of_device(config.precision, place.device)
         history = fitting.resume()
         begun = len(history)
         for earlier in history:
@@ -135,25 +135,25 @@ class _Fitting:
     ) -> None:
         self.config, self.place, self.train, self.val, self.checkpoints = config, place, train, val, checkpoints
         self.planned = config  # `self.config` has what of it changes after some epochs
-        prep = start.preprocessing(config)
+        prep = setup.preprocessing(config)
         torch.manual_seed(config.seed)
-        net, head, self.begins_with = start.network(config, train, prep)
+        net, head, self.begins_with = setup.network(config, train, prep)
         self.net = net.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.weight = start.positive_weights(train, config).to(place.device)
+        self.weight = setup.positive_weights(train, config).to(place.device)
         self.activation = losses.activation(config.loss)
         self.rates = sampling.rates(train.targets, train.labels, config.repeat_below, config.thin, config.thin_labels)
         self.shadow = {name: tensor.clone() for name, tensor in self.net.state_dict().items()} if config.ema else {}
         self.normalize: Callable[..., torch.Tensor] = Normalizer(prep.mean, prep.std, place.device)
         self.core: nn.Module = self.net  # what is trained and evaluated
         self.train_reader, self.val_reader = self._readers(prep, head, stack)
-        groups = depth.parameter_groups(self.net, head, config.layer_decay)
-        self.optimizer = optimization.optimizer(config, groups)
+        groups = layer_groups.parameter_groups(self.net, head, config.layer_decay)
+        self.optimizer = optim.optimizer(config, groups)
         self.wrapped: nn.Module = self.core
         if place.world_size > 1 and config.train != "none":
             ids = [place.device] if place.device.type == "cuda" else None
             self.wrapped = DistributedDataParallel(self.core, device_ids=ids)
         self.forward: Callable[..., torch.Tensor] = torch.compile(self.wrapped) if config.compile else self.wrapped
-        self.arithmetic: precision.Arithmetic = "fp32"
+        self.arithmetic: amp.Arithmetic = "fp32"
         if place.device.type == "cuda":
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=False)
@@ -181,10 +181,10 @@ class _Fitting:
         ]
         for reader in readers:
             reader.use_cache(config.cache_gb, config.loader_threads)
-        if not start.has_fixed_features(config):
+        if not setup.has_fixed_features(config):
             return readers[0], readers[1]
         features = [
-            frozen.feature_reader(config, prep, split, reader, self.net, head, self.normalize)
+            feature_cache.feature_reader(config, prep, split, reader, self.net, head, self.normalize)
             for split, reader in zip((self.train, self.val), readers, strict=True)
         ]
         device = self.place.device
@@ -195,7 +195,7 @@ class _Fitting:
         """Take up the last checkpoint, when there is one, and return the metrics of the epochs before it."""
         last = self.checkpoints.read_last()
         if last is None:
-            few = self.config.train == "none" or start.has_fixed_features(self.config)
+            few = self.config.train == "none" or setup.has_fixed_features(self.config)
             is_open = few and self.config.precision == "auto"
             self._set_arithmetic("fp32" if is_open else self.arithmetic)
             self.place.say(f"begins with {self.begins_with}")
@@ -230,7 +230,7 @@ class _Fitting:
         if rank == 0:
             self.counts.sums.copy_(counts)
 
-    def _set_arithmetic(self, arithmetic: precision.Arithmetic) -> None:
+    def _set_arithmetic(self, arithmetic: amp.Arithmetic) -> None:
         self.arithmetic = arithmetic
         self.scaler = torch.amp.GradScaler(self.place.device.type, enabled=arithmetic == "fp16")
         if arithmetic != "fp32":
@@ -243,7 +243,7 @@ class _Fitting:
         """
         config = self.config = self.planned.after(epoch)
         if config.changes:
-            optimization.adjust(config, self.optimizer)
+            optim.adjust(config, self.optimizer)
         row: dict[str, float] = {"epoch": epoch + 1}
         if config.train != "none":
             trained = self._train_epoch(epoch)
@@ -258,13 +258,13 @@ class _Fitting:
             config.threshold_policy, config.calibration, found.scores, found.targets,
             np.array(self.weight.tolist()), config.seed, config.objective,
         )  # fmt: skip
-        row |= {"step": self.step} | validation.row(found, decided.decisions, decided.ranked, self.val.labels)
+        row |= {"step": self.step} | evaluation.row(found, decided.decisions, decided.ranked, self.val.labels)
         self._finish_epoch(row, found, decided)
         if epoch == min(1, config.epochs - 1) and config.train != "none":
             self._warn_of_collapse(found, decided.decisions)
         return row
 
-    def _finish_epoch(self, row: dict[str, float], found: validation.Evaluated, decided: decision.Decided) -> None:
+    def _finish_epoch(self, row: dict[str, float], found: evaluation.Evaluated, decided: decision.Decided) -> None:
         """Write the checkpoint of an epoch, with its scores and weights where it is the one to keep, and say so."""
         config = self.config
         self.history.append(row)
@@ -287,22 +287,22 @@ class _Fitting:
         mark = {"best": " | best", "lowest-loss": " | lowest", "last": ""}[config.keep_epoch] if better else ""
         self.place.say(f"val  epoch {int(row['epoch'])}/{config.epochs} | loss {found.loss:.4f} | {values_said}{mark}")
 
-    def _warn_of_collapse(self, found: validation.Evaluated, decisions: Any) -> None:
+    def _warn_of_collapse(self, found: evaluation.Evaluated, decisions: Any) -> None:
         config = self.config
         remedies = {
             "--set head_prior=true": not config.head_prior,
             f"a lower --lr (now {config.lr:g})": True,
         }
-        problem = validation.collapse(found, decisions, remedies)
+        problem = evaluation.collapse(found, decisions, remedies)
         if problem is not None:
             self.place.say(f"Warning: {problem}")
 
     def _train_epoch(self, epoch: int) -> dict[str, float] | None:
         config, place = self.config, self.place
-        show = shown.of_epoch(config, self.train, self.rates, epoch, start.is_augmented(config))
+        show = epoch_order.of_epoch(config, self.train, self.rates, epoch, setup.is_augmented(config))
         batches = show.batches(place.rank, place.world_size)
         self.wrapped.train()
-        depth.settle_frozen(self.net)
+        layer_groups.settle_frozen(self.net)
         clock = Clock()
         left = batches[self.done :]
         parts = None if config.crop == 1 else [show.crop(mine) for mine, _ in left]
@@ -377,7 +377,7 @@ class _Fitting:
                 if self.config.mixup or self.config.cutmix:
                     drawn = (self.config.seed, self.step, self.place.rank, begin, 13)
                     images, targets = mix(images, targets, self.config.mixup, self.config.cutmix, drawn)
-                with precision.autocast(self.arithmetic, self.place.device):
+                with amp.autocast(self.arithmetic, self.place.device):
                     logits = self.forward(images)
                 if self.counted and not (self.config.mixup or self.config.cutmix):
                     scores = losses.scores(self.activation, logits.detach().float())
@@ -402,7 +402,7 @@ class _Fitting:
         self.scaler.update()
         self.skipped = 0
         if self.shadow:
-            optimization.average(self.shadow, self.net, config.ema, self.step)
+            optim.average(self.shadow, self.net, config.ema, self.step)
         if not skips:
             self.recent.append((self.step, loss, batch))
         return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if skips else loss
@@ -423,7 +423,7 @@ class _Fitting:
         targets = targets.to(self.place.device)
         return losses.loss_sum(config.loss, logits, targets, self.weight, config.loss_options, smoothing)
 
-    def _evaluate(self) -> validation.Evaluated | None:
+    def _evaluate(self) -> evaluation.Evaluated | None:
         """The evaluation of the validation split, by the averaged weights where there are any; None when it stopped."""
         place, net = self.place, self.net
         trained = {name: tensor.clone() for name, tensor in net.state_dict().items()} if self.shadow else {}
@@ -433,7 +433,7 @@ class _Fitting:
             for buffer in net.buffers():  # batch norm's statistics are those that rank 0 has, as in the checkpoint
                 torch.distributed.broadcast(buffer, 0)
         numbers = eval_batches(len(self.val), self.config.batch_size, place.rank, place.world_size)
-        found = validation.evaluate(
+        found = evaluation.evaluate(
             place, self.core, self._sound(self.val_reader.batches(numbers, self.config.loader_threads)),
             self.normalize, self.config.loss, lambda logits, targets: self._loss(logits, targets, 0.0), self.val,
         )  # fmt: skip
@@ -497,7 +497,7 @@ class _Fitting:
         return f"samples {', '.join(names)}" + (f" and {more} more" if (more := len(batch.index) - len(names)) else "")
 
     def _set_lr(self, steps_per_epoch: int) -> None:
-        factor = optimization.lr_factor(self.config, self.step, steps_per_epoch)
+        factor = optim.lr_factor(self.config, self.step, steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor * group["scale"]
 

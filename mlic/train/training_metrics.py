@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlic.score import metrics
-from mlic.stages.place import Place
+from mlic.metrics import metrics
+from mlic.train.rank import Place
 
 NAMES = ("f1_micro", "precision_micro", "recall_micro", "f1_macro", "subset_accuracy", "hamming_accuracy")
 

@@ -1,1 +1,1 @@
-"""What a search does next and what it has found: plain rules, without Ray, processes or files."""
+"""`mlic tune`: a search over settings, on Ray Tune."""

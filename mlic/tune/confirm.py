@@ -15,23 +15,25 @@ from typing import Any
 
 import numpy as np
 
-from mlic.cluster import ray as cluster_ray
-from mlic.cluster.runs import Run
-from mlic.config import PredictConfig, TrainConfig, TuneConfig
-from mlic.data import predictions
+from mlic.batch_predict import prediction_files
+from mlic.batch_predict.predict import predict
+from mlic.cluster import connect as cluster_ray
+from mlic.config.base import Model
+from mlic.config.predict import PredictConfig
+from mlic.config.space import Value
+from mlic.config.train import TrainConfig
+from mlic.config.tune import TuneConfig
 from mlic.data.shards import read_index
 from mlic.errors import RunError
+from mlic.evaluate.evaluate import join
+from mlic.metrics import bootstrap, metrics
+from mlic.metrics.measurement import aligned
 from mlic.model import bundle
-from mlic.schema import Model
-from mlic.score import bootstrap, metrics
-from mlic.search.rungs import Rule, Search
-from mlic.space import Value
-from mlic.stages import checkpoints, loop
-from mlic.stages.evaluate import join
-from mlic.stages.fit import finish
-from mlic.stages.measure import aligned
-from mlic.stages.predict import predict
-from mlic.stages.trials import Trials, train_on
+from mlic.runs.run import Run
+from mlic.train import checkpoints, trainer
+from mlic.train.fit import finish
+from mlic.tune.driver import Trials, train_on
+from mlic.tune.scheduler import Rule, Search
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ def confirm(config: TuneConfig, contest: Sequence[Mapping[str, Value]], run: Run
         own = trials.folder(number)
         if own.is_dir() and json.loads((own / "trial.json").read_text(encoding="utf-8")) != given:
             shutil.rmtree(own)  # of another winner, before there were more trials
-    trials.recall(loop.objective(config))
+    trials.recall(trainer.objective(config))
     split = "test" if read_index(config.shards)["splits"].get("test", {}).get("samples") else "val"
     with cluster_ray.connect(config.address) as cluster:
         if not search.done:
@@ -137,7 +139,7 @@ def _decided(config: TuneConfig, trials: Trials, number: int, split: str) -> tup
     out = folder / f"{split}.parquet"
     where = {"address": config.address, "workers": config.workers}
     predict(PredictConfig(model=folder, images=config.shards, split=split, out=out, values="both", **where))
-    found = predictions.read(out)
+    found = prediction_files.read(out)
     joined = join(found, config.shards, split, "auto")
     if found.scores is None or found.decisions is None:
         raise RunError(f"{out} has no scores.", "remove it and run the same command again.")

@@ -22,21 +22,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlic.cluster import ray as cluster_ray
-from mlic.cluster.runs import Run, write_json
-from mlic.cluster.shares import Cluster
-from mlic.config import TrainConfig, TuneConfig
+from mlic.cluster import connect as cluster_ray
+from mlic.cluster.preflight import trials_at_once
+from mlic.cluster.resources import Cluster
+from mlic.config.space import Value
+from mlic.config.train import TrainConfig
+from mlic.config.tune import TuneConfig
 from mlic.errors import PartialError, RunError
-from mlic.search.rungs import Rule, Search, Work
-from mlic.space import Value
-from mlic.stages import checkpoints, loop, start, work
-from mlic.stages.fit import decide_arithmetic
-from mlic.stages.measure import aligned
-from mlic.stages.population import Population
-from mlic.stages.preflight import trials_at_once
-from mlic.stages.progress import LOG_EVERY_S
-from mlic.stages.trial import Trial, table
-from mlic.stages.work import TOGETHER, folder_of, parts
+from mlic.metrics.measurement import aligned
+from mlic.runs.progress import LOG_EVERY_S
+from mlic.runs.run import Run, write_json
+from mlic.train import checkpoints, setup, trainer
+from mlic.train.fit import decide_arithmetic
+from mlic.tune import worker
+from mlic.tune.pbt_record import Population
+from mlic.tune.scheduler import Rule, Search, Work
+from mlic.tune.trial import Trial, table
+from mlic.tune.worker import TOGETHER, folder_of, parts
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +95,7 @@ class Trials:
             return None
         if self.config.keep_epoch == "best" or self.folds:
             return values.index(max(values)) + 1
-        return loop.kept_epoch(self.config, checkpoints.read_history(self.folder(number))) + 1
+        return trainer.kept_epoch(self.config, checkpoints.read_history(self.folder(number))) + 1
 
     def value(self, number: int) -> float | None:
         """What a trial is ranked by and reported with: the objective of the model that it would deliver."""
@@ -161,7 +163,7 @@ class Trials:
         staying = []
         for number in best:
             plan = self.plan(self.draw(number) or {})
-            kind = (plan.image_size, start.preprocessing(plan).color)
+            kind = (plan.image_size, setup.preprocessing(plan).color)
             kinds[kind] = kinds.get(kind, 0) + 1
             if kinds[kind] <= keep:
                 staying.append(number)
@@ -219,7 +221,7 @@ def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path
     }  # fmt: skip
     # A group of workers takes what it needs by itself, and the function that waits for it next to nothing.
     resources = {"memory": 2**20} if share.workers > 1 else {"cpu": share.cpus, "gpu": share.gpus}
-    trainable = ray_tune.with_resources(work.trainable(arguments), resources)
+    trainable = ray_tune.with_resources(worker.trainable(arguments), resources)
     scratch = Path(tempfile.mkdtemp(prefix="mlic-tune-"))  # what Ray Tune notes of pieces of work is of no use later
     tuner = ray_tune.Tuner(
         trainable,
@@ -270,7 +272,7 @@ class _Driver:
     def __init__(self, config: TuneConfig, trials: Trials, run: Run[Path], at_once: int, timed: bool) -> None:
         self.config, self.trials, self.run, self.at_once, self.timed = config, trials, run, at_once, timed
         self.search = search = trials.search
-        self.metric = loop.objective(config)
+        self.metric = trainer.objective(config)
         self.busy: dict[str, Work] = {}
         self.values = {number: list(search.values(number)) for number in range(trials.count)}
         # A trial's value is that of its best epoch so far, but for folds and for epochs that are kept by another rule.

@@ -10,17 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from mlic.cluster.runs import Run, disk_errors, read_state
-from mlic.config import Preprocessing, TrainConfig, TuneConfig
+from mlic.config.base import Model
+from mlic.config.data import Preprocessing
+from mlic.config.train import TrainConfig
+from mlic.config.tune import TuneConfig
 from mlic.data.shards import read_index
-from mlic.model import average, bundle, losses
-from mlic.schema import Model
-from mlic.score import bootstrap
-from mlic.score.decision import Settled, value_of
-from mlic.stages import checkpoints, start
-from mlic.stages.fit import decide, expected, measured
-from mlic.stages.measure import Measurement
-from mlic.stages.trials import Trials
+from mlic.metrics import bootstrap
+from mlic.metrics.decision import Settled, value_of
+from mlic.metrics.measurement import Measurement
+from mlic.model import bundle, losses
+from mlic.model.ensemble import Member, joined
+from mlic.runs.run import Run, disk_errors, read_state
+from mlic.train import checkpoints, setup
+from mlic.train.fit import decide, expected, measured
+from mlic.tune.driver import Trials
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +84,7 @@ def ensemble(config: TuneConfig, trials: Trials, run: Run[Any]) -> Ensemble | No
     state = read_state(run.folder) or {}
     settled, measurement = fuse(
         folder, bests, [_member(plans[number]) for number in numbers], tuple(index["labels"]),
-        start.preprocessing(winner), winner.threshold_policy, winner.calibration, config.seed, config.objective,
+        setup.preprocessing(winner), winner.threshold_policy, winner.calibration, config.seed, config.objective,
         {
             "run": run.folder.name, "trials": numbers, "shards": index["fingerprint"], "seed": config.seed,
             "versions": state.get("versions"), "git_commit": state.get("git_commit"),
@@ -106,7 +109,7 @@ def lack(config: TuneConfig, count: int) -> str:
 
 
 def fuse(
-    folder: Path, bests: Sequence[checkpoints.Best], members: Sequence[bundle.Member], labels: tuple[str, ...],
+    folder: Path, bests: Sequence[checkpoints.Best], members: Sequence[Member], labels: tuple[str, ...],
     preprocessing: Preprocessing, policy: str, calibration: str, seed: int, objective: str,
     provenance: dict[str, Any],
 ) -> tuple[Settled, Measurement]:  # fmt: skip
@@ -131,13 +134,13 @@ def fuse(
         provenance | {"checkpoint": ".", "pos_weight": unweighted}, members=tuple(members),
     )  # fmt: skip
     with disk_errors(folder):
-        bundle.save(model, average.joined([best.state for best in bests]), folder / "model")
+        bundle.save(model, joined([best.state for best in bests]), folder / "model")
     return settled, measurement
 
 
 def _chosen(config: TuneConfig, trials: Trials, plans: Mapping[int, TrainConfig]) -> list[int]:
     """The best trials, of those that keep their checkpoints and see the images that the winner sees."""
-    images = {number: (plan.image_size, start.preprocessing(plan).color) for number, plan in plans.items()}
+    images = {number: (plan.image_size, setup.preprocessing(plan).color) for number, plan in plans.items()}
     wanted = next(iter(images.values()))
     return [
         number for number in plans
@@ -145,9 +148,9 @@ def _chosen(config: TuneConfig, trials: Trials, plans: Mapping[int, TrainConfig]
     ][: config.ensemble]  # fmt: skip
 
 
-def _member(plan: TrainConfig) -> bundle.Member:
-    own = start.preprocessing(plan)
-    return bundle.Member(plan.arch, plan.arch_options, losses.activation(plan.loss), own.mean, own.std)
+def _member(plan: TrainConfig) -> Member:
+    own = setup.preprocessing(plan)
+    return Member(plan.arch, plan.arch_options, losses.activation(plan.loss), own.mean, own.std)
 
 
 def lead(objective: str, one: Settled, two: Settled, targets: Array, seed: int) -> tuple[float, float, float]:

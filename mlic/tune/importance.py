@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlic.space import Dimension, Value
+from mlic.config.space import Dimension, Value
 
 _FEWEST = 10  # trials
 _TREES, _REPEATS = 300, 10

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlic.config import TrainConfig, TuneConfig
-from mlic.search.importance import Importance, code, importance
-from mlic.space import Dimension, Value
-from mlic.stages import figures, page
-from mlic.stages.trial import Trial, short
+from mlic.config.space import Dimension, Value
+from mlic.config.train import TrainConfig
+from mlic.config.tune import TuneConfig
+from mlic.html import page, plots
+from mlic.tune.importance import Importance, code, importance
+from mlic.tune.trial import Trial, short
 
 if TYPE_CHECKING:
-    from mlic.stages.tune import TuneReport
+    from mlic.tune.result import TuneReport
 
 Curves = Mapping[int, Sequence[float]]
 
@@ -185,40 +186,40 @@ def _table(report: TuneReport) -> str:
 
 
 def _history(report: TuneReport) -> bytes:
-    figure, axes = figures.canvas(9, 3.2)
+    figure, axes = plots.canvas(9, 3.2)
     trials = sorted((t for t in report.trials if t.value is not None), key=lambda t: t.number)
-    for status, color in (("finished", figures.BAR), ("pruned", figures.SOFT), ("cut", figures.PARTS[1])):
+    for status, color in (("finished", plots.BAR), ("pruned", plots.SOFT), ("cut", plots.PARTS[1])):
         some = [t for t in trials if t.status == status]
         axes.scatter([t.number for t in some], [t.value for t in some], s=16, color=color,
                      label=f"{status} ({len(some)})") if some else None  # fmt: skip
     numbers = [t.number for t in trials]
     best = np.maximum.accumulate([t.value or 0.0 for t in trials])
-    axes.step(numbers, best, where="post", color=figures.INK, linewidth=1.2, label="best so far")
+    axes.step(numbers, best, where="post", color=plots.INK, linewidth=1.2, label="best so far")
     axes.set_xlabel("trial")
     axes.set_ylabel(report.objective)
     axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=4)
-    return figures.drawn(figure)
+    return plots.drawn(figure)
 
 
 def _curves(report: TuneReport, curves: Curves, epochs: int) -> bytes:
-    figure, axes = figures.canvas(9, 3.2)
+    figure, axes = plots.canvas(9, 3.2)
     winner = report.trials[0].number
     for trial in reversed(report.trials):
         values = curves.get(trial.number, ())
         going = trial.status == "finished"
-        color = figures.PARTS[4] if trial.number == winner else figures.BAR if going else figures.SOFT
+        color = plots.PARTS[4] if trial.number == winner else plots.BAR if going else plots.SOFT
         mark = "o" if len(values) == 1 else None
         axes.plot(range(1, len(values) + 1), values, color=color, marker=mark, markersize=3,
                   linewidth=2 if trial.number == winner else 0.9, alpha=1 if going else 0.5)  # fmt: skip
     axes.set_xlim(0.8, epochs + 0.2)
     axes.set_xlabel("epoch")
     axes.set_ylabel(report.objective)
-    return figures.drawn(figure)
+    return plots.drawn(figure)
 
 
 def _rungs(report: TuneReport) -> bytes:
     """Trials that came to each rung, and the epochs that were trained on the way to it from the one before."""
-    figure, axes = figures.canvas(9, 2.4)
+    figure, axes = plots.canvas(9, 2.4)
     ends = sorted(report.rungs)
     begins = [0, *ends[:-1]]
     spent = [
@@ -226,18 +227,18 @@ def _rungs(report: TuneReport) -> bytes:
         for begin, end in zip(begins, ends, strict=True)
     ]
     places = np.arange(len(ends))
-    axes.bar(places, spent, color=figures.BAR, width=0.6)
+    axes.bar(places, spent, color=plots.BAR, width=0.6)
     for place, end, count in zip(places, ends, spent, strict=True):
-        axes.text(place, count, f"{report.rungs[end]} trials", ha="center", va="bottom", fontsize=8, color=figures.INK)
+        axes.text(place, count, f"{report.rungs[end]} trials", ha="center", va="bottom", fontsize=8, color=plots.INK)
     axes.set_xticks(places, [f"epoch {end}" if end == begin + 1 else f"epochs {begin + 1} to {end}"
                             for begin, end in zip(begins, ends, strict=True)])  # fmt: skip
     axes.set_ylabel("epochs trained")
     axes.margins(y=0.18)
-    return figures.drawn(figure)
+    return plots.drawn(figure)
 
 
 def _coordinates(scored: Sequence[Trial], space: Mapping[str, Dimension]) -> bytes:
-    figure, axes = figures.canvas(9, 3.6)
+    figure, axes = plots.canvas(9, 3.6)
     names = list(space)
     values = np.array([trial.value or 0.0 for trial in scored])
     low, high = float(values.min()), float(values.max())
@@ -248,7 +249,7 @@ def _coordinates(scored: Sequence[Trial], space: Mapping[str, Dimension]) -> byt
         line = [each if each >= 0 else np.nan for each in codes]
         line.append((values[place] - low) / (high - low) if high > low else 0.5)
         top = place < best
-        axes.plot(range(len(line)), line, color=figures.PARTS[4] if top else figures.SOFT,
+        axes.plot(range(len(line)), line, color=plots.PARTS[4] if top else plots.SOFT,
                   linewidth=1.6 if top else 0.6, alpha=1 if top else 0.4, marker="o", markersize=2)  # fmt: skip
     shown = [*(name.rpartition(".")[2] for name in names), "value"]
     crowded = max(map(len, shown)) * len(shown) > _ACROSS
@@ -258,7 +259,7 @@ def _coordinates(scored: Sequence[Trial], space: Mapping[str, Dimension]) -> byt
         _ends(axes, place, *_limits(space[name]))
     _ends(axes, len(names), f"{low:.3f}", f"{high:.3f}")
     axes.set_ylim(-0.14, 1.14)
-    return figures.drawn(figure)
+    return plots.drawn(figure)
 
 
 def _limits(dimension: Dimension) -> tuple[str, str]:
@@ -267,18 +268,18 @@ def _limits(dimension: Dimension) -> tuple[str, str]:
 
 
 def _ends(axes: Any, place: int, low: str, high: str) -> None:
-    axes.axvline(place, color=figures.LINE, linewidth=0.8, zorder=0)
-    axes.text(place, -0.05, low, ha="center", va="top", fontsize=7.5, color=figures.SOFT)
-    axes.text(place, 1.05, high, ha="center", va="bottom", fontsize=7.5, color=figures.SOFT)
+    axes.axvline(place, color=plots.LINE, linewidth=0.8, zorder=0)
+    axes.text(place, -0.05, low, ha="center", va="top", fontsize=7.5, color=plots.SOFT)
+    axes.text(place, 1.05, high, ha="center", va="bottom", fontsize=7.5, color=plots.SOFT)
 
 
 def _importance(found: Importance) -> bytes:
     shares = sorted(found.shares.items(), key=lambda item: item[1])
-    figure, axes = figures.canvas(9, 0.5 + 0.32 * len(shares))
+    figure, axes = plots.canvas(9, 0.5 + 0.32 * len(shares))
     places = np.arange(len(shares))
-    axes.barh(places, [share for _, share in shares], color=figures.BAR, height=0.6)
-    axes.set_yticks(places, [figures.short(name) for name, _ in shares])
+    axes.barh(places, [share for _, share in shares], color=plots.BAR, height=0.6)
+    axes.set_yticks(places, [plots.short(name) for name, _ in shares])
     for place, (_, share) in zip(places, shares, strict=True):
-        axes.text(share, place, f" {share:.0%}", va="center", fontsize=8, color=figures.INK)
+        axes.text(share, place, f" {share:.0%}", va="center", fontsize=8, color=plots.INK)
     axes.set_xticks([])
-    return figures.drawn(figure)
+    return plots.drawn(figure)

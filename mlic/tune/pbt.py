@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlic.space import Dimension, Value, rounded
+from mlic.config.space import Dimension, Value, rounded
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlic.cluster.runs import temporary, write_json
-from mlic.config import TuneConfig
+from mlic.config.space import Value
+from mlic.config.tune import TuneConfig
 from mlic.errors import ConfigError
-from mlic.search.population import Exchange, exchanges
-from mlic.search.rungs import Search
-from mlic.space import Value
-from mlic.stages import checkpoints
+from mlic.runs.run import temporary, write_json
+from mlic.train import checkpoints
+from mlic.tune.pbt import Exchange, exchanges
+from mlic.tune.scheduler import Search
 
 _RECORD = "population.json"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mlic.config.space import Dimension, Value, order, rounded
 from mlic.errors import ConfigError
-from mlic.search.rungs import Search
-from mlic.space import Dimension, Value, order, rounded
+from mlic.tune.scheduler import Search
 
 
 class Tpe:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlic.schema import Model
-from mlic.space import Value
+from mlic.config.base import Model
+from mlic.config.space import Value
 
 
 class Trial(Model):

@@ -15,87 +15,35 @@ from typing import Any
 
 import yaml
 
-from mlic.cluster import ray as cluster_ray
-from mlic.cluster.runs import Run, write_atomic
-from mlic.config import DoctorConfig, TrainConfig, TuneConfig
+from mlic.cluster import connect as cluster_ray
+from mlic.config.data import DoctorConfig
+from mlic.config.space import Value
+from mlic.config.train import TrainConfig
+from mlic.config.tune import TuneConfig
 from mlic.data.shards import check_sizes, check_trainable, read_index
+from mlic.doctor.doctor import doctor as examine
 from mlic.errors import ConfigError, RunError
+from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle, losses, weights, zoo
-from mlic.schema import Model
-from mlic.search.population import Exchange
-from mlic.search.rungs import Search
-from mlic.search.tpe import Tpe
-from mlic.space import Value
-from mlic.stages import checkpoints, loop, out_of_fold, start
-from mlic.stages.confirm import Confirmation, confirm
-from mlic.stages.doctor import doctor as examine
-from mlic.stages.ensemble import Ensemble, ensemble, lack
-from mlic.stages.fit import finish
-from mlic.stages.folds import check_folds
-from mlic.stages.measure import Measurement, aligned, measure
-from mlic.stages.population import Population
-from mlic.stages.trial import Trial, table
-from mlic.stages.trials import Trials, kept, rule, seconds_spent, train_on
-from mlic.stages.tune_page import render
-from mlic.stages.work import folder_of, parts
+from mlic.runs.run import Run, write_atomic
+from mlic.train import checkpoints, out_of_fold, setup, trainer
+from mlic.train.cross_validation import check_folds
+from mlic.train.fit import finish
+from mlic.tune.confirm import confirm
+from mlic.tune.driver import Trials, kept, rule, seconds_spent, train_on
+from mlic.tune.ensemble import ensemble, lack
+from mlic.tune.page import render
+from mlic.tune.pbt_record import Population
+from mlic.tune.result import TuneReport
+from mlic.tune.scheduler import Search
+from mlic.tune.tpe import Tpe
+from mlic.tune.trial import Trial
+from mlic.tune.worker import folder_of, parts
 
 logger = logging.getLogger(__name__)
 
 _RESAMPLES = 1000
-_SHOWN = 20  # trials in the printed table
 _LAG = 8  # trials that tpe draws without knowing what came of them: as many as can be at work
-
-
-class TuneReport(Model):
-    """What a search came to: its trials, best first, and the winner's model and configuration file.
-
-    `rungs` has the number of trials that were trained for so many epochs, `epochs` those of all trials together, of
-    `possible` ones if none had been stopped. `exchanges` are those of a population. `no_ensemble` says why there is
-    none where one was asked for.
-    """
-
-    run: Path
-    model: Path
-    best_config: Path
-    page: Path
-    objective: str
-    trials: tuple[Trial, ...]
-    rungs: dict[int, int]
-    epochs: int
-    possible: int
-    folds: int
-    seconds: float
-    measurement: Measurement
-    confirmation: Confirmation | None
-    ensemble: Ensemble | None = None
-    no_ensemble: str = ""
-    exchanges: tuple[Exchange, ...] = ()
-
-    @property
-    def split(self) -> str:
-        """What the winner is measured on."""
-        return "all its folds, each by the model of the others" if self.folds else "its validation split"
-
-    def text(self) -> str:
-        counts = {status: sum(t.status == status for t in self.trials) for status in ("pruned", "failed", "cut")}
-        named = {"pruned": "stopped early", "failed": "failed", "cut": "cut off when the time was up"}
-        ended = ", ".join([f"{len(self.trials)} trials", *(f"{n} {named[s]}" for s, n in counts.items() if n)])
-        more = [f"... and {len(self.trials) - _SHOWN} more in trials.parquet"] * (len(self.trials) > _SHOWN)
-        failed = [f"trial {t.number} failed: {t.error}" for t in self.trials[:_SHOWN] if t.status == "failed"]
-        share = self.epochs / self.possible
-        return "\n".join(
-            [
-                *aligned(table(self.trials[:_SHOWN], self.objective)), *more, *failed,
-                f"{ended}; {self.epochs:,} epochs, {share:.0%} of {self.possible:,}; trial {self.trials[0].number} won",
-                *([f"{len(self.exchanges)} times a trial took over a better one"] if self.exchanges else []),
-                f"{self.split}, {self.measurement.samples:,} samples, "
-                "cross-fitted thresholds (the best of several trials looks better than it is)",
-                self.measurement.table(), *([] if self.confirmation is None else self.confirmation.lines()),
-                *([f"Warning: {self.no_ensemble}"] if self.no_ensemble else []),
-                *([] if self.ensemble is None else self.ensemble.lines()),
-                f"config  {self.best_config}", f"model   {self.model}", f"page    {self.page}",
-            ]
-        )  # fmt: skip
 
 
 def tune(config: TuneConfig) -> TuneReport:
@@ -125,7 +73,7 @@ def tune(config: TuneConfig) -> TuneReport:
         if config.fresh and config.checkpoint_copy is not None:
             for number in range(trials.count):
                 checkpoints.forget_copy(config.checkpoint_copy, trials.folder(number), folder)
-        trials.recall(loop.objective(config))
+        trials.recall(trainer.objective(config))
         search.settle()
         done = _kept(config, trials, run)
         if done is not None:
@@ -162,7 +110,7 @@ def _time_is_up(config: TuneConfig, folder: Path) -> bool:
 
 def _check_networks(config: TuneConfig, labels: tuple[str, ...]) -> list[str]:
     """The digests of the weights that trials begin with. Raises ConfigError where there is no such thing."""
-    start.check_names(config, labels)
+    setup.check_names(config, labels)
     named = config.space.get("arch")
     archs = [config.arch] if named is None else [str(value) for value in named.ends]
     found = []

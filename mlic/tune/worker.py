@@ -11,15 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlic.cluster import ray as cluster_ray
-from mlic.cluster.runs import is_current, write_atomic, write_json
-from mlic.cluster.shares import Share
-from mlic.config import TrainConfig
+from mlic.cluster import connect as cluster_ray
+from mlic.cluster.resources import Share
+from mlic.config.train import STORED, TrainConfig
 from mlic.errors import MlicError
-from mlic.fitting import STORED
-from mlic.stages import checkpoints, loop, out_of_fold
-from mlic.stages.fit import group, raise_failure
-from mlic.stages.place import Place
+from mlic.runs.run import is_current, write_atomic, write_json
+from mlic.train import checkpoints, out_of_fold, trainer
+from mlic.train.fit import group, raise_failure
+from mlic.train.rank import Place
 
 TOGETHER = "together.json"  # what all folds of a trial together come to
 
@@ -87,7 +86,7 @@ def _do(config: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
                 traceback.print_exc(file=file)
             write_json(folder / "failed.json", {"error": failed})
     os.listdir(folder)  # noqa: PTH208 - looks past what a network file system has cached
-    values = [row[loop.objective(plan)] for row in checkpoints.read_history(folder)]
+    values = [row[trainer.objective(plan)] for row in checkpoints.read_history(folder)]
     return {"values": values, "together": together, "failed": failed}
 
 
@@ -108,7 +107,7 @@ def _fit(plan: TrainConfig, folder: Path, until: int, arguments: Mapping[str, An
     device = torch.device(cluster_ray.assigned_device())
     try:
         place = Place(0, 1, device, folder, Path(arguments["folder"]), arguments["attempt"])
-        loop.fit(
+        trainer.fit(
             plan, place, until=until, deadline=deadline, arithmetic=_arithmetic(plan, arguments),
             keep_scores=plan.fold is not None,
         )  # fmt: skip

@@ -1,0 +1,1 @@
+"""`mlic average`: one model out of several trained ones."""

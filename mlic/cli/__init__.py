@@ -1,0 +1,1 @@
+"""The command line: it reads arguments, calls one function per command, and prints."""

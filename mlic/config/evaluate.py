@@ -1,0 +1,82 @@
+"""Settings of `mlic evaluate`, `mlic threshold` and `mlic report`."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from mlic.config.base import Model, Settings, setting
+from mlic.config.data import LabelFormat
+from mlic.config.train import CALIBRATION
+from mlic.config.types import (
+    AnyPath,
+    Calibrator,
+    Gates,
+    LocalPath,
+    Paths,
+    Policy,
+)
+
+
+class EvaluateConfig(Settings):
+    """Measure predictions against labels, with trivial baselines and intervals beside every number."""
+
+    predictions: LocalPath = setting(..., "Predictions file, or a run to predict and measure", cli="argument")
+    labels: AnyPath | None = setting(
+        None, "Shards, or label files as for mlic pack; default: the shards of the run", cli="flag"
+    )
+    format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised")
+    split: str = setting("test", "Split to measure, when labels are shards", cli="flag")
+    unlabelled: Literal["auto", "skip", "negative"] = setting(
+        "auto", "Predicted images that the label files do not name: skip leaves them out, negative counts them as "
+        "without a label; auto: skip, and negative only where each label has a list of its images",
+        cli="flag",
+    )  # fmt: skip
+    out: LocalPath | None = setting(
+        None, "Folder for metrics.json, report.html and its figures; default: beside the predictions", cli="flag"
+    )
+    threshold: float | None = setting(
+        None, "Threshold to decide by, where the predictions are scores alone", cli="flag", ge=0, le=1
+    )
+    gate: Gates = setting(
+        (), "Conditions, by commas, such as f1_micro>=0.8 or f1_micro.low>=0.8; not met: exit code 5", cli="flag"
+    )
+    resamples: int = setting(1000, "Bootstrap resamples of the images for the intervals", cli="flag", ge=100)
+    seed: int = setting(42, "Seed of the bootstrap", ge=0, le=2**31 - 1)
+
+
+class ThresholdConfig(Settings):
+    """Fit the decision thresholds of a trained model again, and its calibration, without training."""
+
+    model: LocalPath = setting(..., "Run folder, or the bundle inside one", cli="argument", place=True)
+    policy: Policy = setting(
+        "per-label",
+        "fixed=T, global, per-label, one-at-a-time=T, joint, f-beta=B, precision=P, recall=R, cost=C, cardinality or "
+        "top-k=K",
+        cli="flag",
+    )
+    calibration: Calibrator = setting("auto", CALIBRATION, cli="flag")
+    labels: AnyPath | None = setting(
+        None, "Shards to predict and fit to; default: the validation scores of the run", cli="flag", place=True
+    )
+    split: str = setting("val", "Split to fit to, with --labels", cli="flag")
+    resamples: int = setting(1000, "Bootstrap resamples of the images for the intervals", cli="flag", ge=100)
+    seed: int = setting(42, "Seed of the folds and of the bootstrap", ge=0, le=2**31 - 1)
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if self.labels is None and self.split != "val":
+            raise ValueError("a split is of the shards that --labels names; give --labels too")
+        return self
+
+
+class ReportConfig(Model):
+    """Write the page of a run, or of several beside each other: training, thresholds, errors and their causes."""
+
+    runs: Paths = setting(..., "Runs of mlic train or mlic tune; the first one is shown whole", cli="argument",
+                          min_length=1)  # fmt: skip
+    out: LocalPath | None = setting(
+        None, "Folder for report.html, its figures and report.json; default: RUN/report", cli="flag"
+    )
+    seed: int = setting(42, "Seed of the bootstrap and of the choice of images", ge=0, le=2**31 - 1)

@@ -1,0 +1,1 @@
+"""`mlic demo`: the whole pipeline on a generated corpus."""

@@ -1,0 +1,1 @@
+"""`mlic doctor`: checks of shards, labels and the machine before training."""

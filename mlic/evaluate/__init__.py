@@ -1,0 +1,1 @@
+"""`mlic evaluate`: metrics of a predictions file, beside baselines and intervals."""

@@ -1,0 +1,1 @@
+"""`mlic explore`: counts and figures of a data set."""

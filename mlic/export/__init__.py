@@ -1,0 +1,1 @@
+"""`mlic export`: a model for another engine."""

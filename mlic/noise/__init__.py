@@ -1,0 +1,1 @@
+"""`mlic noise`: labels that are probably wrong."""

@@ -1,0 +1,1 @@
+"""`mlic pack`: images and label files to WebDataset shards."""

@@ -1,0 +1,1 @@
+"""`mlic reproduce`: a reference system, its reported numbers beside measured ones."""

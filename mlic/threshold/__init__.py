@@ -1,0 +1,1 @@
+"""`mlic threshold`: decision thresholds fitted again, without training."""
