@@ -22,7 +22,7 @@ from cleanlab.multilabel_classification import filter as cleanlab_filter
 from cleanlab.multilabel_classification import rank as cleanlab_rank
 
 from benchmarks.results import write_section
-from mlic.cluster import connect as cluster_ray
+from mlic.cluster.connect import connect
 from mlic.config.data import PackConfig
 from mlic.config.train import NoiseConfig
 from mlic.data import image_listing, label_join
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--work", type=Path, help="where a stopped benchmark goes on; default: a temporary folder")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, cluster_ray.connect(None):
+    with tempfile.TemporaryDirectory() as scratch, connect(None):
         body = "".join(measured(given, given.work or Path(scratch), how) for how in PLANTINGS)
     write_section("Suspected label errors", body)
 

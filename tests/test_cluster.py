@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mlic.cluster import connect as cluster_ray
+from mlic.cluster import placement, shared_folders, signals
+from mlic.cluster.connect import connect
 from mlic.cluster.resources import Cluster, Node, Share, task_share, train_share
 from mlic.errors import ClusterError
 
@@ -61,9 +62,9 @@ def test_a_long_wait_for_a_lost_node_is_told(monkeypatch: pytest.MonkeyPatch, ca
         looks.acquire()
         return cluster(*nodes)
 
-    monkeypatch.setattr("mlic.cluster.connect._describe", describe)
-    monkeypatch.setattr("mlic.cluster.connect._ROOM_LOOK_S", 0.001)
-    monkeypatch.setattr("mlic.cluster.connect._ROOM_WARNING_S", 0.005)
+    monkeypatch.setattr("mlic.cluster.placement.describe_cluster", describe)
+    monkeypatch.setattr("mlic.cluster.placement._ROOM_LOOK_S", 0.001)
+    monkeypatch.setattr("mlic.cluster.placement._ROOM_WARNING_S", 0.005)
 
     def look(times: int) -> list[str]:
         caplog.clear()
@@ -72,7 +73,7 @@ def test_a_long_wait_for_a_lost_node_is_told(monkeypatch: pytest.MonkeyPatch, ca
             asked.acquire()  # by the next look, so what this one has to say is said
         return caplog.messages
 
-    with cluster_ray.watching_room(Share(4, 4, 1), 4):
+    with placement.watching_room(Share(4, 4, 1), 4):
         asked.acquire()
         assert look(10) == []
         lost = nodes.pop()
@@ -89,16 +90,16 @@ def test_a_long_wait_for_a_lost_node_is_told(monkeypatch: pytest.MonkeyPatch, ca
 
 def test_an_allocation_of_several_nodes_needs_ray_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
-    with pytest.raises(ClusterError, match="2 nodes and no Ray over them"), cluster_ray.connect(None):
+    with pytest.raises(ClusterError, match="2 nodes and no Ray over them"), connect(None):
         pass
 
 
 @pytest.mark.ray
 def test_a_connection_is_shared(ray_cluster: None, tmp_path: Path) -> None:
-    with cluster_ray.connect(None) as outer, cluster_ray.connect(None) as inner:
+    with connect(None) as outer, connect(None) as inner:
         assert outer == inner
         assert outer.cpus >= 1
-        cluster_ray.check_shared(outer, tmp_path)
+        shared_folders.check_shared(outer, tmp_path)
     import ray
 
     assert ray.is_initialized()
@@ -114,16 +115,16 @@ def test_a_lost_interrupt_is_noted(tmp_path: Path) -> None:
     script = tmp_path / "lost.py"
     script.write_text(
         "import contextlib, os, signal, ray\n"
-        "from mlic.cluster import connect as cluster_ray\n"
-        "with cluster_ray.connect(None):\n"
+        "from mlic.cluster import connect as ray_session, signals\n"
+        "with ray_session.connect(None):\n"
         "    task = ray.remote(lambda: 1)\n"
         "    for number in (signal.SIGINT, signal.SIGTERM):\n"
         "        running = [task.remote()]\n"
-        "        assert cluster_ray.done(running) == running\n"
+        "        assert signals.done(running) == running\n"
         "        with contextlib.suppress(KeyboardInterrupt):\n"
         "            os.kill(os.getpid(), number)\n"
         "        try:\n"
-        "            cluster_ray.done([task.remote()])\n"
+        "            signals.done([task.remote()])\n"
         "        except KeyboardInterrupt:\n"
         "            print(number.name)\n"
     )
@@ -142,15 +143,15 @@ def test_a_ray_that_takes_too_long_to_start_is_started_once_more() -> None:
     script = (
         "import os, signal, threading, time, ray\n"
         "from pathlib import Path\n"
-        "from mlic.cluster import connect as cluster_ray\n"
+        "from mlic.cluster import connect as ray_session, signals\n"
         "def hold():\n"
         "    while True:\n"
-        "        for pid in cluster_ray._child_processes():\n"
+        "        for pid in ray_session._child_processes():\n"
         "            if Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\\0')[0].endswith(b'/raylet'):\n"
         "                return os.kill(pid, signal.SIGSTOP)\n"
         "        time.sleep(0.001)\n"
         "threading.Thread(target=hold).start()\n"
-        "with cluster_ray.connect(None):\n"
+        "with ray_session.connect(None):\n"
         "    print(ray.get(ray.remote(lambda: 'works').remote()), len(ray.nodes()))\n"
     )
     ended = subprocess.run(
@@ -179,9 +180,9 @@ def test_a_token_is_shown_where_the_cluster_wants_one(wants: bool, tmp_path: Pat
         assert cluster.stdout is not None
         address = next(line for line in cluster.stdout if ":" in line).strip()
         ask = (
-            "import sys\nfrom mlic.cluster import connect as cluster_ray\n"
+            "import sys\nfrom mlic.cluster import connect as ray_session, signals\n"
             "class Actor:\n    def work(self):\n        return 'works'\n"
-            "with cluster_ray.connect(sys.argv[1]):\n    import ray\n"
+            "with ray_session.connect(sys.argv[1]):\n    import ray\n"
             "    print(ray.get(ray.remote(Actor).remote().work.remote()))\n"
         )
         try:
@@ -198,7 +199,7 @@ def test_silence_is_refused_at_once() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(ClusterError, match=f"nothing answers at {address}"), cluster_ray.connect(address):
+        with pytest.raises(ClusterError, match=f"nothing answers at {address}"), connect(address):
             pass
 
 
@@ -208,7 +209,7 @@ def test_an_interrupted_wait_knows_that_its_thread_is_still_at_work(ray_cluster:
 
     The signal is spent: work that comes later on the same connection goes on.
     """
-    go_on, before = threading.Event(), len(cluster_ray._loops)
+    go_on, before = threading.Event(), len(signals.waiting_loops)
 
     def work() -> None:
         time.sleep(0.4)
@@ -216,13 +217,13 @@ def test_an_interrupted_wait_knows_that_its_thread_is_still_at_work(ray_cluster:
         go_on.wait()
 
     with pytest.raises(KeyboardInterrupt):
-        cluster_ray.run_beside(work)
-    (left,) = cluster_ray._loops[before:]
+        signals.run_beside(work)
+    (left,) = signals.waiting_loops[before:]
     assert not left.is_set()
     go_on.set()
     assert left.wait(60)
-    cluster_ray._loops.remove(left)
+    signals.waiting_loops.remove(left)
     import ray
 
     running = [ray.remote(lambda: 1).remote()]
-    assert cluster_ray.done(running) == running
+    assert signals.done(running) == running

@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mlic.cluster import connect as cluster_ray
+from mlic.cluster import auth
 from mlic.config.data import Preprocessing
 from mlic.data import toy
 from mlic.model import bundle, zoo
@@ -37,7 +37,7 @@ PATIENCE_S = 240
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head without CPUs and two nodes of one CPU each, all on this machine; lost nodes are missed within seconds."""
-    cluster_ray._own_token()  # before Ray is loaded, which settles this once for all tests of a process
+    auth.use_own_token()  # before Ray is loaded, which settles this once for all tests of a process
     from ray.cluster_utils import Cluster
 
     folder = Path(tempfile.mkdtemp(prefix="mlic-", dir="/tmp"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlic import machine
-from mlic.cluster import connect as cluster_ray
+from mlic.cluster.connect import _usable_cpus
 from mlic.model import runtimes
 
 
@@ -46,4 +46,4 @@ def test_a_system_without_affinity_counts_its_cpus(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
     assert machine.usable_cpus(tmp_path) == 10
     assert runtimes.threads() >= 1
-    assert cluster_ray._usable_cpus() >= 1
+    assert _usable_cpus() >= 1

@@ -287,7 +287,7 @@ def test_the_copies_of_the_folds_of_two_runs_lie_apart(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(cross_validation, "fit", fit)
     monkeypatch.setattr(cross_validation, "_write_scores", lambda *_: None)
-    monkeypatch.setattr(cross_validation.cluster_ray, "connect", lambda _: nullcontext())
+    monkeypatch.setattr(cross_validation, "connect", lambda _: nullcontext())
     for name in ("one", "two"):
         config = TrainConfig(shards=tmp_path, doctor=False, checkpoint_copy=tmp_path / "copies")
         cross_validation.fit_folds(config, tmp_path / "runs" / name, 2)

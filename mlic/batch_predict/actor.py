@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlic.batch_predict.inference import Exported, Network, any_device
-from mlic.cluster import connect as cluster_ray
+from mlic.cluster import placement
 from mlic.config.predict import PredictConfig
 from mlic.config.types import Backend, Location
 from mlic.data import storage
@@ -113,7 +113,7 @@ class Predictor:
         """Load the model, for the device that Ray gave to this actor, or for what there is `here`."""
         exported, device = bundle.read(config.model).export is not None, "cpu"
         if not exported:
-            device = any_device() if here else cluster_ray.assigned_device()
+            device = any_device() if here else placement.assigned_device()
         self._model = Exported(config) if exported else Network(config, backend, device)
         # A second thread on a CPU keeps the model busy; a GPU is kept busy by all CPUs that it has.
         self._threads = 1 if device == "cpu" else runtimes.threads()

@@ -22,8 +22,8 @@ from mlic.batch_predict import prediction_files
 from mlic.batch_predict.actor import Items, Predictor, Trail
 from mlic.batch_predict.inference import INSTEAD
 from mlic.batch_predict.merge import PredictReport, check_out, exists, merge, missing, part_at, parts_of, sha256
-from mlic.cluster import connect as cluster_ray
-from mlic.cluster import pool
+from mlic.cluster import pool, shared_folders, signals
+from mlic.cluster.connect import connect, is_embedded
 from mlic.cluster.resources import Share, task_share
 from mlic.config.predict import PredictConfig
 from mlic.config.types import STDOUT, Backend, Location
@@ -56,7 +56,7 @@ def predict(config: PredictConfig) -> PredictReport:
     out = config.out or (STDOUT if _is_one_image(config.images) else Path("predictions.tsv").absolute())
     if out != STDOUT:
         return _predict_to(config, out, model, items)
-    here = None if cluster_ray.is_embedded(config.address) else Path.cwd()  # what other nodes are to see
+    here = None if is_embedded(config.address) else Path.cwd()  # what other nodes are to see
     with tempfile.TemporaryDirectory(prefix=".mlic-predict-", dir=here) as scratch:
         file = Path(scratch) / "predictions.tsv"
         report = _predict_to(config, file, model, items)
@@ -140,7 +140,7 @@ def _check_engine(config: PredictConfig, model: bundle.Bundle) -> None:
             runtimes.check(config.backend)
         return
     runtimes.check_runs(model.export.engine)
-    alone = config.workers == "auto" and cluster_ray.is_embedded(config.address)
+    alone = config.workers == "auto" and is_embedded(config.address)
     if not alone and importlib.util.find_spec("ray") is None:
         raise ClusterError("--workers and --address need Ray, which is not installed.", "leave them out.")
     if config.backend not in ("auto", model.export.engine):
@@ -167,7 +167,7 @@ def _backend(config: PredictConfig, model: bundle.Bundle, count: int, run: Run[L
 
 def _is_here(config: PredictConfig, model: bundle.Bundle, count: int) -> bool:
     """Whether images are predicted in this process: few of them, or by an export where there is no Ray."""
-    if config.workers != "auto" or not cluster_ray.is_embedded(config.address):
+    if config.workers != "auto" or not is_embedded(config.address):
         return False
     return count <= _HERE or (model.export is not None and importlib.util.find_spec("ray") is None)
 
@@ -186,8 +186,8 @@ def _predict_parts(
                 said.add(used)
                 progress.add(rows, bad)
         else:
-            with cluster_ray.connect(config.address) as cluster:
-                cluster_ray.check_shared(cluster, parts, config.images, config.model)
+            with connect(config.address) as cluster:
+                shared_folders.check_shared(cluster, parts, config.images, config.model)
                 share = task_share(cluster, config.workers, use_gpus=True)
                 for number, rows, bad, used, error in _map_parts(config, items, todo, parts, share, backend):
                     said.add(used)
@@ -252,7 +252,7 @@ def _map_parts(
         start()
     begun, in_vain = dict.fromkeys(todo, 0), 0
     while waiting or any(number is not None for number, _ in running.values()):
-        for reference in cluster_ray.done(running):
+        for reference in signals.done(running):
             number, worker = running.pop(reference)
             try:
                 found = ray.get(reference)

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mlic.cluster import connect as cluster_ray
+from mlic.cluster.connect import connect
 from mlic.config.jobs import ClusterCheckConfig
 
 _PACKAGES = ("mlic", "ray", "torch", "torchvision", "numpy", "pillow")
@@ -90,7 +90,7 @@ def _row(node: NodeReport) -> list[str]:
 
 def check(config: ClusterCheckConfig) -> ClusterReport:
     """Look at every node from itself. Raises ClusterError when the cluster does not answer."""
-    with cluster_ray.connect(config.address) as cluster:
+    with connect(config.address) as cluster:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from mlic.cluster import connect as cluster_ray
+from mlic.cluster import signals
 from mlic.errors import ClusterError
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def run(
                     running[task.remote(piece.content, reference)] = piece
             if not running:
                 return
-            for ready in cluster_ray.done(running):
+            for ready in signals.done(running):
                 piece = running.pop(ready)
                 try:
                     yield piece.content, ray.get(ready)

@@ -5,7 +5,7 @@ The stages check the same and more. This answers a mistake on a login node in ha
 
 from __future__ import annotations
 
-from mlic.cluster import connect as cluster_ray
+from mlic.cluster.connect import foreseen
 from mlic.cluster.resources import Cluster, Share
 from mlic.config.base import Settings
 from mlic.config.train import ShardSettings, TrainConfig
@@ -22,7 +22,7 @@ def check(config: Settings) -> None:
     if isinstance(config, TrainConfig | TuneConfig) and not config.cross_validate:
         check_trainable(config.shards, index, config.fold)
     if isinstance(config, TuneConfig) and not (config.runs / (config.name or "tune")).exists():
-        here = cluster_ray.foreseen(config.address)
+        here = foreseen(config.address)
         if here is not None:
             trials_at_once(here, config)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.train.torch.config import TorchConfig, _TorchBackend
 
-from mlic.cluster.connect import assigned_device
+from mlic.cluster.placement import assigned_device
 from mlic.model import malloc
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from mlic.batch_predict.predict import predict
-from mlic.cluster import connect as cluster_ray
+from mlic.cluster.connect import connect
 from mlic.config.base import Model
 from mlic.config.data import PackConfig
 from mlic.config.evaluate import EvaluateConfig
@@ -65,7 +65,7 @@ def demo(config: DemoConfig) -> DemoReport:
             _say("generating the corpus")
             toy.generate(corpus, config.samples, config.samples // 8, config.seed, _IMAGE_SIZE)
             (corpus / "done").touch()
-        with cluster_ray.connect(config.address) as cluster:
+        with connect(config.address) as cluster:
             workers = 1 if config.workers != "auto" and cluster.cpus < config.workers else config.workers
             common = {"seed": config.seed, "address": config.address}
             shared = {

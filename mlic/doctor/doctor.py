@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlic.cluster import connect as cluster_ray
 from mlic.cluster import pool
+from mlic.cluster.connect import connect
 from mlic.cluster.resources import Cluster, task_share
 from mlic.config.base import Model
 from mlic.config.data import DoctorConfig
@@ -67,7 +67,7 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     check_sizes(config.shards, index, None)  # the kept answer is for whole shards
     kept = None if config.fresh else _read_kept(config.shards, known)
     if kept is None:
-        with cluster_ray.connect(config.address) as cluster:
+        with connect(config.address) as cluster:
             kept = _look(config, index, cluster)
         with contextlib.suppress(MlicError):  # shards may lie where nothing can be written; then it is done again
             write_json(storage.join(config.shards, _KEPT), {

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlic.cluster import connect as cluster_ray
 from mlic.cluster import pool
+from mlic.cluster.connect import connect
 from mlic.cluster.resources import Cluster, task_share
 from mlic.config.data import ExploreConfig
 from mlic.data import duplicates, image_listing, images, label_join, label_stats, shards, storage
@@ -78,7 +78,7 @@ def explore(config: ExploreConfig) -> ExploreReport:
     shown = _samples_of_labels(data, rng)
     chosen = np.sort(rng.permutation(len(data.targets))[: config.max_images])
     rows = np.unique(np.concatenate([chosen, *shown.values()]).astype(np.int64))
-    with cluster_ray.connect(config.address) as cluster:
+    with connect(config.address) as cluster:
         look = _look(data, rows, {i for some in shown.values() for i in some.tolist()}, cluster, config)
     report = _summary(config, data, look)
     with disk_errors(config.out):

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlic.cluster import connect as cluster_ray
+from mlic.cluster import shared_folders
+from mlic.cluster.connect import connect
 from mlic.cluster.resources import Share, task_share
 from mlic.config.data import PackConfig, is_split_name
 from mlic.config.types import Location
@@ -78,8 +79,8 @@ def pack(config: PackConfig) -> PackReport:
             logger.warning("%s has lost shards since it was packed; they are written again", config.out)
             storage.delete(storage.join(config.out, shards.INDEX))
             run.reopen()
-        with cluster_ray.connect(config.address) as cluster:
-            cluster_ray.check_shared(cluster, config.out, config.images)
+        with connect(config.address) as cluster:
+            shared_folders.check_shared(cluster, config.out, config.images)
             share = task_share(cluster, config.workers, use_gpus=False)
             report = PackReport(**run.report) if finished else _pack(config, found, share)
             if not finished:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlic.cluster import connect as cluster_ray
+from mlic.cluster.connect import connect
 from mlic.config.base import Model, near_name
 from mlic.config.data import PackConfig
 from mlic.config.evaluate import EvaluateConfig
@@ -103,7 +103,7 @@ def reproduce(config: ReproduceConfig) -> ReproduceReport:
     if config.weights is not None and not any(plain.get("weights") == "default" for plain in plans.values()):
         raise ConfigError(f"{names[0]} begins with no published weights.", "leave --weights out.")
     found = []
-    with cluster_ray.connect(config.address):
+    with connect(config.address):
         packed = {told[name].pack: read_file(files[told[name].pack]) for name in names}
         folders = {name: _shards(config, told[name]) for name in names}
         for folder, name in {folder: name for name, folder in folders.items()}.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic.cluster import connect as cluster_ray
+from mlic.cluster.connect import connect
 from mlic.cluster.resources import train_share
 from mlic.config.base import Model
 from mlic.config.data import DoctorConfig
@@ -98,7 +98,7 @@ def check_folds(shards: Any, index: dict[str, Any]) -> int:
 
 def fit_folds(config: TrainConfig, folder: Path, count: int) -> None:
     """Train on all folds but one in turn, each a run in `folder/folds/`, on one Ray, and write the scores."""
-    with cluster_ray.connect(config.address) as cluster:
+    with connect(config.address) as cluster:
         if config.doctor:
             ranks = train_share(cluster, config.workers).workers
             examine(DoctorConfig(shards=config.shards, address=config.address, ranks=ranks))

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mlic.cluster import connect as cluster_ray
-from mlic.cluster import pool
+from mlic.cluster import placement, pool, shared_folders, signals
+from mlic.cluster.connect import connect
 from mlic.cluster.resources import Cluster, Share, train_share
 from mlic.config.base import Model
 from mlic.config.data import DoctorConfig
@@ -97,7 +97,7 @@ def fit(config: TrainConfig, keep_scores: bool = False) -> TrainReport:
             run.reopen()
         if not trainer.is_done(config, checkpoints.read_history(folder)):
             check_sizes(config.shards, index, None)
-            with cluster_ray.connect(config.address) as cluster:
+            with connect(config.address) as cluster:
                 if config.doctor:
                     ranks = train_share(cluster, config.workers).workers
                     examine(DoctorConfig(shards=config.shards, address=config.address, ranks=ranks))
@@ -182,7 +182,7 @@ def decide_arithmetic(precision: Precision, share: Share, run: Run[Path]) -> str
     """The arithmetic of a whole run or search: what run.json has noted, else what is set, or what its GPUs have."""
     noted = (read_state(run.folder) or {}).get("arithmetic")
     if noted is None:
-        noted = cluster_ray.ask_worker(share, _arithmetic, precision)
+        noted = placement.ask_worker(share, _arithmetic, precision)
         run.note(arithmetic=noted)
     return str(noted)
 
@@ -193,13 +193,13 @@ def _arithmetic(precision: Precision) -> str:
 
     from mlic.model.amp import of_device
 
-    return of_device(precision, torch.device(cluster_ray.assigned_device()))
+    return of_device(precision, torch.device(placement.assigned_device()))
 
 
 def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path], keep_scores: bool) -> None:
     """Run the loop on a worker or, by Ray Train, on a group of them, and pass its log on while it runs."""
     share = train_share(cluster, config.workers)
-    cluster_ray.check_shared(cluster, run.folder, config.shards)
+    shared_folders.check_shared(cluster, run.folder, config.shards)
     if config.min_workers is not None and config.min_workers > share.workers:
         raise ClusterError(
             f"min_workers is {config.min_workers}, and there are {share.workers} workers.",
@@ -209,7 +209,7 @@ def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path], keep_scores: 
     logger.info("workers: %d, each with %d CPUs and %d GPUs", share.workers, share.cpus, share.gpus)
     arithmetic = decide_arithmetic(config.precision, share, run)
     log = _follow(run.folder / "log.txt")
-    others = cluster_ray.reserved()
+    others = placement.reserved()
     try:
         for start_number in range(config.max_failures + 1):
             where = {
@@ -220,13 +220,13 @@ def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path], keep_scores: 
                 train = _alone(config, where, share)
             else:
                 train = group(config, where, share, cluster.embedded, f"attempt-{run.attempt}-{start_number}").fit
-            with run.stopping_on_request(), cluster_ray.watching_room(share, config.min_workers or share.workers):
-                failed = cluster_ray.run_beside(train, lambda: next(log))
+            with run.stopping_on_request(), placement.watching_room(share, config.min_workers or share.workers):
+                failed = signals.run_beside(train, lambda: next(log))
             if failed is None or not _lost_worker(failed):
                 break
             logger.warning("a worker was lost; training is started anew, and goes on from its last checkpoint")
             # Those of a lost controller would be in the way of the new one for as long as this process lives.
-            cluster_ray.free(cluster_ray.reserved() - others)
+            placement.free(placement.reserved() - others)
     except KeyboardInterrupt:
         raise _stopped(config, run) from None
     raise_failure(run.folder, run.attempt, failed)
@@ -280,7 +280,7 @@ class Worker:
         """Run the training loop as the only rank."""
         import torch
 
-        _loop(arguments, 0, 1, torch.device(cluster_ray.assigned_device()))
+        _loop(arguments, 0, 1, torch.device(placement.assigned_device()))
 
 
 def group(

@@ -17,7 +17,7 @@ import numpy as np
 
 from mlic.batch_predict import prediction_files
 from mlic.batch_predict.predict import predict
-from mlic.cluster import connect as cluster_ray
+from mlic.cluster.connect import connect
 from mlic.config.base import Model
 from mlic.config.predict import PredictConfig
 from mlic.config.space import Value
@@ -93,7 +93,7 @@ def confirm(config: TuneConfig, contest: Sequence[Mapping[str, Value]], run: Run
             shutil.rmtree(own)  # of another winner, before there were more trials
     trials.recall(trainer.objective(config))
     split = "test" if read_index(config.shards)["splits"].get("test", {}).get("samples") else "val"
-    with cluster_ray.connect(config.address) as cluster:
+    with connect(config.address) as cluster:
         if not search.done:
             train_on(cluster, config, trials, run, timed=False)
         failed = next((reason for number in range(trials.count) if (reason := trials.failure(number))), None)

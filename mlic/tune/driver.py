@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlic.cluster import connect as cluster_ray
+from mlic.cluster import placement, signals
 from mlic.cluster.preflight import trials_at_once
 from mlic.cluster.resources import Cluster
 from mlic.config.space import Value
@@ -235,8 +235,8 @@ def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path
         ),
     )  # fmt: skip
     try:
-        with run.stopping_on_request(), cluster_ray.watching_room(share, share.workers):
-            failed = cluster_ray.run_beside(tuner.fit, driver.look)
+        with run.stopping_on_request(), placement.watching_room(share, share.workers):
+            failed = signals.run_beside(tuner.fit, driver.look)
     except KeyboardInterrupt:
         raise driver.stopped() from None
     finally:

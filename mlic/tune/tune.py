@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from mlic.cluster import connect as cluster_ray
+from mlic.cluster import shared_folders
+from mlic.cluster.connect import connect
 from mlic.config.data import DoctorConfig
 from mlic.config.space import Value
 from mlic.config.train import TrainConfig
@@ -82,10 +83,10 @@ def tune(config: TuneConfig) -> TuneReport:
             run.reopen()
         if not search.done and not _time_is_up(config, folder):
             check_sizes(config.shards, index, None)
-            with cluster_ray.connect(config.address) as cluster:
+            with connect(config.address) as cluster:
                 if config.doctor:
                     examine(DoctorConfig(shards=config.shards, address=config.address))
-                cluster_ray.check_shared(cluster, folder, config.shards)
+                shared_folders.check_shared(cluster, folder, config.shards)
                 train_on(cluster, config, trials, run, timed=True)
         report = _finish(config, trials, run)
         run.finish(report)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlic.cluster import connect as cluster_ray
+from mlic.cluster import placement, signals
 from mlic.cluster.resources import Share
 from mlic.config.train import STORED, TrainConfig
 from mlic.errors import MlicError
@@ -101,10 +101,10 @@ def _fit(plan: TrainConfig, folder: Path, until: int, arguments: Mapping[str, An
             "arithmetic": _arithmetic(plan, arguments), "keep_scores": plan.fold is not None,
         }  # fmt: skip
         name = f"attempt-{arguments['attempt']}-{uuid.uuid4().hex[:8]}"  # what another start left there is not taken up
-        failed = cluster_ray.run_beside(group(plan, where, share, arguments["embedded"], name, until, deadline).fit)
+        failed = signals.run_beside(group(plan, where, share, arguments["embedded"], name, until, deadline).fit)
         raise_failure(folder, arguments["attempt"], failed)
         return
-    device = torch.device(cluster_ray.assigned_device())
+    device = torch.device(placement.assigned_device())
     try:
         place = Place(0, 1, device, folder, Path(arguments["folder"]), arguments["attempt"])
         trainer.fit(

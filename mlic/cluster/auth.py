@@ -1,0 +1,47 @@
+"""The token with which processes of a Ray cluster know each other."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+
+def use_own_token() -> None:
+    """Lock an embedded Ray with a token of its own, handed to its processes and written nowhere.
+
+    Left to itself, Ray writes a token that others can read to the home directory and uses it from then on.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if "ray._raylet" in sys.modules:  # it has read its environment already, once for this process: read it again
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
+def has_token() -> bool:
+    return (
+        any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+        or (Path.home() / ".ray" / "auth_token").is_file()
+    )
+
+
+def wants_token(address: str | None) -> bool:
+    """Whether a cluster refuses one who shows no token; asked in another process, as Ray settles this only once."""
+    if "://" in str(address):
+        return True
+    ask = (
+        "import sys; from ray._private.services import canonicalize_bootstrap_address as where;"
+        "from ray._raylet import GcsClient; GcsClient(address=where(sys.argv[1]))"
+    )
+    asked = subprocess.run(  # noqa: S603 - Python, with an address as its argument
+        [sys.executable, "-c", ask, str(address)], env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    return "AuthenticationError" in asked.stderr

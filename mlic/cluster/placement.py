@@ -1,0 +1,118 @@
+"""Where Ray has room: nodes, placement groups, devices of workers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from mlic.cluster.resources import Cluster, Node, Share, room
+from mlic.cluster.signals import waiting_loops
+from mlic.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+
+# A node that starts again needs a minute or so; a longer wait for one is worth a word. Large clusters are asked seldom.
+_ROOM_WARNING_S, _ROOM_LOOK_S = 60, 10
+
+
+@contextlib.contextmanager
+def watching_room(share: Share, fewest: int) -> Iterator[None]:
+    """Warn while something waits because the nodes that are left had no room for the `fewest` workers for a minute.
+
+    It goes on by itself as soon as a node takes the place of the lost one; until then, nothing else tells why nothing
+    happens. A thread asks, since a Ray whose head is lost does not answer, and Ctrl-C is not to wait for that.
+    """
+    over, ended = threading.Event(), threading.Event()
+
+    def target() -> None:
+        try:
+            _watch_room(share, fewest, over)
+        finally:
+            ended.set()
+
+    waiting_loops.append(ended)
+    threading.Thread(target=target, name="room", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        if ended.wait(1):
+            waiting_loops.remove(ended)
+
+
+def _watch_room(share: Share, fewest: int, over: threading.Event) -> None:
+    missed, warned = 0, False
+    while not over.wait(_ROOM_LOOK_S):
+        found = room(describe_cluster(embedded=False), share)
+        missed = missed + 1 if found < fewest else 0
+        if missed * _ROOM_LOOK_S >= _ROOM_WARNING_S and not warned:
+            logger.warning(
+                "waiting for a node: those that are left have room for %d of %d workers with %g CPUs and %g GPUs%s.",
+                found, fewest, share.cpus, share.gpus,
+                "; to go on with those alone, stop this and run it again" if found else "",
+            )  # fmt: skip
+            warned = True
+        elif not missed and warned:
+            logger.info("there is room for %d workers again", found)
+            warned = False
+
+
+def reserved() -> set[str]:
+    """The ids of the placement groups that this process's job has: resources kept for actors of its own."""
+    import ray
+
+    # The last four bytes of the id of a placement group are those of the job that made it.
+    job = ray.get_runtime_context().get_job_id()
+    table = ray.util.placement_group_table()
+    return {name for name, group in table.items() if name.endswith(job) and group["state"] != "REMOVED"}
+
+
+def free(groups: Collection[str]) -> None:
+    """Give up placement groups, and with them their actors. Ray keeps those of a dead actor until its job ends."""
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for name in groups:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
+
+
+def assigned_device() -> str:
+    """ "cuda" in a Ray worker that was given a GPU or a share of one, else "cpu".
+
+    Not torch.cuda.is_available(): Ray hides the GPUs of a node only from workers that were given some of them.
+    """
+    import ray
+
+    return "cuda" if ray.is_initialized() and ray.get_gpu_ids() else "cpu"
+
+
+def ask_worker(share: Share, question: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer of a worker with the GPUs of a share; without GPUs this process answers by itself."""
+    if not share.gpus:
+        return question(*arguments)
+    import ray
+
+    task = ray.remote(num_cpus=0, num_gpus=share.gpus)(question)
+    try:
+        return ray.get(task.remote(*arguments))
+    except ray.exceptions.RayError as error:
+        text = " ".join(str(error).split())[:200]
+        raise ClusterError(f"a worker with {share.gpus:g} GPUs does not answer: {text}.", "try again.") from None
+
+
+def describe_cluster(embedded: bool) -> Cluster:
+    import ray
+
+    nodes = [
+        Node(
+            node["NodeID"], node["NodeManagerHostname"], int(node["Resources"].get("CPU", 0)),
+            int(node["Resources"].get("GPU", 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]  # fmt: skip
+    return Cluster(tuple(sorted(nodes, key=lambda node: (node.host, node.id))), embedded)

@@ -1,0 +1,100 @@
+"""Signals to this process while Ray's own code runs, and loops of Ray in threads."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+_signals: list[int] = []  # that came to this process since it connected
+
+
+# Ends of the threads that are at work in Ray. Events, and not the threads: of one whose join() an interrupt has come
+# into, Python 3.11 says that it is no longer alive.
+waiting_loops: list[threading.Event] = []
+
+
+@contextlib.contextmanager
+def _heard_once() -> Iterator[None]:
+    """Forget the signal of an interrupt that is on its way to the caller: the next work is not to stop for it too."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _signals.clear()
+        raise
+
+
+@_heard_once()
+def done(running: Collection[Any]) -> list[Any]:
+    """Wait for at least one of the tasks; returns those that are done.
+
+    Raises KeyboardInterrupt when this process has been told to stop, also when Ray's own code was at work at that
+    moment and lost the one that was raised in it.
+    """
+    import ray
+
+    ready, _ = ray.wait(list(running), num_returns=1)
+    if _signals:
+        raise KeyboardInterrupt
+    return list(ready)
+
+
+@_heard_once()
+def run_beside(work: Callable[[], object], look: Callable[[], object] = lambda: None) -> BaseException | None:
+    """Do `work` in a thread, with a `look` at it three times a second; returns what it raised.
+
+    For the loops of Ray Train and Ray Tune: in the main thread they would take Ctrl-C for themselves, and now and then
+    lose it. Here it is raised to the caller, and the thread ends with the process.
+    """
+    failed: list[BaseException] = []
+    ended = threading.Event()
+
+    def target() -> None:
+        try:
+            work()
+        except BaseException as error:  # handed to the main thread, which is waiting for it
+            failed.append(error)
+        finally:
+            ended.set()
+
+    waiting_loops.append(ended)
+    threading.Thread(target=target, name="ray-loop", daemon=True).start()
+    while not ended.wait(0.3):
+        look()
+    waiting_loops.remove(ended)
+    look()
+    return failed[0] if failed else None
+
+
+@contextlib.contextmanager
+def noted_signals() -> Iterator[Callable[[], None]]:
+    """Note SIGTERM, SIGINT and SIGUSR1 for `done`, then do what their handlers did before.
+
+    Yields what sets the handlers once more: ray.init replaces that of SIGTERM by one that ends the process without a
+    word.
+    """
+    _signals.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+
+    def note(number: int, frame: Any) -> None:
+        _signals.append(number)
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    def take_over() -> None:
+        for number, handler in before.items():
+            if callable(handler):  # not those that this process was told to ignore
+                signal.signal(number, note)
+
+    take_over()
+    try:
+        yield take_over
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
