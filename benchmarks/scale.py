@@ -81,7 +81,7 @@ def plan_more(meter: Meter, scratch: Path) -> None:
 def index(meter: Meter, scratch: Path) -> None:
     """index.json with as many shards as there would be, and the sizes of the files that it names."""
     from mlic.data import shards
-    from mlic.runs.run import write_json
+    from mlic.runs.files import write_json
 
     found = {
         "format": 1, "kind": "shards", "labels": [f"label{i}" for i in range(LABELS)], "samples": IMAGES,

@@ -19,6 +19,7 @@ from mlic.config.train import TrainConfig
 from mlic.errors import ClusterError, ConfigError, PartialError
 from mlic.model import bundle
 from mlic.report.report import report as write_report
+from mlic.runs import files
 from mlic.runs import run as runs
 from mlic.runs.run import Run
 from mlic.threshold.threshold import threshold
@@ -130,14 +131,14 @@ def test_a_kept_run_json_of_another_program(tmp_path: Path) -> None:
 
 def test_atomic_writing_leaves_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a"
-    runs.write_atomic(path, b"old")
+    files.write_atomic(path, b"old")
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ClusterError, match=r"cannot write to .*a: No space left on device"):
-        runs.write_atomic(path, b"new")
+        files.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
@@ -149,9 +150,10 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_fingerprints_tell_values_apart() -> None:
-    assert runs.fingerprint("a", "b") == runs.fingerprint("a", "b")
+    assert files.fingerprint("a", "b") == files.fingerprint("a", "b")
     assert (
-        len({runs.fingerprint("ab"), runs.fingerprint("a", "b"), runs.fingerprint("b", "a"), runs.fingerprint(1)}) == 4
+        len({files.fingerprint("ab"), files.fingerprint("a", "b"), files.fingerprint("b", "a"), files.fingerprint(1)})
+        == 4
     )
 
 

@@ -28,7 +28,7 @@ from mlic.data.decoding import ahead, decode_batch
 from mlic.data.image_listing import Listing
 from mlic.data.shards import Split
 from mlic.model import bundle, runtimes
-from mlic.runs.run import disk_errors, temporary
+from mlic.runs.files import disk_errors, temporary
 
 Array = np.ndarray[Any, Any]
 

@@ -25,7 +25,8 @@ from mlic.errors import ConfigError
 from mlic.metrics import thresholds
 from mlic.metrics.calibration import Calibration
 from mlic.model import bundle
-from mlic.runs.run import disk_errors, read_state, temporary, write_atomic, write_json
+from mlic.runs.files import disk_errors, temporary, write_atomic, write_json
+from mlic.runs.run import read_state
 
 logger = logging.getLogger(__name__)
 

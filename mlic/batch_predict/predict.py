@@ -32,8 +32,9 @@ from mlic.data.image_listing import Listing
 from mlic.data.shards import INDEX, Split, read_split
 from mlic.errors import ClusterError, ConfigError, DataError, PartialError
 from mlic.model import bundle, runtimes
+from mlic.runs.files import fingerprint
 from mlic.runs.progress import Progress
-from mlic.runs.run import Run, fingerprint, read_state
+from mlic.runs.run import Run, read_state
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from mlic.doctor import features as features_of
 from mlic.doctor.alignment import Alignment, Stretch, doubtful, probe, stretches
 from mlic.errors import DataError, MlicError
 from mlic.metrics.measurement import aligned
-from mlic.runs.run import fingerprint, write_json
+from mlic.runs.files import fingerprint, write_json
 
 logger = logging.getLogger(__name__)
 

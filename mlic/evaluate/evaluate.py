@@ -30,7 +30,8 @@ from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle
 from mlic.report import report as page
 from mlic.report.evidence import Evidence, of_predictions
-from mlic.runs.run import disk_errors, read_state, write_json
+from mlic.runs.files import disk_errors, write_json
+from mlic.runs.run import read_state
 
 logger = logging.getLogger(__name__)
 

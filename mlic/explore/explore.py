@@ -27,8 +27,8 @@ from mlic.explore import page
 from mlic.explore.plots import figures_of
 from mlic.explore.result import ExploreReport, ImplicationRow
 from mlic.html import plots
+from mlic.runs.files import disk_errors, write_atomic, write_json
 from mlic.runs.progress import Progress
-from mlic.runs.run import disk_errors, write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 

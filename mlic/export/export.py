@@ -27,7 +27,7 @@ from mlic.data.shards import INDEX
 from mlic.errors import ConfigError, DataError, RunError
 from mlic.evaluate.evaluate import shards_of
 from mlic.model import bundle, converters, runtimes
-from mlic.runs.run import disk_errors
+from mlic.runs.files import disk_errors
 
 Array = np.ndarray[Any, Any]
 

@@ -20,7 +20,8 @@ from mlic.errors import ConfigError
 from mlic.metrics import label_noise as score
 from mlic.metrics.measurement import aligned
 from mlic.model import zoo
-from mlic.runs.run import Run, write_atomic, write_json
+from mlic.runs.files import write_atomic, write_json
+from mlic.runs.run import Run
 from mlic.train.cross_validation import SCORES, check_folds, fit_folds, read_scores
 
 logger = logging.getLogger(__name__)

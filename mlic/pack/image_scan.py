@@ -15,8 +15,8 @@ from mlic.config.types import Location
 from mlic.data import duplicates, images, storage
 from mlic.data.image_listing import Listing, Reader
 from mlic.errors import PartialError
+from mlic.runs.files import write_atomic
 from mlic.runs.progress import Progress
-from mlic.runs.run import write_atomic
 
 logger = logging.getLogger(__name__)
 

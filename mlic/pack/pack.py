@@ -28,7 +28,8 @@ from mlic.pack.image_scan import forget, scan
 from mlic.pack.shard_tasks import remove_accounts, tables, verify_all, write_all
 from mlic.pack.splits import folds, random_split, stratified_split
 from mlic.pack.summary import PackReport, Seen
-from mlic.runs.run import Run, fingerprint
+from mlic.runs.files import fingerprint
+from mlic.runs.run import Run
 
 logger = logging.getLogger(__name__)
 

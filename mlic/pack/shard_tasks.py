@@ -20,8 +20,8 @@ from mlic.data import images, shards, storage
 from mlic.data.image_listing import Listing, Reader
 from mlic.errors import ClusterError, DataError, PartialError
 from mlic.pack import shard_plan
+from mlic.runs.files import disk_errors, temporary, write_atomic
 from mlic.runs.progress import Progress
-from mlic.runs.run import disk_errors, temporary, write_atomic
 
 logger = logging.getLogger(__name__)
 

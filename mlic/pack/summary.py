@@ -21,7 +21,7 @@ from mlic.data import shards, storage
 from mlic.data.image_listing import Listing
 from mlic.pack import shard_plan
 from mlic.pack.splits import leakage
-from mlic.runs.run import fingerprint, write_atomic, write_json
+from mlic.runs.files import fingerprint, write_atomic, write_json
 
 logger = logging.getLogger(__name__)
 

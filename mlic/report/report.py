@@ -14,7 +14,7 @@ from mlic.report import analysis, images, plots
 from mlic.report import page as report_page
 from mlic.report.content import Content, RunRow
 from mlic.report.evidence import Evidence, of_run
-from mlic.runs.run import disk_errors, write_atomic
+from mlic.runs.files import disk_errors, write_atomic
 
 PAGE, CONTENT, SEARCH_PAGE = "report.html", "report.json", "search.html"
 _LOOK_AT = 2000  # images that are decoded to see whether they are grey and how bright

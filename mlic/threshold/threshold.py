@@ -21,7 +21,7 @@ from mlic.evaluate.evaluate import join, predict_split
 from mlic.metrics import bootstrap, decision, metrics, thresholds
 from mlic.metrics.measurement import Measurement, aligned
 from mlic.model import bundle
-from mlic.runs.run import disk_errors, write_json
+from mlic.runs.files import disk_errors, write_json
 from mlic.train import checkpoints
 from mlic.train.fit import expected, measured, noted
 

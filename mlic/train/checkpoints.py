@@ -23,7 +23,7 @@ import torch
 from mlic.config.types import Location
 from mlic.data import storage
 from mlic.errors import ClusterError, ConfigError, RunError
-from mlic.runs.run import disk_errors, temporary, write_atomic
+from mlic.runs.files import disk_errors, temporary, write_atomic
 from mlic.train.rank import Place
 
 _LAST, _BEST, _HISTORY = "checkpoints/last.pt", "checkpoints/best.pt", "metrics.jsonl"

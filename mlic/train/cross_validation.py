@@ -21,7 +21,8 @@ from mlic.doctor.doctor import doctor as examine
 from mlic.errors import DataError
 from mlic.metrics.measurement import SHOWN, Measurement, aligned, measure
 from mlic.model import zoo
-from mlic.runs.run import Run, write_atomic
+from mlic.runs.files import write_atomic
+from mlic.runs.run import Run
 from mlic.train import out_of_fold
 from mlic.train.fit import fit
 

@@ -26,8 +26,9 @@ from mlic.errors import ClusterError, MlicError, PartialError, RunError
 from mlic.metrics import decision, thresholds
 from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle, losses, weights, zoo
+from mlic.runs.files import disk_errors, write_json
 from mlic.runs.progress import LOG_EVERY_S
-from mlic.runs.run import Run, disk_errors, is_current, read_state, write_json
+from mlic.runs.run import Run, is_current, read_state
 from mlic.train import checkpoints, setup, trainer
 from mlic.train.rank import Place
 

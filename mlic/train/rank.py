@@ -9,7 +9,8 @@ from typing import TypeVar, cast
 import torch
 
 from mlic.errors import RunError
-from mlic.runs.run import disk_errors, is_asked_to_stop, is_current
+from mlic.runs.files import disk_errors
+from mlic.runs.run import is_asked_to_stop, is_current
 
 T = TypeVar("T")
 

@@ -31,7 +31,7 @@ from mlic.data.shards import Split, read_split
 from mlic.errors import ConfigError, RunError
 from mlic.metrics import decision, metrics
 from mlic.model import amp, bundle, layer_groups, losses, malloc, optim, weights, zoo
-from mlic.runs.run import fingerprint
+from mlic.runs.files import fingerprint
 from mlic.train import epoch_order, evaluation, feature_cache, setup
 from mlic.train.bad_samples import BadSamples
 from mlic.train.checkpoints import Checkpoints, copy_of

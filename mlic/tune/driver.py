@@ -30,8 +30,9 @@ from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig
 from mlic.errors import PartialError, RunError
 from mlic.metrics.measurement import aligned
+from mlic.runs.files import write_json
 from mlic.runs.progress import LOG_EVERY_S
-from mlic.runs.run import Run, write_json
+from mlic.runs.run import Run
 from mlic.train import checkpoints, setup, trainer
 from mlic.train.fit import decide_arithmetic
 from mlic.tune import worker

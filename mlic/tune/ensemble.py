@@ -20,7 +20,8 @@ from mlic.metrics.decision import Settled, value_of
 from mlic.metrics.measurement import Measurement
 from mlic.model import bundle, losses
 from mlic.model.ensemble import Member, joined
-from mlic.runs.run import Run, disk_errors, read_state
+from mlic.runs.files import disk_errors
+from mlic.runs.run import Run, read_state
 from mlic.train import checkpoints, setup
 from mlic.train.fit import decide, expected, measured
 from mlic.tune.driver import Trials

@@ -16,7 +16,7 @@ from typing import Any
 from mlic.config.space import Value
 from mlic.config.tune import TuneConfig
 from mlic.errors import ConfigError
-from mlic.runs.run import temporary, write_json
+from mlic.runs.files import temporary, write_json
 from mlic.train import checkpoints
 from mlic.tune.pbt import Exchange, exchanges
 from mlic.tune.scheduler import Search

@@ -26,7 +26,8 @@ from mlic.doctor.doctor import doctor as examine
 from mlic.errors import ConfigError, RunError
 from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle, losses, weights, zoo
-from mlic.runs.run import Run, write_atomic
+from mlic.runs.files import write_atomic
+from mlic.runs.run import Run
 from mlic.train import checkpoints, out_of_fold, setup, trainer
 from mlic.train.cross_validation import check_folds
 from mlic.train.fit import finish

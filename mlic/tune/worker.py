@@ -15,7 +15,8 @@ from mlic.cluster import placement, signals
 from mlic.cluster.resources import Share
 from mlic.config.train import STORED, TrainConfig
 from mlic.errors import MlicError
-from mlic.runs.run import is_current, write_atomic, write_json
+from mlic.runs.files import write_atomic, write_json
+from mlic.runs.run import is_current
 from mlic.train import checkpoints, out_of_fold, trainer
 from mlic.train.fit import group, raise_failure
 from mlic.train.rank import Place

@@ -1,0 +1,1 @@
+"""Run folders on disk: locks, attempts, atomic files, provenance and progress."""
