@@ -11,17 +11,12 @@ import errno
 import json
 import logging
 import os
-import platform
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -34,6 +29,7 @@ from mlic.config.types import Location
 from mlic.data import storage
 from mlic.errors import ConfigError, MlicError, PartialError
 from mlic.runs.files import disk_errors, write_json
+from mlic.runs.provenance import now, provenance
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +48,7 @@ _OWN = re.compile(
     r"evaluation|preds\.tsv(\.parts|\.errors\.tsv)?"
 )
 _CLEARED = "cleared"  # the status of a folder whose content was thrown away and that nothing new is in yet
-_DECIDED = ("arithmetic", "backend", "computed_by")  # once for a run, whatever machine it goes on on
 _RAY_JOB_FOLDER = "working_dir_files"
-_PACKAGES = ("mlic", "ray", "torch", "torchvision", "numpy", "pillow", "simplejpeg")
 
 
 class Run(Generic[Folder]):
@@ -100,7 +94,7 @@ class Run(Generic[Folder]):
             else:
                 _compare(folder, state, kind, config, inputs)
             if state.get("status") != "finished":
-                state = _started(state, kind, config, inputs)
+                state = provenance(state, kind, config, inputs)
                 with disk_errors(folder):
                     plain = config.model_dump(mode="json", exclude=set(Settings.model_fields))
                     write_json(storage.join(folder, "config.json"), plain)
@@ -119,7 +113,7 @@ class Run(Generic[Folder]):
             if kind is not None and not self.finished:
                 status = "stopped" if issubclass(kind, KeyboardInterrupt | PartialError) else "failed"
                 with contextlib.suppress(MlicError):  # the first error is the one to show
-                    self._save(status=status, ended=_now(), error=str(error))
+                    self._save(status=status, ended=now(), error=str(error))
         finally:
             if self._lock is not None:
                 self._lock.release()
@@ -162,7 +156,7 @@ class Run(Generic[Folder]):
 
     def reopen(self) -> None:
         """Take back that the run is finished, because what it wrote is no longer whole."""
-        self._save(status="running", attempt=self.attempt + 1, started=_now(), ended=None)
+        self._save(status="running", attempt=self.attempt + 1, started=now(), ended=None)
 
     def note(self, **values: Any) -> None:
         """Add facts to run.json."""
@@ -173,7 +167,7 @@ class Run(Generic[Folder]):
         if isinstance(self.folder, Path):
             _remove_leftovers(self.folder)
         write_json(storage.join(self.folder, "report.json"), report.model_dump(mode="json"))
-        self._save(status="finished", ended=_now(), error=None)
+        self._save(status="finished", ended=now(), error=None)
 
     def _save(self, **values: Any) -> None:
         self._state.update(values)
@@ -220,7 +214,7 @@ def _lock(folder: Path) -> BaseFileLock:
     lock: BaseFileLock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {_now()}", encoding="utf-8")
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {now()}", encoding="utf-8")
     except Timeout:
         raise _in_use(folder, path) from None
     except OSError as error:
@@ -323,45 +317,3 @@ def _another(kind: str) -> str:
     if kind == "batch-predict":
         return "--out with another file"
     return "--name with another name" if kind in ("train", "tune", "cross-validate") else "--out with another folder"
-
-
-def _started(state: Mapping[str, Any], kind: str, config: BaseModel, inputs: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        **{name: state[name] for name in _DECIDED if name in state},
-        "format": 1,
-        "kind": kind,
-        "status": "running",
-        "attempt": int(state["attempt"]) + 1,
-        "started": _now(),
-        "first_started": state.get("first_started", _now()),
-        "ended": None,
-        "argv": sys.argv,
-        "cwd": str(Path.cwd()),
-        "host": socket.gethostname(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
-        "git_commit": _git_commit(),
-        "jobs": {name: os.environ[name] for name in ("SLURM_JOB_ID", "RAY_JOB_ID") if name in os.environ},
-        "inputs": dict(inputs),
-        "settings": result_settings(config),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """The commit of the working tree that the command runs in, when there is one."""
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)  # noqa: S607
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
