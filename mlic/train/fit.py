@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlic.cluster import placement, pool, shared_folders, signals
+from mlic.cluster import placement, shared_folders, signals
 from mlic.cluster.connect import connect
 from mlic.cluster.resources import Cluster, Share, train_share
 from mlic.config.base import Model
 from mlic.config.data import DoctorConfig
-from mlic.config.train import STORED, TrainConfig
+from mlic.config.train import TrainConfig
 from mlic.config.types import Precision
 from mlic.data.shards import check_sizes, check_trainable, read_index
 from mlic.doctor.doctor import doctor as examine
-from mlic.errors import ClusterError, MlicError, PartialError, RunError
+from mlic.errors import ClusterError, PartialError
 from mlic.metrics import decision, thresholds
 from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle, losses, weights, zoo
-from mlic.runs.files import disk_errors, write_json
-from mlic.runs.progress import LOG_EVERY_S
-from mlic.runs.run import Run, is_current, read_state
+from mlic.runs.files import disk_errors
+from mlic.runs.run import Run, read_state
 from mlic.train import checkpoints, setup, trainer
-from mlic.train.rank import Place
+from mlic.train.workers import alone, follow, group, lost_worker, raise_failure
 
 logger = logging.getLogger(__name__)
 
-_FAILURE = ".failure.json"
 _RESAMPLES = 1000
-_WARNING = "Warning: "
 _ALSO_CHOSE = "; it also chose the epoch, so new images may give a little less"
 
 
@@ -209,7 +204,7 @@ def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path], keep_scores: 
     run.note(workers=share.workers, cpus_per_worker=share.cpus, gpus_per_worker=share.gpus)
     logger.info("workers: %d, each with %d CPUs and %d GPUs", share.workers, share.cpus, share.gpus)
     arithmetic = decide_arithmetic(config.precision, share, run)
-    log = _follow(run.folder / "log.txt")
+    log = follow(run.folder / "log.txt")
     others = placement.reserved()
     try:
         for start_number in range(config.max_failures + 1):
@@ -218,12 +213,12 @@ def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path], keep_scores: 
                 "keep_scores": keep_scores,
             }  # fmt: skip
             if share.workers == 1:
-                train = _alone(config, where, share)
+                train = alone(config, where, share)
             else:
                 train = group(config, where, share, cluster.embedded, f"attempt-{run.attempt}-{start_number}").fit
             with run.stopping_on_request(), placement.watching_room(share, config.min_workers or share.workers):
                 failed = signals.run_beside(train, lambda: next(log))
-            if failed is None or not _lost_worker(failed):
+            if failed is None or not lost_worker(failed):
                 break
             logger.warning("a worker was lost; training is started anew, and goes on from its last checkpoint")
             # Those of a lost controller would be in the way of the new one for as long as this process lives.
@@ -240,186 +235,3 @@ def _stopped(config: TrainConfig, run: Run[Path]) -> PartialError:
     return PartialError(
         f"stopped; {done} of {config.epochs} epochs are done and kept.", "run the same command again to go on."
     )
-
-
-def _lost_worker(failed: BaseException) -> bool:
-    """Whether a worker died that nobody has replaced: one alone, or one of a group while that was set up or shut down,
-    where Ray Train does not start it anew."""
-    from ray.exceptions import RayActorError
-
-    seen: list[BaseException | None] = [failed, failed.__cause__, getattr(failed, "cause", None)]
-    seen += [getattr(error, "controller_failure", None) for error in list(seen)]
-    return any(isinstance(error, (RayActorError, *pool.deaths())) for error in seen)
-
-
-def _alone(config: TrainConfig, where: Mapping[str, Any], share: Share) -> Callable[[], object]:
-    """What trains in one worker to the last epoch, in a plain actor; it raises RayActorError when the worker dies.
-
-    Ray Train would add a controller and three more processes, whose main threads wake a hundred times a second each
-    (CoreWorker looks for signals), in between threads of a computation that wait for each other at every layer. On two
-    cores ResNet18 trains a tenth faster without them, and begins seconds earlier.
-    """
-    import ray
-
-    actor = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0)(Worker)
-    arguments = _arguments(config, where)
-
-    def train() -> None:
-        worker = actor.remote()
-        try:
-            ray.get(worker.fit.remote(arguments))
-        finally:
-            ray.kill(worker)
-
-    return train
-
-
-class Worker:
-    """A process of Ray's that trains without others."""
-
-    def fit(self, arguments: dict[str, Any]) -> None:
-        """Run the training loop as the only rank."""
-        import torch
-
-        _loop(arguments, 0, 1, torch.device(placement.assigned_device()))
-
-
-def group(
-    config: TrainConfig, where: Mapping[str, Any], share: Share, embedded: bool, name: str,
-    until: int | None = None, deadline: float | None = None,
-) -> Any:  # fmt: skip
-    """Ray Train's trainer of a group of workers for one start, by its name, to the last epoch or `until` an earlier.
-
-    After `deadline`, in seconds since 1970, no epoch but its first is begun. `where` has the `folder` of the run or
-    trial, that of its `owner`, the `attempt` that may write there, the `arithmetic` and whether to `keep_scores`.
-    """
-    # Ray Train reads these when it is imported, and hands them on to its controller and workers.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    from mlic.cluster.torch_backend import NodeTorchConfig
-
-    class Trainer(TorchTrainer):  # type: ignore[misc]
-        def _create_default_callbacks(self) -> list[Any]:
-            """Without the actor that frees placement groups after a crash, where the whole Ray ends with this process.
-
-            It asks Ray's dashboard, which an embedded Ray does not start, and costs a process and seconds.
-            """
-            callbacks = super()._create_default_callbacks()
-            return [c for c in callbacks if not (embedded and type(c).__name__ == "PlacementGroupCleanerCallback")]
-
-    # A worker that is lost while the group starts is counted by the controller, one that is lost later as a failure.
-    limit = max(1, config.max_failures)
-    workers = share.workers if config.min_workers is None else (config.min_workers, share.workers)
-    resources = {"CPU": float(share.cpus), **({"GPU": float(share.gpus)} if share.gpus else {})}
-    return Trainer(
-        _worker,
-        train_loop_config=_arguments(config, where, until, deadline),
-        torch_config=NodeTorchConfig(),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=bool(share.gpus), resources_per_worker=resources
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=str(Path(where["folder"]) / ".ray"),
-            failure_config=ray.train.FailureConfig(max_failures=config.max_failures, controller_failure_limit=limit),
-        ),
-    )
-
-
-def _arguments(
-    config: TrainConfig, where: Mapping[str, Any], until: int | None = None, deadline: float | None = None
-) -> dict[str, Any]:
-    """What a worker is told, in plain values."""
-    return {"config": config.model_dump(mode="json"), "until": until, "deadline": deadline, **where}
-
-
-def _worker(arguments: dict[str, Any]) -> None:
-    """A Ray Train worker: the training loop on this rank."""
-    import ray.train
-    import ray.train.torch
-
-    context = ray.train.get_context()
-    _loop(arguments, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-
-
-def _loop(arguments: Mapping[str, Any], rank: int, world_size: int, device: Any) -> None:
-    """The training loop; our own errors are noted for the driver in the run's folder.
-
-    It keeps its own checkpoints there, too: Ray Train takes note of a reported one only when its controller next looks,
-    and a worker killed before that would go on from an older epoch.
-    """
-    folder = Path(arguments["folder"])
-    place = Place(rank, world_size, device, folder, Path(arguments["owner"]), arguments["attempt"])
-    if _read_failure(folder, place.attempt) is not None:
-        return  # our own error would only come again; leaving quietly spares the restarts meant for lost workers
-    try:
-        config = TrainConfig.model_validate(arguments["config"], context=STORED)
-        trainer.fit(
-            config, place, until=arguments["until"], deadline=arguments["deadline"],
-            arithmetic=arguments["arithmetic"], keep_scores=arguments["keep_scores"],
-        )  # fmt: skip
-    except MlicError as error:
-        failure = {
-            "kind": type(error).__name__,
-            "message": error.message,
-            "hint": error.hint,
-            "attempt": place.attempt,
-        }
-        if is_current(place.owner, place.attempt):
-            write_json(folder / _FAILURE, failure)
-        raise
-
-
-def _read_failure(folder: Path, attempt: int) -> MlicError | None:
-    try:
-        failure = json.loads((folder / _FAILURE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    if failure["attempt"] != attempt:
-        return None
-    kinds = {kind.__name__: kind for kind in MlicError.__subclasses__()}
-    return kinds.get(failure["kind"], MlicError)(failure["message"], failure["hint"])
-
-
-def raise_failure(folder: Path, attempt: int, failed: BaseException | None) -> None:
-    """Raise what went wrong in a group of workers: our own error, as it was raised there, or a RunError of Ray's."""
-    ours = _read_failure(folder, attempt)
-    if ours is not None:
-        raise ours
-    if failed is not None:
-        rank, error = min((getattr(failed, "worker_failures", None) or {-1: failed}).items())
-        for raised in (error, error.__cause__, getattr(error, "cause", None)):
-            if isinstance(raised, MlicError):  # the note of it is not to be seen yet on a network file system
-                raise raised
-        where = f" on rank {rank}" if rank >= 0 else ""
-        line = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
-        raise RunError(
-            f"training failed{where}: {line.strip()[:300]}.",
-            "run the same command again; -v shows Ray's own log.",
-        ) from error
-
-
-def _follow(path: Path) -> Iterator[None]:
-    """Log the lines that are added to a file from now on, those since the last look at each step."""
-    position = path.stat().st_size if path.is_file() else 0
-    said = -LOG_EVERY_S
-    while True:
-        if path.is_file():
-            with path.open("rb") as file:
-                file.seek(position)
-                data = file.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            position += len(whole)
-            for line in whole.decode("utf-8", "replace").splitlines():
-                transient = line.startswith("step") and time.monotonic() - said < LOG_EVERY_S
-                if line.startswith("step") and not transient:
-                    said = time.monotonic()
-                if line.startswith(_WARNING):
-                    logger.warning("%s", line.removeprefix(_WARNING))
-                else:
-                    logger.info("%s", line, extra={"transient": transient})
-        yield

@@ -18,8 +18,8 @@ from mlic.errors import MlicError
 from mlic.runs.files import write_atomic, write_json
 from mlic.runs.run import is_current
 from mlic.train import checkpoints, out_of_fold, trainer
-from mlic.train.fit import group, raise_failure
 from mlic.train.rank import Place
+from mlic.train.workers import group, raise_failure
 
 TOGETHER = "together.json"  # what all folds of a trial together come to
 
