@@ -14,8 +14,7 @@ from mlic.config.tune import TuneConfig
 from mlic.errors import ConfigError
 from mlic.train import checkpoints
 from mlic.tune import pbt_record
-from mlic.tune.pbt import current, exchanges
-from mlic.tune.pbt_record import Population
+from mlic.tune.pbt import Population, current, exchanges
 from mlic.tune.scheduler import Rule, Search, Work
 
 SPACE = {

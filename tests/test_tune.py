@@ -29,7 +29,8 @@ from mlic.report.report import report as page_of
 from mlic.runs.run import Run
 from mlic.train import checkpoints
 from mlic.train.fit import fit as train
-from mlic.tune import driver as trials
+from mlic.tune import driver as search_driver
+from mlic.tune import trial_store
 from mlic.tune.scheduler import Search
 from mlic.tune.tune import tune
 from tests.test_pipeline import FIT
@@ -144,9 +145,9 @@ def test_all_workers_of_a_search_are_started_at_once(
     from ray.tune.experiment import Trial as Piece
 
     events = list[str]()
-    suggest, started = trials._Driver.suggest, Piece.init_local_path
+    suggest, started = search_driver._Driver.suggest, Piece.init_local_path
 
-    def asked(driver: trials._Driver, name: str) -> dict[str, Any] | None:
+    def asked(driver: search_driver._Driver, name: str) -> dict[str, Any] | None:
         found = suggest(driver, name)
         events.extend(["work"] if found is not None else [])
         return found
@@ -155,7 +156,7 @@ def test_all_workers_of_a_search_are_started_at_once(
         events.append("worker")
         started(piece)
 
-    monkeypatch.setattr(trials._Driver, "suggest", asked)
+    monkeypatch.setattr(search_driver._Driver, "suggest", asked)
     monkeypatch.setattr(Piece, "init_local_path", seen)
     tune(
         TuneConfig(shards=shards, runs=tmp_path, num_samples=4, color="rgb", scheduler="none", **(FIT | {"epochs": 1}))
@@ -166,7 +167,7 @@ def test_all_workers_of_a_search_are_started_at_once(
 def test_a_worker_that_is_done_leaves_a_piece_to_the_one_that_is_started_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    order = trials._order()
+    order = search_driver._order()
     pieces = [SimpleNamespace(trial_id=name, status=status, PENDING="wait") for name, status in
               (("first", "wait"), ("at work", "run"), ("second", "wait"))]  # fmt: skip
     controller = SimpleNamespace(get_live_trials=lambda: pieces[::-1] if order.asked else [])
@@ -176,7 +177,7 @@ def test_a_worker_that_is_done_leaves_a_piece_to_the_one_that_is_started_for_it(
     assert order.choose_trial_to_run(controller).trial_id == "second"
     order.on_trial_add(controller, pieces[0])  # its worker was lost
     assert order.choose_trial_to_run(controller).trial_id == "first"
-    monkeypatch.setattr(trials, "_STARTS_WITHIN_S", 0.0)
+    monkeypatch.setattr(search_driver, "_STARTS_WITHIN_S", 0.0)
     assert order.choose_trial_to_run(controller).trial_id == "second"
 
 
@@ -233,8 +234,10 @@ def test_a_search_with_failing_trials_says_so(shards: Path, tmp_path: Path) -> N
 def test_a_trial_at_work_may_live_where_those_that_died_did_not(tmp_path: Path) -> None:
     config = TuneConfig(shards=tmp_path, num_samples=5, **FIT)
     with Run.open(tmp_path / "tune", "tune", config, {}, False) as run:
-        rest = trials.Trials(Search(trials.rule(config), 5), run.folder / "trials", config.drawn, config.plan, config)
-        driver = trials._Driver(config, rest, run, at_once=2, timed=True)
+        rest = trial_store.Trials(
+            Search(search_driver.rule(config), 5), run.folder / "trials", config.drawn, config.plan, config
+        )
+        driver = search_driver._Driver(config, rest, run, at_once=2, timed=True)
         assert [(driver.suggest(name) or {})["number"] for name in "ab"] == [0, 1]
         driver.took("a", "no memory")
         for name, number in (("c", 2), ("d", 3)):
@@ -384,9 +387,11 @@ def test_a_trial_fails_by_its_result_and_not_by_what_a_file_system_shows(
 ) -> None:
     config = TuneConfig(shards=shards, num_samples=4, **FIT)
     with Run.open(tmp_path / "tune", "tune", config, {}, False) as run:
-        rest = trials.Trials(Search(trials.rule(config), 4), run.folder / "trials", config.drawn, config.plan, config)
-        monkeypatch.setattr(trials.Trials, "failure", lambda *_: None)  # a negative look-up that is still cached
-        driver = trials._Driver(config, rest, run, at_once=2, timed=True)
+        rest = trial_store.Trials(
+            Search(search_driver.rule(config), 4), run.folder / "trials", config.drawn, config.plan, config
+        )
+        monkeypatch.setattr(trial_store.Trials, "failure", lambda *_: None)  # a negative look-up that is still cached
+        driver = search_driver._Driver(config, rest, run, at_once=2, timed=True)
         driver.suggest("a")
         driver.took("a", "out of memory")
         assert rest.search.status(0) == "failed"

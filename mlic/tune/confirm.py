@@ -32,8 +32,9 @@ from mlic.model import bundle
 from mlic.runs.run import Run
 from mlic.train import checkpoints, trainer
 from mlic.train.fit import finish
-from mlic.tune.driver import Trials, train_on
+from mlic.tune.driver import train_on
 from mlic.tune.scheduler import Rule, Search
+from mlic.tune.trial_store import Trials
 
 logger = logging.getLogger(__name__)
 

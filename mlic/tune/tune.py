@@ -32,14 +32,15 @@ from mlic.train import checkpoints, out_of_fold, setup, trainer
 from mlic.train.cross_validation import check_folds
 from mlic.train.fit import finish
 from mlic.tune.confirm import confirm
-from mlic.tune.driver import Trials, kept, rule, seconds_spent, train_on
+from mlic.tune.driver import kept, rule, seconds_spent, train_on
 from mlic.tune.ensemble import ensemble, lack
 from mlic.tune.page import render
-from mlic.tune.pbt_record import Population
+from mlic.tune.pbt import Population
 from mlic.tune.result import TuneReport
 from mlic.tune.scheduler import Search
 from mlic.tune.tpe import Tpe
 from mlic.tune.trial import Trial
+from mlic.tune.trial_store import Trials
 from mlic.tune.worker import folder_of, parts
 
 logger = logging.getLogger(__name__)

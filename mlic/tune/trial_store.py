@@ -1,0 +1,144 @@
+"""The trials of a search: their folders, their values and their order."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlic.config.space import Value
+from mlic.config.train import TrainConfig
+from mlic.config.tune import TuneConfig
+from mlic.train import checkpoints, setup, trainer
+from mlic.tune.pbt import Population
+from mlic.tune.scheduler import Search
+from mlic.tune.worker import TOGETHER, folder_of, parts
+
+Draw = Callable[[int], "dict[str, Value] | None"]
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What is to be trained: the search that decides it, the folder of the trials' folders, and what they are.
+
+    `draw` has the settings of a trial by its number, None while they wait for other trials; `plan` makes a
+    configuration of them. With `folds` a trial is a model for each of them; its metrics by epoch are their means, its
+    value is what all folds come to `together`. A
+    `population` is what the draws come from, where trials take over each other.
+    """
+
+    search: Search
+    base: Path
+    draw: Draw
+    plan: Callable[[dict[str, Value]], TrainConfig]
+    config: TuneConfig
+    folds: int = 0
+    population: Population | None = None
+    together: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return self.search.count
+
+    def folder(self, number: int) -> Path:
+        """The folder of a trial."""
+        return folder_of(self.base, number)
+
+    def fitted(self, number: int) -> Path:
+        """The folder with the checkpoints of a trial, of its first fold where it has several."""
+        return parts(self.folder(number), self.folds)[0]
+
+    def failure(self, number: int) -> str | None:
+        """Why a trial failed; None of one that did not."""
+        path = self.folder(number) / "failed.json"
+        return str(json.loads(path.read_text(encoding="utf-8"))["error"]) if path.is_file() else None
+
+    def kept_epoch(self, number: int) -> int | None:
+        """The epoch of a trial that is kept, from 1 on; None before its first."""
+        values = self.search.values(number)
+        if not values:
+            return None
+        if self.config.keep_epoch == "best" or self.folds:
+            return values.index(max(values)) + 1
+        return trainer.kept_epoch(self.config, checkpoints.read_history(self.folder(number))) + 1
+
+    def value(self, number: int) -> float | None:
+        """What a trial is ranked by and reported with: the objective of the model that it would deliver."""
+        values, epoch = self.search.values(number), self.kept_epoch(number)
+        if epoch is None:
+            return None
+        if self.folds:
+            known = self.together.get(number, _read_together(self.folder(number) / TOGETHER))
+            return values[epoch - 1] if known is None else known
+        return values[epoch - 1]
+
+    def ranking(self, among: Sequence[int] | None = None) -> list[int]:
+        """The trials, all or some, that have a value and did not fail, best first; equal ones by number."""
+        search = self.search
+        some = range(self.count) if among is None else among
+        scored = {
+            number: value for number in some
+            if search.status(number) != "failed" and (value := self.value(number)) is not None
+        }  # fmt: skip
+        return sorted(scored, key=lambda number: (-scored[number], number))
+
+    def distinct(self, numbers: Sequence[int]) -> list[int]:
+        """Those of some trials whose kept epochs are models of their own: members of a population share their past."""
+        seen, found = set[str](), []
+        for number in numbers:
+            settings, best = self.draw(number) or {}, self.kept_epoch(number) or 0
+            past = {
+                name: value for name, value in settings.items()
+                if not name.startswith("changes.") or int(name.split(".")[1]) < best
+            }  # fmt: skip
+            if repr(past) not in seen:
+                seen.add(repr(past))
+                found.append(number)
+        return found
+
+    def recall(self, metric: str) -> None:
+        """Tell the search what the trials' folders know."""
+        for number in range(self.count):
+            if not self.folder(number).is_dir():
+                break  # trials are begun in the order of their numbers
+            values = [row[metric] for row in checkpoints.read_history(self.folder(number))]
+            self.search.tell(number, values, "failed" if self.failure(number) is not None else None)
+
+    def drop_checkpoints(self, ended: Sequence[int], keep: int) -> list[int]:
+        """Remove the checkpoints of ended trials that nobody will need: all but the best epochs of the best ones.
+
+        Returns those that have theirs, best first, so that the next call can be about them and the new ones alone.
+        """
+        best = [number for number in self.ranking(ended) if self.search.status(number)]
+        staying = self._staying(best, keep)
+        for number in ended:
+            kept_on = number in staying
+            for kept in (part / "checkpoints" for part in parts(self.folder(number), self.folds)):
+                if kept_on:
+                    (kept / "last.pt").unlink(missing_ok=True)
+                else:
+                    shutil.rmtree(kept, ignore_errors=True)
+        return staying
+
+    def _staying(self, best: Sequence[int], keep: int) -> list[int]:
+        """The best trials, of each kind of images where they are to be averaged, since only those can be."""
+        if not self.config.ensemble:
+            return list(best[:keep])
+        kinds: dict[object, int] = {}
+        staying = []
+        for number in best:
+            plan = self.plan(self.draw(number) or {})
+            kind = (plan.image_size, setup.preprocessing(plan).color)
+            kinds[kind] = kinds.get(kind, 0) + 1
+            if kinds[kind] <= keep:
+                staying.append(number)
+        return staying
+
+
+def _read_together(path: Path) -> float | None:
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["value"])
+    except FileNotFoundError:
+        return None
