@@ -26,7 +26,7 @@ from mlic.cluster.connect import connect
 from mlic.config.data import PackConfig
 from mlic.config.train import NoiseConfig
 from mlic.data import image_listing, label_join
-from mlic.data.annotations import read_annotations
+from mlic.data.annotations.read import read_annotations
 from mlic.data.label_stats import implications
 from mlic.data.shards import read_index
 from mlic.metrics import label_noise as score

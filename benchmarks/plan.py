@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.results import write_section
 from mlic.config.data import PackConfig
-from mlic.data.annotations import read_annotations
+from mlic.data.annotations.read import read_annotations
 from mlic.data.duplicates import clusters
 from mlic.data.image_listing import Listing
 from mlic.data.label_join import join

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mlic.data.annotations import read_annotations
+from mlic.data.annotations.read import read_annotations
 from mlic.data.label_join import as_paths, join
 from mlic.errors import DataError
 

@@ -15,7 +15,7 @@ import webdataset
 from PIL import Image
 
 from mlic.config.data import PackConfig
-from mlic.data.annotations import read_annotations
+from mlic.data.annotations.read import read_annotations
 from mlic.data.image_listing import list_images
 from mlic.data.label_join import join
 from mlic.data.shards import read_split

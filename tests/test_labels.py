@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlic.data.annotations import Columns, read_annotations
+from mlic.data.annotations.builders import Columns
+from mlic.data.annotations.read import read_annotations
 from mlic.data.label_join import Annotations, Builder, Joined, as_paths, case_differs, check_names
 from mlic.data.label_join import join as join_columns
 from mlic.errors import DataError

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlic.data import toy
-from mlic.data.annotations import read_annotations
+from mlic.data.annotations.read import read_annotations
 from mlic.data.image_listing import list_images
 from mlic.data.label_join import join
 

@@ -22,7 +22,7 @@ from mlic.config.evaluate import EvaluateConfig
 from mlic.config.predict import PredictConfig
 from mlic.config.types import AnyPath, Location, location, parse_gate
 from mlic.data import label_join, storage
-from mlic.data.annotations import read_annotations
+from mlic.data.annotations.read import read_annotations
 from mlic.data.shards import INDEX, read_index, read_split
 from mlic.errors import ConfigError, DataError, RunError
 from mlic.metrics import decision, metrics, thresholds

@@ -19,7 +19,7 @@ from mlic.cluster.connect import connect
 from mlic.cluster.resources import Cluster, task_share
 from mlic.config.data import ExploreConfig
 from mlic.data import duplicates, image_listing, images, label_join, label_stats, shards, storage
-from mlic.data.annotations import read_annotations
+from mlic.data.annotations.read import read_annotations
 from mlic.data.image_listing import Listing
 from mlic.data.shards import INDEX, Split
 from mlic.errors import ConfigError

@@ -18,7 +18,8 @@ from mlic.cluster.resources import Share, task_share
 from mlic.config.data import PackConfig, is_split_name
 from mlic.config.types import Location
 from mlic.data import corrections, image_listing, label_join, shards, storage
-from mlic.data.annotations import Columns, read_annotations
+from mlic.data.annotations.builders import Columns
+from mlic.data.annotations.read import read_annotations
 from mlic.data.image_listing import Listing
 from mlic.data.label_join import Annotations, Joined
 from mlic.errors import DataError
