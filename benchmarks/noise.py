@@ -25,7 +25,7 @@ from benchmarks.results import write_section
 from mlic.cluster.connect import connect
 from mlic.config.data import PackConfig
 from mlic.config.train import NoiseConfig
-from mlic.data import image_listing, label_join
+from mlic.data import image_sources, label_join
 from mlic.data.annotations.read import read_annotations
 from mlic.data.label_stats import implications
 from mlic.data.shards import read_index
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def measured(given: argparse.Namespace, work: Path, how: str) -> str:
-    listing = image_listing.list_images(given.images).unique()[0]
+    listing = image_sources.list_images(given.images).unique()[0]
     annotations = read_annotations(given.labels)
     clean = label_join.join(annotations, listing.paths).targets
     wrong = planted(clean, how, np.random.default_rng([42, PLANTINGS.index(how)]))

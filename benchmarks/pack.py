@@ -34,8 +34,9 @@ import webdataset
 from benchmarks import peers
 from benchmarks.results import write_section
 from mlic.data import toy
-from mlic.data.image_listing import Listing, list_images
-from mlic.pack import shard_plan
+from mlic.data.image_listing import Listing
+from mlic.data.image_sources import list_images
+from mlic.pack import shard_plan, shard_writer
 
 ROUNDS = 7
 
@@ -60,7 +61,7 @@ def write_mlic(files: Photographs, out: Path, name: str = "mlic.tar") -> None:
     samples = shard_plan.Samples(files.listing, targets, np.zeros(count, np.int64), digest=files.digest)
     plan = shard_plan.ShardPlan(name, "val", np.arange(count), np.zeros(count, np.int16))
     with (out / name).open("wb") as tar:
-        shard_plan.write(plan, samples, ("a", "b"), tar, 10**8)
+        shard_writer.write(plan, samples, ("a", "b"), tar, 10**8)
 
 
 def write_mlic_scanned(files: Photographs, out: Path, name: str = "scanned.tar") -> None:

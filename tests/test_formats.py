@@ -16,7 +16,7 @@ from PIL import Image
 
 from mlic.config.data import PackConfig
 from mlic.data.annotations.read import read_annotations
-from mlic.data.image_listing import list_images
+from mlic.data.image_sources import list_images
 from mlic.data.label_join import join
 from mlic.data.shards import read_split
 

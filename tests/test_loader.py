@@ -16,11 +16,11 @@ from mlic.config.data import Preprocessing
 from mlic.data import cache, shards
 from mlic.data.augment import Normalizer, crops, margin, mirrors
 from mlic.data.decoding import ahead
-from mlic.data.image_listing import list_images
+from mlic.data.image_sources import list_images
 from mlic.data.loader import ShardReader, eval_batches, train_batches
 from mlic.data.sampling import epoch_order
 from mlic.errors import DataError
-from mlic.pack import shard_plan
+from mlic.pack import shard_plan, shard_writer
 
 
 def order(num_samples: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
@@ -73,7 +73,7 @@ def split(tmp_path: Path) -> shards.Split:
     tables = []
     for plan in plans:
         with (tmp_path / plan.name).open("wb") as out:
-            tables.append(shard_plan.write(plan, samples.take(plan.rows), ("a", "b"), out, 10**6)[1])
+            tables.append(shard_writer.write(plan, samples.take(plan.rows), ("a", "b"), out, 10**6)[1])
     table = pa.concat_tables(tables)
     return shards.Split(
         "val", ("a", "b"), tuple(tmp_path / plan.name for plan in plans), table.column("key").combine_chunks(),
@@ -209,7 +209,7 @@ def test_crops_show_that_part_with_and_without_the_cache(tmp_path: Path) -> None
     samples = shard_plan.Samples(list_images(tmp_path), np.ones((1, 1), np.int8), np.zeros(1, np.int64))
     (plan,) = shard_plan.plan(samples, ["val"], 64, 1, 0)
     with (tmp_path / plan.name).open("wb") as out:
-        table = shard_plan.write(plan, samples, ("a",), out, 10**6)[1]
+        table = shard_writer.write(plan, samples, ("a",), out, 10**6)[1]
     split = shards.Split(
         "val", ("a",), (tmp_path / plan.name,), table.column("key"), table.column("file"), samples.targets,
         np.zeros(1, np.int64), table.column("offset").to_numpy(), table.column("size").to_numpy(), "e" * 32,

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlic.data import shards, storage
-from mlic.data.image_listing import list_images
-from mlic.pack import shard_plan
+from mlic.data.image_sources import list_images
+from mlic.pack import shard_plan, shard_writer
 from mlic.pack.shard_plan import Expansion, Samples, ShardPlan
+from mlic.pack.tar import BUFFER, Tar, member_name
 
 LABELS = ("cat", "dog")
 
@@ -44,7 +45,7 @@ def write(
     expansion: Expansion = Expansion(),  # noqa: B008
 ) -> tuple[bytes, shard_plan.Written, dict[str, list[Any]]]:
     out = io.BytesIO()
-    written, table = shard_plan.write(plan, found.take(plan.rows), LABELS, out, 10**6, expansion)
+    written, table = shard_writer.write(plan, found.take(plan.rows), LABELS, out, 10**6, expansion)
     return out.getvalue(), written, table.to_pydict()
 
 
@@ -122,20 +123,20 @@ def test_bytes_do_not_depend_on_time_owner_or_known_digests(folder: Path) -> Non
 def test_accounts_and_the_table(folder: Path) -> None:
     found = samples(folder)
     plan = whole(found)
-    written, table = shard_plan.write(plan, found, LABELS, io.BytesIO(), 10**6)
-    again, rows = shard_plan.parse_account(shard_plan.dump_account(written, table))
+    written, table = shard_writer.write(plan, found, LABELS, io.BytesIO(), 10**6)
+    again, rows = shard_writer.parse_account(shard_writer.dump_account(written, table))
     assert again == written
     assert rows.equals(table)
-    (folder / shards.TABLE).write_bytes(shard_plan.table_bytes(iter([table, rows])))
+    (folder / shards.TABLE).write_bytes(shard_writer.table_bytes(iter([table, rows])))
     assert shards.read_table(folder, ["key"]).column("key").to_pylist() == table.column("key").to_pylist() * 2
-    for broken in (b"", b"x" * 100, shard_plan.table_bytes(iter([table]))):
+    for broken in (b"", b"x" * 100, shard_writer.table_bytes(iter([table]))):
         with pytest.raises((ValueError, KeyError, TypeError)):
-            shard_plan.parse_written(broken)
+            shard_writer.parse_written(broken)
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), unique=True, min_size=1))
 def test_member_names_are_safe_and_tell_keys_apart(keys: list[str]) -> None:
-    names = [shard_plan.member_name(key) for key in keys]
+    names = [member_name(key) for key in keys]
     assert len(set(names)) == len(keys)
     for name in names:
         assert name.isascii()
@@ -161,7 +162,7 @@ def test_long_names_survive(folder: Path, depth: int) -> None:
 def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o644
-    tar = shard_plan._Tar(io.BytesIO())
+    tar = Tar(io.BytesIO())
     tar.put_header(name, size)
     assert bytes(tar.view[: tar.used]) == info.tobuf(tarfile.GNU_FORMAT)
 
@@ -172,7 +173,7 @@ def test_images_larger_than_the_buffer(folder: Path) -> None:
     (folder / "im5.jpg").unlink()
     found = samples(folder)
     data, written, table = write(whole(found), found)
-    assert max(table["size"]) > shard_plan._BUFFER
+    assert max(table["size"]) > BUFFER
     (folder / "a.tar").write_bytes(data)
     expected = {"size": written.size, "sha256": written.sha256, "samples": 11}
     assert shards.verify(folder / "a.tar", expected, 10**8) is None

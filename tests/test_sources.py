@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mlic.data import image_listing
+from mlic.data import image_listing, image_sources
 from mlic.data.images import BadImage
 from mlic.errors import DataError
 
@@ -33,7 +33,7 @@ def content(listing: image_listing.Listing) -> dict[str, bytes]:
 
 def test_a_folder(folder: Path) -> None:
     (folder / "gone.jpg").symlink_to(folder / "nowhere")
-    listing = image_listing.list_images(folder)
+    listing = image_sources.list_images(folder)
     rows = [(listing.key(i), listing.path(i), int(listing.sizes[i])) for i in range(len(listing))]
     assert rows == [("a", "a.png", 2), ("b", "b.jpg", 3), ("gone", "gone.jpg", 0), ("x/a", "x/a.JPG", 1500)]
     assert listing.others == 1
@@ -49,7 +49,7 @@ def test_archives_are_read_without_unpacking(folder: Path, tmp_path: Path) -> No
                 archive.write(folder / path, path)
     before = {path.name for path in tmp_path.iterdir()}
     for name in ("p.tar", "s.zip", "d.zip"):
-        assert content(image_listing.list_images(tmp_path / name)) == FILES
+        assert content(image_sources.list_images(tmp_path / name)) == FILES
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
@@ -59,7 +59,7 @@ def test_long_names_in_a_tar(tmp_path: Path) -> None:
         info = tarfile.TarInfo(name)
         info.size = 3
         tar.addfile(info, io.BytesIO(b"abc"))
-    assert content(image_listing.list_images(tmp_path / "p.tar")) == {name: b"abc"}
+    assert content(image_sources.list_images(tmp_path / "p.tar")) == {name: b"abc"}
 
 
 def test_names_that_leave_the_archive_are_bad_images(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_names_that_leave_the_archive_are_bad_images(tmp_path: Path) -> None:
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    listing = image_listing.list_images(tmp_path / "p.tar")
+    listing = image_sources.list_images(tmp_path / "p.tar")
     reasons = {}
     with image_listing.Reader(listing) as reader:
         for i in range(len(listing)):
@@ -89,10 +89,10 @@ def test_damaged_archives(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "no.tar").write_bytes(b"not a tar" * 100)
     for name in ("no.zip", "no.tar"):
         with pytest.raises(DataError, match="does not read as an archive"):
-            image_listing.list_images(tmp_path / name)
+            image_sources.list_images(tmp_path / name)
     with zipfile.ZipFile(tmp_path / "d.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(folder / "x/a.JPG", "a.jpg")
-    listing = image_listing.list_images(tmp_path / "d.zip")
+    listing = image_sources.list_images(tmp_path / "d.zip")
     data = bytearray((tmp_path / "d.zip").read_bytes())
     start = data.index(b"a.jpg") + 5
     data[start : start + 6] = b"\xff" * 6
@@ -101,13 +101,13 @@ def test_damaged_archives(tmp_path: Path, folder: Path) -> None:
         reader.read(0)
     (tmp_path / "p.tar.gz").touch()
     with pytest.raises(DataError, match="compressed tar"):
-        image_listing.list_images(tmp_path / "p.tar.gz")
+        image_sources.list_images(tmp_path / "p.tar.gz")
 
 
 def test_a_member_that_unpacks_to_more_than_it_says(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.jpg", b"0" * 1_000_000)
-    listing = image_listing.list_images(tmp_path / "b.zip")
+    listing = image_sources.list_images(tmp_path / "b.zip")
     listing.sizes[0] = 10
     with image_listing.Reader(listing) as reader, pytest.raises(BadImage, match="cut off"):
         reader.read(0)
@@ -118,10 +118,10 @@ def test_a_folder_of_archives_tells_equal_names_apart(tmp_path: Path) -> None:
         with tarfile.open(tmp_path / name, "w") as tar:
             for member in members:
                 tar.addfile(tarfile.TarInfo(member), io.BytesIO())
-    assert list(content(image_listing.list_images(tmp_path))) == ["1.jpg", "2.jpg", "3.jpg"]
+    assert list(content(image_sources.list_images(tmp_path))) == ["1.jpg", "2.jpg", "3.jpg"]
     with tarfile.open(tmp_path / "b.tar", "a") as tar:
         tar.addfile(tarfile.TarInfo("1.jpg"), io.BytesIO())
-    assert list(content(image_listing.list_images(tmp_path))) == ["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/3.jpg"]
+    assert list(content(image_sources.list_images(tmp_path))) == ["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/3.jpg"]
 
 
 def test_lists_of_paths(folder: Path, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_lists_of_paths(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\n".join(names) + "\n\n")
     pd.DataFrame({"path": names}).to_parquet(tmp_path / "list.parquet")
     for file in ("list.txt", "list.parquet"):
-        listing = image_listing.list_images(tmp_path / file)
+        listing = image_sources.list_images(tmp_path / file)
         keys = [listing.key(i) for i in range(len(listing))]
         assert keys == sorted([str(folder)[1:] + "/a", "photos/b", "photos/gone", "photos/x/a"])
         with image_listing.Reader(listing) as reader:
@@ -138,23 +138,23 @@ def test_lists_of_paths(folder: Path, tmp_path: Path) -> None:
                 reader.read(keys.index("photos/gone"))
     pd.DataFrame({"url": names}).to_parquet(tmp_path / "list.parquet")
     with pytest.raises(DataError, match="has no column path"):
-        image_listing.list_images(tmp_path / "list.parquet")
+        image_sources.list_images(tmp_path / "list.parquet")
 
 
 def test_nothing_to_list(tmp_path: Path) -> None:
     (tmp_path / "notes.md").touch()
     with pytest.raises(DataError, match="holds no images \\(only 1 other files\\)"):
-        image_listing.list_images(tmp_path)
+        image_sources.list_images(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
-        image_listing.list_images(tmp_path / "nowhere")
+        image_sources.list_images(tmp_path / "nowhere")
     with pytest.raises(DataError, match="is not a folder"):
-        image_listing.list_images(tmp_path / "notes.md")
+        image_sources.list_images(tmp_path / "notes.md")
 
 
 def test_keys_that_stand_twice(folder: Path) -> None:
     (folder / "b.png").touch()
     (folder / "b.webp").touch()
-    unique, doubled, kept = (listing := image_listing.list_images(folder)).unique()
+    unique, doubled, kept = (listing := image_sources.list_images(folder)).unique()
     assert [unique.path(i) for i in range(len(unique))] == ["a.png", "b.jpg", "x/a.JPG"]
     assert [(listing.path(i), listing.path(j)) for i, j in zip(doubled, kept, strict=True)] == [
         ("b.png", "b.jpg"), ("b.webp", "b.jpg"),
@@ -162,22 +162,22 @@ def test_keys_that_stand_twice(folder: Path) -> None:
 
 
 def test_the_fingerprint_follows_the_files(folder: Path) -> None:
-    first = image_listing.list_images(folder).fingerprint()
-    assert image_listing.list_images(folder).fingerprint() == first
+    first = image_sources.list_images(folder).fingerprint()
+    assert image_sources.list_images(folder).fingerprint() == first
     (folder / "b.jpg").write_bytes(b"boo")
-    second = image_listing.list_images(folder).fingerprint()
+    second = image_sources.list_images(folder).fingerprint()
     (folder / "b.jpg").rename(folder / "c.jpg")
-    assert len({first, second, image_listing.list_images(folder).fingerprint()}) == 3
+    assert len({first, second, image_sources.list_images(folder).fingerprint()}) == 3
 
 
 def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
     path = tmp_path.joinpath("b\udcff.jpg")
     path.write_bytes(b"abc")
-    assert content(image_listing.list_images(tmp_path)) == {"b\udcff.jpg": b"abc"}
+    assert content(image_sources.list_images(tmp_path)) == {"b\udcff.jpg": b"abc"}
 
 
 def test_a_file_that_grew_is_read_whole(folder: Path) -> None:
-    listing = image_listing.list_images(folder)
+    listing = image_sources.list_images(folder)
     with image_listing.Reader(listing) as reader:
         buffer = memoryview(bytearray(10))
         assert reader.read_into(b"b.jpg", 3, buffer)

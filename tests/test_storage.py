@@ -16,7 +16,7 @@ import pytest
 
 from mlic.batch_predict.actor import Trail
 from mlic.config.train import TrainConfig
-from mlic.data import image_listing, storage
+from mlic.data import image_sources, storage
 from mlic.data.shards import read_split
 from mlic.errors import DataError
 from mlic.train.train import train
@@ -109,9 +109,9 @@ def test_copies_on_the_node(bucket: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_store_that_is_not_there(bucket: str) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        image_listing.list_images(f"{bucket}/nowhere")
+        image_sources.list_images(f"{bucket}/nowhere")
     with pytest.raises(DataError, match="no way to read ftp:// locations"):
-        image_listing.list_images("ftp://host/x")
+        image_sources.list_images("ftp://host/x")
 
 
 @pytest.mark.ray

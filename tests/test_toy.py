@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mlic.data import toy
 from mlic.data.annotations.read import read_annotations
-from mlic.data.image_listing import list_images
+from mlic.data.image_sources import list_images
 from mlic.data.label_join import join
 
 

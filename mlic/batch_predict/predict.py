@@ -27,7 +27,7 @@ from mlic.cluster.connect import connect, is_embedded
 from mlic.cluster.resources import Share, task_share
 from mlic.config.predict import PredictConfig
 from mlic.config.types import STDOUT, Backend, Location
-from mlic.data import image_listing, storage
+from mlic.data import image_sources, storage
 from mlic.data.image_listing import Listing
 from mlic.data.shards import INDEX, Split, read_split
 from mlic.errors import ClusterError, ConfigError, DataError, PartialError
@@ -69,7 +69,7 @@ def predict(config: PredictConfig) -> PredictReport:
 
 
 def _is_one_image(images: Location) -> bool:
-    return image_listing.is_image(storage.name(images)) and not storage.is_folder(images)
+    return image_sources.is_image(storage.name(images)) and not storage.is_folder(images)
 
 
 def _predict_to(config: PredictConfig, out: Location, model: bundle.Bundle, items: Items) -> PredictReport:
@@ -116,7 +116,7 @@ def list_items(images: Location, name: str | None) -> Items:
         return Items(split, order.to_numpy(), *columns)
     if name is not None:
         raise ConfigError(f"--split is for shards, and {images} is a folder of images.", "leave --split out.")
-    listing = image_listing.list_images(images)
+    listing = image_sources.list_images(images)
     if listing.others:
         logger.info("passed over %d files in %s that are no images by their name", listing.others, images)
     _, doubled, kept = listing.unique()

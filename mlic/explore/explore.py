@@ -18,7 +18,7 @@ from mlic.cluster import pool
 from mlic.cluster.connect import connect
 from mlic.cluster.resources import Cluster, task_share
 from mlic.config.data import ExploreConfig
-from mlic.data import duplicates, image_listing, images, label_join, label_stats, shards, storage
+from mlic.data import duplicates, image_sources, images, label_join, label_stats, shards, storage
 from mlic.data.annotations.read import read_annotations
 from mlic.data.image_listing import Listing
 from mlic.data.shards import INDEX, Split
@@ -107,7 +107,7 @@ def _read(config: ExploreConfig) -> Data:
         if not storage.is_folder(config.data):
             shards.read_index(config.data)  # says what is there, and how to pack it
         raise ConfigError("--labels is not given.", "name the label files of the images, or give a folder of shards.")
-    listing = image_listing.list_images(config.data).unique()[0]
+    listing = image_sources.list_images(config.data).unique()[0]
     annotations = read_annotations(config.labels, config.format)
     return Data(listing, label_join.join(annotations, listing.paths).targets, annotations.labels, None)
 

@@ -17,13 +17,13 @@ from mlic.cluster.connect import connect
 from mlic.cluster.resources import Share, task_share
 from mlic.config.data import PackConfig, is_split_name
 from mlic.config.types import Location
-from mlic.data import corrections, image_listing, label_join, shards, storage
+from mlic.data import corrections, image_sources, label_join, shards, storage
 from mlic.data.annotations.builders import Columns
 from mlic.data.annotations.read import read_annotations
 from mlic.data.image_listing import Listing
 from mlic.data.label_join import Annotations, Joined
 from mlic.errors import DataError
-from mlic.pack import shard_plan
+from mlic.pack import shard_plan, shard_writer
 from mlic.pack import summary as accounts
 from mlic.pack.image_scan import forget, scan
 from mlic.pack.shard_tasks import remove_accounts, tables, verify_all, write_all
@@ -95,7 +95,7 @@ def pack(config: PackConfig) -> PackReport:
 
 def find(config: PackConfig) -> Found:
     """List the images, read the labels and the given splits, and join them. Raises DataError."""
-    listing = image_listing.list_images(config.images)
+    listing = image_sources.list_images(config.images)
     columns = Columns(config.split_column, config.group_column)
     annotations = read_annotations(config.labels, config.format, columns)
     if listing.others:
@@ -225,7 +225,7 @@ def _pack(config: PackConfig, found: Found, share: Share) -> PackReport:
             f"none of the {account.unreadable:,} images in {config.images} can be read.", "check the folder."
         )
     index = accounts.index(config, found.labels, found.source, seen, account, trouble, found.splits, written)
-    table = shard_plan.table_bytes(tables(config.out, [shard.name for shard in written]))
+    table = shard_writer.table_bytes(tables(config.out, [shard.name for shard in written]))
     accounts.warn(trouble, index["label_counts"], index["leakage"])
     accounts.write_files(config.out, trouble, table, index)
     return accounts.report(config, index, account.packed_labelled + account.packed_unlabelled)

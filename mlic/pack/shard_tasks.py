@@ -19,7 +19,7 @@ from mlic.config.types import Location
 from mlic.data import images, shards, storage
 from mlic.data.image_listing import Listing, Reader
 from mlic.errors import ClusterError, DataError, PartialError
-from mlic.pack import shard_plan
+from mlic.pack import shard_plan, shard_writer
 from mlic.runs.files import disk_errors, temporary, write_atomic
 from mlic.runs.progress import Progress
 
@@ -154,13 +154,13 @@ def _write_shard(job: _Job, settings: _Settings) -> shard_plan.Written | None:
                 part = Path(folder) / plan.name
                 written, table = _write_to(part, job, settings)
                 storage.upload(part, path)
-    write_atomic(_account(settings.out, plan.name), shard_plan.dump_account(written, table))
+    write_atomic(_account(settings.out, plan.name), shard_writer.dump_account(written, table))
     return written
 
 
 def _write_to(part: Path, job: _Job, settings: _Settings) -> tuple[shard_plan.Written, Any]:
     with part.open("wb") as file:
-        return shard_plan.write(
+        return shard_writer.write(
             job.plan, job.samples, settings.labels, file, settings.max_pixels, settings.expansion, job.skip
         )
 
@@ -177,7 +177,7 @@ def _already_written(out: Location, plan: Sequence[shard_plan.ShardPlan]) -> Ite
         if f".{shard.name}.parquet" not in there or shard.name not in there:
             continue
         try:
-            written = shard_plan.parse_written(storage.read(account))
+            written = shard_writer.parse_written(storage.read(account))
         except (ValueError, KeyError, TypeError) as error:
             logger.warning("%s is written again: its account does not read (%s)", shard.name, error)
             continue
@@ -188,7 +188,7 @@ def _already_written(out: Location, plan: Sequence[shard_plan.ShardPlan]) -> Ite
 def tables(out: Location, names: Sequence[str]) -> Iterator[Any]:
     """The tables of written shards, one after the other."""
     for name in names:
-        yield shard_plan.parse_account(storage.read(_account(out, name)))[1]
+        yield shard_writer.parse_account(storage.read(_account(out, name)))[1]
 
 
 def remove_accounts(out: Location) -> None:

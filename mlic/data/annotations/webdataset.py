@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlic.data import image_listing, storage
+from mlic.data import image_sources, storage
 from mlic.data.annotations.builders import build_named
 from mlic.data.annotations.jsonl import json_object, mark_json
 from mlic.data.label_join import Annotations, Builder
@@ -16,11 +16,11 @@ def read_webdataset(path: Path) -> Annotations:
     archives = [path] if path.is_file() else sorted(path.glob("*.tar"))
     if not archives:
         raise DataError(f"the folder {path} holds no .tar shards.", "check --labels.")
-    by_archive = image_listing.list_images(path).by_archive
+    by_archive = image_sources.list_images(path).by_archive
     found = Builder()
     for archive in archives:
         with storage.File(archive) as file:
-            for name, size, offset, _, how in image_listing.members(archive):
+            for name, size, offset, _, how in image_sources.members(archive):
                 base, _, extension = name.rpartition(".")
                 if how or extension not in ("json", "cls"):
                     continue
