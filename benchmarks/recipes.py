@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from mlic.config.data import PackConfig
-from mlic.config.load import Told, build, read_file, recipes, reported
+from mlic.config.load import build, read_file
+from mlic.config.recipes import Told, recipes, reported
 from mlic.config.train import TrainConfig
 from mlic.data.augment import Normalizer
 from mlic.data.loader import ShardReader, eval_batches

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from mlic.cli.main import cli
 from mlic.config.data import PackConfig
 from mlic.config.evaluate import ReportConfig
-from mlic.config.load import build, find_file, read_file, recipes
+from mlic.config.load import build, find_file, read_file
+from mlic.config.recipes import recipes
 from mlic.config.space import grid
 from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mlic.config.examples import ReproduceConfig
-from mlic.config.load import reported
+from mlic.config.recipes import reported
 from mlic.data.shards import read_index, read_table
 from mlic.errors import ConfigError
 from mlic.model import zoo

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from mlic.config.data import PackConfig
-from mlic.config.load import build, read_file, recipes
+from mlic.config.load import build, read_file
+from mlic.config.recipes import recipes
 from mlic.config.space import Dimension
 from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig

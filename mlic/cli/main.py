@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from mlic import __version__
 from mlic.cli import cluster_commands, console
-from mlic.config import load
+from mlic.config import load, recipes
 from mlic.config.data import DoctorConfig, ExploreConfig, PackConfig
 from mlic.config.evaluate import EvaluateConfig, ReportConfig, ThresholdConfig
 from mlic.config.examples import DemoConfig, ReproduceConfig
@@ -273,10 +273,10 @@ def _common() -> list[click.Parameter]:
     ]
 
 
-@click.command()
+@click.command("recipes")
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the recipes as one JSON object")
-def recipes(name: str | None, as_json: bool) -> int:
+def _recipes(name: str | None, as_json: bool) -> int:
     """List the recipes of the reference systems with what was reported of each, or print the one that is named.
 
     \b
@@ -288,10 +288,10 @@ def recipes(name: str | None, as_json: bool) -> int:
         if name is not None:
             file = load.find_file(name)
             if not file.is_file():
-                raise ConfigError(f"there is no recipe {name!r}.", load.near_recipe(name))
+                raise ConfigError(f"there is no recipe {name!r}.", recipes.near_recipe(name))
             click.echo(file.read_text(encoding="utf-8"), nl=False)
             return 0
-        found = load.recipes()
+        found = recipes.recipes()
     except MlicError as error:
         return console.fail(error, as_json)
     if as_json:
@@ -318,7 +318,7 @@ def _try_settings(stage: str, given: dict[str, Any]) -> BaseModel:
 
 for _command in cluster_commands.commands(cli.commands, _try_settings):
     cli.add_command(_command)
-cli.add_command(recipes)
+cli.add_command(_recipes)
 
 
 def _stopped() -> PartialError:

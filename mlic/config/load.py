@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from mlic.config.base import cli_kind, near_setting
+from mlic.config.recipes import near_recipe, recipes
 from mlic.errors import ConfigError
 
 # What pydantic's errors say that a value should have been.
@@ -27,15 +27,6 @@ _EXPECTED = {
 }  # fmt: skip
 
 M = TypeVar("M", bound=BaseModel)
-
-
-class Recipe(NamedTuple):
-    """A configuration file that comes with mlic: what it is, and what was reported of it (empty: no numbers)."""
-
-    name: str
-    path: Path
-    what: str
-    reported: str
 
 
 def build(model: type[M], *layers: Mapping[str, Any]) -> M:
@@ -97,59 +88,12 @@ def _named(error: Any, values: Mapping[str, Any]) -> str:
     return ".".join(names)
 
 
-def recipes() -> list[Recipe]:
-    """The recipes of the reference systems: beside this file in an installed package, in jobs/ in a clone.
-
-    Raises ConfigError when they are in neither place.
-    """
-    here = Path(__file__).resolve().parents[1]
-    for folder in (here / "recipes", here.parent / "jobs" / "reference"):
-        if folder.is_dir():
-            return [_recipe(path) for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)]
-    raise ConfigError(f"the recipes are missing beside {here}.", "install mlic again.")
-
-
-class Told(NamedTuple):
-    """What a report tells of a recipe's numbers: the pack recipe that it is for, with settings over it, what was
-    `reported` by metric, and why a measurement may differ."""
-
-    pack: str
-    pack_settings: dict[str, Any]
-    reported: dict[str, float]
-    why: str
-
-
-def reported() -> dict[str, Told]:
-    """What was reported of each recipe of the reference systems, by its name. Raises ConfigError as `recipes` does."""
-    file = recipes()[0].path.with_name("reported.json")
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    return {
-        name: Told(row["pack"], row.get("pack_settings", {}), row["reported"], row["why"])
-        for name, row in rows.items()
-    }  # fmt: skip
-
-
-def _recipe(path: Path) -> Recipe:
-    """A recipe's first sentence is what it is, one that begins with "Reported: " what its makers measured."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    head = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
-    what, _, rest = head.partition(". ")
-    _, _, reported = rest.partition("Reported: ")
-    return Recipe(path.stem, path, what.rstrip("."), re.split(r"\.(?= |$)", reported)[0])
-
-
 def find_file(name: str) -> Path:
     """The file that `--config` names: a path, or the name of a recipe where there is no such file."""
     path = Path(name)
     if path.exists() or path.suffix or path.name != name:
         return path
     return next((recipe.path for recipe in recipes() if recipe.name == name), path)
-
-
-def near_recipe(name: str) -> str:
-    """A hint for a name that no recipe has."""
-    near = difflib.get_close_matches(name, [recipe.name for recipe in recipes()], n=1, cutoff=0.4)
-    return f"did you mean {near[0]}?" if near else "mlic recipes lists those that come with it."
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from mlic.config.base import Model, near_name
 from mlic.config.data import PackConfig
 from mlic.config.evaluate import EvaluateConfig
 from mlic.config.examples import ReproduceConfig
-from mlic.config.load import Told, build, read_file, recipes, reported
+from mlic.config.load import build, read_file
+from mlic.config.recipes import Told, recipes, reported
 from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig
 from mlic.data.shards import read_index
