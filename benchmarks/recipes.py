@@ -36,7 +36,7 @@ from mlic.metrics.calibration import Calibration
 from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle, losses, weights
 from mlic.pack.pack import pack
-from mlic.train import checkpoints, evaluation, fit, setup, trainer
+from mlic.train import checkpoints, evaluation, fit, readers, setup, trainer
 from mlic.train.rank import Place
 
 RESULTS = Path(__file__).parent / "recipes.json"
@@ -180,7 +180,7 @@ def measure_test(config: TrainConfig, folder: Path) -> Measurement:
 def warm(config: TrainConfig) -> None:
     """Decode the splits into the node's cache, where the run will find them."""
     prep = setup.preprocessing(config)
-    side = trainer.decoded_side(config)
+    side = readers.decoded_side(config)
     for name, size in (("train", side), ("val", prep.image_size)):
         with ShardReader(read_split(config.shards, name), prep.model_copy(update={"image_size": size})) as reader:
             reader.use_cache(config.cache_gb, 1)

@@ -23,7 +23,7 @@ from mlic.data.shards import read_split
 from mlic.errors import ConfigError, DataError, RunError
 from mlic.metrics import metrics
 from mlic.model import losses, zoo
-from mlic.train import checkpoints, evaluation, setup, trainer
+from mlic.train import checkpoints, epoch_choice, evaluation, setup, trainer
 from mlic.train.fit import finish
 from mlic.train.rank import Place
 from mlic.train.train import train
@@ -285,7 +285,7 @@ def test_patience_ends_a_run(shards: Path, tmp_path: Path) -> None:
     values = [row["val/loss"] for row in rows]
     assert len(rows) < 40
     assert values.index(min(values)) == len(rows) - 3
-    assert trainer.is_done(config, rows)
+    assert epoch_choice.is_done(config, rows)
     again: list[dict[str, float]] = []
     trainer.fit(config, place(tmp_path / "run"), again.append)
     assert without_times(again) == without_times(rows)
@@ -294,8 +294,8 @@ def test_patience_ends_a_run(shards: Path, tmp_path: Path) -> None:
 def test_patience_waits_for_more_of_what_is_better() -> None:
     config = settings(Path("shards"), epochs=9, patience=2, stop_on="val/map")
     rows = [{"val/map": value} for value in (0.1, 0.3, 0.2, 0.2)]
-    assert [trainer.is_done(config, rows[:n]) for n in range(5)] == [False, False, False, False, True]
-    assert not trainer.is_done(config.model_copy(update={"patience": 0}), rows)
+    assert [epoch_choice.is_done(config, rows[:n]) for n in range(5)] == [False, False, False, False, True]
+    assert not epoch_choice.is_done(config.model_copy(update={"patience": 0}), rows)
 
 
 @pytest.mark.ray
@@ -350,7 +350,7 @@ def test_a_network_is_measured_as_it_begins(shards: Path, tmp_path: Path) -> Non
     assert [row["epoch"] for row in rows] == [1]
     assert "train/loss" not in rows[0]
     assert rows[0]["step"] == 0
-    assert trainer.is_done(config, rows)
+    assert epoch_choice.is_done(config, rows)
     torch.manual_seed(config.seed)
     fresh = zoo.build(config.arch, 6, 1, config.image_size, config.arch_options).state_dict()
     kept = weights(tmp_path / "run")
@@ -519,7 +519,7 @@ def test_the_epoch_that_is_asked_for_is_kept_and_measured(shards: Path, tmp_path
         "lowest-loss": min(history, key=lambda row: row["val/loss"]),
     }[kept]  # fmt: skip
     best = checkpoints.read_best(tmp_path / "run")
-    assert best.epoch == wanted["epoch"] == trainer.kept_epoch(config, history) + 1
+    assert best.epoch == wanted["epoch"] == epoch_choice.kept_epoch(config, history) + 1
     report = finish(config, tmp_path / "run", tmp_path / "run", warn=False)
     assert report.best_epoch == wanted["epoch"]
     for name in ("f1_micro", "f1_macro", "map", "subset_accuracy"):
@@ -666,4 +666,4 @@ def test_a_metric_that_no_epoch_has_is_refused_before_the_first(shards: Path) ->
         setup.check_names(config, read_split(shards, "val").labels)
     assert caught.value.hint == "did you mean val/f1_micro?"
     undefined = [{"val/loss": 1.0}, {"val/loss": 1.0, "val/roc_auc": float("nan")}]
-    assert not trainer.is_done(settings(shards, stop_on="val/roc_auc", patience=3), undefined)
+    assert not epoch_choice.is_done(settings(shards, stop_on="val/roc_auc", patience=3), undefined)

@@ -26,7 +26,7 @@ from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle, losses, weights, zoo
 from mlic.runs.files import disk_errors
 from mlic.runs.run import Run, read_state
-from mlic.train import checkpoints, setup, trainer
+from mlic.train import checkpoints, epoch_choice, setup
 from mlic.train.workers import alone, follow, group, lost_worker, raise_failure
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def fit(config: TrainConfig, keep_scores: bool = False) -> TrainReport:
             return TrainReport(**run.report)
         if run.finished:
             run.reopen()
-        if not trainer.is_done(config, checkpoints.read_history(folder)):
+        if not epoch_choice.is_done(config, checkpoints.read_history(folder)):
             check_sizes(config.shards, index, None)
             with connect(config.address) as cluster:
                 if config.doctor:
@@ -226,7 +226,7 @@ def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path], keep_scores: 
     except KeyboardInterrupt:
         raise _stopped(config, run) from None
     raise_failure(run.folder, run.attempt, failed)
-    if run.is_asked_to_stop and not trainer.is_done(config, checkpoints.read_history(run.folder)):
+    if run.is_asked_to_stop and not epoch_choice.is_done(config, checkpoints.read_history(run.folder)):
         raise _stopped(config, run)
 
 

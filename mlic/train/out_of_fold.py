@@ -17,7 +17,7 @@ import numpy as np
 from mlic.config.train import FitSettings, TrainConfig
 from mlic.errors import RunError
 from mlic.metrics import decision
-from mlic.train import checkpoints, setup, trainer
+from mlic.train import checkpoints, epoch_choice, setup
 
 Array = np.ndarray[Any, Any]
 
@@ -47,7 +47,7 @@ def chosen_epochs(config: FitSettings, histories: Sequence[Sequence[Mapping[str,
         raise RunError("a fold has no finished epoch.", "run the same command again.")
     if config.keep_epoch == "last":
         return [len(history) - 1 for history in histories]
-    name, sign = ("val/loss", -1) if config.keep_epoch == "lowest-loss" else (trainer.objective(config), 1)
+    name, sign = ("val/loss", -1) if config.keep_epoch == "lowest-loss" else (epoch_choice.objective(config), 1)
     common = min(len(history) for history in histories)
     curves = sign * np.array([[row[name] for row in history[:common]] for history in histories])
     others = curves.sum(axis=0) - curves

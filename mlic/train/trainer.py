@@ -11,7 +11,7 @@ import gc
 import math
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
@@ -21,60 +21,27 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mlic.config.base import result_settings
-from mlic.config.data import Preprocessing
-from mlic.config.train import FitSettings, TrainConfig
+from mlic.config.train import TrainConfig
 from mlic.config.types import parse_policy
 from mlic.data import sampling
-from mlic.data.augment import Normalizer, margin, mix
+from mlic.data.augment import Normalizer, mix
 from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches
 from mlic.data.shards import Split, read_split
-from mlic.errors import ConfigError, RunError
-from mlic.metrics import decision, metrics
+from mlic.errors import ConfigError
+from mlic.metrics import decision
 from mlic.model import amp, bundle, layer_groups, losses, malloc, optim, weights, zoo
 from mlic.runs.files import fingerprint
-from mlic.train import epoch_order, evaluation, feature_cache, setup
+from mlic.train import epoch_order, evaluation, readers, setup
 from mlic.train.bad_samples import BadSamples
 from mlic.train.checkpoints import Checkpoints, copy_of
+from mlic.train.epoch_choice import is_done, objective
+from mlic.train.finite_losses import FiniteLosses
 from mlic.train.rank import Place
 from mlic.train.throughput import Clock
 from mlic.train.training_metrics import TrainingCounts
 
-Reader = ShardReader | FeatureReader
-
 _SETTLE_STEPS = 20  # a look at the loss makes a GPU wait and asks all ranks, so it is not taken at every step
 _LOOK_S = 5.0  # seconds after which a request to stop is looked for, in steps however long and in the evaluation
-_MOST_SKIPS = 20  # steps in a row that are left out before the run stops all the same
-_NAMED_KEYS = 5
-
-
-def objective(config: FitSettings) -> str:
-    """The name in an epoch's metrics of what the best epoch has most of."""
-    return f"val/{config.objective}"
-
-
-def is_done(config: TrainConfig, history: list[dict[str, float]]) -> bool:
-    """Whether a run has all its epochs, or as many as its patience lets it have."""
-    if len(history) >= (1 if config.train == "none" else config.epochs):
-        return True
-    if not config.patience or not history:
-        return False
-    sign = 1 if config.stop_on in _LOWER_IS_BETTER else -1
-    # An epoch in which the metric is not defined, or not a number, is none that is waited for.
-    values = [sign * row.get(config.stop_on, math.nan) for row in history]
-    values = [value if math.isfinite(value) else math.inf for value in values]
-    return len(values) - 1 - values.index(min(values)) >= config.patience
-
-
-def kept_epoch(config: FitSettings, history: Sequence[Mapping[str, float]]) -> int:
-    """The place in a history, of one epoch or more, of the epoch that is kept and measured; the first of equals."""
-    if config.keep_epoch == "last":
-        return len(history) - 1
-    if config.keep_epoch == "lowest-loss":
-        return min(range(len(history)), key=lambda i: history[i]["val/loss"])
-    return max(range(len(history)), key=lambda i: history[i][objective(config)])
-
-
-_LOWER_IS_BETTER = {f"val/{name}" for name in ("loss", *metrics.LOWER_IS_BETTER)}
 
 
 def fit(
@@ -122,11 +89,6 @@ def fit(
             on_epoch(row)
 
 
-def decoded_side(config: TrainConfig) -> int:
-    """The side in pixels of the training images that are kept decoded: more than the network's where parts are cut."""
-    return margin(config.image_size) if config.crop < 1 else config.image_size
-
-
 class _Fitting:
     """The state of a run between its epochs: network, optimiser, position and history."""
 
@@ -145,7 +107,15 @@ class _Fitting:
         self.shadow = {name: tensor.clone() for name, tensor in self.net.state_dict().items()} if config.ema else {}
         self.normalize: Callable[..., torch.Tensor] = Normalizer(prep.mean, prep.std, place.device)
         self.core: nn.Module = self.net  # what is trained and evaluated
-        self.train_reader, self.val_reader = self._readers(prep, head, stack)
+        opened = readers.open_readers(config, prep, (train, val), stack)
+        self.train_reader: ShardReader | FeatureReader
+        self.val_reader: ShardReader | FeatureReader
+        self.train_reader, self.val_reader = opened
+        if setup.has_fixed_features(config):
+            self.train_reader, self.val_reader = readers.of_features(
+                config, prep, (train, val), opened, self.net, head, self.normalize
+            )
+            self.core, self.normalize = zoo.from_head(self.net, head), lambda images, _=None: images.to(place.device)
         groups = layer_groups.parameter_groups(self.net, head, config.layer_decay)
         self.optimizer = optim.optimizer(config, groups)
         self.wrapped: nn.Module = self.core
@@ -169,27 +139,7 @@ class _Fitting:
         self.counted = policy != "top-k"
         self.cuts = torch.full((len(train.labels),), value if policy == "fixed" else 0.5, device=place.device)
         self.look_every = 1  # steps between two looks for a request to stop, the same on all ranks
-        self.skipped = 0  # steps in a row that were left out
-        self.recent: list[tuple[int, torch.Tensor, Batch]] = []  # steps since the last look at their losses
-
-    def _readers(self, prep: Preprocessing, head: nn.Module, stack: ExitStack) -> tuple[Reader, Reader]:
-        """Of the training and the validation split: images, or for a head alone the features of a frozen backbone."""
-        config = self.config
-        readers = [
-            stack.enter_context(ShardReader(split, prep.model_copy(update={"image_size": size})))
-            for split, size in ((self.train, decoded_side(config)), (self.val, prep.image_size))
-        ]
-        for reader in readers:
-            reader.use_cache(config.cache_gb, config.loader_threads)
-        if not setup.has_fixed_features(config):
-            return readers[0], readers[1]
-        features = [
-            feature_cache.feature_reader(config, prep, split, reader, self.net, head, self.normalize)
-            for split, reader in zip((self.train, self.val), readers, strict=True)
-        ]
-        device = self.place.device
-        self.core, self.normalize = zoo.from_head(self.net, head), lambda images, _=None: images.to(device)
-        return features[0], features[1]
+        self.finite = FiniteLosses(config, place, train)
 
     def resume(self) -> list[dict[str, float]]:
         """Take up the last checkpoint, when there is one, and return the metrics of the epochs before it."""
@@ -213,7 +163,7 @@ class _Fitting:
             self.scaler.load_state_dict(last["scaler"])
             self.shadow = last["shadow"]
             self.history, self.step, self.best_value = last["history"], last["step"], last["best_value"]
-            self.done, self.total, self.skipped = last["done"], last["total"], last["skipped"]
+            self.done, self.total, self.finite.skipped = last["done"], last["total"], last["skipped"]
             if "pending" in last:  # earlier versions kept positions without it
                 self._take_up_sums(last["pending"].tolist(), last["counts"])
                 self.cuts.copy_(last["cuts"])
@@ -324,11 +274,17 @@ class _Fitting:
             if self.done < len(batches) and self._looks_up(clock, epoch):
                 return None
             if clock.due():
-                place.say(self._line(epoch, len(batches), float(loss) / place.world_size, clock))
+                steps = config.epochs * len(batches)
+                lr, mean = self._lr, float(loss) / place.world_size
+                left_s = (steps - self.step) * clock.seconds / max(1, self.step - epoch * len(batches))
+                place.say(
+                    f"step {self.step:05d}/{steps:05d} | epoch {epoch + 1} | loss {mean:.4f} | lr {lr:.1e} | "
+                    f"{clock.images_per_s:.0f} img/s | data {clock.data_pct:.0f}% | eta {left_s / 60:.1f}m"
+                )
         self._settle()
         return {
             "train/loss": self.total / place.world_size / len(batches), **self.counts.values(place),
-            "lr": self.optimizer.param_groups[-1]["lr"],
+            "lr": self._lr,
             "time/images_per_s": clock.images_per_s,
             "time/data_pct": clock.data_pct,
         }  # fmt: skip
@@ -396,26 +352,16 @@ class _Fitting:
             norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm or math.inf)
             # The gradient is that of all ranks, so all of them leave the step out or none.
             if skips and not self.scaler.is_enabled() and not math.isfinite(norm):
-                self._skip(loss, batch)
+                self.finite.skip(self.step, loss, batch, self._lr)
                 return torch.zeros_like(loss)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.skipped = 0
+        self.finite.skipped = 0
         if self.shadow:
             optim.average(self.shadow, self.net, config.ema, self.step)
         if not skips:
-            self.recent.append((self.step, loss, batch))
+            self.finite.note(self.step, loss, batch)
         return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if skips else loss
-
-    def _skip(self, loss: torch.Tensor, batch: Batch) -> None:
-        self.skipped += 1
-        if self.skipped > _MOST_SKIPS:
-            raise self._not_finite(self.step, self.place.rank, self._keys(batch))
-        if not math.isfinite(float(loss)):
-            where = f"step {self.step} on rank {self.place.rank}"
-            self.place.say(f"Warning: {where} is left out: its loss is not finite; {self._keys(batch)}", everyone=True)
-        elif self.place.rank == 0:
-            self.place.say(f"Warning: step {self.step} is left out: its gradient is not finite")
 
     def _loss(self, logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
         """The loss summed over the known labels of a batch."""
@@ -462,7 +408,7 @@ class _Fitting:
             "net": self.net.state_dict(), "shadow": self.shadow, "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(), "arithmetic": self.arithmetic, "history": self.history,
             "step": self.step, "best_value": self.best_value, "done": self.done, "total": self.total,
-            "skipped": self.skipped, "pending": torch.tensor(self.place.gather(float(self.pending))),
+            "skipped": self.finite.skipped, "pending": torch.tensor(self.place.gather(float(self.pending))),
             "counts": torch.tensor(self.place.sums(*self.counts.sums.tolist()), dtype=torch.float64),
             "cuts": self.cuts, "nets": bundle.NETS,
         }  # fmt: skip
@@ -476,36 +422,16 @@ class _Fitting:
         added, bad = self.place.sums(float(self.pending), float(self.bad.is_news))
         if bad:
             self.bad.agree(self._sizes())
-        if not math.isfinite(added):
-            mine = [(step, self.place.rank, self._keys(batch)) for step, loss, batch in self.recent
-                    if not math.isfinite(float(loss))][:1]  # fmt: skip
-            every = [found for of_rank in self.place.gather(mine) for found in of_rank]
-            raise self._not_finite(*min(every, default=(self.step, self.place.rank, "its sum over steps")))
-        self.recent.clear()
+        self.finite.check(added, self.step, self._lr)
         self.total += added
         self.pending.zero_()
 
-    def _not_finite(self, step: int, rank: int, keys: str) -> RunError:
-        lr = self.optimizer.param_groups[-1]["lr"]
-        return RunError(
-            f"the loss is not finite at step {step} on rank {rank} (learning rate {lr:.2g}; {keys}).",
-            f"lower --lr (now {self.config.lr:g}), or leave such steps out by --set non_finite=skip.",
-        )
-
-    def _keys(self, batch: Batch) -> str:
-        names = [self.train.key(i) for i in batch.index[:_NAMED_KEYS].tolist()]
-        return f"samples {', '.join(names)}" + (f" and {more} more" if (more := len(batch.index) - len(names)) else "")
+    @property
+    def _lr(self) -> float:
+        """The learning rate of the head."""
+        return float(self.optimizer.param_groups[-1]["lr"])
 
     def _set_lr(self, steps_per_epoch: int) -> None:
         factor = optim.lr_factor(self.config, self.step, steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor * group["scale"]
-
-    def _line(self, epoch: int, steps: int, loss: float, clock: Clock) -> str:
-        total = self.config.epochs * steps
-        left = (total - self.step) / max(1, self.step - epoch * steps) * clock.seconds
-        lr = self.optimizer.param_groups[-1]["lr"]
-        return (
-            f"step {self.step:05d}/{total:05d} | epoch {epoch + 1} | loss {loss:.4f} | lr {lr:.1e} | "
-            f"{clock.images_per_s:.0f} img/s | data {clock.data_pct:.0f}% | eta {left / 60:.1f}m"
-        )

@@ -30,7 +30,7 @@ from mlic.metrics import bootstrap, metrics
 from mlic.metrics.measurement import aligned
 from mlic.model import bundle
 from mlic.runs.run import Run
-from mlic.train import checkpoints, trainer
+from mlic.train import checkpoints, epoch_choice
 from mlic.train.fit import finish
 from mlic.tune.driver import train_on
 from mlic.tune.scheduler import Rule, Search
@@ -92,7 +92,7 @@ def confirm(config: TuneConfig, contest: Sequence[Mapping[str, Value]], run: Run
         own = trials.folder(number)
         if own.is_dir() and json.loads((own / "trial.json").read_text(encoding="utf-8")) != given:
             shutil.rmtree(own)  # of another winner, before there were more trials
-    trials.recall(trainer.objective(config))
+    trials.recall(epoch_choice.objective(config))
     split = "test" if read_index(config.shards)["splits"].get("test", {}).get("samples") else "val"
     with connect(config.address) as cluster:
         if not search.done:

@@ -30,7 +30,7 @@ from mlic.metrics.measurement import aligned
 from mlic.runs.files import write_json
 from mlic.runs.progress import LOG_EVERY_S
 from mlic.runs.run import Run
-from mlic.train import checkpoints, trainer
+from mlic.train import checkpoints, epoch_choice
 from mlic.train.fit import decide_arithmetic
 from mlic.tune import worker
 from mlic.tune.scheduler import Rule, Search, Work
@@ -142,7 +142,7 @@ class _Driver:
     def __init__(self, config: TuneConfig, trials: Trials, run: Run[Path], at_once: int, timed: bool) -> None:
         self.config, self.trials, self.run, self.at_once, self.timed = config, trials, run, at_once, timed
         self.search = search = trials.search
-        self.metric = trainer.objective(config)
+        self.metric = epoch_choice.objective(config)
         self.busy: dict[str, Work] = {}
         self.values = {number: list(search.values(number)) for number in range(trials.count)}
         # A trial's value is that of its best epoch so far, but for folds and for epochs that are kept by another rule.

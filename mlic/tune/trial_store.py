@@ -11,7 +11,7 @@ from pathlib import Path
 from mlic.config.space import Value
 from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig
-from mlic.train import checkpoints, setup, trainer
+from mlic.train import checkpoints, epoch_choice, setup
 from mlic.tune.pbt import Population
 from mlic.tune.scheduler import Search
 from mlic.tune.worker import TOGETHER, folder_of, parts
@@ -62,7 +62,7 @@ class Trials:
             return None
         if self.config.keep_epoch == "best" or self.folds:
             return values.index(max(values)) + 1
-        return trainer.kept_epoch(self.config, checkpoints.read_history(self.folder(number))) + 1
+        return epoch_choice.kept_epoch(self.config, checkpoints.read_history(self.folder(number))) + 1
 
     def value(self, number: int) -> float | None:
         """What a trial is ranked by and reported with: the objective of the model that it would deliver."""

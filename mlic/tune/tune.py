@@ -28,7 +28,7 @@ from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle, losses, weights, zoo
 from mlic.runs.files import write_atomic
 from mlic.runs.run import Run
-from mlic.train import checkpoints, out_of_fold, setup, trainer
+from mlic.train import checkpoints, epoch_choice, out_of_fold, setup
 from mlic.train.cross_validation import check_folds
 from mlic.train.fit import finish
 from mlic.tune.confirm import confirm
@@ -76,7 +76,7 @@ def tune(config: TuneConfig) -> TuneReport:
         if config.fresh and config.checkpoint_copy is not None:
             for number in range(trials.count):
                 checkpoints.forget_copy(config.checkpoint_copy, trials.folder(number), folder)
-        trials.recall(trainer.objective(config))
+        trials.recall(epoch_choice.objective(config))
         search.settle()
         done = _kept(config, trials, run)
         if done is not None:

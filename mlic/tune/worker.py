@@ -17,7 +17,7 @@ from mlic.config.train import STORED, TrainConfig
 from mlic.errors import MlicError
 from mlic.runs.files import write_atomic, write_json
 from mlic.runs.run import is_current
-from mlic.train import checkpoints, out_of_fold, trainer
+from mlic.train import checkpoints, epoch_choice, out_of_fold, trainer
 from mlic.train.rank import Place
 from mlic.train.workers import group, raise_failure
 
@@ -87,7 +87,7 @@ def _do(config: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
                 traceback.print_exc(file=file)
             write_json(folder / "failed.json", {"error": failed})
     os.listdir(folder)  # noqa: PTH208 - looks past what a network file system has cached
-    values = [row[trainer.objective(plan)] for row in checkpoints.read_history(folder)]
+    values = [row[epoch_choice.objective(plan)] for row in checkpoints.read_history(folder)]
     return {"values": values, "together": together, "failed": failed}
 
 

@@ -1,0 +1,65 @@
+"""Losses that are not finite: which step, rank and samples they began with, and steps that are left out for them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from mlic.config.train import TrainConfig
+from mlic.data.loader import Batch
+from mlic.data.shards import Split
+from mlic.errors import RunError
+from mlic.train.rank import Place
+
+_MOST_SKIPS = 20  # steps in a row that are left out before the run stops all the same
+_NAMED_KEYS = 5
+
+
+class FiniteLosses:
+    """Remembers the losses of the steps since the last check; `skipped` counts the steps left out in a row."""
+
+    def __init__(self, config: TrainConfig, place: Place, train: Split) -> None:
+        self._config, self._place, self._train = config, place, train
+        self._recent: list[tuple[int, torch.Tensor, Batch]] = []
+        self.skipped = 0
+
+    def note(self, step: int, loss: torch.Tensor, batch: Batch) -> None:
+        """Remember the loss () of a step. Its value is not read here, since a GPU would have to be waited for."""
+        self._recent.append((step, loss, batch))
+
+    def skip(self, step: int, loss: torch.Tensor, batch: Batch, lr: float) -> None:
+        """Say that a step is left out. Raises RunError after too many in a row."""
+        self.skipped += 1
+        if self.skipped > _MOST_SKIPS:
+            raise self._error(step, self._place.rank, self._keys(batch), lr)
+        if not math.isfinite(float(loss)):
+            where = f"step {step} on rank {self._place.rank}"
+            self._place.say(f"Warning: {where} is left out: its loss is not finite; {self._keys(batch)}", everyone=True)
+        elif self._place.rank == 0:
+            self._place.say(f"Warning: step {step} is left out: its gradient is not finite")
+
+    def check(self, total: float, step: int, lr: float) -> None:
+        """Forget the steps noted so far where the `total` of their losses over all ranks is finite.
+
+        Raises RunError otherwise, on all ranks, with the step, the rank and the samples where that began.
+        """
+        if not math.isfinite(total):
+            mine = [
+                (number, self._place.rank, self._keys(batch))
+                for number, loss, batch in self._recent
+                if not math.isfinite(float(loss))
+            ][:1]
+            firsts = [first for of_rank in self._place.gather(mine) for first in of_rank]
+            raise self._error(*min(firsts, default=(step, self._place.rank, "its sum over steps")), lr)
+        self._recent.clear()
+
+    def _error(self, step: int, rank: int, keys: str, lr: float) -> RunError:
+        return RunError(
+            f"the loss is not finite at step {step} on rank {rank} (learning rate {lr:.2g}; {keys}).",
+            f"lower --lr (now {self._config.lr:g}), or leave such steps out by --set non_finite=skip.",
+        )
+
+    def _keys(self, batch: Batch) -> str:
+        names = [self._train.key(i) for i in batch.index[:_NAMED_KEYS].tolist()]
+        return f"samples {', '.join(names)}" + (f" and {more} more" if (more := len(batch.index) - len(names)) else "")
