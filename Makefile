@@ -18,7 +18,7 @@ test-fast: $(VENV)/installed
 
 # The tests that kill at random moments, with as many kills as it takes to be sure.
 soak: $(VENV)/installed
-	MLIC_KILLS=20 $(BIN)/python -m pytest tests/test_kill.py tests/test_kill_nodes.py
+	MLIC_KILLS=20 $(BIN)/python -m pytest tests/end_to_end/test_kill.py tests/end_to_end/test_kill_nodes.py
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

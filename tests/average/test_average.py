@@ -16,7 +16,7 @@ from mlic.evaluate.evaluate import evaluate
 from mlic.model import bundle
 from mlic.threshold.threshold import threshold
 from mlic.train.train import train
-from tests.test_pipeline import FIT, NET
+from tests.end_to_end.test_pipeline import FIT, NET
 
 pytestmark = pytest.mark.ray
 

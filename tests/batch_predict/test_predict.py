@@ -29,7 +29,7 @@ from mlic.errors import ConfigError
 from mlic.metrics import thresholds
 from mlic.train.train import train
 from tests import poison
-from tests.test_pipeline import FIT, NET
+from tests.end_to_end.test_pipeline import FIT, NET
 
 pytestmark = pytest.mark.ray
 

@@ -215,7 +215,7 @@ def test_an_interrupt_while_the_program_loads_is_no_traceback(tmp_path: Path) ->
     (tmp_path / "pydantic.py").write_text("raise KeyboardInterrupt\n")
     done = subprocess.run(
         [sys.executable, "-m", "mlic", "train"], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"},
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"},
     )  # fmt: skip
     assert done.returncode == 6
     assert done.stderr == "Error: stopped.\nHint: run the same command again to go on.\n"

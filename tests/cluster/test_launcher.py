@@ -30,7 +30,7 @@ RAY_UP = ("ray-aws", "ray-gcp", "ray-local")
 KUBERAY = ("kuberay-cluster", "kuberay-job")
 RAY = re.findall(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[0]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FIELDS = json.loads((ROOT / "tests" / "data" / "kuberay-fields.json").read_text())
+FIELDS = json.loads((ROOT / "tests" / "fixtures" / "kuberay-fields.json").read_text())
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "{home}/.mlic-cluster/token"}
 
 

@@ -28,7 +28,7 @@ from mlic.train import checkpoints, trainer
 from mlic.train.rank import Place
 from mlic.tune.tune import tune
 
-FOLDER = Path(__file__).parents[1] / "jobs" / "reference"
+FOLDER = Path(__file__).parents[2] / "jobs" / "reference"
 PACKS = sorted(FOLDER.glob("pack-*.yaml"))
 SEARCHES = sorted(FOLDER.glob("tune-*.yaml"))
 RECIPES = sorted(set(FOLDER.glob("*.yaml")) - {*PACKS, *SEARCHES})

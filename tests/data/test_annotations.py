@@ -1,4 +1,4 @@
-"""Formats of label files beyond lists and wide tables, which tests/test_labels.py covers with the join."""
+"""Formats of label files beyond lists and wide tables, which tests/data/test_label_join.py covers with the join."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from mlic.data import image_sources, storage
 from mlic.data.shards import read_split
 from mlic.errors import DataError
 from mlic.train.train import train
-from tests.test_pipeline import FIT, NET
+from tests.end_to_end.test_pipeline import FIT, NET
 
 
 @pytest.fixture(scope="module")

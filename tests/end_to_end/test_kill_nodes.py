@@ -24,7 +24,7 @@ from mlic.cluster import auth
 from mlic.config.data import Preprocessing
 from mlic.data import toy
 from mlic.model import bundle, zoo
-from tests.test_kill import KILLS, children, run, same_result, start, wait_for
+from tests.end_to_end.test_kill import KILLS, children, run, same_result, start, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -21,7 +21,7 @@ from mlic.explore.explore import explore
 from mlic.model import bundle
 from mlic.threshold.threshold import threshold
 from mlic.train.train import train
-from tests.test_pipeline import FIT, NET
+from tests.end_to_end.test_pipeline import FIT, NET
 
 LABELS = ("disc", "night")
 

@@ -25,7 +25,7 @@ from mlic.export.export import export
 from mlic.model import bundle, converters
 from mlic.threshold.threshold import threshold
 from mlic.train.train import train
-from tests.test_pipeline import FIT, NET
+from tests.end_to_end.test_pipeline import FIT, NET
 
 pytestmark = pytest.mark.ray
 

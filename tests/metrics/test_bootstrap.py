@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlic.metrics import bootstrap, metrics
-from tests.test_metrics import cases
+from tests.metrics.test_metrics import cases
 
 Array = np.ndarray[Any, Any]
 

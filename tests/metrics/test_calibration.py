@@ -13,7 +13,7 @@ from sklearn.metrics import brier_score_loss
 from mlic.errors import DataError
 from mlic.metrics import calibration, decision, thresholds
 from mlic.metrics.calibration import Calibration, logit, sigmoid
-from tests.test_thresholds import cases
+from tests.metrics.test_thresholds import cases
 
 Array = np.ndarray[Any, Any]
 

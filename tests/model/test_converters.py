@@ -19,7 +19,7 @@ from mlic.config.types import Backend
 from mlic.errors import ConfigError
 from mlic.model import converters, runtimes, zoo
 from mlic.train.train import train
-from tests.test_pipeline import FIT, NET
+from tests.end_to_end.test_pipeline import FIT, NET
 
 PREP = Preprocessing(image_size=64, color="rgb", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 ENGINES: tuple[Backend, ...] = ("compile", "onnx", "openvino")

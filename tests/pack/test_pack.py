@@ -1,4 +1,4 @@
-"""What pack makes of labels, splits, groups and versions; tests/test_pipeline.py has it beside the other stages."""
+"""What pack makes of labels, splits, groups and versions; the end-to-end tests have it beside the other stages."""
 
 from __future__ import annotations
 

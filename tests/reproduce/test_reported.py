@@ -25,7 +25,7 @@ from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig
 from mlic.model import zoo
 
-SEEDS: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "seeds.json").read_text())
+SEEDS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "fixtures" / "seeds.json").read_text())
 FOUND = {recipe.name: recipe for recipe in recipes()}
 TRAINED = sorted(name for name in FOUND if not name.startswith(("pack-", "tune-")))
 TUNED = sorted(name for name in FOUND if name.startswith("tune-"))

@@ -25,7 +25,7 @@ from mlic.runs.run import Run
 from mlic.threshold.threshold import threshold
 from mlic.train.fit import TrainReport
 
-OLD = Path(__file__).parent / "data" / "old-run"
+OLD = Path(__file__).parents[1] / "fixtures" / "old-run"
 CONFIG = TrainConfig(shards=Path("s"), epochs=3)
 
 

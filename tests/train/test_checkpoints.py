@@ -15,7 +15,7 @@ import torch
 from mlic.errors import ClusterError, ConfigError, RunError
 from mlic.train import checkpoints, trainer
 from mlic.train.fit import finish
-from tests.test_loop import fit_until, place, settings, weights, without_times
+from tests.train.test_trainer import fit_until, place, settings, weights, without_times
 
 
 @pytest.mark.ray

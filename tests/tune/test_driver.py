@@ -10,7 +10,7 @@ from mlic.cluster import preflight
 from mlic.cluster.resources import Share
 from mlic.config.tune import TuneConfig
 from mlic.errors import ClusterError
-from tests.test_cluster import cluster
+from tests.cluster.test_connect import cluster
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig
 from mlic.errors import ConfigError
 from mlic.train import checkpoints
-from mlic.tune import pbt_record
+from mlic.tune import pbt
 from mlic.tune.pbt import Population, current, exchanges
 from mlic.tune.scheduler import Rule, Search, Work
 
@@ -112,7 +112,7 @@ def test_an_exchange_that_is_interrupted_is_carried_out(
         Path(target).write_bytes(Path(source).read_bytes())
 
     with monkeypatch.context() as patched:
-        patched.setattr(pbt_record.shutil, "copyfile", copy)
+        patched.setattr(pbt.shutil, "copyfile", copy)
         if copies < 6:
             with pytest.raises(KeyboardInterrupt):
                 interrupted.exchange(2)

@@ -33,7 +33,7 @@ from mlic.tune import driver as search_driver
 from mlic.tune import trial_store
 from mlic.tune.scheduler import Search
 from mlic.tune.tune import tune
-from tests.test_pipeline import FIT
+from tests.end_to_end.test_pipeline import FIT
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
