@@ -28,9 +28,25 @@ def main(shards: str, config: Path, weights: str, runs: Path) -> None:
     reports = {}
     for name, scheduler in (("whole", "none"), ("asha", "asha")):
         command = [
-            sys.executable, "-m", "mlic", "tune", shards, "--config", str(config), "--weights", weights, "--runs",
-            str(runs), "--name", name, "--scheduler", scheduler, "--no-doctor", "--json", "-q",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "mlic",
+            "tune",
+            shards,
+            "--config",
+            str(config),
+            "--weights",
+            weights,
+            "--runs",
+            str(runs),
+            "--name",
+            name,
+            "--scheduler",
+            scheduler,
+            "--no-doctor",
+            "--json",
+            "-q",
+        ]
         out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         reports[name] = json.loads(out.splitlines()[-1])
     table = pd.read_parquet(runs / "whole" / "trials.parquet").set_index("number")

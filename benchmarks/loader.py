@@ -230,10 +230,14 @@ def pack_all(folder: Path) -> None:
     (folder / "annotations" / "even.txt").write_text("".join(f"{i}\n" for i in range(0, MOSAICS, 2)))
     pack(
         PackConfig(
-            images=folder / "images", labels=folder / "annotations", out=folder / "shards",
-            split={"train": 1.0}, split_by="random", group_by="none",
+            images=folder / "images",
+            labels=folder / "annotations",
+            out=folder / "shards",
+            split={"train": 1.0},
+            split_by="random",
+            group_by="none",
         )
-    )  # fmt: skip
+    )
 
 
 def generated(scratch: Path) -> Path:

@@ -38,10 +38,17 @@ def main(trials: int) -> None:
         split = {"train": 1 - share, "val": share}
         pack(PackConfig(**where, out=folder / "shards", split=split, split_by="random", group_by="none", workers=1))
         settings = {
-            "image_size": 16, "batch_size": 64, "epochs": 3, "doctor": False, "num_samples": trials, "arch": "a-ffnn",
-            "precision": "fp32", "calibration": "none", "loader_threads": 0,
+            "image_size": 16,
+            "batch_size": 64,
+            "epochs": 3,
+            "doctor": False,
+            "num_samples": trials,
+            "arch": "a-ffnn",
+            "precision": "fp32",
+            "calibration": "none",
+            "loader_threads": 0,
             "space": {"lr": {"loguniform": [5e-4, 8e-3]}, "weight_decay": {"uniform": [0, 0.1]}},
-        }  # fmt: skip
+        }
         (folder / "search.json").write_text(json.dumps(settings))
         rows = watched(folder, trials)
         lines = ["| trials begun | s a trial | CPU of the driver, s a trial | memory of the driver, MB |"]
@@ -57,8 +64,20 @@ def main(trials: int) -> None:
 
 def watched(folder: Path, trials: int) -> list[tuple[int, float, float, float]]:
     """Trials that are begun, seconds, CPU seconds and megabytes of the driver, at the ends of the parts of a search."""
-    command = [sys.executable, "-m", "mlic", "tune", str(folder / "shards"), "--config", str(folder / "search.json"),
-               "--runs", str(folder / "runs"), "--name", "tune", "-q"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mlic",
+        "tune",
+        str(folder / "shards"),
+        "--config",
+        str(folder / "search.json"),
+        "--runs",
+        str(folder / "runs"),
+        "--name",
+        "tune",
+        "-q",
+    ]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     found: list[tuple[int, float, float, float]] = []
     seen = 0

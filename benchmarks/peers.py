@@ -153,9 +153,14 @@ def ffcv(corpus: Corpus) -> Iterator[Any]:
 
     decoder = Squash((corpus.size, corpus.size)) if corpus.resize else SimpleRGBImageDecoder()
     loader = Loader(
-        str(corpus.folder / "train.beton"), batch_size=BATCH, num_workers=1, os_cache=True, order=OrderOption.RANDOM,
-        pipelines={"image": [decoder, ToTensor()]}, drop_last=False,
-    )  # fmt: skip
+        str(corpus.folder / "train.beton"),
+        batch_size=BATCH,
+        num_workers=1,
+        os_cache=True,
+        order=OrderOption.RANDOM,
+        pipelines={"image": [decoder, ToTensor()]},
+        drop_last=False,
+    )
     for _ in range(EPOCHS + 1):
         for (images,) in loader:
             yield images
@@ -191,9 +196,14 @@ def write_litdata(files: Sequence[Path], out: Path) -> None:
     import litdata
 
     litdata.optimize(
-        open_jpeg, [str(file) for file in files], str(out), chunk_bytes="64MB", num_workers=1, mode="overwrite",
+        open_jpeg,
+        [str(file) for file in files],
+        str(out),
+        chunk_bytes="64MB",
+        num_workers=1,
+        mode="overwrite",
         verbose=False,
-    )  # fmt: skip
+    )
 
 
 def open_jpeg(path: str) -> dict[str, Any]:

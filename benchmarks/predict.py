@@ -78,10 +78,14 @@ def main(images: int) -> None:
             "by two actors of a fresh Ray": first_part(folder, folder / "model", ("--workers", "2")),
         }
         text = [
-            f"{images:,} images, and {_TIMES * images:,}.", "", *lines, "",
-            f"mlic batch-predict: {'; '.join(shares)}.", "",
+            f"{images:,} images, and {_TIMES * images:,}.",
+            "",
+            *lines,
+            "",
+            f"mlic batch-predict: {'; '.join(shares)}.",
+            "",
             "First predictions: " + ", ".join(f"{took:.1f} s {name}" for name, took in few.items()) + ".",
-        ]  # fmt: skip
+        ]
         write_section("Predicting", "\n".join(text) + "\n")
 
 
@@ -102,17 +106,36 @@ def prepare(folder: Path, images: int) -> None:
     labels = tuple(f"label{i}" for i in range(14))
     model = zoo.build(ARCH, len(labels), 3, SIZE, {})
     spec = bundle.Bundle(
-        ARCH, {}, labels, prep, "sigmoid", (0.5,) * 14, {"policy": "fixed=0.5"},
-        {"method": "none", "scale": [], "shift": [], "knots": []}, {},
-    )  # fmt: skip
+        ARCH,
+        {},
+        labels,
+        prep,
+        "sigmoid",
+        (0.5,) * 14,
+        {"policy": "fixed=0.5"},
+        {"method": "none", "scale": [], "shift": [], "knots": []},
+        {},
+    )
     bundle.save(spec, model.state_dict(), folder / "model")
 
 
 def of_mlic(folder: Path, backend: str, more: tuple[str, ...], images: str) -> tuple[float, str]:
     """Seconds of the whole command, and the file that it wrote."""
     out = folder / f"{backend}{''.join(more)}-{images}.csv"
-    command = [sys.executable, "-m", "mlic", "batch-predict", str(folder / "model"), str(folder / images), "--out",
-               str(out), "--backend", backend, "-q", *more]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mlic",
+        "batch-predict",
+        str(folder / "model"),
+        str(folder / images),
+        "--out",
+        str(out),
+        "--backend",
+        backend,
+        "-q",
+        *more,
+    ]
     started = time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - started, str(out)
@@ -120,8 +143,18 @@ def of_mlic(folder: Path, backend: str, more: tuple[str, ...], images: str) -> t
 
 def export(folder: Path) -> Path:
     """An export of the model, compared on its own images."""
-    command = [sys.executable, "-m", "mlic", "export", str(folder / "model"), "--images", str(folder / "once"), "--out",
-               str(folder / "export"), "-q"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mlic",
+        "export",
+        str(folder / "model"),
+        "--images",
+        str(folder / "once"),
+        "--out",
+        str(folder / "export"),
+        "-q",
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder / "export"
 
@@ -134,8 +167,20 @@ def first_part(folder: Path, model: Path, more: tuple[str, ...]) -> float:
         for path in sorted((folder / "once").iterdir())[:100]:
             (few / path.name).hardlink_to(path)
     out = folder / f"few-{model.name}{''.join(more)}.csv"
-    command = [sys.executable, "-m", "mlic", "batch-predict", str(model), str(few), "--out", str(out), "--set",
-               "chunk=50", "-q", *more]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mlic",
+        "batch-predict",
+        str(model),
+        str(few),
+        "--out",
+        str(out),
+        "--set",
+        "chunk=50",
+        "-q",
+        *more,
+    ]
     part = folder / f"{out.name}.parts" / "part-000000.parquet"
     started = time.monotonic()
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL)

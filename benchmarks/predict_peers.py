@@ -97,9 +97,12 @@ def ray_data(folder: Path, images: str) -> tuple[float, str]:
 def write(folder: Path, name: str, spec: bundle.Bundle, paths: list[Path], scores: Any) -> str:
     """Write the decisions as mlic does, to be compared."""
     found = prediction_files.Predictions(
-        spec.labels, tuple(path.stem for path in paths), tuple(path.name for path in paths), scores,
+        spec.labels,
+        tuple(path.stem for path in paths),
+        tuple(path.name for path in paths),
+        scores,
         scores >= np.array(spec.thresholds, dtype=np.float32),
-    )  # fmt: skip
+    )
     prediction_files.write(folder / name, ".csv", spec.labels, "both", [found])
     return str(folder / name)
 

@@ -149,15 +149,20 @@ def run(config: TrainConfig, folder: Path, minutes: float) -> dict[str, Any]:
     if read_index(config.shards)["splits"].get("test", {}).get("samples"):
         split, measurement = "test", measure_test(config, folder)
     return {
-        "minutes": round(used, 2), "epochs": len(history), "of": config.epochs, "ends": ends, "split": split,
-        "samples": measurement.samples, "values": {name: round(measurement.values[name], 4) for name in SHOWN},
+        "minutes": round(used, 2),
+        "epochs": len(history),
+        "of": config.epochs,
+        "ends": ends,
+        "split": split,
+        "samples": measurement.samples,
+        "values": {name: round(measurement.values[name], 4) for name in SHOWN},
         "interval": [round(end, 4) for end in measurement.intervals["f1_micro"]],
         "always_top_3": round(measurement.baselines["always_top_3"]["f1_micro"], 4),
         "all_negative": {
             name: round(measurement.baselines["all_negative"][name], 4)
             for name in ("hamming_accuracy", "subset_accuracy")
         },
-    }  # fmt: skip
+    }
 
 
 def measure_test(config: TrainConfig, folder: Path) -> Measurement:
@@ -166,10 +171,14 @@ def measure_test(config: TrainConfig, folder: Path) -> Measurement:
     test, prep = read_split(config.shards, "test"), model.preprocessing
     with ShardReader(test, prep) as reader:
         found = evaluation.evaluate(
-            place(folder), net, reader.batches(eval_batches(len(test), 64, 0, 1), 0),
-            Normalizer(prep.mean, prep.std, torch.device("cpu")), config.loss,
-            lambda logits, targets: losses.loss_sum("bce", logits, targets, torch.ones(len(test.labels))), test,
-        )  # fmt: skip
+            place(folder),
+            net,
+            reader.batches(eval_batches(len(test), 64, 0, 1), 0),
+            Normalizer(prep.mean, prep.std, torch.device("cpu")),
+            config.loss,
+            lambda logits, targets: losses.loss_sum("bce", logits, targets, torch.ones(len(test.labels))),
+            test,
+        )
     if found is None:
         raise RuntimeError("the evaluation was stopped")
     scores = Calibration.read(model.calibration).apply(found.scores)

@@ -84,12 +84,19 @@ def page(samples: int, labels: int) -> dict[str, float]:
         started = time.perf_counter()
         evidence = [
             Evidence(
-                name=f"model{i}", about="", data="generated", labels=names, keys=keys, targets=targets,
-                decisions=scores >= cuts, scores=scores, thresholds=cuts,
+                name=f"model{i}",
+                about="",
+                data="generated",
+                labels=names,
+                keys=keys,
+                targets=targets,
+                decisions=scores >= cuts,
+                scores=scores,
+                thresholds=cuts,
                 measurement=measure(names, scores >= cuts, targets, scores, RESAMPLES, 0),
             )
             for i, (scores, targets) in enumerate(models)
-        ]  # fmt: skip
+        ]
         write(Path(scratch), evidence, 0)
         took = time.perf_counter() - started
         return {"seconds": took, "memory": peak(), "bytes": (Path(scratch) / PAGE).stat().st_size}
@@ -120,11 +127,9 @@ def six(scores: Array, targets: Array) -> list[float]:
     decided = scores >= 0.5
     return [
         function(targets, given, average=average)
-        for function, given in (
-            (f1_score, decided), (average_precision_score, scores), (roc_auc_score, scores)
-        )
+        for function, given in ((f1_score, decided), (average_precision_score, scores), (roc_auc_score, scores))
         for average in ("micro", "macro")
-    ]  # fmt: skip
+    ]
 
 
 def peak() -> float:

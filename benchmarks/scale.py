@@ -84,13 +84,18 @@ def index(meter: Meter, scratch: Path) -> None:
     from mlic.runs.files import write_json
 
     found = {
-        "format": 1, "kind": "shards", "labels": [f"label{i}" for i in range(LABELS)], "samples": IMAGES,
-        "splits": {"train": {"samples": IMAGES}}, "folds": 0, "fingerprint": "f" * 32,
+        "format": 1,
+        "kind": "shards",
+        "labels": [f"label{i}" for i in range(LABELS)],
+        "samples": IMAGES,
+        "splits": {"train": {"samples": IMAGES}},
+        "folds": 0,
+        "fingerprint": "f" * 32,
         "shards": {
             f"train-{i:06d}.tar": {"split": "train", "samples": 582, "size": 64_000_000 + i, "sha256": f"{i:064x}"}
             for i in range(SHARDS)
         },
-    }  # fmt: skip
+    }
     with meter.step("write index.json (items are shards)", SHARDS, SHARDS):
         write_json(scratch / "index.json", found)
     del found
@@ -128,14 +133,21 @@ def _write_table(folder: Path, items: int) -> None:
     flat = (rng.random(items * LABELS) < 0.1).astype(np.int8)
     target = pa.ListArray.from_arrays(pa.array(np.arange(items + 1) * LABELS, pa.int32()), pa.array(flat))
     pq.write_table(
-        pa.table({
-            "key": found.keys.cast(pa.string()), "file": found.paths.cast(pa.string()),
-            "split": pa.DictionaryArray.from_arrays(np.zeros(items, np.int32), ["train"]).cast(pa.string()),
-            "shard": shard, "offset": pa.array((np.arange(items) % per_shard) * IMAGE_BYTES),
-            "size": pa.array(found.sizes), "target": target,
-        }),
-        folder / "samples.parquet", compression="zstd", row_group_size=per_shard * 100,
-    )  # fmt: skip
+        pa.table(
+            {
+                "key": found.keys.cast(pa.string()),
+                "file": found.paths.cast(pa.string()),
+                "split": pa.DictionaryArray.from_arrays(np.zeros(items, np.int32), ["train"]).cast(pa.string()),
+                "shard": shard,
+                "offset": pa.array((np.arange(items) % per_shard) * IMAGE_BYTES),
+                "size": pa.array(found.sizes),
+                "target": target,
+            }
+        ),
+        folder / "samples.parquet",
+        compression="zstd",
+        row_group_size=per_shard * 100,
+    )
     for name in names:
         (folder / name).touch()
     named = {name: {"split": "train", "samples": per_shard, "size": 0, "sha256": ""} for name in names}
@@ -199,8 +211,10 @@ def search(meter: Meter, _: Path) -> None:
             found.tell(trial, [float(value[trial])] * until)
             events += 1
     assert all(found.status(trial) for trial in range(TRIALS))
-    meter.costs[-1] = Cost(f"decide which trial goes on, {events:,} times, {workers:,} workers (items are trials)",
-                           *list(asdict(meter.costs[-1]).values())[1:])  # fmt: skip
+    meter.costs[-1] = Cost(
+        f"decide which trial goes on, {events:,} times, {workers:,} workers (items are trials)",
+        *list(asdict(meter.costs[-1]).values())[1:],
+    )
 
 
 def recall(meter: Meter, scratch: Path) -> None:
@@ -229,11 +243,19 @@ def nodes(meter: Meter, _: Path) -> None:
         assert train_share(cluster, "auto").workers == task_share(cluster, "auto", True).workers == NODES * GPUS
     reports = [
         NodeReport(
-            host=node.host, address="10.0.0.1", cpus=node.cpus, gpus=node.gpus, python="3.11.7",
-            versions={"mlic": "1", "ray": "2", "torch": "2"}, files=65536, store=2**33, disk=2**40, skew_s=0.0,
+            host=node.host,
+            address="10.0.0.1",
+            cpus=node.cpus,
+            gpus=node.gpus,
+            python="3.11.7",
+            versions={"mlic": "1", "ray": "2", "torch": "2"},
+            files=65536,
+            store=2**33,
+            disk=2**40,
+            skew_s=0.0,
         )
         for node in cluster.nodes
-    ]  # fmt: skip
+    ]
     with meter.step("compare nodes and print their table", NODES, NODES):
         ClusterReport(nodes=reports, problems=problems(reports)).text()
 
@@ -261,11 +283,12 @@ def main(parts: tuple[str, ...], alone: bool) -> None:
         print(part, costs[-1], flush=True)
     lines = [
         f"{NODES:,} nodes of {GPUS} GPUs; {IMAGES:,} images of {IMAGE_BYTES:,} bytes in {SHARDS:,} shards, {LABELS} "
-        f"labels; {TRIALS:,} trials. Seconds are of one core.", "",
+        f"labels; {TRIALS:,} trials. Seconds are of one core.",
+        "",
         "| step | items | seconds | memory, GB | items asked for | seconds | memory, GB |",
         "|---|---|---|---|---|---|---|",
         *(row(Cost(**cost)) for cost in costs),
-    ]  # fmt: skip
+    ]
     write_section("Scale", "\n".join(lines) + "\n")
 
 

@@ -38,8 +38,15 @@ def main(runs: tuple[Path, ...], halves: int, samples: int, labels: int) -> None
         found = [read_best(run) for run in runs]
         scores, targets = (np.concatenate([getattr(best, name) for best in found]) for name in ("scores", "targets"))
         rows = compare(scores, targets, halves)
-        head = ["policy", "micro-F1", "minus global", "macro-F1", "minus global", "estimate minus other half, micro",
-                "halves worse for sure, micro, macro"]  # fmt: skip
+        head = [
+            "policy",
+            "micro-F1",
+            "minus global",
+            "macro-F1",
+            "minus global",
+            "estimate minus other half, micro",
+            "halves worse for sure, micro, macro",
+        ]
         text = f"{len(scores):,} images, {targets.shape[1]} labels, {halves} random halves; mean and noise (2 SE)."
         write_section("Thresholds on the other half", f"{text}\n\n{markdown(head, rows)}")
     seconds = [[policy, f"{timed(policy, samples, labels):.0f}"] for policy in ("global", "per-label", "joint")]
@@ -64,19 +71,27 @@ def compare(scores: Array, targets: Array, halves: int) -> list[list[str]]:
                 *(bootstrap.draws(each, targets[two], None, 400, seed) for each in (given, alone))
             )
             reached[policy].append(
-                [*(actual[n] for n in names), *(estimate[n] - actual[n] for n in names),
-                 *(apart[n][1] < 0 for n in names)]
-            )  # fmt: skip
+                [
+                    *(actual[n] for n in names),
+                    *(estimate[n] - actual[n] for n in names),
+                    *(apart[n][1] < 0 for n in names),
+                ]
+            )
     values = {policy: np.array(rows) for policy, rows in reached.items()}
     rows = []
     for policy, own in values.items():
         gain = own[:, :2] - values["global"][:, :2]
         rows.append(
             [
-                policy, f"{own[:, 0].mean():.4f}", spread(gain[:, 0]), f"{own[:, 1].mean():.4f}", spread(gain[:, 1]),
-                spread(own[:, 2]), f"{own[:, 4].sum():.0f}, {own[:, 5].sum():.0f}",
+                policy,
+                f"{own[:, 0].mean():.4f}",
+                spread(gain[:, 0]),
+                f"{own[:, 1].mean():.4f}",
+                spread(gain[:, 1]),
+                spread(own[:, 2]),
+                f"{own[:, 4].sum():.0f}, {own[:, 5].sum():.0f}",
             ]
-        )  # fmt: skip
+        )
     return rows
 
 

@@ -79,11 +79,32 @@ def prepare(folder: Path) -> Path:
 def of_mlic(folder: Path, shards: Path, arch: str, workers: int) -> float:
     """Images per second of the epochs but the first, by `mlic train`."""
     command = [
-        sys.executable, "-m", "mlic", "train", str(shards), "--arch", arch, "--epochs", str(EPOCHS), "--batch-size",
-        str(BATCH), "--workers", str(workers), "--optimizer", "adam", "--image-size", str(SIZE), "--no-doctor",
-        "--fresh", "--runs", str(folder / "runs"), "--name", "run", "-q",
+        sys.executable,
+        "-m",
+        "mlic",
+        "train",
+        str(shards),
+        "--arch",
+        arch,
+        "--epochs",
+        str(EPOCHS),
+        "--batch-size",
+        str(BATCH),
+        "--workers",
+        str(workers),
+        "--optimizer",
+        "adam",
+        "--image-size",
+        str(SIZE),
+        "--no-doctor",
+        "--fresh",
+        "--runs",
+        str(folder / "runs"),
+        "--name",
+        "run",
+        "-q",
         *(word for each in ("precision=fp32", "ema=0", "crop=1") for word in ("--set", each)),
-    ]  # fmt: skip
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
     rows = [json.loads(line) for line in (folder / "runs" / "run" / "metrics.jsonl").read_text().splitlines()]
     return float(statistics.mean(row["time/images_per_s"] for row in rows[1:]))

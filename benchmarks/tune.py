@@ -28,10 +28,17 @@ from mlic.config.tune import TuneConfig
 
 CORES = os.cpu_count() or 1
 SHARED: dict[str, Any] = {
-    "image_size": 64, "batch_size": 64, "doctor": False, "color": "rgb", "loader_threads": 0,
-    "space": {"arch": {"choice": ["small", "b-final"]}, "lr": {"loguniform": [5e-4, 8e-3]},
-              "pos_weight_power": {"uniform": [0, 1]}},
-}  # fmt: skip
+    "image_size": 64,
+    "batch_size": 64,
+    "doctor": False,
+    "color": "rgb",
+    "loader_threads": 0,
+    "space": {
+        "arch": {"choice": ["small", "b-final"]},
+        "lr": {"loguniform": [5e-4, 8e-3]},
+        "pos_weight_power": {"uniform": [0, 1]},
+    },
+}
 
 
 @click.command()
@@ -61,18 +68,32 @@ def main(trials: int, documented: int, epochs: int) -> None:
         lines += [f"| {name} | {n} | {wall / n:.2f} | {cpu / n:.2f} |" for name, n, (wall, cpu) in rows]
         wall, cpu = pattern[0] / documented / (ours[0] / trials), pattern[1] / documented / (ours[1] / trials)
         text = [
-            f"{trials} trials of {epochs} epochs, {CORES} at a time, from the command to its end.", "", *lines, "",
+            f"{trials} trials of {epochs} epochs, {CORES} at a time, from the command to its end.",
+            "",
+            *lines,
+            "",
             f"mlic tune takes {ours[0] / bound:.2f} times the steps' time over {CORES} cores and "
             f"{ours[1] / alone[1]:.2f} times their CPU time; a trial of the documented pattern takes {wall:.1f} times "
             f"as long as one of mlic tune, and {cpu:.1f} times the CPU time.",
-        ]  # fmt: skip
+        ]
         write_section("Searching", "\n".join(text) + "\n")
 
 
 def of_mlic(folder: Path) -> tuple[float, float]:
     """Seconds of wall and CPU time of the command, Ray's start included."""
-    command = [sys.executable, "-m", "mlic", "tune", "--config", str(folder / "search.json"), "--runs",
-               str(folder / "runs"), "--name", "tune", "-q"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mlic",
+        "tune",
+        "--config",
+        str(folder / "search.json"),
+        "--runs",
+        str(folder / "runs"),
+        "--name",
+        "tune",
+        "-q",
+    ]
     return measured(command)
 
 

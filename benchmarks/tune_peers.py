@@ -80,12 +80,13 @@ def documented(folder: Path, trials: int) -> None:
 
     def trial(given: dict[str, Any]) -> None:
         TorchTrainer(
-            worker, train_loop_config=given,
+            worker,
+            train_loop_config=given,
             scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
             run_config=ray.train.RunConfig(
                 name=f"trial-{given['number']}", storage_path=str(folder / "ray"), callbacks=[TuneReportCallback()]
             ),
-        ).fit()  # fmt: skip
+        ).fit()
 
     results = tune.Tuner(
         tune.with_resources(trial, {"memory": 2**20}),

@@ -33,11 +33,25 @@ def visit(page: Path, width: int, folder: Path) -> tuple[dict[str, Any], list[st
     around = folder / f"around-{width}.html"
     around.write_text(_AROUND.format(source=page.as_uri(), width=width), encoding="utf-8")
     command = [
-        str(PROGRAM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--allow-file-access-from-files", "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0",
-        f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000", "--dump-dom", around.as_uri(),
-    ]  # fmt: skip
+        str(PROGRAM),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--allow-file-access-from-files",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--enable-logging=stderr",
+        "--v=0",
+        f"--user-data-dir={folder / 'profile'}",
+        "--virtual-time-budget=20000",
+        "--dump-dom",
+        around.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     title = re.search(r"<title>seen:(.*?)</title>", done.stdout, re.DOTALL)
     if title is None:

@@ -14,5 +14,8 @@ def test_errors_survive_pickling(kind: type[MlicError], code: int) -> None:
     error = pickle.loads(pickle.dumps(kind("what is wrong.", "what to do.")))  # noqa: S301
     assert type(error) is kind
     assert (error.message, error.hint, error.exit_code, str(error)) == (
-        "what is wrong.", "what to do.", code, "what is wrong.",
-    )  # fmt: skip
+        "what is wrong.",
+        "what to do.",
+        code,
+        "what is wrong.",
+    )

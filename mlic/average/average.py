@@ -36,13 +36,14 @@ class AverageReport(Model):
         ahead, least, most = self.lead
         return "\n".join(
             [
-                self.measurement.table(), "",
+                self.measurement.table(),
+                "",
                 *(f"{name}  {self.objective} {value:.4f} alone" for name, value in self.alone.items()),
                 f"the average  {self.objective} {self.measurement.values[self.objective]:.4f}, {ahead:+.4f} "
                 f"({least:+.4f} to {most:+.4f}) to {self.best}: {verdict(self.lead)}",
                 f"model  {self.model}",
             ]
-        )  # fmt: skip
+        )
 
 
 def average(config: AverageConfig) -> AverageReport:
@@ -63,24 +64,41 @@ def average(config: AverageConfig) -> AverageReport:
             _check_same(first, models[first], bests[first], name, models[name], bests[name])
         model = models[first]
         settled, measurement = fuse(
-            config.out, list(bests.values()), [_member(each) for each in models.values()], model.labels,
-            model.preprocessing, config.policy, config.calibration, config.seed, _OBJECTIVE,
+            config.out,
+            list(bests.values()),
+            [_member(each) for each in models.values()],
+            model.labels,
+            model.preprocessing,
+            config.policy,
+            config.calibration,
+            config.seed,
+            _OBJECTIVE,
             {"run": config.out.name, "runs": list(models), "shards": model.provenance["shards"], "seed": config.seed},
-        )  # fmt: skip
+        )
         alone = {
-            name: decide(config.policy, config.calibration, bests[name], models[name].provenance["pos_weight"],
-                         config.seed, _OBJECTIVE)[0]
+            name: decide(
+                config.policy,
+                config.calibration,
+                bests[name],
+                models[name].provenance["pos_weight"],
+                config.seed,
+                _OBJECTIVE,
+            )[0]
             for name in models
-        }  # fmt: skip
-        leads = {name: lead(_OBJECTIVE, settled, each, bests[first].targets, config.seed)
-                 for name, each in alone.items()}  # fmt: skip
+        }
+        leads = {
+            name: lead(_OBJECTIVE, settled, each, bests[first].targets, config.seed) for name, each in alone.items()
+        }
         best = min(leads, key=lambda name: leads[name][0])
         value = measurement.values[_OBJECTIVE]
         report = AverageReport(
-            model=config.out / "model", objective=_OBJECTIVE,
-            alone={name: value - each[0] for name, each in leads.items()}, best=best, lead=leads[best],
+            model=config.out / "model",
+            objective=_OBJECTIVE,
+            alone={name: value - each[0] for name, each in leads.items()},
+            best=best,
+            lead=leads[best],
             measurement=measurement,
-        )  # fmt: skip
+        )
         run.finish(report)
     return report
 

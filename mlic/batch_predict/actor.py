@@ -74,8 +74,11 @@ class Trail:
         self._words = self._read()
         self.careful = bool(self._words)
         after = [*self._words[1:], "begin"]
-        died = Counter(int(word[1:]) for word, next_ in zip(self._words, after, strict=False)
-                       if word[0] == "+" and next_ == "begin")  # fmt: skip
+        died = Counter(
+            int(word[1:])
+            for word, next_ in zip(self._words, after, strict=False)
+            if word[0] == "+" and next_ == "begin"
+        )
         self.deadly = {image for image, times in died.items() if times >= _DEADLY}
         self._note("begin")
         return self

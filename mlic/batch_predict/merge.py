@@ -122,20 +122,38 @@ def merge(
             predicted = _write_folder(out, model, values, good())
     named = _write_errors(out, errors)
     report = PredictReport(
-        out=out, model=config.model, fingerprint=model.fingerprint, sha256=sha256(out), values=values,
-        top_k=config.top_k, found=predicted + len(errors), predicted=predicted, bad=len(errors), errors=named,
+        out=out,
+        model=config.model,
+        fingerprint=model.fingerprint,
+        sha256=sha256(out),
+        values=values,
+        top_k=config.top_k,
+        found=predicted + len(errors),
+        predicted=predicted,
+        bad=len(errors),
+        errors=named,
         first_bad=errors[0][1] if errors else None,
-    )  # fmt: skip
+    )
     state = read_state(parts) or {}
     index = {
-        "format": 1, "kind": "predictions", "model": model.fingerprint, "labels": list(model.labels),
+        "format": 1,
+        "kind": "predictions",
+        "model": model.fingerprint,
+        "labels": list(model.labels),
         "thresholds": dict(zip(model.labels, model.thresholds, strict=True)),
-        "threshold_fit": model.threshold_fit, "calibration": model.calibration,
+        "threshold_fit": model.threshold_fit,
+        "calibration": model.calibration,
         "trained_on": model.provenance.get("shards"),
-        "values": values, "top_k": config.top_k or model.top_k, "scores": "float32, in text six significant digits",
-        "versions": state.get("versions"), "computed_by": state.get("computed_by"),
-        "found": report.found, "predicted": predicted, "bad": len(errors), "parts": count,
-    }  # fmt: skip
+        "values": values,
+        "top_k": config.top_k or model.top_k,
+        "scores": "float32, in text six significant digits",
+        "versions": state.get("versions"),
+        "computed_by": state.get("computed_by"),
+        "found": report.found,
+        "predicted": predicted,
+        "bad": len(errors),
+        "parts": count,
+    }
     write_json(storage.join(parts, INDEX), index)
     return report
 
@@ -223,7 +241,10 @@ def _read_part(
     good = [i for i, error in enumerate(errors) if error is None]
     calibrated = Calibration.read(model.calibration).apply(scores[good])
     part = prediction_files.Predictions(
-        model.labels, tuple(keys[i] for i in good), tuple(files[i] for i in good), calibrated,
+        model.labels,
+        tuple(keys[i] for i in good),
+        tuple(files[i] for i in good),
+        calibrated,
         thresholds.decide(calibrated, np.array(model.thresholds), top_k),
-    )  # fmt: skip
+    )
     return part, [(file, error) for file, error in zip(files, errors, strict=True) if error is not None]

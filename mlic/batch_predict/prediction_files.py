@@ -181,9 +181,10 @@ def _read_table(path: Path) -> Predictions:
 
     spaces = path.suffix == ".txt"
     parse = pa_csv.ParseOptions(
-        delimiter={".tsv": "\t", ".csv": ","}.get(path.suffix, " "), newlines_in_values=not spaces,
+        delimiter={".tsv": "\t", ".csv": ","}.get(path.suffix, " "),
+        newlines_in_values=not spaces,
         quote_char=False if spaces else '"',
-    )  # fmt: skip
+    )
     with path.open("rb") as file:
         first = file.readline().decode("utf-8", "replace")
     names = [] if spaces else next(csv.reader([first.rstrip("\r\n")], delimiter=parse.delimiter))
@@ -193,12 +194,15 @@ def _read_table(path: Path) -> Predictions:
         raise ValueError("a name and at least one label a line are needed, each label once")
     texts = 2 if names[:2] == ["key", "file"] else 1
     table = pa_csv.read_csv(
-        path, read_options=pa_csv.ReadOptions(column_names=names, skip_rows=0 if spaces else 1), parse_options=parse,
+        path,
+        read_options=pa_csv.ReadOptions(column_names=names, skip_rows=0 if spaces else 1),
+        parse_options=parse,
         convert_options=pa_csv.ConvertOptions(
             column_types={name: pa.string() if i < texts else pa.float32() for i, name in enumerate(names)},
-            null_values=[], strings_can_be_null=False,
+            null_values=[],
+            strings_can_be_null=False,
         ),
-    )  # fmt: skip
+    )
     texts_read = [tuple(table.column(i).to_pylist()) for i in range(texts)]
     files = texts_read[-1]
     keys = texts_read[0] if texts == 2 else tuple(_without_extension(name) for name in files)

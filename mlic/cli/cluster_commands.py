@@ -244,26 +244,31 @@ def _cancel(ids: Sequence[str]) -> int:
 
 slurm.add_command(
     click.Command(
-        "status", callback=_told(_status), params=[click.Argument(["ids"], nargs=-1, metavar="[JOB...]"), _JSON],
+        "status",
+        callback=_told(_status),
+        params=[click.Argument(["ids"], nargs=-1, metavar="[JOB...]"), _JSON],
         help="Say how jobs stand: those that are named, or those in the queue and the last ones submitted.",
     )
-)  # fmt: skip
+)
 slurm.add_command(
     click.Command(
-        "logs", callback=_told(_logs),
+        "logs",
+        callback=_told(_logs),
         params=[
             click.Argument(["job"], metavar="JOB"),
             click.Option(["-f", "--follow"], is_flag=True, help="Until the job ends, and end with its exit code"),
         ],
         help="Print what a job has written.",
     )
-)  # fmt: skip
+)
 slurm.add_command(
     click.Command(
-        "cancel", callback=_told(_cancel), params=[click.Argument(["ids"], nargs=-1, required=True, metavar="JOB...")],
+        "cancel",
+        callback=_told(_cancel),
+        params=[click.Argument(["ids"], nargs=-1, required=True, metavar="JOB...")],
         help="End jobs.",
     )
-)  # fmt: skip
+)
 
 
 def _submit_for(check: _Check) -> Callable[..., int]:
@@ -320,9 +325,11 @@ def _model_command(name: str, model: type[BaseModel], work: Callable[..., int], 
 
 cluster.add_command(
     _model_command(
-        "check", ClusterCheckConfig, _check,
+        "check",
+        ClusterCheckConfig,
+        _check,
         "See whether the nodes can work together: versions, storage, clocks, network, memory and disk.\n\nEnds "
         "with 4 and what to do when something is wrong.\n\n"
         "\b\nExample:\n  mlic cluster check /shared/runs --address HEAD:6379",
     )
-)  # fmt: skip
+)

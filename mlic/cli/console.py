@@ -45,9 +45,14 @@ def parameters(model: type[BaseModel]) -> list[click.Parameter]:
 
 
 _TITLES: dict[base.Group, str] = {
-    "search": "Search", "data": "Data", "model": "Model", "optimisation": "Optimisation", "resources": "Resources",
-    "run": "Run", "": "Run",
-}  # fmt: skip
+    "search": "Search",
+    "data": "Data",
+    "model": "Model",
+    "optimisation": "Optimisation",
+    "resources": "Resources",
+    "run": "Run",
+    "": "Run",
+}
 
 
 class StageCommand(click.Command):

@@ -36,49 +36,69 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
     "pack": (PackConfig, "mlic.pack.pack", "pack", ["mlic pack photos/ --labels annotations/"]),
     "explore": (
-        ExploreConfig, "mlic.explore.explore", "explore",
+        ExploreConfig,
+        "mlic.explore.explore",
+        "explore",
         ["mlic explore", "mlic explore photos/ --labels annotations/ --out look/"],
     ),
     "doctor": (DoctorConfig, "mlic.doctor.doctor", "doctor", ["mlic doctor"]),
     "train": (
-        TrainConfig, "mlic.train.train", "train",
+        TrainConfig,
+        "mlic.train.train",
+        "train",
         ["mlic train --arch resnet18 --epochs 20", "mlic train shards/ --config jobs/train.yaml --set lr=1e-4"],
     ),
     "tune": (TuneConfig, "mlic.tune.tune", "tune", ["mlic tune --num-samples 50"]),
     "noise": (
-        NoiseConfig, "mlic.noise.noise", "noise",
+        NoiseConfig,
+        "mlic.noise.noise",
+        "noise",
         ["mlic noise shards/ --epochs 10", "mlic pack photos/ --labels annotations/ --corrections noise/suspects.tsv"],
     ),
     "batch-predict": (
-        PredictConfig, "mlic.batch_predict.predict", "predict",
+        PredictConfig,
+        "mlic.batch_predict.predict",
+        "predict",
         ["mlic batch-predict runs/tune test-photos/", "mlic batch-predict runs/tune photo.jpg"],
     ),
     "average": (
-        AverageConfig, "mlic.average.average", "average",
+        AverageConfig,
+        "mlic.average.average",
+        "average",
         ["mlic average runs/resnet18 runs/small --out runs/both"],
     ),
     "export": (
-        ExportConfig, "mlic.export.export", "export",
+        ExportConfig,
+        "mlic.export.export",
+        "export",
         ["mlic export runs/small --to onnx", "mlic batch-predict runs/small/export-onnx test-photos/ --out preds.tsv"],
     ),
     "evaluate": (
-        EvaluateConfig, "mlic.evaluate.evaluate", "evaluate",
+        EvaluateConfig,
+        "mlic.evaluate.evaluate",
+        "evaluate",
         ["mlic evaluate runs/small", "mlic evaluate preds.tsv --labels annotations/"],
     ),
     "threshold": (
-        ThresholdConfig, "mlic.threshold.threshold", "threshold",
+        ThresholdConfig,
+        "mlic.threshold.threshold",
+        "threshold",
         ["mlic threshold runs/small --policy per-label", "mlic threshold runs/small --policy recall=0.9"],
     ),
     "report": (
-        ReportConfig, "mlic.report.report", "report",
+        ReportConfig,
+        "mlic.report.report",
+        "report",
         ["mlic report runs/small", "mlic report runs/small runs/resnet18 --out comparison/"],
     ),
     "reproduce": (
-        ReproduceConfig, "mlic.reproduce.reproduce", "reproduce",
+        ReproduceConfig,
+        "mlic.reproduce.reproduce",
+        "reproduce",
         ["mlic reproduce a --images photos/ --labels annotations/", "mlic reproduce e all --epochs 2 --limit 500"],
     ),
     "demo": (DemoConfig, "mlic.demo.demo", "demo", ["mlic demo"]),
-}  # fmt: skip
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -147,12 +167,30 @@ _GROUPS = {
 
 # What commands are called elsewhere.
 _ALSO_CALLED = {
-    "predict": "batch-predict", "infer": "batch-predict", "inference": "batch-predict", "prepare": "pack",
-    "shard": "pack", "convert": "export", "fit": "train", "finetune": "train", "search": "tune", "sweep": "tune",
-    "hpo": "tune", "eval": "evaluate", "test": "evaluate", "measure": "evaluate", "calibrate": "threshold",
-    "thresholds": "threshold", "eda": "explore", "analyze": "explore", "analyse": "explore", "check": "doctor",
-    "validate": "doctor", "clean": "noise", "ensemble": "average",
-}  # fmt: skip
+    "predict": "batch-predict",
+    "infer": "batch-predict",
+    "inference": "batch-predict",
+    "prepare": "pack",
+    "shard": "pack",
+    "convert": "export",
+    "fit": "train",
+    "finetune": "train",
+    "search": "tune",
+    "sweep": "tune",
+    "hpo": "tune",
+    "eval": "evaluate",
+    "test": "evaluate",
+    "measure": "evaluate",
+    "calibrate": "threshold",
+    "thresholds": "threshold",
+    "eda": "explore",
+    "analyze": "explore",
+    "analyse": "explore",
+    "check": "doctor",
+    "validate": "doctor",
+    "clean": "noise",
+    "ensemble": "average",
+}
 
 
 class _Hinted(click.UsageError):

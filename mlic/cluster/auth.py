@@ -41,7 +41,11 @@ def wants_token(address: str | None) -> bool:
         "from ray._raylet import GcsClient; GcsClient(address=where(sys.argv[1]))"
     )
     asked = subprocess.run(  # noqa: S603 - Python, with an address as its argument
-        [sys.executable, "-c", ask, str(address)], env=os.environ | {"RAY_AUTH_MODE": "disabled"},
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-c", ask, str(address)],
+        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     return "AuthenticationError" in asked.stderr

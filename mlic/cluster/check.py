@@ -83,9 +83,17 @@ def _row(node: NodeReport) -> list[str]:
     speed = "" if node.mb_per_s is None else f"{node.mb_per_s:.0f} MB/s"
     storage = {None: "", True: "shared", False: "NOT SHARED"}[node.sees]
     return [
-        node.host, str(node.cpus), str(node.gpus), node.python, *versions, f"{node.skew_s * 1000:+.0f} ms", speed,
-        f"{node.store / 2**30:.1f} GiB", f"{node.disk / 2**30:.0f} GiB", storage,
-    ]  # fmt: skip
+        node.host,
+        str(node.cpus),
+        str(node.gpus),
+        node.python,
+        *versions,
+        f"{node.skew_s * 1000:+.0f} ms",
+        speed,
+        f"{node.store / 2**30:.1f} GiB",
+        f"{node.disk / 2**30:.0f} GiB",
+        storage,
+    ]
 
 
 def check(config: ClusterCheckConfig) -> ClusterReport:
@@ -106,12 +114,17 @@ def check(config: ClusterCheckConfig) -> ClusterReport:
         sees = [None] * len(witnesses) if config.folder is None else _sharing(witnesses, config.folder)
         nodes = [
             NodeReport(
-                cpus=node.cpus, gpus=node.gpus, address=facts[node.id]["NodeManagerAddress"],
-                store=int(facts[node.id]["Resources"].get("object_store_memory", 0)), skew_s=skew, mb_per_s=speed,
-                sees=seen, **look,
+                cpus=node.cpus,
+                gpus=node.gpus,
+                address=facts[node.id]["NodeManagerAddress"],
+                store=int(facts[node.id]["Resources"].get("object_store_memory", 0)),
+                skew_s=skew,
+                mb_per_s=speed,
+                sees=seen,
+                **look,
             )
             for node, look, skew, speed, seen in zip(cluster.nodes, looks, skews, speeds, sees, strict=True)
-        ]  # fmt: skip
+        ]
     return ClusterReport(nodes=nodes, problems=problems(nodes))
 
 
@@ -154,9 +167,12 @@ class _Witness:
                 continue
         scratch = os.environ.get("RAY_TMPDIR") or "/tmp"  # noqa: S108 - where Ray writes unless it is told otherwise
         return {
-            "host": socket.gethostname(), "python": platform.python_version(), "versions": versions,
-            "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0], "disk": shutil.disk_usage(scratch).free,
-        }  # fmt: skip
+            "host": socket.gethostname(),
+            "python": platform.python_version(),
+            "versions": versions,
+            "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            "disk": shutil.disk_usage(scratch).free,
+        }
 
     def time(self) -> float:
         return time.time()

@@ -52,9 +52,12 @@ def _watch_room(share: Share, fewest: int, over: threading.Event) -> None:
         if missed * _ROOM_LOOK_S >= _ROOM_WARNING_S and not warned:
             logger.warning(
                 "waiting for a node: those that are left have room for %d of %d workers with %g CPUs and %g GPUs%s.",
-                found, fewest, share.cpus, share.gpus,
+                found,
+                fewest,
+                share.cpus,
+                share.gpus,
                 "; to go on with those alone, stop this and run it again" if found else "",
-            )  # fmt: skip
+            )
             warned = True
         elif not missed and warned:
             logger.info("there is room for %d workers again", found)
@@ -109,10 +112,12 @@ def describe_cluster(embedded: bool) -> Cluster:
 
     nodes = [
         Node(
-            node["NodeID"], node["NodeManagerHostname"], int(node["Resources"].get("CPU", 0)),
+            node["NodeID"],
+            node["NodeManagerHostname"],
+            int(node["Resources"].get("CPU", 0)),
             int(node["Resources"].get("GPU", 0)),
         )
         for node in ray.nodes()
         if node["Alive"]
-    ]  # fmt: skip
+    ]
     return Cluster(tuple(sorted(nodes, key=lambda node: (node.host, node.id))), embedded)

@@ -31,9 +31,13 @@ class _Piece(Generic[P]):
 
 
 def run(
-    work: Callable[[P, Any], R], pieces: Iterator[P], shared: Any, workers: int,
-    cut: Callable[[P], list[P]], lost: Callable[[P, str], R],
-) -> Iterator[tuple[P, R]]:  # fmt: skip
+    work: Callable[[P, Any], R],
+    pieces: Iterator[P],
+    shared: Any,
+    workers: int,
+    cut: Callable[[P], list[P]],
+    lost: Callable[[P, str], R],
+) -> Iterator[tuple[P, R]]:
     """Pieces and what comes of them, as they come; as many pieces exist at a time as there are workers.
 
     `work(piece, shared)` is done by tasks. `cut` parts a piece into smaller ones, or returns it alone where it cannot;
@@ -102,9 +106,11 @@ def deaths() -> tuple[type[Exception], ...]:
     import ray.exceptions as ray_errors
 
     return (
-        ray_errors.WorkerCrashedError, ray_errors.OutOfMemoryError, ray_errors.NodeDiedError,
+        ray_errors.WorkerCrashedError,
+        ray_errors.OutOfMemoryError,
+        ray_errors.NodeDiedError,
         ray_errors.ObjectLostError,
-    )  # fmt: skip
+    )
 
 
 def _reason(error: Exception) -> str:

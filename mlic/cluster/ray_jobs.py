@@ -38,10 +38,11 @@ def submit(config: SubmitConfig, stage: str, say: Callable[[str], None]) -> str:
         shutil.copyfile(config.job, folder / config.job.name)
         command = ["python", "-m", "mlic", stage, "--config", config.job.name, *config.arguments]
         client.submit_job(
-            entrypoint=shlex.join(command), submission_id=name,
+            entrypoint=shlex.join(command),
+            submission_id=name,
             runtime_env={"working_dir": str(folder), "env_vars": {"MALLOC_ARENA_MAX": "1"}},
             metadata={"mlic": stage},
-        )  # fmt: skip
+        )
     except (RuntimeError, ConnectionError) as error:
         raise ClusterError(
             f"{config.address} did not take the job: {_line(error)}.", "mend that, and submit it again."

@@ -16,9 +16,17 @@ from pathlib import Path
 from mlic.errors import ClusterError
 
 _ENDED = {
-    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
     "TIMEOUT",
-}  # fmt: skip
+}
 _LISTED = 20  # jobs that are told of when none is named
 _GONE_AFTER = 5  # looks in a row at which nobody knew the job
 _SILENT_AFTER_S = 900.0  # without an answer; a controller may be away for minutes, and jobs go on meanwhile
@@ -162,11 +170,16 @@ def _shown(line: str) -> Job:
     task = field("ArrayTaskId")
     state = field("JobState")
     return Job(
-        id=f"{field('ArrayJobId')}_{task}" if task else field("JobId"), name=field("JobName"), state=state,
+        id=f"{field('ArrayJobId')}_{task}" if task else field("JobId"),
+        name=field("JobName"),
+        state=state,
         code=_code(field("ExitCode")) if state in _ENDED else None,
-        elapsed=field("RunTime"), restarts=int(field("Restarts") or 0), nodes=field("NodeList"), reason=field("Reason"),
+        elapsed=field("RunTime"),
+        restarts=int(field("Restarts") or 0),
+        nodes=field("NodeList"),
+        reason=field("Reason"),
         log=field("StdOut"),
-    )  # fmt: skip
+    )
 
 
 def _code(text: str) -> int:
@@ -190,10 +203,16 @@ def _from_accounts(job: str) -> list[Job]:
 def _accounted(row: dict[str, str]) -> Job:
     state = row["State"].partition(" ")[0]  # "CANCELLED by 1000"
     return Job(
-        id=row["JobID"], name=row["JobName"], state=state,
+        id=row["JobID"],
+        name=row["JobName"],
+        state=state,
         code=_code(row["ExitCode"]) if state in _ENDED else None,
-        elapsed=row.get("Elapsed", ""), restarts=0, nodes=row["NodeList"], reason="", log="",
-    )  # fmt: skip
+        elapsed=row.get("Elapsed", ""),
+        restarts=0,
+        nodes=row["NodeList"],
+        reason="",
+        log="",
+    )
 
 
 def _record() -> Path:

@@ -39,9 +39,11 @@ class PackConfig(Settings):
     """Pack images and their labels into WebDataset tar shards."""
 
     images: AnyPath = setting(
-        ..., "Images: a folder, a .tar or .zip, a list of paths, a folder of shards, or s3://...", cli="argument",
+        ...,
+        "Images: a folder, a .tar or .zip, a list of paths, a folder of shards, or s3://...",
+        cli="argument",
         place=True,
-    )  # fmt: skip
+    )
     labels: AnyPath = setting(
         ...,
         "Label files: a folder of LABEL.txt lists, a table, or another format of the README",
@@ -153,9 +155,12 @@ class ExploreConfig(Settings):
     labels: AnyPath | None = setting(None, "Label files, where the data are images", cli="flag", place=True)
     format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised", cli="flag")
     out: LocalPath = setting(
-        Path("explore"), "Folder for the page, its figures and explore.json", cli="flag", place=True,
+        Path("explore"),
+        "Folder for the page, its figures and explore.json",
+        cli="flag",
+        place=True,
         validate_default=True,
-    )  # fmt: skip
+    )
     max_images: int = setting(20_000, "Images to open, at most; labels are counted over all", cli="flag", ge=1)
     seed: int = setting(42, "Seed of the choice of images", ge=0, le=2**31 - 1)
 
@@ -164,9 +169,12 @@ class DoctorConfig(Settings):
     """Examine shards: do the labels belong to the images, and can every label be learnt and measured?"""
 
     shards: AnyPath = setting(
-        Path("shards"), "Folder of shards that mlic pack wrote, or s3://...", cli="argument", place=True,
+        Path("shards"),
+        "Folder of shards that mlic pack wrote, or s3://...",
+        cli="argument",
+        place=True,
         validate_default=True,
-    )  # fmt: skip
+    )
     max_samples: int = setting(10_000, "Training samples to look at, at most", cli="flag", ge=100)
     ranks: int = setting(1, "Training workers that are to read the shards", cli="flag", ge=1, place=True)
     seed: int = setting(42, "Seed of the choice of samples and of the shuffles", ge=0, le=2**31 - 1)

@@ -29,10 +29,11 @@ class EvaluateConfig(Settings):
     format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised")
     split: str = setting("test", "Split to measure, when labels are shards", cli="flag")
     unlabelled: Literal["auto", "skip", "negative"] = setting(
-        "auto", "Predicted images that the label files do not name: skip leaves them out, negative counts them as "
+        "auto",
+        "Predicted images that the label files do not name: skip leaves them out, negative counts them as "
         "without a label; auto: skip, and negative only where each label has a list of its images",
         cli="flag",
-    )  # fmt: skip
+    )
     out: LocalPath | None = setting(
         None, "Folder for metrics.json, report.html and its figures; default: beside the predictions", cli="flag"
     )
@@ -74,8 +75,9 @@ class ThresholdConfig(Settings):
 class ReportConfig(Model):
     """Write the page of a run, or of several beside each other: training, thresholds, errors and their causes."""
 
-    runs: Paths = setting(..., "Runs of mlic train or mlic tune; the first one is shown whole", cli="argument",
-                          min_length=1)  # fmt: skip
+    runs: Paths = setting(
+        ..., "Runs of mlic train or mlic tune; the first one is shown whole", cli="argument", min_length=1
+    )
     out: LocalPath | None = setting(
         None, "Folder for report.html, its figures and report.json; default: RUN/report", cli="flag"
     )

@@ -19,9 +19,10 @@ class ReproduceConfig(Settings):
 
     system: Literal["a", "b", "c", "d", "e"] = setting(..., "Reference system", cli="argument")
     row: str | None = setting(
-        None, "Recipe of the system, such as cnn1-2 or search, or all; default: the one that its report rests on",
+        None,
+        "Recipe of the system, such as cnn1-2 or search, or all; default: the one that its report rests on",
         cli="argument",
-    )  # fmt: skip
+    )
     images: AnyPath = setting(Path("images"), "Images, as for mlic pack", cli="flag", place=True, validate_default=True)
     labels: AnyPath = setting(
         Path("annotations"), "Label files, as for mlic pack", cli="flag", place=True, validate_default=True
@@ -33,9 +34,11 @@ class ReproduceConfig(Settings):
     limit: int | None = setting(None, "Images to pack, at most, drawn by the seed", cli="flag", ge=20)
     num_samples: int | None = setting(None, "Trials of a search, at most", cli="flag", ge=1)
     weights: Weights | None = setting(
-        None, "File of weights for recipes that begin with published ones; default: PyTorch's cache", cli="flag",
+        None,
+        "File of weights for recipes that begin with published ones; default: PyTorch's cache",
+        cli="flag",
         place=True,
-    )  # fmt: skip
+    )
     overrides: dict[str, Any] = setting({}, "Settings over those of the recipe, such as {image_size: 64}")
 
 

@@ -16,15 +16,24 @@ from mlic.errors import ConfigError
 
 # What pydantic's errors say that a value should have been.
 _EXPECTED = {
-    "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
-    "float_parsing": "a number", "float_type": "a number", "bool_parsing": "true or false",
-    "bool_type": "true or false", "string_type": "text", "tuple_type": "values with commas between them",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "values with commas between them",
     "dict_type": "a mapping of names to values",
-    "model_type": "a mapping of names to values", "literal_error": "{expected}",
+    "model_type": "a mapping of names to values",
+    "literal_error": "{expected}",
     "too_short": "{min_length} or more values",
-    "greater_than_equal": "at least {ge:g}", "less_than_equal": "at most {le:g}", "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than_equal": "at most {le:g}",
+    "greater_than": "above {gt:g}",
     "less_than": "below {lt:g}",
-}  # fmt: skip
+}
 
 M = TypeVar("M", bound=BaseModel)
 

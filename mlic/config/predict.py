@@ -35,10 +35,12 @@ class PredictConfig(Settings):
         ..., "Images as for mlic pack, a folder of its shards, or one image", cli="argument", place=True
     )
     out: Output | None = setting(
-        None, "File to write: .tsv, .csv, .txt, .jsonl or .parquet; a name without ending is a folder of Parquet "
+        None,
+        "File to write: .tsv, .csv, .txt, .jsonl or .parquet; a name without ending is a folder of Parquet "
         "files, and - the standard output; default: predictions.tsv, and - for one image",
-        cli="flag", place=True,
-    )  # fmt: skip
+        cli="flag",
+        place=True,
+    )
     split: str | None = setting(None, "Split of the shards to predict; default: all", cli="flag")
     values: Literal["auto", "decisions", "scores", "both"] = setting(
         "auto", "What to write; auto: decisions for .tsv and .txt, both for the rest", cli="flag", place=True
@@ -50,20 +52,23 @@ class PredictConfig(Settings):
         "auto", "Images in a forward pass; auto: 8 or 16 on CPUs, on a GPU as many as its memory takes", cli="flag"
     )
     precision: Reduced = setting(
-        "fp32", "bf16: faster on some machines; the share of the decisions that stay the same is measured on the first "
+        "fp32",
+        "bf16: faster on some machines; the share of the decisions that stay the same is measured on the first "
         "batch, and below 99% it is not used",
         cli="flag",
-    )  # fmt: skip
+    )
     tta: Literal["none", "mirror"] = setting(
-        "none", "Test-time augmentation; mirror: the mean of the scores of an image and of its mirror image, at twice "
+        "none",
+        "Test-time augmentation; mirror: the mean of the scores of an image and of its mirror image, at twice "
         "the time, decided by the thresholds of the model",
         cli="flag",
-    )  # fmt: skip
+    )
     backend: Backend | Literal["auto"] = setting(
-        "auto", "What computes on CPUs; auto: for many images the fastest that is installed; each is checked against "
+        "auto",
+        "What computes on CPUs; auto: for many images the fastest that is installed; each is checked against "
         "torch on the first batch",
         cli="flag",
-    )  # fmt: skip
+    )
     chunk: int = setting(500, "Images in a part, the unit that is written and resumed", ge=1)
     max_pixels: int = setting(100_000_000, "Largest image, in pixels, that is decoded at all", ge=1)
 
@@ -89,8 +94,9 @@ class PredictConfig(Settings):
 class AverageConfig(Model):
     """Make one model of several trained ones: its scores are the means of theirs, its thresholds its own."""
 
-    runs: Paths = setting(..., "Runs of mlic train or mlic tune, on the same shards", cli="argument", min_length=2,
-                          place=True)  # fmt: skip
+    runs: Paths = setting(
+        ..., "Runs of mlic train or mlic tune, on the same shards", cli="argument", min_length=2, place=True
+    )
     out: LocalPath = setting(Path("runs/average"), "Folder to write", cli="flag", place=True, validate_default=True)
     policy: Policy = setting("per-label", "How its thresholds are fitted, as for mlic threshold", cli="flag")
     calibration: Calibrator = setting("auto", CALIBRATION, cli="flag")
@@ -105,9 +111,10 @@ class ExportConfig(Model):
     to: Engine = setting("onnx", "Engine: onnx (ONNX Runtime), openvino or torchscript", cli="flag")
     out: LocalPath | None = setting(None, "Folder to write; default: RUN/export-ENGINE", cli="flag")
     precision: Precise = setting(
-        "fp32", "What openvino computes in; bf16 and int8 are faster, and change decisions: how many is measured",
+        "fp32",
+        "What openvino computes in; bf16 and int8 are faster, and change decisions: how many is measured",
         cli="flag",
-    )  # fmt: skip
+    )
     images: AnyPath | None = setting(
         None, "Images to compare on, and to find the ranges of int8; default: the shards of the run", cli="flag"
     )

@@ -47,9 +47,8 @@ def reported() -> dict[str, Told]:
     file = recipes()[0].path.with_name("reported.json")
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     return {
-        name: Told(row["pack"], row.get("pack_settings", {}), row["reported"], row["why"])
-        for name, row in rows.items()
-    }  # fmt: skip
+        name: Told(row["pack"], row.get("pack_settings", {}), row["reported"], row["why"]) for name, row in rows.items()
+    }
 
 
 def _recipe(path: Path) -> Recipe:

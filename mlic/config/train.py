@@ -34,9 +34,17 @@ _MOST_AUGMENT = {"shift": 1.0, "invert": 1.0, "erase": 1.0, "hue": 0.5}
 
 # Settings that a network's training can go on with when they are changed in its middle.
 MOVABLE = (
-    "lr", "weight_decay", "momentum", "clip_norm", "label_smoothing", "hflip", "rand_augment", "rand_magnitude",
-    "mixup", "cutmix",
-)  # fmt: skip
+    "lr",
+    "weight_decay",
+    "momentum",
+    "clip_norm",
+    "label_smoothing",
+    "hflip",
+    "rand_augment",
+    "rand_magnitude",
+    "mixup",
+    "cutmix",
+)
 
 
 CALIBRATION = (
@@ -49,9 +57,13 @@ class ShardSettings(Settings):
     """What every command that fits models to shards has."""
 
     shards: AnyPath = setting(
-        Path("shards"), "Folder of shards that mlic pack wrote, or s3://...", cli="argument", place=True,
-        validate_default=True, group="data",
-    )  # fmt: skip
+        Path("shards"),
+        "Folder of shards that mlic pack wrote, or s3://...",
+        cli="argument",
+        place=True,
+        validate_default=True,
+        group="data",
+    )
 
 
 class RunSettings(ShardSettings):
@@ -61,13 +73,20 @@ class RunSettings(ShardSettings):
         Path("runs"), "Folder that holds the run folders", cli="flag", place=True, validate_default=True, group="run"
     )
     name: str | None = setting(
-        None, "Name of the run; default: the recipe's stem, else the architecture, or tune", cli="flag", place=True,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", group="run",
-    )  # fmt: skip
+        None,
+        "Name of the run; default: the recipe's stem, else the architecture, or tune",
+        cli="flag",
+        place=True,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        group="run",
+    )
     fold: int | None = setting(
-        None, "Validate on this fold of the shards and train on the others; default: the splits", cli="flag", ge=0,
+        None,
+        "Validate on this fold of the shards and train on the others; default: the splits",
+        cli="flag",
+        ge=0,
         group="data",
-    )  # fmt: skip
+    )
 
 
 class FitSettings(Settings):
@@ -84,18 +103,24 @@ class FitSettings(Settings):
     )
     loss: Loss = setting("bce", "Loss function", cli="flag", group="optimisation")
     objective: Objective = setting(
-        "f1_micro", "Metric of the validation split, at cross-fitted thresholds, by which the best epoch is chosen",
-        cli="flag", group="optimisation",
-    )  # fmt: skip
-    patience: int = setting(
-        0, "Epochs without a better value of stop_on after which the run stops; 0: never", ge=0, cli="flag",
+        "f1_micro",
+        "Metric of the validation split, at cross-fitted thresholds, by which the best epoch is chosen",
+        cli="flag",
         group="optimisation",
-    )  # fmt: skip
+    )
+    patience: int = setting(
+        0,
+        "Epochs without a better value of stop_on after which the run stops; 0: never",
+        ge=0,
+        cli="flag",
+        group="optimisation",
+    )
     stop_on: str = setting("val/loss", "Metric of an epoch that patience waits for", pattern=r"^val/[a-z0-9_.]+$")
     keep_epoch: KeptEpoch = setting(
-        "best", "Which epoch is kept and measured: the best by the objective, the one with the lowest validation loss, "
+        "best",
+        "Which epoch is kept and measured: the best by the objective, the one with the lowest validation loss, "
         "or the last",
-    )  # fmt: skip
+    )
     loss_options: dict[str, float] = setting({}, "Options of the loss, such as gamma of focal")
     label_smoothing: float = setting(0.0, "How far targets are moved towards a half", ge=0, lt=1)
     pos_weights: dict[str, float] = setting({}, "Weights of positives by label, in place of those that are computed")
@@ -126,9 +151,10 @@ class FitSettings(Settings):
         "auto", "rgb, gray, or what the architecture was made for", cli="flag", group="data"
     )
     normalization: Literal["auto", "imagenet", "none"] = setting(
-        "auto", "Mean and deviation that are taken from pixels; auto: those of the architecture's published weights; "
+        "auto",
+        "Mean and deviation that are taken from pixels; auto: those of the architecture's published weights; "
         "none: pixels from 0 to 1",
-    )  # fmt: skip
+    )
     limit: int | None = setting(
         None, "Training samples, at most, drawn by the seed: for a quick try", cli="flag", ge=2, group="data"
     )
@@ -136,44 +162,58 @@ class FitSettings(Settings):
     hflip: bool = setting(True, "Mirror training images at random")
     crop: Share = setting(1.0, "Smallest share of a training image that a random crop shows; 1: no crops", gt=0, le=1)
     augment: dict[Distortion, float] = setting(
-        {}, "What else changes training images at random: rotate (degrees), shift, brightness, contrast, saturation "
+        {},
+        "What else changes training images at random: rotate (degrees), shift, brightness, contrast, saturation "
         "(shares), hue (share of the colour circle), invert, erase (probabilities)",
-    )  # fmt: skip
+    )
     rand_augment: int = setting(0, "Operations of RandAugment on each training image; 0: none", ge=0, le=10)
     rand_magnitude: int = setting(9, "How strong they are, out of 30", ge=0, le=30)
     mixup: float = setting(0.0, "Mix each training image with another, in shares of Beta(a, a); 0: no", ge=0, le=10)
     cutmix: float = setting(0.0, "The same by a rectangle of the other; with mixup, one of them at random", ge=0, le=10)
     head_prior: bool = setting(True, "Start the output biases at the labels' log-odds in the training split")
     precision: Precision = setting(
-        "auto", "Arithmetic of a step, the same for a whole run or search; auto: bf16 on GPUs that have it, fp16 on "
+        "auto",
+        "Arithmetic of a step, the same for a whole run or search; auto: bf16 on GPUs that have it, fp16 on "
         "other GPUs with tensor cores, fp32 elsewhere",
-    )  # fmt: skip
+    )
     compile: bool = setting(False, "Compile the network with torch.compile", cli="flag", group="resources")
     non_finite: Literal["stop", "skip"] = setting(
         "stop", "What a step whose loss or gradient is not finite does: stop the run, or be left out and named"
     )
     checkpoint_minutes: float = setting(
-        5.0, "Minutes after which an epoch's position is kept, so that a stopped run goes on from there", cli="flag",
-        gt=0, place=True, group="resources",
-    )  # fmt: skip
-    checkpoint_copy: AnyPath | None = setting(
-        None, "Folder, s3://... perhaps, that gets a copy of the checkpoints, to go on from where the run's is lost",
+        5.0,
+        "Minutes after which an epoch's position is kept, so that a stopped run goes on from there",
+        cli="flag",
+        gt=0,
         place=True,
-    )  # fmt: skip
+        group="resources",
+    )
+    checkpoint_copy: AnyPath | None = setting(
+        None,
+        "Folder, s3://... perhaps, that gets a copy of the checkpoints, to go on from where the run's is lost",
+        place=True,
+    )
     changes: dict[int, dict[str, bool | int | float]] = setting(
-        {}, "Settings that change after so many epochs, such as {5: {lr: 1e-4}}; of those that can: "
+        {},
+        "Settings that change after so many epochs, such as {5: {lr: 1e-4}}; of those that can: "
         f"{', '.join(MOVABLE)}",
-    )  # fmt: skip
+    )
     max_bad: Share = setting(0.01, "Largest share of undecodable samples before the run stops", ge=0, le=1)
     doctor: bool = setting(True, "Examine the shards first, as mlic doctor does", cli="flag", place=True, group="run")
     cache_gb: float = setting(
-        8.0, "Largest cache of decoded images that a node keeps, in GB; 0: none", cli="flag", place=True, ge=0,
+        8.0,
+        "Largest cache of decoded images that a node keeps, in GB; 0: none",
+        cli="flag",
+        place=True,
+        ge=0,
         group="resources",
-    )  # fmt: skip
+    )
     loader_threads: int = setting(
-        2, "Threads that decode ahead of each worker; 0: none, which is least work where there is no GPU to keep busy",
-        ge=0, le=64,
-    )  # fmt: skip
+        2,
+        "Threads that decode ahead of each worker; 0: none, which is least work where there is no GPU to keep busy",
+        ge=0,
+        le=64,
+    )
     seed: int = setting(
         42, "Seed of weights, order of samples and augmentation", cli="flag", ge=0, le=2**31 - 1, group="run"
     )
@@ -235,15 +275,20 @@ class NetworkSettings(Settings):
         "for all",
     )
     weights: Weights = setting(
-        "none", "Weights to begin with: none, default (those published for the architecture), a file or a run",
-        cli="flag", place=True, group="model",
-    )  # fmt: skip
+        "none",
+        "Weights to begin with: none, default (those published for the architecture), a file or a run",
+        cli="flag",
+        place=True,
+        group="model",
+    )
     train: Trained = setting(
-        "all", "What is trained; head: the last layer alone, on features that are computed once, or in each epoch "
+        "all",
+        "What is trained; head: the last layer alone, on features that are computed once, or in each epoch "
         "where images are augmented; a number: that many of the last stages, and the head; none: nothing, it is "
         "measured as it begins",
-        cli="flag", group="model",
-    )  # fmt: skip
+        cli="flag",
+        group="model",
+    )
 
 
 class ModelSettings(NetworkSettings):
@@ -262,9 +307,13 @@ class ModelSettings(NetworkSettings):
     )
     calibration: Calibrator = setting("auto", CALIBRATION, cli="flag", group="model")
     min_workers: int | None = setting(
-        None, "Go on with as few workers as this when a lost node does not come back; default: wait for it",
-        cli="flag", place=True, ge=1, group="resources",
-    )  # fmt: skip
+        None,
+        "Go on with as few workers as this when a lost node does not come back; default: wait for it",
+        cli="flag",
+        place=True,
+        ge=1,
+        group="resources",
+    )
     max_failures: int = setting(3, "How often a group of workers that lost a member is started anew", ge=0, place=True)
 
 
@@ -316,10 +365,32 @@ def check_fit(config: FitSettings, train: Trained, power: float, unused: Collect
 
 
 TRAINING = (
-    "epochs", "lr", "optimizer", "weight_decay", "momentum", "schedule", "warmup_epochs", "step_epochs", "step_factor",
-    "clip_norm", "accumulate", "ema", "patience", "stop_on", "repeat_below", "thin", "limit", "shuffle", "crop",
-    "augment", "rand_augment", "rand_magnitude", "mixup", "cutmix", "label_smoothing",
-)  # fmt: skip  # what a network that is not trained has no use for
+    "epochs",
+    "lr",
+    "optimizer",
+    "weight_decay",
+    "momentum",
+    "schedule",
+    "warmup_epochs",
+    "step_epochs",
+    "step_factor",
+    "clip_norm",
+    "accumulate",
+    "ema",
+    "patience",
+    "stop_on",
+    "repeat_below",
+    "thin",
+    "limit",
+    "shuffle",
+    "crop",
+    "augment",
+    "rand_augment",
+    "rand_magnitude",
+    "mixup",
+    "cutmix",
+    "label_smoothing",
+)  # what a network that is not trained has no use for
 
 
 def _is_default(config: FitSettings, name: str) -> bool:
@@ -338,9 +409,11 @@ class TrainConfig(ModelSettings, FitSettings, RunSettings):
     """Train one model, data-parallel over the workers of a Ray cluster."""
 
     cross_validate: bool = setting(
-        False, "Train on all folds of the shards but one in turn, and measure each by the model of the others",
-        cli="flag", group="data",
-    )  # fmt: skip
+        False,
+        "Train on all folds of the shards but one in turn, and measure each by the model of the others",
+        cli="flag",
+        group="data",
+    )
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self, info: ValidationInfo) -> Self:
@@ -354,13 +427,19 @@ class NoiseConfig(ModelSettings, FitSettings, ShardSettings):
     """Find suspected label errors: train on every fold, and list what disagrees with the models that did not see it."""
 
     out: LocalPath = setting(
-        Path("noise"), "Folder for the table of suspects, noise.json and the runs of the folds", cli="flag",
-        place=True, validate_default=True,
-    )  # fmt: skip
+        Path("noise"),
+        "Folder for the table of suspects, noise.json and the runs of the folds",
+        cli="flag",
+        place=True,
+        validate_default=True,
+    )
     max_suspects: int | None = setting(
-        None, "Rows of the table, at most; default: as many as errors are estimated, and all exceptions to rules",
-        cli="flag", ge=1, place=True,
-    )  # fmt: skip
+        None,
+        "Rows of the table, at most; default: as many as errors are estimated, and all exceptions to rules",
+        cli="flag",
+        ge=1,
+        place=True,
+    )
     rule_support: int = setting(30, "Samples with a label, at least, for it to imply another", ge=1)
     rule_confidence: Share = setting(
         0.9, "Share of the samples with a label that have another, at least, for a rule", gt=0.5, le=1

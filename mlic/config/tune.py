@@ -23,9 +23,24 @@ DEFAULT_SPACE = {
 }
 # Settings that all trials share: the data, where and how long they run, and by what they are compared.
 _NOT_DRAWN = (
-    "address", "workers", "fresh", "name", "runs", "shards", "fold", "cross_validate", "epochs", "objective", "doctor",
-    "min_workers", "max_failures", "checkpoint_copy", "checkpoint_minutes", "changes", "keep_epoch",
-)  # fmt: skip
+    "address",
+    "workers",
+    "fresh",
+    "name",
+    "runs",
+    "shards",
+    "fold",
+    "cross_validate",
+    "epochs",
+    "objective",
+    "doctor",
+    "min_workers",
+    "max_failures",
+    "checkpoint_copy",
+    "checkpoint_minutes",
+    "changes",
+    "keep_epoch",
+)
 _SCHEDULED = {"grace_epochs": 1, "reduction_factor": 3}
 _TRIED = 50  # draws that are made before a search begins, to see that they make sense
 
@@ -42,9 +57,12 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         place=True,
     )
     budget: Seconds | None = setting(
-        None, "Time after which no epoch is begun, such as 4h or 30m; a search that goes on goes on counting",
-        cli="flag", group="search", place=True,
-    )  # fmt: skip
+        None,
+        "Time after which no epoch is begun, such as 4h or 30m; a search that goes on goes on counting",
+        cli="flag",
+        group="search",
+        place=True,
+    )
     space: dict[str, Dimension] = setting(
         DEFAULT_SPACE, "What settings are drawn from: choice, grid, uniform, loguniform, int or logint, and when"
     )
@@ -52,13 +70,17 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         "random", "How trials are drawn; tpe learns from those before (needs optuna)", cli="flag", group="search"
     )
     scheduler: Literal["asha", "hyperband", "median", "pbt", "none"] = setting(
-        "asha", "How weak trials are stopped early; pbt: they take over the best ones, and change settings on the way",
-        cli="flag", group="search",
-    )  # fmt: skip
+        "asha",
+        "How weak trials are stopped early; pbt: they take over the best ones, and change settings on the way",
+        cli="flag",
+        group="search",
+    )
     cross_validate: bool = setting(
-        False, "Train each trial on all folds of the shards but one in turn, and compare what all folds come to",
-        cli="flag", group="data",
-    )  # fmt: skip
+        False,
+        "Train each trial on all folds of the shards but one in turn, and compare what all folds come to",
+        cli="flag",
+        group="data",
+    )
     grace_epochs: int = setting(
         _SCHEDULED["grace_epochs"], "Epochs that every trial may run; with pbt, those between two exchanges", ge=1
     )
@@ -71,24 +93,40 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         1, "Workers that train a trial together, over several nodes perhaps", cli="flag", group="resources", ge=1
     )
     cpus_per_trial: float | None = setting(
-        None, "CPUs of a trial, or of each of its workers; default: 1, or what there are for its share of a GPU",
-        cli="flag", group="resources", gt=0,
-    )  # fmt: skip
+        None,
+        "CPUs of a trial, or of each of its workers; default: 1, or what there are for its share of a GPU",
+        cli="flag",
+        group="resources",
+        gt=0,
+    )
     gpus_per_trial: float | None = setting(
-        None, "GPUs of a trial, or of each of its workers; a share of one is fine; default: 1 where there are any",
-        cli="flag", group="resources", ge=0,
-    )  # fmt: skip
+        None,
+        "GPUs of a trial, or of each of its workers; a share of one is fine; default: 1 where there are any",
+        cli="flag",
+        group="resources",
+        ge=0,
+    )
     confirm: int = setting(
-        0, "Train the winner, the runner-up and what mlic train does by itself again from so many other seeds, and "
+        0,
+        "Train the winner, the runner-up and what mlic train does by itself again from so many other seeds, and "
         "say whether the winner is surely better",
-        cli="flag", group="search", ge=0, le=50, place=True,
-    )  # fmt: skip
+        cli="flag",
+        group="search",
+        ge=0,
+        le=50,
+        place=True,
+    )
     ensemble: int = setting(
-        0, "Make one more model, RUN/ensemble, of the best so many trials: its scores are the means of theirs; 0: none",
-        cli="flag", group="search", ge=0, place=True,
-    )  # fmt: skip
-    keep: int = setting(3, "Trials, the best ones, whose checkpoints are kept; as many as an ensemble has, at least",
-                        ge=1)  # fmt: skip
+        0,
+        "Make one more model, RUN/ensemble, of the best so many trials: its scores are the means of theirs; 0: none",
+        cli="flag",
+        group="search",
+        ge=0,
+        place=True,
+    )
+    keep: int = setting(
+        3, "Trials, the best ones, whose checkpoints are kept; as many as an ensemble has, at least", ge=1
+    )
 
     @model_validator(mode="before")
     @classmethod

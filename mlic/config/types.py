@@ -62,8 +62,10 @@ def _pairs(value: Any) -> Any:
 def _options(value: Any) -> Any:
     """`qos=high,constraint=a100` -> {"qos": "high", "constraint": "a100"}; numbers of files become text."""
     if isinstance(value, dict):
-        return {key: str(item) if isinstance(item, int) and not isinstance(item, bool) else item
-                for key, item in value.items()}  # fmt: skip
+        return {
+            key: str(item) if isinstance(item, int) and not isinstance(item, bool) else item
+            for key, item in value.items()
+        }
     return _pairs(value)
 
 
@@ -103,10 +105,18 @@ Operations = Annotated[tuple[Operation, ...], BeforeValidator(_names)]
 
 # Threshold policies: whether their value has a default, and the values that it may have.
 _POLICIES: dict[str, tuple[float | None, float, float]] = {
-    "fixed": (0.5, 0, 1), "global": (0, 0, 0), "per-label": (0, 0, 0), "one-at-a-time": (0.2, 0, 1),
-    "joint": (0, 0, 0), "f-beta": (None, 0.01, 100), "precision": (None, 0.01, 1), "recall": (None, 0.01, 1),
-    "cost": (None, 1e-6, 1e6), "cardinality": (0, 0, 0), "top-k": (None, 1, 1e6),
-}  # fmt: skip
+    "fixed": (0.5, 0, 1),
+    "global": (0, 0, 0),
+    "per-label": (0, 0, 0),
+    "one-at-a-time": (0.2, 0, 1),
+    "joint": (0, 0, 0),
+    "f-beta": (None, 0.01, 100),
+    "precision": (None, 0.01, 1),
+    "recall": (None, 0.01, 1),
+    "cost": (None, 1e-6, 1e6),
+    "cardinality": (0, 0, 0),
+    "top-k": (None, 1, 1e6),
+}
 
 
 def parse_policy(text: str) -> tuple[str, float]:

@@ -39,9 +39,12 @@ class Decoded:
 
 
 def decoded(
-    split: Split, preprocessing: Preprocessing, limit_gb: float, folder: Path,
+    split: Split,
+    preprocessing: Preprocessing,
+    limit_gb: float,
+    folder: Path,
     decode: Callable[[], Iterable[tuple[Array, Array, dict[int, str]]]],
-) -> Decoded | None:  # fmt: skip
+) -> Decoded | None:
     """Open the cache of a split, and build it first where it is not there.
 
     `decode` yields (sample numbers (B,), images (B, H, W, C), reasons by sample number) until every sample has been
@@ -56,9 +59,13 @@ def decoded(
 
 
 def stored(
-    known_by: str, shape: tuple[int, ...], dtype: np.dtype[Any], limit_gb: float, folder: Path,
+    known_by: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    limit_gb: float,
+    folder: Path,
     parts: Callable[[], Iterable[tuple[Array, Array, dict[int, str]]]],
-) -> Decoded | None:  # fmt: skip
+) -> Decoded | None:
     """Open an array of the node that `known_by` decides, and build it first from `parts` where it is not there."""
     size = int(np.prod(shape)) * dtype.itemsize
     if not 0 < size <= limit_gb * 1e9:

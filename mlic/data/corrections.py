@@ -119,9 +119,14 @@ def read(path: Location) -> Corrections:
     decided = np.array([row[4] != _OPEN for row in rows], bool)
     verdict = [int(row[4]) if yes else was for row, yes, was in zip(rows, decided, given, strict=True)]
     return Corrections(
-        path, tuple(row[1] for row in rows), tuple(row[2] for row in rows), np.array(given, np.int8),
-        np.array(verdict, np.int8), decided, np.array([row[0] for row in rows], np.int64),
-    )  # fmt: skip
+        path,
+        tuple(row[1] for row in rows),
+        tuple(row[2] for row in rows),
+        np.array(given, np.int8),
+        np.array(verdict, np.int8),
+        decided,
+        np.array([row[0] for row in rows], np.int64),
+    )
 
 
 def _cells(path: Location, number: int, line: Sequence[str], place: Sequence[int]) -> tuple[str, str, str, str]:

@@ -75,9 +75,12 @@ class Listing:
         """The images with these numbers, in this order."""
         chosen = pa.array(rows, pa.int64())
         return replace(
-            self, paths=self.paths.take(chosen), sizes=self.sizes[rows], stamps=self.stamps[rows],
+            self,
+            paths=self.paths.take(chosen),
+            sizes=self.sizes[rows],
+            stamps=self.stamps[rows],
             members=None if self.members is None else self.members[rows],
-        )  # fmt: skip
+        )
 
     def fingerprint(self) -> str:
         """Changes when an image is added, removed, resized or written again; the same wherever the folder lies."""

@@ -118,9 +118,14 @@ class _Columns:
             for column, name in enumerate(("container", "offset", "stored", "how")):
                 members[name] = numbers[rows, 2 + column]
         return Listing(
-            root, paths.take(order), numbers[rows, 0].copy(), numbers[rows, 1].copy(), tuple(archives), members,
+            root,
+            paths.take(order),
+            numbers[rows, 0].copy(),
+            numbers[rows, 1].copy(),
+            tuple(archives),
+            members,
             self.others,
-        )  # fmt: skip
+        )
 
 
 def is_image(name: str) -> bool:

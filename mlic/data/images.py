@@ -160,9 +160,12 @@ def _decode_jpeg(data: bytes, color: Color, max_pixels: int, side: int, out: Arr
     into = out if out is not None and out.shape == shape and out.flags.c_contiguous else None
     try:
         pixels = simplejpeg.decode_jpeg(
-            data, colorspace="GRAY" if color == "gray" else "RGB", min_height=high if factor > 1 else 0,
-            min_width=wide if factor > 1 else 0, buffer=into,
-        )  # fmt: skip
+            data,
+            colorspace="GRAY" if color == "gray" else "RGB",
+            min_height=high if factor > 1 else 0,
+            min_width=wide if factor > 1 else 0,
+            buffer=into,
+        )
     except ValueError:
         return None
     if into is not None and pixels.shape == shape:

@@ -132,9 +132,18 @@ class Builder:
             name: pa.array(values, pa.large_string()).take(pa.array(first)) for name, values in self._columns.items()
         }
         return Annotations(
-            labels, names, tuple(self._files), file[first], line[first], image, label,
-            np.frombuffer(self._value, np.int8), source, bare_numbers, columns,
-        )  # fmt: skip
+            labels,
+            names,
+            tuple(self._files),
+            file[first],
+            line[first],
+            image,
+            label,
+            np.frombuffer(self._value, np.int8),
+            source,
+            bare_numbers,
+            columns,
+        )
 
     def _refuse_repeated(self, names: pa.Array, file: Array, line: Array) -> None:
         """Raise DataError where an image has two lines; looks at a piece of the sorted names at a time."""

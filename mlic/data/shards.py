@@ -64,10 +64,15 @@ class Split:
         used, shard = np.unique(self.shard[rows], return_inverse=True)
         chosen = pa.array(rows, pa.int64())
         return replace(
-            self, shards=tuple(self.shards[i] for i in used), keys=self.keys.take(chosen),
-            files=self.files.take(chosen), targets=self.targets[rows], shard=shard.reshape(-1),
-            offsets=self.offsets[rows], sizes=self.sizes[rows],
-        )  # fmt: skip
+            self,
+            shards=tuple(self.shards[i] for i in used),
+            keys=self.keys.take(chosen),
+            files=self.files.take(chosen),
+            targets=self.targets[rows],
+            shard=shard.reshape(-1),
+            offsets=self.offsets[rows],
+            sizes=self.sizes[rows],
+        )
 
     def key(self, i: int) -> str:
         """The key of sample `i`."""
@@ -126,8 +131,11 @@ def _to_pack(folder: Path) -> tuple[str, str]:
     beside = [path for path in beside if not path.name.startswith(".")][:_LOOKED_AT]
     pictures = folder if holds_images else next((p for p in beside if _holds(p, images.EXTENSIONS)), None)
     labels = next((p for p in beside if p.suffix in _LABELS or (p != pictures and _holds(p, _LABELS))), None)
-    here = [f"{_short(path)} holds {what}" for path, what in ((pictures, "images"), (labels, "label files"))
-            if path is not None]  # fmt: skip
+    here = [
+        f"{_short(path)} holds {what}"
+        for path, what in ((pictures, "images"), (labels, "label files"))
+        if path is not None
+    ]
     said = f"; {' and '.join(here)}" if here else ""
     names = ("IMAGES" if pictures is None else _short(pictures), "LABELS" if labels is None else _short(labels))
     return said, _PACK.format(*names)
@@ -204,12 +212,17 @@ def read_split(folder: Location, split: str | None, fold: int | None = None, che
     labels = tuple(index["labels"])
     flat = table.column("target").combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return Split(
-        f"{split}-fold{fold}" if by_fold else split or "all", labels,
+        f"{split}-fold{fold}" if by_fold else split or "all",
+        labels,
         tuple(storage.join(folder, names[i]) for i in order),
-        table.column("key").combine_chunks(), table.column("file").combine_chunks(),
-        flat.astype(np.int8).reshape(-1, len(labels)), place[encoded.indices.to_numpy()],
-        table.column("offset").to_numpy(), table.column("size").to_numpy(), index["fingerprint"],
-    )  # fmt: skip
+        table.column("key").combine_chunks(),
+        table.column("file").combine_chunks(),
+        flat.astype(np.int8).reshape(-1, len(labels)),
+        place[encoded.indices.to_numpy()],
+        table.column("offset").to_numpy(),
+        table.column("size").to_numpy(),
+        index["fingerprint"],
+    )
 
 
 def read_table(folder: Location, columns: list[str] | None = None, test: Any = None) -> Any:

@@ -46,10 +46,11 @@ class DemoReport(Model):
         return "\n".join(
             [
                 f"test split of the generated corpus, {self.measurement.samples} samples, model {self.run.name}",
-                self.measurement.table(), f"predictions of {self.predicted} new images  {self.predictions}",
+                self.measurement.table(),
+                f"predictions of {self.predicted} new images  {self.predictions}",
                 f"report  {self.report}",
             ]
-        )  # fmt: skip
+        )
 
 
 def demo(config: DemoConfig) -> DemoReport:
@@ -92,9 +93,15 @@ def demo(config: DemoConfig) -> DemoReport:
             _say("mlic evaluate")
             measured = evaluate(EvaluateConfig(predictions=best, labels=shards, out=out / "evaluation", **common))
         report = DemoReport(
-            out=out, shards=shards, run=best, search=searched.run, predictions=predicted.out,
-            predicted=predicted.predicted, report=measured.report, measurement=measured.measurement,
-        )  # fmt: skip
+            out=out,
+            shards=shards,
+            run=best,
+            search=searched.run,
+            predictions=predicted.out,
+            predicted=predicted.predicted,
+            report=measured.report,
+            measurement=measured.measurement,
+        )
         run.finish(report)
     return report
 

@@ -59,9 +59,10 @@ def probe(features: Array, targets: Array, seed: int, shuffles: int = 60) -> Ali
     """
     num_samples = len(features)
     counted = [
-        i for i in range(targets.shape[1])
+        i
+        for i in range(targets.shape[1])
         if min((targets[:, i] == 1).sum(), (targets[:, i] == 0).sum()) >= _MIN_POSITIVES
-    ]  # fmt: skip
+    ]
     if not counted or num_samples < 4 * _FOLDS:
         return Alignment("unsure", 0.5, 0.5, 0.5, len(counted), num_samples)
     chosen = targets[:, counted]

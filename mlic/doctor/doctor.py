@@ -70,9 +70,15 @@ def doctor(config: DoctorConfig) -> DoctorReport:
         with connect(config.address) as cluster:
             kept = _look(config, index, cluster)
         with contextlib.suppress(MlicError):  # shards may lie where nothing can be written; then it is done again
-            write_json(storage.join(config.shards, _KEPT), {
-                "format": 1, "kind": "doctor", "fingerprint": known, "checks": [check.model_dump() for check in kept],
-            })  # fmt: skip
+            write_json(
+                storage.join(config.shards, _KEPT),
+                {
+                    "format": 1,
+                    "kind": "doctor",
+                    "fingerprint": known,
+                    "checks": [check.model_dump() for check in kept],
+                },
+            )
     checks = [
         *kept,
         _labels(index),

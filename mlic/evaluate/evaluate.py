@@ -75,8 +75,10 @@ class EvaluateReport(Model):
     def text(self) -> str:
         lines = [
             f"{self.measurement.samples:,} samples of {self.predictions} against {self.labels}",
-            self.measurement.label_table(), "", self.measurement.table(),
-        ]  # fmt: skip
+            self.measurement.label_table(),
+            "",
+            self.measurement.table(),
+        ]
         if self.unmatched:
             lines.append(f"{self.unmatched:,} annotated images have no prediction and are not measured")
         if self.unlabelled and self.unlabelled_are == "skipped":
@@ -120,10 +122,16 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     measurement = measure(names, decisions, targets, scores, config.resamples, config.seed, notes=notes)
     out = config.out or file.with_name(file.name + ".eval")
     report = EvaluateReport(
-        predictions=file, labels=truth, metrics=out / "metrics.json", report=out / "report.html",
-        unmatched=joined.unmatched, unlabelled=joined.unlabelled, unlabelled_are=joined.unlabelled_are,
-        gates=tuple(_check(gate, measurement) for gate in config.gate), measurement=measurement,
-    )  # fmt: skip
+        predictions=file,
+        labels=truth,
+        metrics=out / "metrics.json",
+        report=out / "report.html",
+        unmatched=joined.unmatched,
+        unlabelled=joined.unlabelled,
+        unlabelled_are=joined.unlabelled_are,
+        gates=tuple(_check(gate, measurement) for gate in config.gate),
+        measurement=measurement,
+    )
     title = f"{file.name} against {storage.name(truth)}"
     keys = [found.keys[i] for i in rows]
     evidence = of_predictions(title, names, keys, targets, decisions, scores, measurement, truth, config.split)
@@ -206,10 +214,15 @@ def predict_split(config: Settings, run: Path, shards: Location, split: str) -> 
     stale = before.get("inputs", {}).get("model") not in (None, bundle.read(run).fingerprint)
     predict(
         PredictConfig(
-            model=run, images=shards, out=out, split=split, address=config.address, workers=config.workers,
+            model=run,
+            images=shards,
+            out=out,
+            split=split,
+            address=config.address,
+            workers=config.workers,
             fresh=config.fresh or stale,
         )
-    )  # fmt: skip
+    )
     return out
 
 
@@ -229,9 +242,12 @@ class Joined:
 
 
 def join(
-    found: prediction_files.Predictions, truth: Location, split: str, format: LabelFormat,
+    found: prediction_files.Predictions,
+    truth: Location,
+    split: str,
+    format: LabelFormat,
     unlabelled: Literal["auto", "skip", "negative"] = "auto",
-) -> Joined:  # fmt: skip
+) -> Joined:
     """Predictions beside their targets, by key; bare numbers find the key that ends in them.
 
     A predicted image that no label file names is not measured: a line that is not there says nothing. Where each label
@@ -244,8 +260,9 @@ def join(
         raise DataError(f"the key {twice!r} is predicted twice.", "name each image once.")
     if storage.size(storage.join(truth, INDEX)) is not None:
         if unlabelled != "auto" or format != "auto":
-            raise ConfigError(f"{truth} are shards, which have a label of each sample.",
-                              "leave --unlabelled and format out.")  # fmt: skip
+            raise ConfigError(
+                f"{truth} are shards, which have a label of each sample.", "leave --unlabelled and format out."
+            )
         return _join_split(found, position, truth, split)
     if split != "test":
         raise ConfigError(f"{truth} holds label files, which have no split {split!r}.", "leave --split out.")
@@ -255,9 +272,13 @@ def join(
     negative = unlabelled == "negative" or (unlabelled == "auto" and annotations.by_label)
     rows = np.arange(len(found.keys)) if negative else np.flatnonzero(joined.labelled)
     return Joined(
-        rows, joined.targets[rows], annotations.labels, len(joined.missing), int((~joined.labelled).sum()),
+        rows,
+        joined.targets[rows],
+        annotations.labels,
+        len(joined.missing),
+        int((~joined.labelled).sum()),
         "negative" if negative else "skipped",
-    )  # fmt: skip
+    )
 
 
 def _join_split(found: prediction_files.Predictions, position: dict[str, int], truth: Location, split: str) -> Joined:

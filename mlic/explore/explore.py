@@ -84,8 +84,10 @@ def explore(config: ExploreConfig) -> ExploreReport:
     with disk_errors(config.out):
         config.out.mkdir(parents=True, exist_ok=True)
     pictures = figures_of(report)
-    grids = {label: plots.grid([look.thumbnails[i] for i in found.tolist() if i in look.thumbnails]) for label, found
-             in shown.items()}  # fmt: skip
+    grids = {
+        label: plots.grid([look.thumbnails[i] for i in found.tolist() if i in look.thumbnails])
+        for label, found in shown.items()
+    }
     for name, picture in pictures.items():
         write_atomic(config.out / f"{name}.png", picture)
     for number, grid in enumerate(grids.values()):
@@ -207,8 +209,12 @@ def _describe(data: bytes) -> tuple[dict[str, Any], Array]:
     pixels = images.decode(data, "rgb", images.MAX_PIXELS, side=2 * _THUMBNAIL)
     spread = int((pixels.max(axis=2).astype(int) - pixels.min(axis=2)).max())
     color = "colour" if spread > _GRAY_WITHIN else "grey" if images.is_gray_file(data) else "grey as RGB"
-    record = {"size": f"{info.width} x {info.height}", "format": info.format, "color": color,
-              "brightness": float(pixels.mean())}  # fmt: skip
+    record = {
+        "size": f"{info.width} x {info.height}",
+        "format": info.format,
+        "color": color,
+        "brightness": float(pixels.mean()),
+    }
     return record, pixels
 
 
@@ -226,25 +232,38 @@ def _summary(config: ExploreConfig, data: Data, look: Look) -> ExploreReport:
         splits = {name: _counts(data, targets[of == name]) for name in dict.fromkeys(data.split)}
     brightness = np.histogram([record["brightness"] for record in good], bins=32, range=(0, 256))[0]
     return ExploreReport(
-        data=config.data, out=config.out, samples=len(targets), labels=_counts(data, targets),
+        data=config.data,
+        out=config.out,
+        samples=len(targets),
+        labels=_counts(data, targets),
         unknown=dict(zip(data.labels, (targets == -1).sum(axis=0).tolist(), strict=True)),
-        cardinality=label_stats.cardinality(targets).tolist(), label_sets=different, label_sets_seen_once=once,
+        cardinality=label_stats.cardinality(targets).tolist(),
+        label_sets=different,
+        label_sets_seen_once=once,
         together=label_stats.together(targets).tolist(),
         implications=tuple(
             ImplicationRow(
-                first=data.labels[item.first], second=data.labels[item.second], support=item.support,
-                exceptions=len(item.exceptions), keys=tuple(data.key(i) for i in item.exceptions[:_LISTED]),
+                first=data.labels[item.first],
+                second=data.labels[item.second],
+                support=item.support,
+                exceptions=len(item.exceptions),
+                keys=tuple(data.key(i) for i in item.exceptions[:_LISTED]),
             )
             for item in found
         ),
-        splits=splits, looked_at=len(look.seen), bad=len(look.seen) - len(good), color=_tally(good, "color"),
-        formats=_tally(good, "format"), sizes=_tally(good, "size"), brightness=brightness.tolist(),
+        splits=splits,
+        looked_at=len(look.seen),
+        bad=len(look.seen) - len(good),
+        color=_tally(good, "color"),
+        formats=_tally(good, "format"),
+        sizes=_tally(good, "size"),
+        brightness=brightness.tolist(),
         duplicate_groups=len(many),
         duplicates=tuple(
             tuple(data.key(i) for i in look.rows[np.flatnonzero(group == name)[:_LISTED]]) for name in many[:100]
         ),
         page=config.out / "explore.html",
-    )  # fmt: skip
+    )
 
 
 def _counts(data: Data, targets: Array) -> dict[str, int]:

@@ -34,16 +34,18 @@ def render(report: ExploreReport, pictures: Mapping[str, bytes], grids: Mapping[
             "Labels at a time", f"{report.cardinality[0]:,} images have none.", figure("cardinality", "by number")
         ),
         page.section(
-            "Labels together", "Of 100 images with the label of the row, so many have that of the column.",
+            "Labels together",
+            "Of 100 images with the label of the row, so many have that of the column.",
             figure("together", "matrix of labels that occur together"),
         ),
         _implications(report),
         page.section("Splits", "Where each label's samples are.", figure("splits", "shares of labels by split"))
-        if report.splits else "",
+        if report.splits
+        else "",
         _images(report, figure("brightness", "images by mean brightness")),
         _duplicates(report),
         page.section("Samples", "At random.", _samples(grids)),
-    ]  # fmt: skip
+    ]
     return page.page(f"{report.data}", "".join(parts))
 
 
@@ -64,12 +66,14 @@ def _implications(report: ExploreReport) -> str:
         return ""
     rows = [
         [
-            f"{escape(row.first)} ⇒ {escape(row.second)}", f"{1 - row.exceptions / row.support:.2%}",
-            f"{row.support:,}", f"{row.exceptions:,}",
+            f"{escape(row.first)} ⇒ {escape(row.second)}",
+            f"{1 - row.exceptions / row.support:.2%}",
+            f"{row.support:,}",
+            f"{row.exceptions:,}",
             f'<td class="text long">{escape(", ".join(row.keys[:8]))}{" …" if row.exceptions > 8 else ""}</td>',
         ]
         for row in report.implications
-    ]  # fmt: skip
+    ]
     text = "Labels that nearly always bring another one. The exceptions are the first suspects of wrong labels."
     return page.section("Implications", text, page.table(["Rule", "Holds", "Images", "Exceptions", "Which"], rows))
 

@@ -89,16 +89,23 @@ def export(config: ExportConfig) -> ExportReport:
             why = " ".join(str(error).split())[:300]
             raise RunError(f"{config.to} does not take {model.arch}: {why}.", "export it to another engine.") from error
         report = ExportReport(
-            export=out, engine=config.to, precision=config.precision, model=source, images=len(pixels),
-            compared_on=where, max_difference=float(np.abs(found - expected).max()), decisions=expected.size,
+            export=out,
+            engine=config.to,
+            precision=config.precision,
+            model=source,
+            images=len(pixels),
+            compared_on=where,
+            max_difference=float(np.abs(found - expected).max()),
+            decisions=expected.size,
             same_decisions=agreement(model, found, expected),
-        )  # fmt: skip
+        )
         _check_parity(config, report)
         parity = report.model_dump(include={"images", "max_difference", "decisions", "same_decisions"})
         made = dataclasses.replace(
-            model, export=dataclasses.replace(plain, parity=parity),
+            model,
+            export=dataclasses.replace(plain, parity=parity),
             provenance=model.provenance | {"exported_from": model.fingerprint},
-        )  # fmt: skip
+        )
         bundle.describe(made, part)
     return report
 

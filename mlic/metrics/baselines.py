@@ -78,9 +78,10 @@ def warnings(
 ) -> list[str]:
     """One sentence about the headlines, of those that are `shown`, that do not clear their best baseline; or none."""
     names = [
-        name for name in metrics.HEADLINES
+        name
+        for name in metrics.HEADLINES
         if name in shown and name in values and any(name in baseline for baseline in trivial.values())
-    ]  # fmt: skip
+    ]
     below, unsure = [], []
     for name in names:
         baseline, best = best_baseline(name, trivial)

@@ -28,7 +28,7 @@ _LEVEL = 0.95
 
 def intervals(
     decisions: Array, targets: Array, scores: Array | None, resamples: int, seed: int, ranked: Array | None = None
-) -> Limits:  # fmt: skip
+) -> Limits:
     """The 95% percentile interval of every metric of decisions and, where there are any, of scores (N, L)."""
     return _limits(draws(decisions, targets, scores, resamples, seed, ranked))
 
@@ -44,7 +44,7 @@ def differences(one: Mapping[str, Array], two: Mapping[str, Array]) -> Limits:
 
 def draws(
     decisions: Array, targets: Array, scores: Array | None, resamples: int, seed: int, ranked: Array | None = None
-) -> dict[str, Array]:  # fmt: skip
+) -> dict[str, Array]:
     """Every metric of each resample, arrays (R,); the same images are drawn whatever was decided for them.
 
     `ranked` (N, L) are the scores that order samples within a label, where they are not `scores` themselves.

@@ -61,9 +61,11 @@ class Calibration:
     def plain(self) -> dict[str, Any]:
         """As values for JSON; `Calibration.read` takes them back."""
         return {
-            "method": self.method, "scale": list(self.scale), "shift": list(self.shift),
+            "method": self.method,
+            "scale": list(self.scale),
+            "shift": list(self.shift),
             "knots": [[list(x), list(y)] for x, y in self.knots],
-        }  # fmt: skip
+        }
 
     @staticmethod
     def read(plain: dict[str, Any]) -> Calibration:

@@ -61,9 +61,15 @@ def settle(
     plain = thresholds.fit(policy, scores, targets, seed)
     whole = calibration.fit(method, scores, targets, weights)
     return Settled(
-        whole, whole.carry(plain.thresholds), plain.choice, crossed(method, scores, targets, weights, seed), scores,
-        plain.decisions, losses, {},
-    )  # fmt: skip
+        whole,
+        whole.carry(plain.thresholds),
+        plain.choice,
+        crossed(method, scores, targets, weights, seed),
+        scores,
+        plain.decisions,
+        losses,
+        {},
+    )
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Decided:
 
 def decide(
     policy: str, method: str, scores: Array, targets: Array, weights: Array, seed: int, objective: str
-) -> Decided:  # fmt: skip
+) -> Decided:
     """What `settle` gives, without what the metrics of an epoch do not need."""
     if _carries(policy, method):
         fitted = thresholds.fit(policy, scores, targets, seed)
@@ -141,7 +147,7 @@ def _carries(policy: str, method: str) -> bool:
 
 def _best_by_objective(
     policy: str, scores: Array, targets: Array, weights: Array, seed: int, objective: str
-) -> Settled:  # fmt: skip
+) -> Settled:
     """The method with the best cross-fitted objective, of equals the one with the lowest log loss.
 
     One that surely raises the log loss is not taken: its scores would say less, whatever they decide.

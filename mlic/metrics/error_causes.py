@@ -48,9 +48,12 @@ class Causes:
 
 
 def assign(
-    decisions: Array, targets: Array, scores: Array | None, train_positives: Array | None,
+    decisions: Array,
+    targets: Array,
+    scores: Array | None,
+    train_positives: Array | None,
     rules: Sequence[tuple[int, int]],
-) -> Causes:  # fmt: skip
+) -> Causes:
     """Put each error of decisions (N, L) under a kind of KINDS.
 
     `rules` are pairs of labels (i, j) of which i nearly always brings j. Without `scores` no decision is sure; without

@@ -70,10 +70,15 @@ class Measurement(Model):
 
 
 def measure(
-    labels: Sequence[str], decisions: np.ndarray[Any, Any], targets: np.ndarray[Any, Any],
-    scores: np.ndarray[Any, Any] | None, resamples: int, seed: int, ranked: np.ndarray[Any, Any] | None = None,
+    labels: Sequence[str],
+    decisions: np.ndarray[Any, Any],
+    targets: np.ndarray[Any, Any],
+    scores: np.ndarray[Any, Any] | None,
+    resamples: int,
+    seed: int,
+    ranked: np.ndarray[Any, Any] | None = None,
     notes: Sequence[str] = (),
-) -> Measurement:  # fmt: skip
+) -> Measurement:
     """Measure decisions (N, L) and, where there are any, scores (N, L) against targets (N, L).
 
     `ranked` (N, L) are the scores that order samples within a label, where cross-fitted calibration makes `scores` of
@@ -89,12 +94,15 @@ def measure(
     limits = bootstrap.intervals(decisions, targets, scores, resamples, seed, ranked)
     trivial = baselines.baselines(decisions, targets, scores, seed)
     return Measurement(
-        samples=len(targets), values=values, intervals=limits, baselines=trivial,
+        samples=len(targets),
+        values=values,
+        intervals=limits,
+        baselines=trivial,
         warnings=(*baselines.warnings(values, limits, trivial, SHOWN), *notes),
         labels=tuple(
             LabelRow(**row, **{name: column[i] for name, column in errors.items()}) for i, row in enumerate(rows)
         ),
-    )  # fmt: skip
+    )
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

@@ -18,11 +18,18 @@ Array = np.ndarray[Any, Any]
 
 BETAS = (0.5, 2.0)
 DECISION_METRICS = (
-    *(f"{name}_{average}" for average in ("micro", "macro", "weighted", "samples")
-      for name in ("f1", "precision", "recall")),
+    *(
+        f"{name}_{average}"
+        for average in ("micro", "macro", "weighted", "samples")
+        for name in ("f1", "precision", "recall")
+    ),
     *(f"f{beta:g}_{average}" for average in ("micro", "macro") for beta in BETAS),
-    "subset_accuracy", "hamming_accuracy", "jaccard_samples", "jaccard_micro", "jaccard_macro",
-)  # fmt: skip
+    "subset_accuracy",
+    "hamming_accuracy",
+    "jaccard_samples",
+    "jaccard_micro",
+    "jaccard_macro",
+)
 SCORE_METRICS = ("map", "map_micro", "roc_auc", "roc_auc_micro", *ranking.SAMPLE_METRICS)
 HEADLINES = ("f1_micro", "f1_macro", "map", "subset_accuracy", "hamming_accuracy")
 LOWER_IS_BETTER = frozenset({"coverage", "ranking_loss"})
@@ -124,13 +131,17 @@ def label_table(
     precision, area = areas or (None, None)
     return [
         {
-            "label": label, "support": int(columns["support"][i]), "share": float(share[i]),
-            "precision": float(columns["precision"][i]), "recall": float(columns["recall"][i]),
-            "f1": float(columns["f1"][i]), "ap": None if precision is None else float(precision[i]),
+            "label": label,
+            "support": int(columns["support"][i]),
+            "share": float(share[i]),
+            "precision": float(columns["precision"][i]),
+            "recall": float(columns["recall"][i]),
+            "f1": float(columns["f1"][i]),
+            "ap": None if precision is None else float(precision[i]),
             "roc_auc": None if area is None or np.isnan(area[i]) else float(area[i]),
         }
         for i, label in enumerate(labels)
-    ]  # fmt: skip
+    ]
 
 
 def per_sample(decisions: Array, targets: Array) -> Array:
@@ -143,9 +154,13 @@ def per_sample(decisions: Array, targets: Array) -> Array:
     tn = known & ~(tp | fp | fn)
     t, p, n = tp.sum(axis=1), fp.sum(axis=1), fn.sum(axis=1)
     rest = [
-        p + n == 0, ratio(t, t + p), ratio(t, t + n), ratio(2 * t, 2 * t + p + n), ratio(t, t + p + n),
+        p + n == 0,
+        ratio(t, t + p),
+        ratio(t, t + n),
+        ratio(2 * t, 2 * t + p + n),
+        ratio(t, t + p + n),
         np.ones(len(targets)),
-    ]  # fmt: skip
+    ]
     return np.concatenate([tp, fp, fn, tn, np.stack(rest, axis=1)], axis=1, dtype=np.float64)
 
 
@@ -190,9 +205,12 @@ def _f_beta(beta: float) -> Any:
 
 
 _RATES = {
-    "f1": _f_beta(1), "precision": lambda t, p, _: ratio(t, t + p), "recall": lambda t, _, n: ratio(t, t + n),
-    "jaccard": lambda t, p, n: ratio(t, t + p + n), **{f"f{beta:g}": _f_beta(beta) for beta in BETAS},
-}  # fmt: skip
+    "f1": _f_beta(1),
+    "precision": lambda t, p, _: ratio(t, t + p),
+    "recall": lambda t, _, n: ratio(t, t + n),
+    "jaccard": lambda t, p, n: ratio(t, t + p + n),
+    **{f"f{beta:g}": _f_beta(beta) for beta in BETAS},
+}
 
 
 def _label_counts(sums: Array, num_labels: int) -> list[Array]:

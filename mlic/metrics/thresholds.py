@@ -149,10 +149,11 @@ class _Search:
         self.scores, self.targets = np.ascontiguousarray(scores, dtype=np.float32), targets
         self.fold = fold = np.random.default_rng([seed, 3]).permutation(len(scores)) % FOLDS
         scores, known = self.scores, targets >= 0
-        self.labels = [
-            _rank(scores[k, i], targets[k, i] == 1, fold[k])
-            for i, k in enumerate(known.T)
-        ] if name not in ("global", "cardinality") else []  # fmt: skip
+        self.labels = (
+            [_rank(scores[k, i], targets[k, i] == 1, fold[k]) for i, k in enumerate(known.T)]
+            if name not in ("global", "cardinality")
+            else []
+        )
         row, _ = np.nonzero(known)
         self.all = _rank(scores[known], targets[known] == 1, fold[row])
         self._families: dict[tuple[int, ...], tuple[np.float32, dict[float, Array]]] = {}

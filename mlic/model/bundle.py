@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 NETS = 2  # the version of the networks that architectures name, see zoo.as_made
 SPEC, WEIGHTS = "model.json", "weights.safetensors"
 FILES: dict[Engine, tuple[str, ...]] = {
-    "onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torchscript": ("model.pt",),
-}  # fmt: skip
+    "onnx": ("model.onnx",),
+    "openvino": ("model.xml", "model.bin"),
+    "torchscript": ("model.pt",),
+}
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,21 @@ class Bundle:
     @property
     def fingerprint(self) -> str:
         """Changes with anything that could change a prediction."""
-        parts = [
-            self.arch, sorted(self.arch_options.items()), self.labels, self.preprocessing.model_dump_json(),
-            self.activation, self.thresholds, self.top_k, sorted(self.calibration.items()), self.weights_sha256,
-        ] + [self.members] * bool(self.members) + [self.export and (self.export.engine, self.export.precision)] * bool(
-            self.export
-        )  # fmt: skip
+        parts = (
+            [
+                self.arch,
+                sorted(self.arch_options.items()),
+                self.labels,
+                self.preprocessing.model_dump_json(),
+                self.activation,
+                self.thresholds,
+                self.top_k,
+                sorted(self.calibration.items()),
+                self.weights_sha256,
+            ]
+            + [self.members] * bool(self.members)
+            + [self.export and (self.export.engine, self.export.precision)] * bool(self.export)
+        )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
@@ -148,14 +159,20 @@ def rewrite(bundle: Bundle, folder: Path) -> None:
 
 def _spec(bundle: Bundle) -> str:
     spec: dict[str, Any] = {
-        "format": 1, "nets": NETS, "kind": "export" if bundle.export else "bundle",
-        "arch": bundle.arch, "arch_options": bundle.arch_options,
-        "labels": list(bundle.labels), "preprocessing": bundle.preprocessing.model_dump(mode="json"),
-        "activation": bundle.activation, "calibration": bundle.calibration,
+        "format": 1,
+        "nets": NETS,
+        "kind": "export" if bundle.export else "bundle",
+        "arch": bundle.arch,
+        "arch_options": bundle.arch_options,
+        "labels": list(bundle.labels),
+        "preprocessing": bundle.preprocessing.model_dump(mode="json"),
+        "activation": bundle.activation,
+        "calibration": bundle.calibration,
         "thresholds": dict(zip(bundle.labels, bundle.thresholds, strict=True)),
-        "threshold_fit": bundle.threshold_fit, "provenance": bundle.provenance,
+        "threshold_fit": bundle.threshold_fit,
+        "provenance": bundle.provenance,
         "weights_sha256": bundle.weights_sha256,
-    }  # fmt: skip
+    }
     if bundle.export:
         spec["export"] = dataclasses.asdict(bundle.export)
     if bundle.members:
@@ -181,13 +198,18 @@ def read(path: Path) -> Bundle:
             raise DataError(f"{folder / SPEC} is no bundle of format 1.", "train the model with this version of mlic.")
         labels, nets = tuple(spec["labels"]), int(spec.get("nets", 1))
         return Bundle(
-            *_as_made(spec["arch"], spec["arch_options"], nets), labels, Preprocessing(**spec["preprocessing"]),
+            *_as_made(spec["arch"], spec["arch_options"], nets),
+            labels,
+            Preprocessing(**spec["preprocessing"]),
             spec["activation"],
-            tuple(float(spec["thresholds"][label]) for label in labels), spec["threshold_fit"], spec["calibration"],
-            spec["provenance"], spec["weights_sha256"],
+            tuple(float(spec["thresholds"][label]) for label in labels),
+            spec["threshold_fit"],
+            spec["calibration"],
+            spec["provenance"],
+            spec["weights_sha256"],
             tuple(_member(each, nets) for each in spec.get("members", ())),
             Export(**spec["export"]) if spec["kind"] == "export" else None,
-        )  # fmt: skip
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"the bundle {folder} does not read: {error!r}.", "run the same mlic train command again."

@@ -83,9 +83,15 @@ def to_onnx(whole: Whole, example: torch.Tensor, any_batch: bool = False) -> byt
     shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
     with _silence():
         program = torch.onnx.export(
-            whole, (example,), dynamo=True, verbose=False, optimize=True, dynamic_shapes=shapes,
-            input_names=["images"], output_names=["scores"],
-        )  # fmt: skip
+            whole,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            optimize=True,
+            dynamic_shapes=shapes,
+            input_names=["images"],
+            output_names=["scores"],
+        )
     if program is None:
         raise RuntimeError("torch.onnx.export gave nothing")
     serialized: bytes = program.model_proto.SerializeToString()

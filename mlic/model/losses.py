@@ -25,9 +25,10 @@ from mlic.errors import ConfigError
 
 BETA = 0.999
 _OPTIONS: dict[str, dict[str, float]] = {
-    "class-balanced": {"beta": BETA}, "focal": {"gamma": 2.0},
+    "class-balanced": {"beta": BETA},
+    "focal": {"gamma": 2.0},
     "asymmetric": {"gamma_positive": 0.0, "gamma_negative": 4.0, "margin": 0.05},
-}  # fmt: skip
+}
 _EDGE = 1e-6
 
 
@@ -41,9 +42,13 @@ def check(name: str, options: Mapping[str, float]) -> None:
 
 
 def loss_sum(
-    name: Loss, logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor,
-    options: Mapping[str, float] | None = None, smoothing: float = 0.0,
-) -> torch.Tensor:  # fmt: skip
+    name: Loss,
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    weight: torch.Tensor,
+    options: Mapping[str, float] | None = None,
+    smoothing: float = 0.0,
+) -> torch.Tensor:
     """A loss summed over the known labels of a batch.
 
     `logits` is (B, L), `targets` (B, L) with 1, 0 and -1 for unknown or float targets between 0 and 1 of mixed images,

@@ -25,9 +25,12 @@ def optimizer(config: TrainConfig, parameters: Iterable[dict[str, Any]]) -> torc
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=lr, weight_decay=decay, momentum=config.momentum)
     kinds = {
-        "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax,
-        "adadelta": torch.optim.Adadelta, "adagrad": torch.optim.Adagrad,
-    }  # fmt: skip
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "adamax": torch.optim.Adamax,
+        "adadelta": torch.optim.Adadelta,
+        "adagrad": torch.optim.Adagrad,
+    }
     return kinds[config.optimizer](parameters, lr=lr, weight_decay=decay)  # type: ignore[no-any-return]
 
 

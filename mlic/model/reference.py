@@ -97,8 +97,15 @@ def b_drawn(
 
 # What a layer has where nothing is drawn for it, but the second convolution, which has 64 channels.
 _DRAWN = {
-    "width": 32, "kernel": 3, "tanh": 0, "norm": 1, "pool": 1, "hidden": 128, "dropout": 0.5, "dense_tanh": 0,
-}  # fmt: skip
+    "width": 32,
+    "kernel": 3,
+    "tanh": 0,
+    "norm": 1,
+    "pool": 1,
+    "hidden": 128,
+    "dropout": 0.5,
+    "dense_tanh": 0,
+}
 _MOST_DRAWN = 5  # layers of a kind
 
 
@@ -156,9 +163,15 @@ def d_cnn(num_labels: int, channels: int, image_size: int, hidden: float = 1000,
     D pads the first by one pixel and says nothing of the second. It speaks of 3 layers and tells of two convolutions.
     """
     layers: list[nn.Module] = [
-        nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Dropout(dropout),
-        nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2, 2), nn.Dropout(dropout),
-    ]  # fmt: skip
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 2),
+        nn.Dropout(dropout),
+        nn.Conv2d(16, 32, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 2),
+        nn.Dropout(dropout),
+    ]
     return _with_head(layers, num_labels, channels, image_size, (int(hidden),), 0.0)
 
 
@@ -171,9 +184,14 @@ def e_cnn(num_labels: int, channels: int, image_size: int, width: float = 16, hi
 
 
 def b_drawn_1(
-    num_labels: int, channels: int, image_size: int, convs: float = 3, denses: float = 1, dropout: float = 0.5,
+    num_labels: int,
+    channels: int,
+    image_size: int,
+    convs: float = 3,
+    denses: float = 1,
+    dropout: float = 0.5,
     **layers: float,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """`b_drawn` as the first version of mlic had it, for the models that were trained with it."""
     known = {f"{what}_{i}" for what in _FIRST_DRAWN for i in range(1, 6)}
     odd = next((name for name in layers if name not in known), None)
@@ -198,11 +216,22 @@ _FIRST_DRAWN = {"width": 32, "kernel": 3, "tanh": 0, "norm": 1, "pool": 1, "hidd
 
 # Name -> builder and the colour mode that the system used.
 NETS: dict[str, tuple[Builder, Color]] = {
-    "a-ffnn": (a_ffnn, "rgb"), "a-cnn1": (a_cnn1, "rgb"), "a-cnn2": (a_cnn2, "rgb"), "a-cnn3": (a_cnn3, "rgb"),
-    "b-baseline": (b_baseline, "gray"), "b-iter1": (b_iter1, "gray"), "b-iter2": (b_iter2, "gray"),
-    "b-final": (b_final, "gray"), "b-drawn": (b_drawn, "gray"), "c-1": (c_1, "rgb"), "c-2": (c_2, "rgb"),
-    "c-3": (c_3, "rgb"), "c-dummy": (c_dummy, "rgb"), "d-cnn": (d_cnn, "rgb"), "e-cnn": (e_cnn, "rgb"),
-}  # fmt: skip
+    "a-ffnn": (a_ffnn, "rgb"),
+    "a-cnn1": (a_cnn1, "rgb"),
+    "a-cnn2": (a_cnn2, "rgb"),
+    "a-cnn3": (a_cnn3, "rgb"),
+    "b-baseline": (b_baseline, "gray"),
+    "b-iter1": (b_iter1, "gray"),
+    "b-iter2": (b_iter2, "gray"),
+    "b-final": (b_final, "gray"),
+    "b-drawn": (b_drawn, "gray"),
+    "c-1": (c_1, "rgb"),
+    "c-2": (c_2, "rgb"),
+    "c-3": (c_3, "rgb"),
+    "c-dummy": (c_dummy, "rgb"),
+    "d-cnn": (d_cnn, "rgb"),
+    "e-cnn": (e_cnn, "rgb"),
+}
 # Nets that only models of earlier versions have, by the names that they are read under.
 EARLIER: dict[str, tuple[Builder, Color]] = {"b-drawn-1": (b_drawn_1, "gray")}
 

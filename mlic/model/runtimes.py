@@ -80,10 +80,11 @@ def open_openvino(model: Any, count: int, precision: Precise = "fp32") -> Scorer
     import openvino
 
     settings = {
-        "INFERENCE_PRECISION_HINT": {"bf16": "bf16"}.get(precision, "f32"), "INFERENCE_NUM_THREADS": count,
+        "INFERENCE_PRECISION_HINT": {"bf16": "bf16"}.get(precision, "f32"),
+        "INFERENCE_NUM_THREADS": count,
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,  # two processes would pin themselves to the same CPU
-    }  # fmt: skip
+    }
     request = openvino.compile_model(model, "CPU", settings).create_infer_request()
 
     def run(images: Array) -> Array:

@@ -21,11 +21,19 @@ def small(
     w, blocks = int(width), int(depth)
     return nn.Sequential(
         _convolution(channels, w, stride=2),
-        _convolution(w, 2 * w), nn.MaxPool2d(2),
-        _convolution(2 * w, 4 * w), nn.MaxPool2d(2), *(_Residual(4 * w) for _ in range(blocks)),
-        _convolution(4 * w, 8 * w), nn.MaxPool2d(2), *(_Residual(8 * w) for _ in range(blocks)),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(8 * w, num_labels),
-    )  # fmt: skip
+        _convolution(w, 2 * w),
+        nn.MaxPool2d(2),
+        _convolution(2 * w, 4 * w),
+        nn.MaxPool2d(2),
+        *(_Residual(4 * w) for _ in range(blocks)),
+        _convolution(4 * w, 8 * w),
+        nn.MaxPool2d(2),
+        *(_Residual(8 * w) for _ in range(blocks)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(8 * w, num_labels),
+    )
 
 
 class _Residual(nn.Module):

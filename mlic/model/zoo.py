@@ -76,9 +76,7 @@ def build(arch: str, num_labels: int, channels: int, image_size: int, options: M
 
 def _deepen_head(model: nn.Module, num_labels: int, hidden: int, dropout: float) -> None:
     last = _linear_head(model, num_labels)
-    deep = Head(
-        nn.Linear(last.in_features, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, num_labels)
-    )  # fmt: skip
+    deep = Head(nn.Linear(last.in_features, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, num_labels))
     _replace(model, last, deep)
 
 

@@ -128,9 +128,13 @@ def _training(config: NoiseConfig) -> TrainConfig:
     """The settings of the folds' runs."""
     names = [name for name in FitSettings.model_fields | ModelSettings.model_fields if name not in _OWN]
     return TrainConfig(
-        **{name: getattr(config, name) for name in names}, shards=config.shards, address=config.address,
-        workers=config.workers, doctor=config.doctor, fresh=config.fresh,
-    )  # fmt: skip
+        **{name: getattr(config, name) for name in names},
+        shards=config.shards,
+        address=config.address,
+        workers=config.workers,
+        doctor=config.doctor,
+        fresh=config.fresh,
+    )
 
 
 def _report(config: NoiseConfig, folds: int, labels: list[str]) -> NoiseReport:
@@ -149,15 +153,24 @@ def _report(config: NoiseConfig, folds: int, labels: list[str]) -> NoiseReport:
     listed = np.zeros(targets.shape, bool)
     listed[found.sample[rows], found.label[rows]] = True
     report = NoiseReport(
-        out=config.out, table=config.out / TABLE, scores=config.out / SCORES, samples=len(targets), folds=folds,
-        suspects=len(rows), errors=found.errors, edited=edited,
+        out=config.out,
+        table=config.out / TABLE,
+        scores=config.out / SCORES,
+        samples=len(targets),
+        folds=folds,
+        suspects=len(rows),
+        errors=found.errors,
+        edited=edited,
         decided=int(corrections.read(config.out / TABLE).decided.sum()) if edited else 0,
         labels=tuple(
             LabelSuspects(
-                label=name, given=int((targets[:, i] == 1).sum()), confident=int(confident[:, i].sum()),
+                label=name,
+                given=int((targets[:, i] == 1).sum()),
+                confident=int(confident[:, i].sum()),
                 extra=int((listed[:, i] & (targets[:, i] == 1)).sum()),
                 missing=int((listed[:, i] & (targets[:, i] == 0)).sum()),
-                extra_rate=float(found.rates[i, 0]), missing_rate=float(found.rates[i, 1]),
+                extra_rate=float(found.rates[i, 0]),
+                missing_rate=float(found.rates[i, 1]),
             )
             for i, name in enumerate(labels)
         ),
@@ -165,7 +178,7 @@ def _report(config: NoiseConfig, folds: int, labels: list[str]) -> NoiseReport:
             Rule(first=labels[r.first], second=labels[r.second], support=r.support, exceptions=len(r.exceptions))
             for r in rules
         ),
-    )  # fmt: skip
+    )
     summary = report.model_dump(mode="json", include={"samples", "folds", "suspects", "errors", "labels", "rules"})
     written = hashlib.sha256(table).hexdigest() if not edited else _written(config.out)
     write_json(config.out / _SUMMARY, {"format": 1, "kind": "noise", **summary, "table_sha256": written})
@@ -180,9 +193,15 @@ def _chosen(found: score.Suspects, most: int | None) -> Array:
 
 
 def _suspect(
-    row: int, found: score.Suspects, scores: Array, targets: Array, files: Sequence[str], labels: Sequence[str],
-    rules: Sequence[Implication], confident: Array,
-) -> corrections.Suspect:  # fmt: skip
+    row: int,
+    found: score.Suspects,
+    scores: Array,
+    targets: Array,
+    files: Sequence[str],
+    labels: Sequence[str],
+    rules: Sequence[Implication],
+    confident: Array,
+) -> corrections.Suspect:
     sample, label = int(found.sample[row]), int(found.label[row])
     given = int(targets[sample, label])
     reasons = [f"score {scores[sample, label]:.4f} for a label that is {'given' if given else 'not given'}"]
@@ -197,9 +216,14 @@ def _suspect(
     if confident[sample, label]:
         reasons.append("confident learning lists it")
     return corrections.Suspect(
-        files[sample], labels[label], given, 1 - given, float(scores[sample, label]), float(found.evidence[row]),
+        files[sample],
+        labels[label],
+        given,
+        1 - given,
+        float(scores[sample, label]),
+        float(found.evidence[row]),
         "; ".join(reasons),
-    )  # fmt: skip
+    )
 
 
 def _written(out: Path) -> str | None:

@@ -74,6 +74,10 @@ def _mean(image: Image.Image) -> Any:
 
 
 _OPERATIONS: dict[Operation, Callable[[Image.Image, np.random.Generator], Image.Image]] = {
-    "rotate": _rotate, "shift": _shift, "flip": _flip, "erase": _erase, "brightness": _brightness,
+    "rotate": _rotate,
+    "shift": _shift,
+    "flip": _flip,
+    "erase": _erase,
+    "brightness": _brightness,
     "contrast": _contrast,
-}  # fmt: skip
+}

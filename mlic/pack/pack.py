@@ -137,14 +137,24 @@ def find(config: PackConfig) -> Found:
     if config.expand and pc.any(pc.match_substring_regex(unique.keys, _VERSION_NAME)).as_py():
         raise DataError("some images end in ~ and a number, as versions do.", "rename them, or leave --expand out.")
     inputs = {
-        "images": listing.fingerprint(), "labels": annotations.fingerprint(),
+        "images": listing.fingerprint(),
+        "labels": annotations.fingerprint(),
         "splits": fingerprint(splits, fixed.tobytes()),
         "corrections": fingerprint(None if verdicts is None else verdicts.decisions()),
-    }  # fmt: skip
+    }
     return Found(
-        unique, names, annotations.source, targets, column, splits, fixed, duplicate,
-        missing, corrected, inputs,
-    )  # fmt: skip
+        unique,
+        names,
+        annotations.source,
+        targets,
+        column,
+        splits,
+        fixed,
+        duplicate,
+        missing,
+        corrected,
+        inputs,
+    )
 
 
 def _label_the_unlabelled(config: PackConfig, names: tuple[str, ...], targets: Array) -> tuple[tuple[str, ...], Array]:
@@ -214,9 +224,12 @@ def _earlier_test(folder: Location, listing: Listing, number: int) -> Array:
 def _pack(config: PackConfig, found: Found, share: Share) -> PackReport:
     samples, seen = _arrange(config, found, share)
     expansion = shard_plan.Expansion(
-        config.expand, config.expand_by, config.thin,
-        tuple(found.labels.index(name) for name in config.thin_labels), config.seed,
-    )  # fmt: skip
+        config.expand,
+        config.expand_by,
+        config.thin,
+        tuple(found.labels.index(name) for name in config.thin_labels),
+        config.seed,
+    )
     plan = shard_plan.plan(samples, found.splits, config.shard_mb, config.min_shards, config.seed, expansion)
     written = write_all(config, plan, samples, found.labels, expansion, share, seen.bad)
     account, trouble = accounts.settle(seen, written)
@@ -244,18 +257,23 @@ def _arrange(config: PackConfig, found: Found, share: Share) -> tuple[shard_plan
     usable[list(bad)] = False
     dropped = usable & ~(targets == 1).any(axis=1) if config.unlabelled == "drop" else np.zeros(len(listing), bool)
     rows = np.flatnonzero(usable & ~dropped)
-    kept = shard_plan.Samples(
-        listing, targets, np.zeros(len(listing), np.int64), group, None, digest
-    ).take(rows)  # fmt: skip
+    kept = shard_plan.Samples(listing, targets, np.zeros(len(listing), np.int64), group, None, digest).take(rows)
     if not len(kept) and not bad:
         raise DataError("every image is unlabelled, and those are dropped.", "give --unlabelled keep.")
     split = deal(config, kept, found.splits, found.fixed[rows])
     kept = replace(kept, split=split, fold=_folds(config, kept, split, found.splits))
     reasons = {listing.path(i): reason for i, reason in bad.items()}
     return kept, Seen(
-        kept.listing, kept.targets, split, kept.group, int(dropped.sum()), found.duplicate, found.missing, reasons,
+        kept.listing,
+        kept.targets,
+        split,
+        kept.group,
+        int(dropped.sum()),
+        found.duplicate,
+        found.missing,
+        reasons,
         found.corrected,
-    )  # fmt: skip
+    )
 
 
 def _warn_of_named_splits(listing: Listing) -> None:
@@ -265,7 +283,7 @@ def _warn_of_named_splits(listing: Listing) -> None:
         logger.warning(
             "the archives are named after the splits %s, and their images are dealt out anew; --split-files keeps them",
             ", ".join(sorted(names)),
-        )  # fmt: skip
+        )
 
 
 def _warn_of_chain(group: Array) -> None:
@@ -274,8 +292,9 @@ def _warn_of_chain(group: Array) -> None:
     if largest > max(_LARGE, _LARGE_SHARE * len(group)):
         logger.warning(
             "%s images (%.0f%%) are one group of near-duplicates, which no split parts; --group-by identical would",
-            f"{largest:,}", 100 * largest / len(group),
-        )  # fmt: skip
+            f"{largest:,}",
+            100 * largest / len(group),
+        )
 
 
 def _group_column(annotations: Annotations, joined: Joined) -> Array | None:

@@ -38,9 +38,14 @@ class Samples:
     def take(self, rows: Array) -> Samples:
         """The samples with these numbers, in this order."""
         return replace(
-            self, listing=self.listing.take(rows), targets=self.targets[rows], split=self.split[rows],
-            group=_rows(self.group, rows), fold=_rows(self.fold, rows), digest=_rows(self.digest, rows),
-        )  # fmt: skip
+            self,
+            listing=self.listing.take(rows),
+            targets=self.targets[rows],
+            split=self.split[rows],
+            group=_rows(self.group, rows),
+            fold=_rows(self.fold, rows),
+            digest=_rows(self.digest, rows),
+        )
 
 
 def _rows(column: Array | None, rows: Array) -> Array | None:
@@ -89,9 +94,13 @@ class Written:
 
 
 def plan(
-    samples: Samples, splits: Sequence[str], shard_mb: float, min_shards: int, seed: int,
+    samples: Samples,
+    splits: Sequence[str],
+    shard_mb: float,
+    min_shards: int,
+    seed: int,
     expansion: Expansion = NO_EXPANSION,
-) -> tuple[ShardPlan, ...]:  # fmt: skip
+) -> tuple[ShardPlan, ...]:
     """Deal the samples of each split out to shards of about `shard_mb` MB.
 
     Training samples are put in a seeded random order, so that a reader that takes shards in sequence meets a mixture;

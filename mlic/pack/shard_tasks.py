@@ -39,9 +39,14 @@ class _Settings:
 
 
 def write_all(
-    config: PackConfig, plan: Sequence[shard_plan.ShardPlan], samples: shard_plan.Samples, labels: tuple[str, ...],
-    expansion: shard_plan.Expansion, share: Share, bad: Mapping[str, str],
-) -> list[shard_plan.Written]:  # fmt: skip
+    config: PackConfig,
+    plan: Sequence[shard_plan.ShardPlan],
+    samples: shard_plan.Samples,
+    labels: tuple[str, ...],
+    expansion: shard_plan.Expansion,
+    share: Share,
+    bad: Mapping[str, str],
+) -> list[shard_plan.Written]:
     """Write the shards that are not there yet; returns the accounts of all in the order of the plan.
 
     `bad` are the images that are known to be bad already. Raises DataError when there are more of them than the
@@ -203,9 +208,13 @@ def verify_all(out: Location, index: Mapping[str, Any], max_pixels: int, share: 
     progress = Progress(logger, "verify", len(index["shards"]), "shards", "images")
     wrong: dict[str, str] = {}
     done = pool.run(
-        _verify_shard, iter(index["shards"].items()), (out, max_pixels), share.workers, lambda shard: [shard],
+        _verify_shard,
+        iter(index["shards"].items()),
+        (out, max_pixels),
+        share.workers,
+        lambda shard: [shard],
         lambda shard, why: (shard[0], f"is not to be read: {why}"),
-    )  # fmt: skip
+    )
     for _, (name, reason) in done:
         if reason is not None:
             wrong[name] = reason

@@ -23,9 +23,14 @@ _META = b"mlic"
 
 
 def write(
-    plan: ShardPlan, samples: Samples, labels: Sequence[str], out: IO[bytes], max_pixels: int,
-    expansion: Expansion = NO_EXPANSION, skip: Mapping[int, str] = MappingProxyType({}),
-) -> tuple[Written, Any]:  # fmt: skip
+    plan: ShardPlan,
+    samples: Samples,
+    labels: Sequence[str],
+    out: IO[bytes],
+    max_pixels: int,
+    expansion: Expansion = NO_EXPANSION,
+    skip: Mapping[int, str] = MappingProxyType({}),
+) -> tuple[Written, Any]:
     """Write one shard to `out`, leaving out the images that cannot be read.
 
     `samples` are those of the plan, in its order; those of `skip` are not opened, for the reason that it gives. Returns
@@ -121,24 +126,26 @@ def _table(plan: ShardPlan, samples: Samples, kept: Array, rows: Sequence[tuple[
     group = np.full(count, -1) if samples.group is None else samples.group[kept]
     fold = np.full(count, -1) if samples.fold is None else samples.fold[kept]
     targets = samples.targets[kept]
-    return pa.table({
-        "key": pa.array([_utf8(row[1]) for row in rows], pa.string()),
-        "file": pa.array([_utf8(row[2]) for row in rows], pa.string()),
-        "split": pa.array([plan.split] * count, pa.string()),
-        "shard": pa.array([plan.name] * count, pa.string()),
-        "offset": pa.array([row[3] for row in rows], pa.int64()),
-        "size": pa.array([row[4] for row in rows], pa.int64()),
-        "width": pa.array([row[5] for row in rows], pa.int32()),
-        "height": pa.array([row[6] for row in rows], pa.int32()),
-        "format": pa.array([row[7] for row in rows], pa.string()),
-        "sha256": pa.array([row[8].hex() for row in rows], pa.string()),
-        "group": pa.array(group, pa.int64()),
-        "fold": pa.array(fold, pa.int16()),
-        "version": pa.array(plan.versions[kept], pa.int16()),
-        "target": pa.ListArray.from_arrays(
-            pa.array(np.arange(count + 1) * targets.shape[1], pa.int32()), pa.array(targets.ravel(), pa.int8())
-        ),
-    })  # fmt: skip
+    return pa.table(
+        {
+            "key": pa.array([_utf8(row[1]) for row in rows], pa.string()),
+            "file": pa.array([_utf8(row[2]) for row in rows], pa.string()),
+            "split": pa.array([plan.split] * count, pa.string()),
+            "shard": pa.array([plan.name] * count, pa.string()),
+            "offset": pa.array([row[3] for row in rows], pa.int64()),
+            "size": pa.array([row[4] for row in rows], pa.int64()),
+            "width": pa.array([row[5] for row in rows], pa.int32()),
+            "height": pa.array([row[6] for row in rows], pa.int32()),
+            "format": pa.array([row[7] for row in rows], pa.string()),
+            "sha256": pa.array([row[8].hex() for row in rows], pa.string()),
+            "group": pa.array(group, pa.int64()),
+            "fold": pa.array(fold, pa.int16()),
+            "version": pa.array(plan.versions[kept], pa.int16()),
+            "target": pa.ListArray.from_arrays(
+                pa.array(np.arange(count + 1) * targets.shape[1], pa.int32()), pa.array(targets.ravel(), pa.int8())
+            ),
+        }
+    )
 
 
 def _utf8(text: str) -> str:

@@ -133,9 +133,11 @@ def settle(seen: Seen, written: Sequence[shard_plan.Written]) -> tuple[Account, 
     }
     account = Account(
         found=len(seen.files) + seen.dropped + len(seen.bad) + len(seen.duplicate) + len(seen.missing),
-        packed_labelled=int((~lost & ~unlabelled).sum()), packed_unlabelled=int((~lost & unlabelled).sum()),
-        dropped=seen.dropped, **{kind: len(items) for kind, items in trouble.items()},
-    )  # fmt: skip
+        packed_labelled=int((~lost & ~unlabelled).sum()),
+        packed_unlabelled=int((~lost & unlabelled).sum()),
+        dropped=seen.dropped,
+        **{kind: len(items) for kind, items in trouble.items()},
+    )
     if not account.balances():
         raise AssertionError(f"the account does not balance: {account}")
     return account, trouble
@@ -165,9 +167,15 @@ def left_out(trouble: Mapping[str, Sequence[tuple[str, str]]]) -> bytes:
 
 
 def index(
-    config: PackConfig, labels: tuple[str, ...], source: str, seen: Seen, account: Account,
-    trouble: Mapping[str, Sequence[tuple[str, str]]], names: Sequence[str], written: Sequence[shard_plan.Written],
-) -> dict[str, Any]:  # fmt: skip
+    config: PackConfig,
+    labels: tuple[str, ...],
+    source: str,
+    seen: Seen,
+    account: Account,
+    trouble: Mapping[str, Sequence[tuple[str, str]]],
+    names: Sequence[str],
+    written: Sequence[shard_plan.Written],
+) -> dict[str, Any]:
     """index.json: everything about the shards but their samples."""
     total = sum(config.split.values())
     counts = _counts(labels, written)
@@ -179,10 +187,12 @@ def index(
         inside = seen.split == names.index(name)
         share = (seen.targets[inside] == 1).sum(axis=0) / np.maximum(1, images)
         splits[name] = {
-            "samples": sum(shard.samples for shard in own), "images": int(inside.sum()),
+            "samples": sum(shard.samples for shard in own),
+            "images": int(inside.sum()),
             "target_share": float(inside.mean()) if given else config.split[name] / total,
-            "label_counts": _counts(labels, own), "label_shares": dict(zip(labels, share.tolist(), strict=True)),
-        }  # fmt: skip
+            "label_counts": _counts(labels, own),
+            "label_shares": dict(zip(labels, share.tolist(), strict=True)),
+        }
     return {
         "format": 1,
         "kind": "shards",
@@ -203,7 +213,7 @@ def index(
             shard.name: {"split": shard.split, "samples": shard.samples, "size": shard.size, "sha256": shard.sha256}
             for shard in written
         },
-    }  # fmt: skip
+    }
 
 
 def _counts(labels: Sequence[str], written: Sequence[shard_plan.Written]) -> dict[str, int]:
@@ -241,13 +251,21 @@ def report(config: PackConfig, found: Mapping[str, Any], images: int) -> PackRep
     """The report that the index amounts to."""
     groups = found["near_duplicates"]
     return PackReport(
-        out=config.out, source=found["source"], images=images, samples=found["samples"], shards=len(found["shards"]),
-        splits={name: split["samples"] for name, split in found["splits"].items()}, folds=config.folds,
-        label_counts=found["label_counts"], account=Account(**found["account"]),
-        near_duplicates=None if groups is None else groups["images"], leakage=found["leakage"],
-        largest_deviation=largest_deviation(found), trouble={k: v[:3] for k, v in found["trouble"].items() if v},
+        out=config.out,
+        source=found["source"],
+        images=images,
+        samples=found["samples"],
+        shards=len(found["shards"]),
+        splits={name: split["samples"] for name, split in found["splits"].items()},
+        folds=config.folds,
+        label_counts=found["label_counts"],
+        account=Account(**found["account"]),
+        near_duplicates=None if groups is None else groups["images"],
+        leakage=found["leakage"],
+        largest_deviation=largest_deviation(found),
+        trouble={k: v[:3] for k, v in found["trouble"].items() if v},
         corrected=found["corrected"],
-    )  # fmt: skip
+    )
 
 
 def write_files(

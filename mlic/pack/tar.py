@@ -100,9 +100,14 @@ def long_header(name: str, size: int) -> bytes:
 def _template() -> bytes:
     block = bytearray(BLOCK)
     for start, field in {
-        100: b"0000644\0", 108: b"0000000\0", 116: b"0000000\0", 136: b"00000000000\0",
-        148: b"        ", 156: b"0", 257: b"ustar  \0",
-    }.items():  # fmt: skip
+        100: b"0000644\0",
+        108: b"0000000\0",
+        116: b"0000000\0",
+        136: b"00000000000\0",
+        148: b"        ",
+        156: b"0",
+        257: b"ustar  \0",
+    }.items():
         block[start : start + len(field)] = field
     return bytes(block)
 

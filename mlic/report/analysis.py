@@ -59,21 +59,28 @@ def analyse(evidence: Sequence[Evidence], look: Look | None, seed: int) -> Conte
     layers = [] if training is None else _layers(training)
     return Content(
         title=first.name if training is None else f"Run {first.name}",
-        about=first.about, notes=first.notes, measurement=first.measurement,
+        about=first.about,
+        notes=first.notes,
+        measurement=first.measurement,
         history=() if training is None else tuple(training.history),
         histories=_histories(evidence),
         best_epoch=None if training is None else training.best_epoch,
-        runs=_compare(evidence, seed), settings=_settings(evidence),
-        arch="" if training is None else training.config.arch, layers=tuple(layers),
-        labels=_labels(first, found), curves=curve,
+        runs=_compare(evidence, seed),
+        settings=_settings(evidence),
+        arch="" if training is None else training.config.arch,
+        layers=tuple(layers),
+        labels=_labels(first, found),
+        curves=curve,
         reliability=None if first.scores is None else _bins(first.scores, first.targets),
-        swapped=tuple(tuple(row) for row in swapped.tolist()), swaps=_swaps(known, swapped),
+        swapped=tuple(tuple(row) for row in swapped.tolist()),
+        swaps=_swaps(known, swapped),
         cardinality=tuple(tuple(row) for row in confusion.cardinality(first.decisions, first.targets).tolist()),
-        slices=_slices(first, look, seed), looked_at=0 if look is None else look.seen,
+        slices=_slices(first, look, seed),
+        looked_at=0 if look is None else look.seen,
         rules=tuple(f"{known[i]} ⇒ {known[j]}" for i, j in rules),
         kinds={name: int((found.kind == number).sum()) for number, name in enumerate(error_causes.KINDS, 1)},
         examples=_examples(first, found),
-    )  # fmt: skip
+    )
 
 
 def _causes(evidence: Evidence) -> tuple[error_causes.Causes, list[tuple[int, int]]]:
@@ -96,13 +103,17 @@ def _labels(evidence: Evidence, found: error_causes.Causes) -> tuple[LabelErrors
     positives = _train_positives(evidence)
     return tuple(
         LabelErrors(
-            label=label, right=right[i], wrong=wrong[i], missed=missed[i], absent=absent[i],
+            label=label,
+            right=right[i],
+            wrong=wrong[i],
+            missed=missed[i],
+            absent=absent[i],
             threshold=None if evidence.thresholds is None else float(evidence.thresholds[i]),
             train_positives=None if positives is None else int(positives[i]),
             kinds={name: int((found.kind[:, i] == n).sum()) for n, name in enumerate(error_causes.KINDS, 1)},
         )
         for i, label in enumerate(evidence.labels)
-    )  # fmt: skip
+    )
 
 
 def _curve(label: str, scores: Array, targets: Array) -> LabelCurve:
@@ -118,9 +129,11 @@ def _rounded(values: Array) -> tuple[float, ...]:
 def _bins(scores: Array, targets: Array) -> Bins:
     found = curves.reliability(scores, targets)
     return Bins(
-        counts=tuple(found.counts.tolist()), scores=_rounded(found.scores), shares=_rounded(found.shares),
+        counts=tuple(found.counts.tolist()),
+        scores=_rounded(found.scores),
+        shares=_rounded(found.shares),
         error=found.error,
-    )  # fmt: skip
+    )
 
 
 def _swaps(labels: Sequence[str], counts: Array) -> tuple[Swap, ...]:
@@ -149,12 +162,17 @@ def _slices(evidence: Evidence, look: Look | None, seed: int) -> tuple[SliceRow,
         found = confusion.slices(groups, group, evidence.decisions, evidence.targets, _RESAMPLES, seed)
         rows += [
             SliceRow(
-                by=by, name=item.name, samples=item.samples, f1_micro=item.f1_micro, low=item.low, high=item.high,
+                by=by,
+                name=item.name,
+                samples=item.samples,
+                f1_micro=item.f1_micro,
+                low=item.low,
+                high=item.high,
                 subset_accuracy=float(right[group == groups.index(item.name)].mean()),
             )
             for item in found
             if len(found) > 1
-        ]  # fmt: skip
+        ]
     return tuple(rows)
 
 
@@ -188,15 +206,20 @@ def _example(evidence: Evidence, found: error_causes.Causes, row: int, number: i
     right = np.flatnonzero((evidence.targets[row] == 1) & evidence.decisions[row])
     mistakes = [
         Mistake(
-            label=evidence.labels[i], missed=bool(evidence.targets[row, i] == 1), score=score(i),
+            label=evidence.labels[i],
+            missed=bool(evidence.targets[row, i] == 1),
+            score=score(i),
             why=_why(evidence, found, row, i),
         )
         for i in wrong
-    ]  # fmt: skip
+    ]
     return Example(
-        row=row, key=evidence.keys[row], kind=kind, right={evidence.labels[i]: score(i) for i in right.tolist()},
+        row=row,
+        key=evidence.keys[row],
+        kind=kind,
+        right={evidence.labels[i]: score(i) for i in right.tolist()},
         mistakes=tuple(mistakes),
-    )  # fmt: skip
+    )
 
 
 def _why(evidence: Evidence, found: error_causes.Causes, row: int, i: int) -> str:
@@ -224,8 +247,9 @@ def _histories(evidence: Sequence[Evidence]) -> dict[str, tuple[dict[str, float]
         return {}
     return {
         item.name: tuple({k: v for k, v in row.items() if k.count("/") < 2} for row in item.training.history)
-        for item in evidence if item.training is not None
-    }  # fmt: skip
+        for item in evidence
+        if item.training is not None
+    }
 
 
 def _settings(evidence: Sequence[Evidence]) -> tuple[SettingRow, ...]:
@@ -260,14 +284,17 @@ def _compare(evidence: Sequence[Evidence], seed: int) -> tuple[RunRow, ...]:
         )
     return tuple(
         RunRow(
-            name=item.name, arch="" if item.training is None else item.training.config.arch,
+            name=item.name,
+            arch="" if item.training is None else item.training.config.arch,
             epochs=0 if item.training is None else len(item.training.history),
             best_epoch=0 if item.training is None else item.training.best_epoch,
             parameters=0 if item.training is None else summary.parameters(item.training.net),
-            values=dict(item.measurement.values), intervals=dict(item.measurement.intervals), differences=found,
+            values=dict(item.measurement.values),
+            intervals=dict(item.measurement.intervals),
+            differences=found,
         )
         for item, found in zip(evidence, differences, strict=True)
-    )  # fmt: skip
+    )
 
 
 def _aligned(first: Evidence, other: Evidence) -> tuple[Array, Array | None]:
@@ -289,8 +316,9 @@ def _aligned(first: Evidence, other: Evidence) -> tuple[Array, Array | None]:
     if shared < max(len(first.keys), len(other.keys)):
         raise DataError(
             f"{other.name} has {len(other.keys):,} samples and {first.name} {len(first.keys):,}, of which only "
-            f"{shared:,} are the same.", hint,
-        )  # fmt: skip
+            f"{shared:,} are the same.",
+            hint,
+        )
     rows = np.array([keys[key] for key in first.keys], int)
     columns = [other.labels.index(label) for label in first.labels]
     differ = int((other.targets[rows][:, columns] != first.targets).sum())

@@ -95,13 +95,20 @@ def of_run(run: Path) -> Evidence:
         f"{_KEPT[config.keep_epoch]}. Each image is decided by "
         f"{_by(str(model.threshold_fit['policy']))}."
         f"{_SAID[config.keep_epoch]}" + (_OF_FOLDS if fitted.name == "fold0" else ""),
-        data=data, labels=labels, keys=keys, targets=best.targets, decisions=settled.decisions, scores=settled.scores,
+        data=data,
+        labels=labels,
+        keys=keys,
+        targets=best.targets,
+        decisions=settled.decisions,
+        scores=settled.scores,
         thresholds=np.array(model.thresholds),
-        measurement=_measured(run)
-        or measured(labels, settled, best.targets, config.seed),
-        training=Training(config, history, best.epoch, net), images=images, sizes=sizes, train_targets=train,
+        measurement=_measured(run) or measured(labels, settled, best.targets, config.seed),
+        training=Training(config, history, best.epoch, net),
+        images=images,
+        sizes=sizes,
+        train_targets=train,
         notes=notes,
-    )  # fmt: skip
+    )
 
 
 def _by(policy: str) -> str:
@@ -117,9 +124,14 @@ def _settled(model: bundle.Bundle, best: checkpoints.Best) -> decision.Settled:
     if fit["fitted_on"] == "val":
         weights = np.array(model.provenance["pos_weight"])
         return decision.settle(
-            fit["policy"], model.calibration["method"], best.scores, best.targets, weights, fit["seed"],
+            fit["policy"],
+            model.calibration["method"],
+            best.scores,
+            best.targets,
+            weights,
+            fit["seed"],
             fit.get("objective", "f1_micro"),
-        )  # fmt: skip
+        )
     calibration, cuts = Calibration.read(model.calibration), np.array(model.thresholds)
     scores = calibration.apply(best.scores)
     decisions = thresholds.decide(scores, cuts, model.top_k)
@@ -127,9 +139,16 @@ def _settled(model: bundle.Bundle, best: checkpoints.Best) -> decision.Settled:
 
 
 def of_predictions(
-    name: str, labels: tuple[str, ...], keys: Sequence[str], targets: Array, decisions: Array, scores: Array | None,
-    measurement: Measurement, truth: Location, split: str,
-) -> Evidence:  # fmt: skip
+    name: str,
+    labels: tuple[str, ...],
+    keys: Sequence[str],
+    targets: Array,
+    decisions: Array,
+    scores: Array | None,
+    measurement: Measurement,
+    truth: Location,
+    split: str,
+) -> Evidence:
     """Predictions of the samples `keys`, with their images where the truth is a folder of shards.
 
     The rows are then in the order of the split, as `evaluate.join` gives them.
@@ -144,10 +163,21 @@ def of_predictions(
     else:
         notes = ("No images: they are shown where the labels come from shards.", *notes)
     return Evidence(
-        name=name, about=f"Split {split}." if images is not None else "", data=str(truth), labels=labels,
-        keys=tuple(keys), targets=targets, decisions=decisions, scores=scores, thresholds=None, measurement=measurement,
-        images=images, sizes=sizes, train_targets=train, notes=notes,
-    )  # fmt: skip
+        name=name,
+        about=f"Split {split}." if images is not None else "",
+        data=str(truth),
+        labels=labels,
+        keys=tuple(keys),
+        targets=targets,
+        decisions=decisions,
+        scores=scores,
+        thresholds=None,
+        measurement=measurement,
+        images=images,
+        sizes=sizes,
+        train_targets=train,
+        notes=notes,
+    )
 
 
 def _plan(run: Path) -> tuple[TrainConfig, Path]:

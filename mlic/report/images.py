@@ -62,9 +62,13 @@ def look(source: Split, most: int, seed: int) -> Look:
 
 
 def pictures(
-    source: Split, rows: Sequence[int], about: Sequence[Sequence[int]], labels: Sequence[str],
-    training: Training | None, budget: int,
-) -> tuple[dict[int, Picture], str]:  # fmt: skip
+    source: Split,
+    rows: Sequence[int],
+    about: Sequence[Sequence[int]],
+    labels: Sequence[str],
+    training: Training | None,
+    budget: int,
+) -> tuple[dict[int, Picture], str]:
     """Thumbnails by row of `source`, with overlays for the labels that `about` numbers, within `budget` bytes.
 
     The first rows come first; those that do not fit or do not decode are missing. Also says how overlays were made.

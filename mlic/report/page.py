@@ -15,8 +15,15 @@ from mlic.report.images import Picture
 from mlic.report.plots import MOST, by_frequency
 
 _LESS_IS_BETTER = {
-    "hamming_loss", "ranking_loss", "one_error", "coverage_error", "coverage", "brier", "ece", "log_loss",
-}  # fmt: skip
+    "hamming_loss",
+    "ranking_loss",
+    "one_error",
+    "coverage_error",
+    "coverage",
+    "brier",
+    "ece",
+    "log_loss",
+}
 _SHOWN = ("label", "support", "share", "precision", "recall", "f1", "ap")  # of a LabelRow, in places of their own
 _TILES = ("f1_micro", "f1_macro", "map", "subset_accuracy")
 Sections = dict[str, tuple[str, str]]  # heading -> a line of text, and HTML
@@ -139,8 +146,10 @@ def _best(measurement: Measurement, metric: str) -> tuple[str, float] | None:
 
 def _order(measurement: Measurement) -> list[str]:
     """Metrics in the order of the names above, then all others."""
-    return [*(name for name in METRICS if name in measurement.values),
-            *(name for name in measurement.values if name not in METRICS)]  # fmt: skip
+    return [
+        *(name for name in METRICS if name in measurement.values),
+        *(name for name in measurement.values if name not in METRICS),
+    ]
 
 
 def _interval(limits: Mapping[str, tuple[float, float]], metric: str) -> str:
@@ -164,8 +173,10 @@ def _tiles(measurement: Measurement) -> str:
 
 def _headlines(measurement: Measurement) -> str:
     rows, all_rows = [], []
-    baselines = [*(name for name in BASELINES if name in measurement.baselines),
-                 *(name for name in measurement.baselines if name not in BASELINES)]  # fmt: skip
+    baselines = [
+        *(name for name in BASELINES if name in measurement.baselines),
+        *(name for name in measurement.baselines if name not in BASELINES),
+    ]
     for metric in _order(measurement):
         value, best = measurement.values[metric], _best(measurement, metric)
         if value is None:
@@ -194,17 +205,36 @@ def _labels(content: Content) -> str:
         row = by_label[errors.label]
         rows.append(
             [
-                escape(row.label), f"{row.support:,}", f"{row.share:.1%}",
-                *([_cell(errors.train_positives)] if trained else []), _cell(row.precision), _cell(row.recall),
-                f'<td class="value">{_cell(row.f1)}</td>', page.bar(row.f1 or 0, 2 * row.share / (1 + row.share)),
-                _cell(row.ap), *(_cell(getattr(row, name)) for name in others), f"{errors.missed:,}",
-                f"{errors.wrong:,}", *([_cell(errors.threshold)] if decided else []),
+                escape(row.label),
+                f"{row.support:,}",
+                f"{row.share:.1%}",
+                *([_cell(errors.train_positives)] if trained else []),
+                _cell(row.precision),
+                _cell(row.recall),
+                f'<td class="value">{_cell(row.f1)}</td>',
+                page.bar(row.f1 or 0, 2 * row.share / (1 + row.share)),
+                _cell(row.ap),
+                *(_cell(getattr(row, name)) for name in others),
+                f"{errors.missed:,}",
+                f"{errors.wrong:,}",
+                *([_cell(errors.threshold)] if decided else []),
             ]
-        )  # fmt: skip
+        )
     head = [
-        "Label", "Images", "Share", *(["In training"] if trained else []), "Precision", "Recall", "F1", "", "AP",
-        *(metric_name(name) for name in others), "Missed", "Wrong", *(["Threshold"] if decided else []),
-    ]  # fmt: skip
+        "Label",
+        "Images",
+        "Share",
+        *(["In training"] if trained else []),
+        "Precision",
+        "Recall",
+        "F1",
+        "",
+        "AP",
+        *(metric_name(name) for name in others),
+        "Missed",
+        "Wrong",
+        *(["Threshold"] if decided else []),
+    ]
     return page.folded_table(head, rows, _ROWS, "labels, less frequent ones")
 
 
@@ -222,11 +252,14 @@ def _cell(value: Any) -> str:
 def _comparison(content: Content, figure: str) -> str:
     rows = [
         [
-            escape(run.name), escape(run.arch), f"{run.parameters:,}", f"{run.best_epoch} of {run.epochs}",
+            escape(run.name),
+            escape(run.arch),
+            f"{run.parameters:,}",
+            f"{run.best_epoch} of {run.epochs}",
             *("–" if run.values.get(m) is None else f"{run.values[m]:.4f}" for m in _TILES),
         ]
         for run in content.runs
-    ]  # fmt: skip
+    ]
     head = ["Run", "Architecture", "Parameters", "Epoch", *(metric_name(m) for m in _TILES)]
     parts = [page.table(head, rows), figure]
     if len(content.runs) > 1:
@@ -268,8 +301,12 @@ def _settings(content: Content) -> str:
 
 def _layers(content: Content) -> str:
     rows = [
-        [escape(row.name), f'<td class="text">{escape(row.kind)}</td>', " × ".join(map(str, row.shape)),
-         f"{row.parameters:,}" if row.parameters else "–"]
+        [
+            escape(row.name),
+            f'<td class="text">{escape(row.kind)}</td>',
+            " × ".join(map(str, row.shape)),
+            f"{row.parameters:,}" if row.parameters else "–",
+        ]
         for row in content.layers
-    ]  # fmt: skip
+    ]
     return page.folded_table(["Layer", "Kind", "Output", "Parameters"], rows, _LAYERS, "layers")

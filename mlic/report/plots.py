@@ -19,9 +19,18 @@ _NAMES = {"precision": "precision", "recall": "recall", "f1": "F1"}
 
 
 NAMES = (
-    "comparison", "runs", "history", "history-labels", "distribution", "cardinality", "confusion", "thresholds",
-    "precision-recall", "reliability", "swapped",
-)  # fmt: skip
+    "comparison",
+    "runs",
+    "history",
+    "history-labels",
+    "distribution",
+    "cardinality",
+    "confusion",
+    "thresholds",
+    "precision-recall",
+    "reliability",
+    "swapped",
+)
 
 
 def of_report(content: Content) -> dict[str, bytes]:
@@ -97,9 +106,14 @@ def _history(content: Content) -> bytes:
             axes.set_ylim(bottom=0)
             axes.margins(y=0.1)
         axes.legend(
-            frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1.02, 0.98), ncols=4, columnspacing=1,
+            frameon=False,
+            fontsize=8.5,
+            loc="lower right",
+            bbox_to_anchor=(1.02, 0.98),
+            ncols=4,
+            columnspacing=1,
             handlelength=1.4,
-        )  # fmt: skip
+        )
     return drawn(figure)
 
 
@@ -117,9 +131,11 @@ def _runs(content: Content) -> bytes:
     """Loss, micro-F1 and both accuracies of the validation split, by epoch, a line a run."""
     figure = sheet(10, 6)
     panels = {
-        "val/loss": "Validation loss", "val/f1_micro": "Micro-F1", "val/subset_accuracy": "Subset accuracy",
+        "val/loss": "Validation loss",
+        "val/f1_micro": "Micro-F1",
+        "val/subset_accuracy": "Subset accuracy",
         "val/hamming_accuracy": "Hamming accuracy",
-    }  # fmt: skip
+    }
     for axes, (key, title) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
         styled(axes)
         axes.set_title(title, fontsize=11, color=INK, loc="left")

@@ -59,9 +59,14 @@ def report(config: ReportConfig) -> ReportReport:
     evidence = [of_run(run) for run in config.runs]
     content = write(out, evidence, config.seed)
     return ReportReport(
-        runs=config.runs, about=content.about, out=out, page=out / PAGE, notes=content.notes,
-        measurement=content.measurement, comparison=content.runs,
-    )  # fmt: skip
+        runs=config.runs,
+        about=content.about,
+        out=out,
+        page=out / PAGE,
+        notes=content.notes,
+        measurement=content.measurement,
+        comparison=content.runs,
+    )
 
 
 def write(out: Path, evidence: list[Evidence], seed: int) -> Content:

@@ -14,9 +14,7 @@ from mlic.report.images import Picture
 _ROWS = 20
 
 
-def sections(
-    content: Content, swapped: str, images: Mapping[int, Picture], method: str
-) -> dict[str, tuple[str, str]]:  # fmt: skip
+def sections(content: Content, swapped: str, images: Mapping[int, Picture], method: str) -> dict[str, tuple[str, str]]:
     """Sections by heading: a line of text, and HTML."""
     part = f" Colour and brightness are those of {content.looked_at:,} images drawn at random."
     seen = part if 0 < content.looked_at < content.measurement.samples else ""
@@ -54,8 +52,10 @@ def _sets(content: Content, figure: str) -> str:
         ["As many as they have", f"{total - few - many:,}", f"{1 - (few + many) / total:.1%}"],
         ["Too many labels", f"{many:,}", f"{many / total:.1%}"],
     ]
-    swaps = [[escape(swap.missed), f'<td class="text">{escape(swap.given)}</td>', f"{swap.images:,}"]
-             for swap in content.swaps]  # fmt: skip
+    swaps = [
+        [escape(swap.missed), f'<td class="text">{escape(swap.given)}</td>', f"{swap.images:,}"]
+        for swap in content.swaps
+    ]
     grid = [[f"{i} labels", *(f"{n:,}" if n else "" for n in row)] for i, row in enumerate(counts)]
     return "".join(
         [
@@ -79,10 +79,15 @@ def _slices(content: Content) -> str:
             value = f'<td class="value">{row.f1_micro:.3f}</td>'
             lines.append(
                 [
-                    "" if number else f"<b>{escape(by.capitalize())}</b>", name, f"{row.samples:,}", value,
-                    f"{row.low:.3f}–{row.high:.3f}", page.bar(row.f1_micro), f"{row.subset_accuracy:.1%}",
+                    "" if number else f"<b>{escape(by.capitalize())}</b>",
+                    name,
+                    f"{row.samples:,}",
+                    value,
+                    f"{row.low:.3f}–{row.high:.3f}",
+                    page.bar(row.f1_micro),
+                    f"{row.subset_accuracy:.1%}",
                 ]
-            )  # fmt: skip
+            )
     return page.table(["By", "Kind", "Images", "Micro F1", "95% interval", "", "Whole set right"], lines)
 
 

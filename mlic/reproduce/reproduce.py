@@ -33,9 +33,12 @@ logger = logging.getLogger(__name__)
 
 # The recipes that each report rests on.
 _HEADLINES = {
-    "a": ("a-cnn1-2",), "b": ("b-final",), "c": ("c-final",), "d": ("d-densenet121-full-weighted",),
+    "a": ("a-cnn1-2",),
+    "b": ("b-final",),
+    "c": ("c-final",),
+    "d": ("d-densenet121-full-weighted",),
     "e": ("e-cnn", "e-cnn-second"),
-}  # fmt: skip
+}
 _GOES_ON = {"e-cnn-second": "e-cnn"}  # a recipe that begins with the weights of another one's run
 _FILE = "reproduced.json"
 
@@ -70,9 +73,10 @@ class Reproduced(Model):
         cut = self.epochs == self.asked < self.of
         return [
             f"{self.recipe}: {self.epochs} of {self.of} epochs, {found.samples:,} samples of the split {self.split}",
-            *aligned(rows), *(f"Warning: {text}" for text in found.warnings),
+            *aligned(rows),
+            *(f"Warning: {text}" for text in found.warnings),
             f"They may differ: {self.why}" + (f" It had {self.epochs} of its {self.of} epochs." if cut else ""),
-        ]  # fmt: skip
+        ]
 
 
 class ReproduceReport(Model):
@@ -155,9 +159,7 @@ def _pack(config: ReproduceConfig, told: Told, plain: Mapping[str, Any], out: Pa
     pack(build(PackConfig, plain, told.pack_settings, own))
 
 
-def _reproduced(
-    config: ReproduceConfig, name: str, told: Told, plain: dict[str, Any], shards: Path
-) -> Reproduced:  # fmt: skip
+def _reproduced(config: ReproduceConfig, name: str, told: Told, plain: dict[str, Any], shards: Path) -> Reproduced:
     """Run a recipe and measure it: on the test split where its team held one out, else where it measured itself."""
     logger.info("%s on %s", name, shards)
     runs = config.out / "runs"
@@ -185,9 +187,16 @@ def _reproduced(
         measured = EvaluateConfig(predictions=runs / name, labels=shards, out=config.out / "measured" / name)
         measurement = evaluate(measured.model_copy(update={"address": config.address})).measurement
     return Reproduced(
-        recipe=name, run=runs / name, split=split, epochs=epochs, asked=min(of, config.epochs or of), of=of,
-        reported=told.reported, measurement=measurement, why=told.why,
-    )  # fmt: skip
+        recipe=name,
+        run=runs / name,
+        split=split,
+        epochs=epochs,
+        asked=min(of, config.epochs or of),
+        of=of,
+        reported=told.reported,
+        measurement=measurement,
+        why=told.why,
+    )
 
 
 def _keep(out: Path, row: Reproduced) -> None:

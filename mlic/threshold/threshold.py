@@ -73,20 +73,30 @@ class ThresholdReport(Model):
             limits = [f"{low:.4f}-{high:.4f}" for low, high in (row.f1_micro_interval, row.f1_macro_interval)]
             compared.append(
                 [
-                    row.policy + (" *" if row.policy == self.policy else ""), f"{row.f1_micro:.4f}", limits[0],
-                    f"{row.f1_macro:.4f}", limits[1], f"{row.precision_micro:.4f}", f"{row.recall_micro:.4f}",
+                    row.policy + (" *" if row.policy == self.policy else ""),
+                    f"{row.f1_micro:.4f}",
+                    limits[0],
+                    f"{row.f1_macro:.4f}",
+                    limits[1],
+                    f"{row.precision_micro:.4f}",
+                    f"{row.recall_micro:.4f}",
                     f"{row.labels_per_image:.2f}",
                 ]
-            )  # fmt: skip
+            )
         return "\n".join(
             [
-                *aligned(rows), "",
+                *aligned(rows),
+                "",
                 f"what each policy gives on images that it was not fitted to ({self.measurement.samples:,} of "
                 f"{self.fitted_on}; * is the one in the bundle)",
-                *aligned(compared), "", self.measurement.table(), *(f"Warning: {text}" for text in self.warnings),
-                f"{self.policy} thresholds, calibration {self.calibration}", f"model  {self.model}",
+                *aligned(compared),
+                "",
+                self.measurement.table(),
+                *(f"Warning: {text}" for text in self.warnings),
+                f"{self.policy} thresholds, calibration {self.calibration}",
+                f"model  {self.model}",
             ]
-        )  # fmt: skip
+        )
 
 
 def threshold(config: ThresholdConfig) -> ThresholdReport:
@@ -100,27 +110,32 @@ def threshold(config: ThresholdConfig) -> ThresholdReport:
     basis = _of_run(config, model, folder.parent) if config.labels is None else _of_shards(config, model)
     settled = decision.settle(
         config.policy, basis.method, basis.scores, basis.targets, basis.weights, config.seed, basis.objective
-    )  # fmt: skip
+    )
     map_ = settled.calibration.plain() if config.labels is None else model.calibration
-    measurement = measured(
-        model.labels, settled, basis.targets, config.seed, config.resamples, _said(config)
-    )  # fmt: skip
+    measurement = measured(model.labels, settled, basis.targets, config.seed, config.resamples, _said(config))
     changed = dataclasses.replace(
-        model, thresholds=tuple(float(value) for value in settled.thresholds), calibration=map_,
+        model,
+        thresholds=tuple(float(value) for value in settled.thresholds),
+        calibration=map_,
         threshold_fit={
-            **noted(config.policy, settled, config.seed, basis.objective), **basis.noted,
-            "samples": len(basis.targets), **expected(measurement),
+            **noted(config.policy, settled, config.seed, basis.objective),
+            **basis.noted,
+            "samples": len(basis.targets),
+            **expected(measurement),
         },
-    )  # fmt: skip
+    )
     targets = basis.targets
     rows = zip(model.labels, (targets == 1).sum(axis=0).tolist(), model.thresholds, changed.thresholds, strict=True)
     report = ThresholdReport(
-        model=folder, policy=config.policy, calibration=map_["method"], fitted_on=basis.noted["fitted_on"],
-        
+        model=folder,
+        policy=config.policy,
+        calibration=map_["method"],
+        fitted_on=basis.noted["fitted_on"],
         labels=tuple(ThresholdRow(label=a, positives=b, before=c, after=d) for a, b, c, d in rows),
         policies=_compare(config, basis, settled),
-        warnings=tuple(thresholds.warnings(model.labels, targets, config.policy)), measurement=measurement,
-    )  # fmt: skip
+        warnings=tuple(thresholds.warnings(model.labels, targets, config.policy)),
+        measurement=measurement,
+    )
     with disk_errors(folder):
         bundle.rewrite(changed, folder)
     _tell_run(folder.parent, report)
@@ -167,9 +182,10 @@ def _of_shards(config: ThresholdConfig, model: bundle.Bundle) -> _Basis:
     if found.scores is None or tuple(joined.labels) != model.labels:
         raise DataError(f"{config.labels} has other labels than the model.", "fit to the labels it was trained on.")
     noted = {
-        "fitted_on": f"{config.split} of {config.labels}", "split": config.split,
+        "fitted_on": f"{config.split} of {config.labels}",
+        "split": config.split,
         "data": read_index(config.labels)["fingerprint"],
-    }  # fmt: skip
+    }
     ones = np.ones(len(joined.labels))
     return _Basis("none", found.scores[joined.rows], joined.targets, ones, _objective(model), noted)
 
@@ -195,19 +211,28 @@ def _compare(config: ThresholdConfig, basis: _Basis, settled: decision.Settled) 
         decisions = settled.decisions
         if policy != config.policy:
             decisions = decision.decide(
-                policy, settled.calibration.method, basis.scores, basis.targets, basis.weights, config.seed,
+                policy,
+                settled.calibration.method,
+                basis.scores,
+                basis.targets,
+                basis.weights,
+                config.seed,
                 basis.objective,
-            ).decisions  # fmt: skip
+            ).decisions
         values = metrics.decision_metrics(decisions, basis.targets)
         limits = bootstrap.intervals(decisions, basis.targets, None, config.resamples, config.seed)
         rows.append(
             PolicyRow(
-                policy=policy, f1_micro=values["f1_micro"], f1_micro_interval=limits["f1_micro"],
-                f1_macro=values["f1_macro"], f1_macro_interval=limits["f1_macro"],
-                precision_micro=values["precision_micro"], recall_micro=values["recall_micro"],
+                policy=policy,
+                f1_micro=values["f1_micro"],
+                f1_micro_interval=limits["f1_micro"],
+                f1_macro=values["f1_macro"],
+                f1_macro_interval=limits["f1_macro"],
+                precision_micro=values["precision_micro"],
+                recall_micro=values["recall_micro"],
                 labels_per_image=float(decisions.sum() / max(1, len(decisions))),
             )
-        )  # fmt: skip
+        )
     return tuple(rows)
 
 
@@ -223,9 +248,10 @@ def _tell_run(run: Path, report: ThresholdReport) -> None:
     if report.model != run / "model":
         return
     new = {
-        "threshold_policy": report.policy, "calibration": report.calibration,
+        "threshold_policy": report.policy,
+        "calibration": report.calibration,
         "measurement": report.measurement.model_dump(mode="json"),
-    }  # fmt: skip
+    }
     if old.get("folds"):
         del new["measurement"]  # that of a cross-validated search is of all its folds, and stays
     write_json(run / "report.json", old | {name: value for name, value in new.items() if name in old})

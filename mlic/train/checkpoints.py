@@ -139,9 +139,12 @@ class Checkpoints:
             write_atomic(self._place.folder / _HISTORY, lines.encode())
 
     def write(
-        self, last: Mapping[str, Any], best: Mapping[str, Any] | None = None, row: Mapping[str, float] | None = None,
+        self,
+        last: Mapping[str, Any],
+        best: Mapping[str, Any] | None = None,
+        row: Mapping[str, float] | None = None,
         scores: np.ndarray[Any, Any] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Begin to write `last`, after `best`, the `row` and the `scores` of an epoch where they are given."""
         if self._place.rank != 0:
             return
@@ -157,7 +160,7 @@ class Checkpoints:
 
     def _write(
         self, last: Any, best: Any, row: Mapping[str, float] | None, scores: np.ndarray[Any, Any] | None
-    ) -> None:  # fmt: skip
+    ) -> None:
         folder = self._place.folder
         with disk_errors(folder):
             (folder / "checkpoints").mkdir(exist_ok=True)

@@ -58,12 +58,14 @@ class FoldsReport(Model):
         return "\n".join(
             [
                 f"{self.run}: {self.arch}, {count} folds, each measured by the model of the others, at an epoch that "
-                "other folds chose", *aligned(rows),
+                "other folds chose",
+                *aligned(rows),
                 f"all folds together, {self.measurement.samples:,} samples, cross-fitted thresholds",
-                self.measurement.table(), f"scores  {self.scores}",
+                self.measurement.table(),
+                f"scores  {self.scores}",
                 "next    mlic train without --cross-validate fits the model to keep",
             ]
-        )  # fmt: skip
+        )
 
 
 def cross_validate(config: TrainConfig) -> FoldsReport:
@@ -150,9 +152,12 @@ def _report(config: TrainConfig, folder: Path, count: int) -> FoldsReport:
     found = out_of_fold.read(config, _parts(folder, count))
     whole = out_of_fold.together(found)
     return FoldsReport(
-        run=folder, scores=folder / SCORES, arch=config.arch, epochs=tuple(fold.epoch for fold in found),
+        run=folder,
+        scores=folder / SCORES,
+        arch=config.arch,
+        epochs=tuple(fold.epoch for fold in found),
         folds={name: tuple(fold.metrics[f"val/{name}"] for fold in found) for name in SHOWN},
         measurement=measure(
             labels, whole.decisions, whole.targets, whole.scores, _RESAMPLES, config.seed, whole.ranked
         ),
-    )  # fmt: skip
+    )

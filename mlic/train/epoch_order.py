@@ -65,10 +65,14 @@ def of_epoch(config: FitSettings, split: Split, rates: Array, epoch: int, augmen
         samples = samples[np.argsort(place[samples], kind="stable")]
     draws, count = draw_numbers(samples, len(split))
     return Shown(
-        samples, draws, mirrors(count, config.seed, epoch) if config.hflip and augmented else None,
+        samples,
+        draws,
+        mirrors(count, config.seed, epoch) if config.hflip and augmented else None,
         crops(count, config.crop, config.seed, epoch) if config.crop < 1 else None,
-        distortions(count, config.augment, config.seed, epoch) if config.augment else {}, config, epoch,
-    )  # fmt: skip
+        distortions(count, config.augment, config.seed, epoch) if config.augment else {},
+        config,
+        epoch,
+    )
 
 
 def draw_numbers(samples: Array, count: int) -> tuple[Array, int]:

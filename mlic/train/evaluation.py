@@ -35,9 +35,14 @@ class Evaluated:
 
 @torch.no_grad()
 def evaluate(
-    place: Place, net: nn.Module, batches: Iterator[Batch], prepare: Callable[[torch.Tensor], torch.Tensor],
-    loss: Loss, loss_sum: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], split: Split,
-) -> Evaluated | None:  # fmt: skip
+    place: Place,
+    net: nn.Module,
+    batches: Iterator[Batch],
+    prepare: Callable[[torch.Tensor], torch.Tensor],
+    loss: Loss,
+    loss_sum: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    split: Split,
+) -> Evaluated | None:
     """Run a network over this rank's batches and put together what all ranks found; the same on every rank.
 
     In float32 whatever training runs in: thresholds are fitted to these scores, and a prediction is to give the same.

@@ -23,9 +23,14 @@ _CPU_BATCH, _GPU_BATCH = 16, 256  # what a CPU computes stays in its caches: 1.5
 
 
 def feature_reader(
-    config: TrainConfig, prep: Preprocessing, split: Split, reader: ShardReader, net: nn.Module, head: nn.Module,
+    config: TrainConfig,
+    prep: Preprocessing,
+    split: Split,
+    reader: ShardReader,
+    net: nn.Module,
+    head: nn.Module,
     normalize: Callable[[torch.Tensor], torch.Tensor],
-) -> FeatureReader:  # fmt: skip
+) -> FeatureReader:
     """The features of a split, from the node's cache where it has them already.
 
     They are known by the data, the preprocessing and the backbone's own tensors, so they are never stale.

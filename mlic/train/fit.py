@@ -105,7 +105,7 @@ def fit(config: TrainConfig, keep_scores: bool = False) -> TrainReport:
 
 def finish(
     config: TrainConfig, folder: Path, fitted: Path, warn: bool = True, measurement: Measurement | None = None
-) -> TrainReport:  # fmt: skip
+) -> TrainReport:
     """Write the bundle of `folder` from the kept epoch in `fitted` and measure it; `warn` of uncertain thresholds.
 
     A `measurement` that is given, such as that of a cross-validation, is what is expected of the model in place of its
@@ -120,30 +120,50 @@ def finish(
     measurement = measurement or measured(labels, settled, best.targets, config.seed)
     state = read_state(folder) or {}
     model = bundle.Bundle(
-        config.arch, config.arch_options, labels, setup.preprocessing(config),
+        config.arch,
+        config.arch_options,
+        labels,
+        setup.preprocessing(config),
         losses.activation(config.loss),
-        tuple(float(value) for value in settled.thresholds), fit | expected(measurement), settled.calibration.plain(),
+        tuple(float(value) for value in settled.thresholds),
+        fit | expected(measurement),
+        settled.calibration.plain(),
         {
-            "run": folder.name, "epoch": best.epoch, "shards": index["fingerprint"], "seed": config.seed,
-            "checkpoint": os.path.relpath(fitted, folder), "pos_weight": weight,
-            "versions": state.get("versions"), "git_commit": state.get("git_commit"),
+            "run": folder.name,
+            "epoch": best.epoch,
+            "shards": index["fingerprint"],
+            "seed": config.seed,
+            "checkpoint": os.path.relpath(fitted, folder),
+            "pos_weight": weight,
+            "versions": state.get("versions"),
+            "git_commit": state.get("git_commit"),
         },
-    )  # fmt: skip
+    )
     with disk_errors(folder):
         bundle.save(model, best.state, folder / "model")
     for text in thresholds.warnings(labels, best.targets, config.threshold_policy) if warn else ():
         logger.warning("%s", text)
     return TrainReport(
-        run=folder, model=folder / "model", arch=config.arch, epochs=len(checkpoints.read_history(fitted)),
-        best_epoch=best.epoch, threshold_policy=config.threshold_policy, calibration=settled.calibration.method,
-        measurement=measurement, kept=config.keep_epoch,
-    )  # fmt: skip
+        run=folder,
+        model=folder / "model",
+        arch=config.arch,
+        epochs=len(checkpoints.read_history(fitted)),
+        best_epoch=best.epoch,
+        threshold_policy=config.threshold_policy,
+        calibration=settled.calibration.method,
+        measurement=measurement,
+        kept=config.keep_epoch,
+    )
 
 
 def measured(
-    labels: Sequence[str], settled: decision.Settled, targets: np.ndarray[Any, Any], seed: int,
-    resamples: int = _RESAMPLES, notes: Sequence[str] = (),
-) -> Measurement:  # fmt: skip
+    labels: Sequence[str],
+    settled: decision.Settled,
+    targets: np.ndarray[Any, Any],
+    seed: int,
+    resamples: int = _RESAMPLES,
+    notes: Sequence[str] = (),
+) -> Measurement:
     """The measurement of cross-fitted decisions."""
     return measure(labels, settled.decisions, targets, settled.scores, resamples, seed, settled.ranked, notes)
 
@@ -160,9 +180,13 @@ def noted(policy: str, settled: decision.Settled, seed: int, objective: str) -> 
     """How thresholds were fitted, as a bundle notes it."""
     choice = None if settled.choice is None else dataclasses.asdict(settled.choice)
     return {
-        "policy": policy, "choice": choice, "log_losses": settled.losses, "objective": objective,
-        "objectives": settled.objectives, "seed": seed,
-    }  # fmt: skip
+        "policy": policy,
+        "choice": choice,
+        "log_losses": settled.losses,
+        "objective": objective,
+        "objectives": settled.objectives,
+        "seed": seed,
+    }
 
 
 def expected(measurement: Measurement) -> dict[str, Any]:
@@ -209,9 +233,12 @@ def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path], keep_scores: 
     try:
         for start_number in range(config.max_failures + 1):
             where = {
-                "folder": str(run.folder), "owner": str(run.folder), "attempt": run.attempt, "arithmetic": arithmetic,
+                "folder": str(run.folder),
+                "owner": str(run.folder),
+                "attempt": run.attempt,
+                "arithmetic": arithmetic,
                 "keep_scores": keep_scores,
-            }  # fmt: skip
+            }
             if share.workers == 1:
                 train = alone(config, where, share)
             else:

@@ -64,12 +64,15 @@ def read(config: TrainConfig, parts: Sequence[Path]) -> list[OutOfFold]:
         scores = checkpoints.read_scores(part, place + 1)
         weights = setup.positive_weights(setup.train_split(own), own)
         decided = decision.decide(
-            config.threshold_policy, config.calibration, scores, targets, np.array(weights.tolist()), config.seed,
+            config.threshold_policy,
+            config.calibration,
+            scores,
+            targets,
+            np.array(weights.tolist()),
+            config.seed,
             config.objective,
-        )  # fmt: skip
-        found.append(
-            OutOfFold(place + 1, histories[fold][place], targets, scores, decided.ranked, decided.decisions)
-        )  # fmt: skip
+        )
+        found.append(OutOfFold(place + 1, histories[fold][place], targets, scores, decided.ranked, decided.decisions))
     return found
 
 

@@ -35,9 +35,14 @@ def open_readers(
 
 
 def of_features(
-    config: TrainConfig, prep: Preprocessing, splits: tuple[Split, Split], readers: tuple[ShardReader, ShardReader],
-    net: nn.Module, head: nn.Module, normalize: Callable[..., torch.Tensor],
-) -> tuple[FeatureReader, FeatureReader]:  # fmt: skip
+    config: TrainConfig,
+    prep: Preprocessing,
+    splits: tuple[Split, Split],
+    readers: tuple[ShardReader, ShardReader],
+    net: nn.Module,
+    head: nn.Module,
+    normalize: Callable[..., torch.Tensor],
+) -> tuple[FeatureReader, FeatureReader]:
     """Readers of what the network `net` before its `head` makes of the images of both splits."""
     train, val = (
         feature_cache.feature_reader(config, prep, split, reader, net, head, normalize)

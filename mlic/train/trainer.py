@@ -45,10 +45,14 @@ _LOOK_S = 5.0  # seconds after which a request to stop is looked for, in steps h
 
 
 def fit(
-    config: TrainConfig, place: Place, on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
-    until: int | None = None, deadline: float | None = None, arithmetic: amp.Arithmetic | None = None,
+    config: TrainConfig,
+    place: Place,
+    on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
+    until: int | None = None,
+    deadline: float | None = None,
+    arithmetic: amp.Arithmetic | None = None,
     keep_scores: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Train to the last epoch, or until there are so many, from the last checkpoint in the folder where there is one.
 
     The caller has seen that the shards have their sizes: a thousand ranks that look would ask for millions of files.
@@ -205,9 +209,14 @@ class _Fitting:
             self._stop(f"epoch {epoch}, all its steps and a part of its evaluation")
             return None
         decided = decision.decide(
-            config.threshold_policy, config.calibration, found.scores, found.targets,
-            np.array(self.weight.tolist()), config.seed, config.objective,
-        )  # fmt: skip
+            config.threshold_policy,
+            config.calibration,
+            found.scores,
+            found.targets,
+            np.array(self.weight.tolist()),
+            config.seed,
+            config.objective,
+        )
         row |= {"step": self.step} | evaluation.row(found, decided.decisions, decided.ranked, self.val.labels)
         self._finish_epoch(row, found, decided)
         if epoch == min(1, config.epochs - 1) and config.train != "none":
@@ -226,10 +235,14 @@ class _Fitting:
         self.best_value = max(self.best_value, value)
         self.cuts.copy_(torch.from_numpy(decided.cuts))
         best = {
-            "epoch": int(row["epoch"]), "metrics": row, "state": self.shadow or self.net.state_dict(),
-            "thresholds": torch.from_numpy(decided.cuts), "scores": torch.from_numpy(found.scores),
-            "targets": torch.from_numpy(found.targets), "decisions": torch.from_numpy(decided.decisions),
-        }  # fmt: skip
+            "epoch": int(row["epoch"]),
+            "metrics": row,
+            "state": self.shadow or self.net.state_dict(),
+            "thresholds": torch.from_numpy(decided.cuts),
+            "scores": torch.from_numpy(found.scores),
+            "targets": torch.from_numpy(found.targets),
+            "decisions": torch.from_numpy(decided.decisions),
+        }
         self.checkpoints.write(self._last(), best if better else None, row, found.scores)
         self.checkpoints.wait()  # an epoch that has been reported is one that a stopped run does not do again
         others = list(dict.fromkeys((config.objective, "f1_micro", "f1_macro", "map")))
@@ -283,11 +296,12 @@ class _Fitting:
                 )
         self._settle()
         return {
-            "train/loss": self.total / place.world_size / len(batches), **self.counts.values(place),
+            "train/loss": self.total / place.world_size / len(batches),
+            **self.counts.values(place),
             "lr": self._lr,
             "time/images_per_s": clock.images_per_s,
             "time/data_pct": clock.data_pct,
-        }  # fmt: skip
+        }
 
     def _looks_up(self, clock: Clock, epoch: int) -> bool:
         """After a step: add up losses, keep the position, and hear whether the run is asked to stop, when it is time.
@@ -301,9 +315,10 @@ class _Fitting:
             self._settle()
         is_first = self.place.rank == 0
         pace, asked, keeps = self.place.sums(
-            clock.seconds / clock.steps if is_first else 0.0, float(self.place.is_asked_to_stop),
+            clock.seconds / clock.steps if is_first else 0.0,
+            float(self.place.is_asked_to_stop),
             float(is_first and self.config.checkpoint_minutes * 60 <= clock.since_kept()),
-        )  # fmt: skip
+        )
         self.look_every = min(_SETTLE_STEPS, max(1, int(_LOOK_S / pace)))
         if asked:
             self._stop(f"epoch {epoch} and {self.done} steps")
@@ -380,9 +395,14 @@ class _Fitting:
                 torch.distributed.broadcast(buffer, 0)
         numbers = eval_batches(len(self.val), self.config.batch_size, place.rank, place.world_size)
         found = evaluation.evaluate(
-            place, self.core, self._sound(self.val_reader.batches(numbers, self.config.loader_threads)),
-            self.normalize, self.config.loss, lambda logits, targets: self._loss(logits, targets, 0.0), self.val,
-        )  # fmt: skip
+            place,
+            self.core,
+            self._sound(self.val_reader.batches(numbers, self.config.loader_threads)),
+            self.normalize,
+            self.config.loss,
+            lambda logits, targets: self._loss(logits, targets, 0.0),
+            self.val,
+        )
         self.bad.agree(self._sizes())
         if trained:
             net.load_state_dict(trained)
@@ -405,13 +425,22 @@ class _Fitting:
     def _last(self) -> dict[str, Any]:
         """What a run that is stopped goes on from."""
         return {
-            "net": self.net.state_dict(), "shadow": self.shadow, "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(), "arithmetic": self.arithmetic, "history": self.history,
-            "step": self.step, "best_value": self.best_value, "done": self.done, "total": self.total,
-            "skipped": self.finite.skipped, "pending": torch.tensor(self.place.gather(float(self.pending))),
+            "net": self.net.state_dict(),
+            "shadow": self.shadow,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "arithmetic": self.arithmetic,
+            "history": self.history,
+            "step": self.step,
+            "best_value": self.best_value,
+            "done": self.done,
+            "total": self.total,
+            "skipped": self.finite.skipped,
+            "pending": torch.tensor(self.place.gather(float(self.pending))),
             "counts": torch.tensor(self.place.sums(*self.counts.sums.tolist()), dtype=torch.float64),
-            "cuts": self.cuts, "nets": bundle.NETS,
-        }  # fmt: skip
+            "cuts": self.cuts,
+            "nets": bundle.NETS,
+        }
 
     def _settle(self) -> None:
         """Add the ranks' sums of losses to the epoch's, at the same steps whether or not the run was stopped there.

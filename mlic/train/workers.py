@@ -69,9 +69,14 @@ class Worker:
 
 
 def group(
-    config: TrainConfig, where: Mapping[str, Any], share: Share, embedded: bool, name: str,
-    until: int | None = None, deadline: float | None = None,
-) -> Any:  # fmt: skip
+    config: TrainConfig,
+    where: Mapping[str, Any],
+    share: Share,
+    embedded: bool,
+    name: str,
+    until: int | None = None,
+    deadline: float | None = None,
+) -> Any:
     """Ray Train's trainer of a group of workers for one start, by its name, to the last epoch or `until` an earlier.
 
     After `deadline`, in seconds since 1970, no epoch but its first is begun. `where` has the `folder` of the run or
@@ -143,9 +148,13 @@ def _loop(arguments: Mapping[str, Any], rank: int, world_size: int, device: Any)
     try:
         config = TrainConfig.model_validate(arguments["config"], context=STORED)
         trainer.fit(
-            config, place, until=arguments["until"], deadline=arguments["deadline"],
-            arithmetic=arguments["arithmetic"], keep_scores=arguments["keep_scores"],
-        )  # fmt: skip
+            config,
+            place,
+            until=arguments["until"],
+            deadline=arguments["deadline"],
+            arithmetic=arguments["arithmetic"],
+            keep_scores=arguments["keep_scores"],
+        )
     except MlicError as error:
         failure = {
             "kind": type(error).__name__,

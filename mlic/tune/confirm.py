@@ -113,13 +113,17 @@ def confirm(config: TuneConfig, contest: Sequence[Mapping[str, Value]], run: Run
     by_name = {name: slice(i * count, (i + 1) * count) for i, name in enumerate(names)}
     first = by_name["winner"]
     return Confirmation(
-        split=split, samples=len(found[0][1]), seeds=count, objective=config.objective,
+        split=split,
+        samples=len(found[0][1]),
+        seeds=count,
+        objective=config.objective,
         values={name: tuple(values[part]) for name, part in by_name.items()},
         lead={
             name: _lead(values[first], values[part], np.array(drawn[first]), np.array(drawn[part]))
-            for name, part in by_name.items() if name != "winner"
+            for name, part in by_name.items()
+            if name != "winner"
         },
-    )  # fmt: skip
+    )
 
 
 def _default(config: TuneConfig) -> dict[str, Value]:

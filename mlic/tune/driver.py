@@ -85,10 +85,14 @@ def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what is lost with a worker is done again, or told
     driver = _Driver(config, trials, run, at_once, timed)
     arguments = {
-        "folder": str(run.folder), "base": str(trials.base), "attempt": run.attempt, "deadline": driver.deadline,
-        "share": dataclasses.astuple(share), "embedded": cluster.embedded,
+        "folder": str(run.folder),
+        "base": str(trials.base),
+        "attempt": run.attempt,
+        "deadline": driver.deadline,
+        "share": dataclasses.astuple(share),
+        "embedded": cluster.embedded,
         "arithmetic": decide_arithmetic("auto", share, run),
-    }  # fmt: skip
+    }
     # A group of workers takes what it needs by itself, and the function that waits for it next to nothing.
     resources = {"memory": 2**20} if share.workers > 1 else {"cpu": share.cpus, "gpu": share.gpus}
     trainable = ray_tune.with_resources(worker.trainable(arguments), resources)
@@ -96,14 +100,19 @@ def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path
     tuner = ray_tune.Tuner(
         trainable,
         tune_config=ray_tune.TuneConfig(
-            search_alg=_queue(driver), scheduler=_order(), num_samples=-1, reuse_actors=True,
+            search_alg=_queue(driver),
+            scheduler=_order(),
+            num_samples=-1,
+            reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=ray_tune.RunConfig(
-            name="tune", storage_path=str(scratch), verbose=0,
+            name="tune",
+            storage_path=str(scratch),
+            verbose=0,
             failure_config=ray_tune.FailureConfig(max_failures=config.max_failures),
         ),
-    )  # fmt: skip
+    )
     try:
         with run.stopping_on_request(), placement.watching_room(share, share.workers):
             failed = signals.run_beside(tuner.fit, driver.look)
@@ -132,8 +141,14 @@ def _announce(config: TuneConfig, search: Search, at_once: int, timed: bool) -> 
     budget = "" if config.budget is None or not timed else f"; {config.budget / 3600:.3g} h at the longest"
     logger.info(
         "search: %d trials of up to %d epochs, %d at a time; %s; at most %d epochs, %d one after another%s",
-        search.count, config.epochs, at_once, early, most, longest, budget,
-    )  # fmt: skip
+        search.count,
+        config.epochs,
+        at_once,
+        early,
+        most,
+        longest,
+        budget,
+    )
 
 
 class _Driver:
@@ -261,8 +276,11 @@ class _Driver:
         elif now - self.shown >= _SHOW_EVERY_S:
             self.shown = now
             self.overhear()
-            logger.info("%s", "\n".join([*aligned(table(self._shown(), self.config.objective)), str(self)]),
-                        extra={"transient": True})  # fmt: skip
+            logger.info(
+                "%s",
+                "\n".join([*aligned(table(self._shown(), self.config.objective)), str(self)]),
+                extra={"transient": True},
+            )
 
     def _shown(self) -> list[Trial]:
         """What a terminal shows of the trials: the best of the ended ones, and those that are at work."""
@@ -273,11 +291,15 @@ class _Driver:
             value = max(values, default=None) if self.by_epoch else self.trials.value(number)
             rows.append(
                 Trial(
-                    number=number, status=at_work.get(number) or self.search.status(number), epochs=len(values),
-                    value=value, best_epoch=self.trials.kept_epoch(number),
-                    settings=self.trials.draw(number) or {}, error=None,
+                    number=number,
+                    status=at_work.get(number) or self.search.status(number),
+                    epochs=len(values),
+                    value=value,
+                    best_epoch=self.trials.kept_epoch(number),
+                    settings=self.trials.draw(number) or {},
+                    error=None,
                 )
-            )  # fmt: skip
+            )
         return rows[:_SHOWN]
 
     def save_clock(self) -> None:

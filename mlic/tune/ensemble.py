@@ -84,21 +84,34 @@ def ensemble(config: TuneConfig, trials: Trials, run: Run[Any]) -> Ensemble | No
     folder, index = run.folder / "ensemble", read_index(config.shards)
     state = read_state(run.folder) or {}
     settled, measurement = fuse(
-        folder, bests, [_member(plans[number]) for number in numbers], tuple(index["labels"]),
-        setup.preprocessing(winner), winner.threshold_policy, winner.calibration, config.seed, config.objective,
+        folder,
+        bests,
+        [_member(plans[number]) for number in numbers],
+        tuple(index["labels"]),
+        setup.preprocessing(winner),
+        winner.threshold_policy,
+        winner.calibration,
+        config.seed,
+        config.objective,
         {
-            "run": run.folder.name, "trials": numbers, "shards": index["fingerprint"], "seed": config.seed,
-            "versions": state.get("versions"), "git_commit": state.get("git_commit"),
+            "run": run.folder.name,
+            "trials": numbers,
+            "shards": index["fingerprint"],
+            "seed": config.seed,
+            "versions": state.get("versions"),
+            "git_commit": state.get("git_commit"),
         },
-    )  # fmt: skip
+    )
     weight = bundle.read(run.folder).provenance["pos_weight"]
-    alone, _ = decide(
-        winner.threshold_policy, winner.calibration, bests[0], weight, winner.seed, config.objective
-    )  # fmt: skip
+    alone, _ = decide(winner.threshold_policy, winner.calibration, bests[0], weight, winner.seed, config.objective)
     return Ensemble(
-        model=folder / "model", asked=config.ensemble, trials=tuple(numbers), objective=config.objective,
-        measurement=measurement, lead=lead(config.objective, settled, alone, bests[0].targets, config.seed),
-    )  # fmt: skip
+        model=folder / "model",
+        asked=config.ensemble,
+        trials=tuple(numbers),
+        objective=config.objective,
+        measurement=measurement,
+        lead=lead(config.objective, settled, alone, bests[0].targets, config.seed),
+    )
 
 
 def lack(config: TuneConfig, count: int) -> str:
@@ -110,10 +123,17 @@ def lack(config: TuneConfig, count: int) -> str:
 
 
 def fuse(
-    folder: Path, bests: Sequence[checkpoints.Best], members: Sequence[Member], labels: tuple[str, ...],
-    preprocessing: Preprocessing, policy: str, calibration: str, seed: int, objective: str,
+    folder: Path,
+    bests: Sequence[checkpoints.Best],
+    members: Sequence[Member],
+    labels: tuple[str, ...],
+    preprocessing: Preprocessing,
+    policy: str,
+    calibration: str,
+    seed: int,
+    objective: str,
     provenance: dict[str, Any],
-) -> tuple[Settled, Measurement]:  # fmt: skip
+) -> tuple[Settled, Measurement]:
     """Write the bundle of the average of networks, and its validation scores, to `folder`.
 
     `bests` and `members` are of the same networks, over one validation split. Thresholds and calibration are fitted to
@@ -130,10 +150,17 @@ def fuse(
     with disk_errors(folder):
         checkpoints.write_best(folder, together)
     model = bundle.Bundle(
-        "average", {}, labels, preprocessing, "none", tuple(float(value) for value in settled.thresholds),
-        fit | expected(measurement), settled.calibration.plain(),
-        provenance | {"checkpoint": ".", "pos_weight": unweighted}, members=tuple(members),
-    )  # fmt: skip
+        "average",
+        {},
+        labels,
+        preprocessing,
+        "none",
+        tuple(float(value) for value in settled.thresholds),
+        fit | expected(measurement),
+        settled.calibration.plain(),
+        provenance | {"checkpoint": ".", "pos_weight": unweighted},
+        members=tuple(members),
+    )
     with disk_errors(folder):
         bundle.save(model, joined([best.state for best in bests]), folder / "model")
     return settled, measurement
@@ -144,9 +171,10 @@ def _chosen(config: TuneConfig, trials: Trials, plans: Mapping[int, TrainConfig]
     images = {number: (plan.image_size, setup.preprocessing(plan).color) for number, plan in plans.items()}
     wanted = next(iter(images.values()))
     return [
-        number for number in plans
+        number
+        for number in plans
         if images[number] == wanted and (trials.fitted(number) / "checkpoints" / "best.pt").is_file()
-    ][: config.ensemble]  # fmt: skip
+    ][: config.ensemble]
 
 
 def _member(plan: TrainConfig) -> Member:

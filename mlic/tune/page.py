@@ -30,9 +30,11 @@ def render(report: TuneReport, config: TuneConfig, curves: Curves) -> tuple[str,
     scored = [trial for trial in report.trials if trial.value is not None]
     weight = importance(config.space, [t.settings for t in scored], [t.value or 0.0 for t in scored], config.seed)
     drawn = {
-        "history": _history(report), "curves": _curves(report, curves, config.epochs), "rungs": _rungs(report),
+        "history": _history(report),
+        "curves": _curves(report, curves, config.epochs),
+        "rungs": _rungs(report),
         "coordinates": _coordinates(scored, config.space),
-    }  # fmt: skip
+    }
     if weight is not None and weight.explained > 0:
         drawn["importance"] = _importance(weight)
     parts = [
@@ -40,20 +42,35 @@ def render(report: TuneReport, config: TuneConfig, curves: Curves) -> tuple[str,
         page.section("Winner", "What it was given, beside what mlic train does by itself.", _changes(report)),
         _confirmed(report),
         _averaged(report),
-        page.section("History", "Each trial's best value, and the best one so far.",
-                     page.figure(drawn["history"], "values of trials by number")),
-        page.section("Epochs", "Each trial by epoch; grey ones were stopped. Below, where the epochs went.",
-                     page.figure(drawn["curves"], "learning curves of all trials")
-                     + page.figure(drawn["rungs"], "trials by the epoch that they came to")),
+        page.section(
+            "History",
+            "Each trial's best value, and the best one so far.",
+            page.figure(drawn["history"], "values of trials by number"),
+        ),
+        page.section(
+            "Epochs",
+            "Each trial by epoch; grey ones were stopped. Below, where the epochs went.",
+            page.figure(drawn["curves"], "learning curves of all trials")
+            + page.figure(drawn["rungs"], "trials by the epoch that they came to"),
+        ),
         _exchanged(report),
-        page.section("Settings and values", "A line a trial, from its settings to its value; the best tenth in colour.",
-                     page.figure(drawn["coordinates"], "parallel coordinates of settings and values")),
-        page.section("What mattered", _said(weight, len(scored)),
-                     page.figure(drawn["importance"], "importance of each setting") if "importance" in drawn else ""),
-        page.section("The three best", "What they share and the others do not is the trend to follow.",
-                     _trend(scored, config.space)),
+        page.section(
+            "Settings and values",
+            "A line a trial, from its settings to its value; the best tenth in colour.",
+            page.figure(drawn["coordinates"], "parallel coordinates of settings and values"),
+        ),
+        page.section(
+            "What mattered",
+            _said(weight, len(scored)),
+            page.figure(drawn["importance"], "importance of each setting") if "importance" in drawn else "",
+        ),
+        page.section(
+            "The three best",
+            "What they share and the others do not is the trend to follow.",
+            _trend(scored, config.space),
+        ),
         page.section("Trials", "", _table(report)),
-    ]  # fmt: skip
+    ]
     return page.page(f"{report.run.name}: a search over {len(config.space)} settings", "".join(parts)), drawn
 
 
@@ -65,13 +82,16 @@ def _head(report: TuneReport) -> str:
     best = max(trivial, key=lambda each: trivial[each])
     hours = report.seconds / 3600
     tiles = [
-        (f"{value:.4f}", f"{name} of the winner on {report.split}, {low:.4f} to {high:.4f}; the best of "
-                         f"{len(report.trials)} looks better than it is"),
+        (
+            f"{value:.4f}",
+            f"{name} of the winner on {report.split}, {low:.4f} to {high:.4f}; the best of "
+            f"{len(report.trials)} looks better than it is",
+        ),
         (f"{trivial[best]:.4f}", f"the best trivial baseline, {best.replace('_', ' ')}"),
         (f"{len(report.trials):,}", "trials"),
         (f"{report.epochs / report.possible:.0%}", f"of all {report.possible:,} epochs were trained"),
         (f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min", "of search"),
-    ]  # fmt: skip
+    ]
     shown = "".join(f'<div class="tile"><b>{escape(big)}</b>{escape(small)}</div>' for big, small in tiles)
     return f'<div class="tiles">{shown}</div>'
 
@@ -113,10 +133,15 @@ def _averaged(report: TuneReport) -> str:
         return page.section("Average", f"{said[:1].upper()}{said[1:]}", "") if said else ""
     low, high = found.measurement.intervals[found.objective]
     numbers = ", ".join(str(number) for number in found.trials)
-    rows = [[
-        numbers, f"{found.measurement.values[found.objective]:.4f}", f"{low:.4f} to {high:.4f}",
-        f"{found.lead[0]:+.4f} ({found.lead[1]:+.4f} to {found.lead[2]:+.4f})", found.verdict(),
-    ]]  # fmt: skip
+    rows = [
+        [
+            numbers,
+            f"{found.measurement.values[found.objective]:.4f}",
+            f"{low:.4f} to {high:.4f}",
+            f"{found.lead[0]:+.4f} ({found.lead[1]:+.4f} to {found.lead[2]:+.4f})",
+            found.verdict(),
+        ]
+    ]
     text = "One model whose scores are the means of theirs, on the same images, beside the winner alone."
     head = ["Average of trials", found.objective, "95% interval", "Lead over the winner", "It is"]
     return page.section("Average", text, page.table(head, rows))
@@ -190,8 +215,9 @@ def _history(report: TuneReport) -> bytes:
     trials = sorted((t for t in report.trials if t.value is not None), key=lambda t: t.number)
     for status, color in (("finished", plots.BAR), ("pruned", plots.SOFT), ("cut", plots.PARTS[1])):
         some = [t for t in trials if t.status == status]
-        axes.scatter([t.number for t in some], [t.value for t in some], s=16, color=color,
-                     label=f"{status} ({len(some)})") if some else None  # fmt: skip
+        axes.scatter(
+            [t.number for t in some], [t.value for t in some], s=16, color=color, label=f"{status} ({len(some)})"
+        ) if some else None
     numbers = [t.number for t in trials]
     best = np.maximum.accumulate([t.value or 0.0 for t in trials])
     axes.step(numbers, best, where="post", color=plots.INK, linewidth=1.2, label="best so far")
@@ -209,8 +235,15 @@ def _curves(report: TuneReport, curves: Curves, epochs: int) -> bytes:
         going = trial.status == "finished"
         color = plots.PARTS[4] if trial.number == winner else plots.BAR if going else plots.SOFT
         mark = "o" if len(values) == 1 else None
-        axes.plot(range(1, len(values) + 1), values, color=color, marker=mark, markersize=3,
-                  linewidth=2 if trial.number == winner else 0.9, alpha=1 if going else 0.5)  # fmt: skip
+        axes.plot(
+            range(1, len(values) + 1),
+            values,
+            color=color,
+            marker=mark,
+            markersize=3,
+            linewidth=2 if trial.number == winner else 0.9,
+            alpha=1 if going else 0.5,
+        )
     axes.set_xlim(0.8, epochs + 0.2)
     axes.set_xlabel("epoch")
     axes.set_ylabel(report.objective)
@@ -230,8 +263,13 @@ def _rungs(report: TuneReport) -> bytes:
     axes.bar(places, spent, color=plots.BAR, width=0.6)
     for place, end, count in zip(places, ends, spent, strict=True):
         axes.text(place, count, f"{report.rungs[end]} trials", ha="center", va="bottom", fontsize=8, color=plots.INK)
-    axes.set_xticks(places, [f"epoch {end}" if end == begin + 1 else f"epochs {begin + 1} to {end}"
-                            for begin, end in zip(begins, ends, strict=True)])  # fmt: skip
+    axes.set_xticks(
+        places,
+        [
+            f"epoch {end}" if end == begin + 1 else f"epochs {begin + 1} to {end}"
+            for begin, end in zip(begins, ends, strict=True)
+        ],
+    )
     axes.set_ylabel("epochs trained")
     axes.margins(y=0.18)
     return plots.drawn(figure)
@@ -249,8 +287,15 @@ def _coordinates(scored: Sequence[Trial], space: Mapping[str, Dimension]) -> byt
         line = [each if each >= 0 else np.nan for each in codes]
         line.append((values[place] - low) / (high - low) if high > low else 0.5)
         top = place < best
-        axes.plot(range(len(line)), line, color=plots.PARTS[4] if top else plots.SOFT,
-                  linewidth=1.6 if top else 0.6, alpha=1 if top else 0.4, marker="o", markersize=2)  # fmt: skip
+        axes.plot(
+            range(len(line)),
+            line,
+            color=plots.PARTS[4] if top else plots.SOFT,
+            linewidth=1.6 if top else 0.6,
+            alpha=1 if top else 0.4,
+            marker="o",
+            markersize=2,
+        )
     shown = [*(name.rpartition(".")[2] for name in names), "value"]
     crowded = max(map(len, shown)) * len(shown) > _ACROSS
     axes.set_xticks(range(len(shown)), shown, fontsize=8, **({"rotation": 20, "ha": "right"} if crowded else {}))

@@ -43,9 +43,14 @@ class Exchange:
 
 
 def exchanges(
-    values: Mapping[int, float], settings: Mapping[int, Mapping[str, Value]], space: Mapping[str, Dimension],
-    movable: tuple[str, ...], epoch: int, factor: int, seed: int,
-) -> list[Exchange]:  # fmt: skip
+    values: Mapping[int, float],
+    settings: Mapping[int, Mapping[str, Value]],
+    space: Mapping[str, Dimension],
+    movable: tuple[str, ...],
+    epoch: int,
+    factor: int,
+    seed: int,
+) -> list[Exchange]:
     """Who takes over whom: each of the worst 1/factor of the members one of the best 1/factor, by its own random draw.
 
     `values` and `settings` are those of the members after `epoch` epochs; `movable` names what of the `space` can
@@ -61,8 +66,9 @@ def exchanges(
         source = ranking[int(rng.integers(count))]
         changed = {
             f"changes.{epoch}.{name}": _explored(space[name], current(settings[source], name), rng)
-            for name in movable if name in settings[source]
-        }  # fmt: skip
+            for name in movable
+            if name in settings[source]
+        }
         found.append(Exchange(epoch, trial, source, values[trial], {**settings[source], **changed}))
     return found
 
@@ -125,9 +131,13 @@ class Population:
         members = search.open
         found = exchanges(
             {number: search.values(number)[epoch - 1] for number in members},
-            {number: self(number) for number in members}, config.space, config.movable, epoch,
-            config.reduction_factor, config.seed,
-        )  # fmt: skip
+            {number: self(number) for number in members},
+            config.space,
+            config.movable,
+            epoch,
+            config.reduction_factor,
+            config.seed,
+        )
         self.exchanges += found
         self._write()
         self._carry_out(epoch)

@@ -53,14 +53,19 @@ class TuneReport(Model):
         share = self.epochs / self.possible
         return "\n".join(
             [
-                *aligned(table(self.trials[:_SHOWN], self.objective)), *more, *failed,
+                *aligned(table(self.trials[:_SHOWN], self.objective)),
+                *more,
+                *failed,
                 f"{ended}; {self.epochs:,} epochs, {share:.0%} of {self.possible:,}; trial {self.trials[0].number} won",
                 *([f"{len(self.exchanges)} times a trial took over a better one"] if self.exchanges else []),
                 f"{self.split}, {self.measurement.samples:,} samples, "
                 "cross-fitted thresholds (the best of several trials looks better than it is)",
-                self.measurement.table(), *([] if self.confirmation is None else self.confirmation.lines()),
+                self.measurement.table(),
+                *([] if self.confirmation is None else self.confirmation.lines()),
                 *([f"Warning: {self.no_ensemble}"] if self.no_ensemble else []),
                 *([] if self.ensemble is None else self.ensemble.lines()),
-                f"config  {self.best_config}", f"model   {self.model}", f"page    {self.page}",
+                f"config  {self.best_config}",
+                f"model   {self.model}",
+                f"page    {self.page}",
             ]
-        )  # fmt: skip
+        )

@@ -79,9 +79,10 @@ class Trials:
         search = self.search
         some = range(self.count) if among is None else among
         scored = {
-            number: value for number in some
+            number: value
+            for number in some
             if search.status(number) != "failed" and (value := self.value(number)) is not None
-        }  # fmt: skip
+        }
         return sorted(scored, key=lambda number: (-scored[number], number))
 
     def distinct(self, numbers: Sequence[int]) -> list[int]:
@@ -90,9 +91,10 @@ class Trials:
         for number in numbers:
             settings, best = self.draw(number) or {}, self.kept_epoch(number) or 0
             past = {
-                name: value for name, value in settings.items()
+                name: value
+                for name, value in settings.items()
                 if not name.startswith("changes.") or int(name.split(".")[1]) < best
-            }  # fmt: skip
+            }
             if repr(past) not in seen:
                 seen.add(repr(past))
                 found.append(number)

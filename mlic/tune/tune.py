@@ -155,15 +155,23 @@ def _finish(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport:
     contest = [trials.draw(number) or {} for number in trials.distinct(ranking)[:2]]
     averaged = ensemble(config, trials, run) if config.ensemble else None
     report = TuneReport(
-        run=run.folder, model=fitted.model, best_config=run.folder / "best.yaml",
-        page=run.folder / "report" / "search.html", objective=config.objective, trials=tuple(rows),
-        rungs=dict(search.rungs()), epochs=sum(trial.epochs for trial in rows), possible=len(begun) * config.epochs,
+        run=run.folder,
+        model=fitted.model,
+        best_config=run.folder / "best.yaml",
+        page=run.folder / "report" / "search.html",
+        objective=config.objective,
+        trials=tuple(rows),
+        rungs=dict(search.rungs()),
+        epochs=sum(trial.epochs for trial in rows),
+        possible=len(begun) * config.epochs,
         folds=trials.folds,
-        seconds=seconds_spent(run.folder), measurement=fitted.measurement,
+        seconds=seconds_spent(run.folder),
+        measurement=fitted.measurement,
         confirmation=confirm(config, contest, run) if config.confirm else None,
-        ensemble=averaged, no_ensemble="" if averaged or not config.ensemble else _no_ensemble(config),
+        ensemble=averaged,
+        no_ensemble="" if averaged or not config.ensemble else _no_ensemble(config),
         exchanges=() if trials.population is None else tuple(trials.population.exchanges),
-    )  # fmt: skip
+    )
     curves = {number: search.values(number) for number in begun}
     text, pictures = render(report, config, curves)
     for name, data in pictures.items():
@@ -183,18 +191,20 @@ def _of_folds(winner: TrainConfig, trials: Trials, trial: Trial) -> Measurement 
         return None
     whole = out_of_fold.together(out_of_fold.read(winner, parts(trials.folder(trial.number), trials.folds)))
     labels = tuple(read_index(winner.shards)["labels"])
-    return measure(
-        labels, whole.decisions, whole.targets, whole.scores, _RESAMPLES, winner.seed, whole.ranked
-    )  # fmt: skip
+    return measure(labels, whole.decisions, whole.targets, whole.scores, _RESAMPLES, winner.seed, whole.ranked)
 
 
 def _trial(trials: Trials, number: int) -> Trial:
     values = trials.search.values(number)
     return Trial(
-        number=number, status=trials.search.status(number) or "cut", epochs=len(values), value=trials.value(number),
-        best_epoch=None if trials.folds else trials.kept_epoch(number), settings=trials.draw(number) or {},
+        number=number,
+        status=trials.search.status(number) or "cut",
+        epochs=len(values),
+        value=trials.value(number),
+        best_epoch=None if trials.folds else trials.kept_epoch(number),
+        settings=trials.draw(number) or {},
         error=trials.failure(number),
-    )  # fmt: skip
+    )
 
 
 def _write_tables(config: TuneConfig, trials: Trials, rows: Sequence[Trial]) -> None:

@@ -98,9 +98,12 @@ def _fit(plan: TrainConfig, folder: Path, until: int, arguments: Mapping[str, An
     deadline, share = arguments["deadline"], Share(*arguments["share"])
     if share.workers > 1:
         where = {
-            "folder": str(folder), "owner": arguments["folder"], "attempt": arguments["attempt"],
-            "arithmetic": _arithmetic(plan, arguments), "keep_scores": plan.fold is not None,
-        }  # fmt: skip
+            "folder": str(folder),
+            "owner": arguments["folder"],
+            "attempt": arguments["attempt"],
+            "arithmetic": _arithmetic(plan, arguments),
+            "keep_scores": plan.fold is not None,
+        }
         name = f"attempt-{arguments['attempt']}-{uuid.uuid4().hex[:8]}"  # what another start left there is not taken up
         failed = signals.run_beside(group(plan, where, share, arguments["embedded"], name, until, deadline).fit)
         raise_failure(folder, arguments["attempt"], failed)
@@ -109,9 +112,13 @@ def _fit(plan: TrainConfig, folder: Path, until: int, arguments: Mapping[str, An
     try:
         place = Place(0, 1, device, folder, Path(arguments["folder"]), arguments["attempt"])
         trainer.fit(
-            plan, place, until=until, deadline=deadline, arithmetic=_arithmetic(plan, arguments),
+            plan,
+            place,
+            until=until,
+            deadline=deadline,
+            arithmetic=_arithmetic(plan, arguments),
             keep_scores=plan.fold is not None,
-        )  # fmt: skip
+        )
     finally:  # the process has other trials to come
         gc.collect()
         if device.type == "cuda":

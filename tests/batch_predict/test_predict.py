@@ -143,8 +143,10 @@ def ten_kinds(folder: Path, source: Path) -> tuple[set[str], set[str]]:
     data = source.read_bytes()
     for number in range(2):
         files = {
-            "zero": b"", "cut": data[: len(data) // 2], "text": b"Dear Sir or Madam,\n" * 9,
-        }  # fmt: skip
+            "zero": b"",
+            "cut": data[: len(data) // 2],
+            "text": b"Dear Sir or Madam,\n" * 9,
+        }
         for name, content in files.items():
             (folder / f"{name}{number}.jpg").write_bytes(content)
             bad.add(f"{name}{number}.jpg")
@@ -181,9 +183,11 @@ def test_files_of_ten_kinds_that_break_programs(run: Path, corpus: Path, tmp_pat
     assert listed["text0.jpg"] == "not an image"
     assert listed["huge1.png"] == "20,000 x 20,000 pixels, above the limit of 100,000,000"
     readers = {
-        ".tsv": lambda: pd.read_csv(out, sep="\t")["Filename"], ".csv": lambda: pd.read_csv(out)["file"],
-        ".jsonl": lambda: pd.read_json(out, lines=True)["file"], ".parquet": lambda: pd.read_parquet(out)["file"],
-    }  # fmt: skip
+        ".tsv": lambda: pd.read_csv(out, sep="\t")["Filename"],
+        ".csv": lambda: pd.read_csv(out)["file"],
+        ".jsonl": lambda: pd.read_json(out, lines=True)["file"],
+        ".parquet": lambda: pd.read_parquet(out)["file"],
+    }
     assert set(readers[suffix]()) == plain | good
     if suffix in (".tsv", ".csv"):
         with out.open(newline="", encoding="utf-8") as file:

@@ -78,9 +78,11 @@ def test_others_can_read_them(tmp_path: Path) -> None:
         assert [row["key"] for row in csv.DictReader(file)] == list(KEYS)
     first = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])
     assert first == {
-        "key": "x/im1", "file": "x/im1.jpg", "labels": ["big dog"],
+        "key": "x/im1",
+        "file": "x/im1.jpg",
+        "labels": ["big dog"],
         "scores": {"cat": 0.125, "big dog": 0.5, "ant": 1e-7},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,12 @@ def test_a_recipe_names_its_run(tmp_path: Path, mlic: Run) -> None:
 
 def test_completion_is_there() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mlic"], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "mlic"],
+        capture_output=True,
+        text=True,
+        check=False,
         env={"_MLIC_COMPLETE": "bash_source", "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
+    )
     assert "_MLIC_COMPLETE=bash_complete" in done.stdout
 
 
@@ -194,8 +197,13 @@ def test_commands_are_listed_in_the_order_of_the_work_with_whole_descriptions() 
     assert all(len(line) <= 80 for line in text.splitlines())
     assert not any(what.endswith("...") for _, what in commands)
     assert [line for line in text.splitlines() if line.endswith(":") and line[0] != " "] == [
-        "Options:", "Data:", "Models:", "Predictions and numbers:", "Elsewhere:", "Examples:",
-    ]  # fmt: skip
+        "Options:",
+        "Data:",
+        "Models:",
+        "Predictions and numbers:",
+        "Elsewhere:",
+        "Examples:",
+    ]
 
 
 @pytest.mark.parametrize("command", ["train", "tune"])
@@ -214,8 +222,12 @@ def test_an_interrupt_while_the_program_loads_is_no_traceback(tmp_path: Path) ->
     """Ctrl-C in the first tenths of a second, while Python imports."""
     (tmp_path / "pydantic.py").write_text("raise KeyboardInterrupt\n")
     done = subprocess.run(
-        [sys.executable, "-m", "mlic", "train"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "mlic", "train"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"},
-    )  # fmt: skip
+    )
     assert done.returncode == 6
     assert done.stderr == "Error: stopped.\nHint: run the same command again to go on.\n"

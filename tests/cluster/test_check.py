@@ -15,9 +15,19 @@ VERSIONS = {
     "pillow": "12.0",
 }
 GOOD = NodeReport(
-    host="node1", address="10.0.0.1", cpus=8, gpus=4, python="3.11.7", versions=VERSIONS, files=65536, store=2 * 2**30,
-    disk=100 * 2**30, skew_s=0.002, mb_per_s=1100.0, sees=True,
-)  # fmt: skip
+    host="node1",
+    address="10.0.0.1",
+    cpus=8,
+    gpus=4,
+    python="3.11.7",
+    versions=VERSIONS,
+    files=65536,
+    store=2 * 2**30,
+    disk=100 * 2**30,
+    skew_s=0.002,
+    mb_per_s=1100.0,
+    sees=True,
+)
 
 
 def nodes(**other: object) -> list[NodeReport]:

@@ -130,9 +130,13 @@ def test_a_lost_interrupt_is_noted(tmp_path: Path) -> None:
     )
     command = "import signal, runpy; signal.signal(signal.SIGTERM, signal.default_int_handler); "
     ended = subprocess.run(
-        [sys.executable, "-c", f"{command}runpy.run_path({str(script)!r})"], env=without_ray(),
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-c", f"{command}runpy.run_path({str(script)!r})"],
+        env=without_ray(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert ended.stdout.split() == ["SIGINT", "SIGTERM"], ended.stderr
 
 
@@ -174,9 +178,12 @@ def test_a_token_is_shown_where_the_cluster_wants_one(wants: bool, tmp_path: Pat
             "print(cluster.address, flush=True)\nsys.stdin.read()\ncluster.shutdown()\n"
         )
         cluster = subprocess.Popen(
-            [sys.executable, "-c", start], env=plain | own | {"RAY_TMPDIR": folder},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [sys.executable, "-c", start],
+            env=plain | own | {"RAY_TMPDIR": folder},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert cluster.stdout is not None
         address = next(line for line in cluster.stdout if ":" in line).strip()
         ask = (
@@ -187,9 +194,13 @@ def test_a_token_is_shown_where_the_cluster_wants_one(wants: bool, tmp_path: Pat
         )
         try:
             asked = subprocess.run(
-                [sys.executable, "-c", ask, address], env=plain | {"RAY_AUTH_TOKEN": token},
-                capture_output=True, text=True, check=False, timeout=120,
-            )  # fmt: skip
+                [sys.executable, "-c", ask, address],
+                env=plain | {"RAY_AUTH_TOKEN": token},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=120,
+            )
             assert asked.stdout == "works\n", asked.stderr
         finally:
             cluster.communicate(timeout=60)

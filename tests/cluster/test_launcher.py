@@ -462,9 +462,11 @@ def test_the_head_listens_where_the_other_nodes_reach_it(
     script = (ROOT / "cluster" / "with-ray.sh").read_text()
     function = script[script.index("own_address() {") : script.index("end_job() {")]
     answers = {
-        "scontrol": "printf 'node1\\nnode2\\n'", "hostname": "echo '172.17.0.1 10.0.0.1 '",
-        "getent": f"echo '{peer} STREAM node2'" if peer else "exit 2", "ip": f"echo '{route}'" if route else "exit 2",
-    }  # fmt: skip
+        "scontrol": "printf 'node1\\nnode2\\n'",
+        "hostname": "echo '172.17.0.1 10.0.0.1 '",
+        "getent": f"echo '{peer} STREAM node2'" if peer else "exit 2",
+        "ip": f"echo '{route}'" if route else "exit 2",
+    }
     for name, answer in answers.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{answer}\n")
         (tmp_path / name).chmod(0o755)

@@ -75,9 +75,14 @@ class Standing:
 
     def call(self, *command: object, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(word) for word in command], cwd=ROOT, env=self.environment | environment, capture_output=True,
-            text=True, check=False, timeout=300,
-        )  # fmt: skip
+            [str(word) for word in command],
+            cwd=ROOT,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
 
     def submit(self, *command: object) -> subprocess.CompletedProcess[str]:
         """By Ray's own program."""
@@ -89,12 +94,16 @@ def standing() -> Iterator[Standing]:
     place = {"RAY_TMPDIR": "/tmp/mlic-jobs-test", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}  # noqa: S108
     port, dashboard = 20_000 + os.getpid() % 9_000, 30_000 + os.getpid() % 9_000
     found = Standing(
-        f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}",
+        f"127.0.0.1:{port}",
+        f"http://127.0.0.1:{dashboard}",
         {
-            **os.environ, **place, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}", "RAY_USAGE_STATS_ENABLED": "0",
+            **os.environ,
+            **place,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+            "RAY_USAGE_STATS_ENABLED": "0",
         },
-    )  # fmt: skip
+    )
     found.environment.pop("RAY_ADDRESS", None)
     Path(place["RAY_TMPDIR"], "ray").mkdir(parents=True, exist_ok=True)
     head = ("--num-cpus", 2, "--port", port, "--dashboard-port", dashboard, "--dashboard-agent-listen-port", port + 1)
@@ -119,10 +128,12 @@ def test_the_readmes_searches(standing: Standing, shards: Path, tmp_path: Path) 
     inside, outside = commands(
         "a Ray cluster",
         {
-            "HOST:6379": standing.address, "shards/ ": f"{tmp_path}/shards ", "http://HOST:8265": standing.dashboard,
+            "HOST:6379": standing.address,
+            "shards/ ": f"{tmp_path}/shards ",
+            "http://HOST:8265": standing.dashboard,
             "/shared/": f"{tmp_path}/",
         },
-    )  # fmt: skip
+    )
     done = standing.call("env", *inside, *FEW, "--runs", tmp_path / "inside")
     assert done.returncode == 0, done.stderr
     assert "a Ray cluster of 1 node: 2 CPUs" in done.stderr

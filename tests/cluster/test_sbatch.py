@@ -71,13 +71,21 @@ class Job:
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         own = {
-            "PATH": f"{self.folder / 'bin'}:/usr/bin:/bin", "HERE": str(self.folder), "SLURM_JOB_ID": "7",
-            "SLURM_SUBMIT_DIR": str(self.folder), "SLURM_CPUS_PER_TASK": "4", **environment,
-        }  # fmt: skip
+            "PATH": f"{self.folder / 'bin'}:/usr/bin:/bin",
+            "HERE": str(self.folder),
+            "SLURM_JOB_ID": "7",
+            "SLURM_SUBMIT_DIR": str(self.folder),
+            "SLURM_CPUS_PER_TASK": "4",
+            **environment,
+        }
         return subprocess.Popen(
-            ["bash", self.script, *arguments], env=own, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            ["bash", self.script, *arguments],
+            env=own,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
+        )
 
     def run(self, *arguments: str, **environment: str) -> list[str]:
         """What srun was given after its own options."""
@@ -105,17 +113,41 @@ def test_a_site_with_everything(tmp_path: Path) -> None:
     (venv / "bin" / "activate").write_text("export VENV_IS=active\n")
     script = render(
         SlurmConfig(
-            stage="tune", nodes=3, cpus_per_task=6, gpus_per_node=2, mem="64G", time="1-00", grace=300, partition="gpu",
-            account="abc", job_name="my search", exclusive=True, modules=("cuda/12.4", "gcc"), venv=venv,
-            scratch=Path("/local"), options={"qos": "high", "constraint": "a100&ib"},
+            stage="tune",
+            nodes=3,
+            cpus_per_task=6,
+            gpus_per_node=2,
+            mem="64G",
+            time="1-00",
+            grace=300,
+            partition="gpu",
+            account="abc",
+            job_name="my search",
+            exclusive=True,
+            modules=("cuda/12.4", "gcc"),
+            venv=venv,
+            scratch=Path("/local"),
+            options={"qos": "high", "constraint": "a100&ib"},
         )
-    )  # fmt: skip
+    )
     asked = {line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")}
     assert asked >= {
-        "--job-name='my search'", "--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=6", "--gpus-per-node=2",
-        "--mem=64G", "--time=1-00", "--signal=B:USR1@300", "--partition=gpu", "--account=abc", "--exclusive",
-        "--qos=high", "--constraint='a100&ib'", "--requeue", "--open-mode=append",
-    }  # fmt: skip
+        "--job-name='my search'",
+        "--nodes=3",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=6",
+        "--gpus-per-node=2",
+        "--mem=64G",
+        "--time=1-00",
+        "--signal=B:USR1@300",
+        "--partition=gpu",
+        "--account=abc",
+        "--exclusive",
+        "--qos=high",
+        "--constraint='a100&ib'",
+        "--requeue",
+        "--open-mode=append",
+    }
     job = Job(tmp_path, script)
     module = tmp_path / "bin" / "module"
     module.write_text('#!/bin/bash\necho "$*" >"$HERE/modules"\n')
@@ -147,9 +179,19 @@ def test_a_container_starts_the_launcher_inside(tmp_path: Path) -> None:
     given = Job(tmp_path, render(config)).run("shards dir")
     inner = 'exec bash "$(mlic slurm --launcher)" "$@"'
     assert given == [
-        "apptainer", "exec", "--nv", "--bind=/data set", "/images/my mlic.sif", "bash", "-c", inner, "with-ray", "mlic",
-        "train", "shards dir",
-    ]  # fmt: skip
+        "apptainer",
+        "exec",
+        "--nv",
+        "--bind=/data set",
+        "/images/my mlic.sif",
+        "bash",
+        "-c",
+        inner,
+        "with-ray",
+        "mlic",
+        "train",
+        "shards dir",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,14 @@ def test_a_running_job_is_read_whole(programs: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "code", "read", "ends_with"),
     [
-        ("COMPLETED", "0:0", 0, 0), ("FAILED", "3:0", 3, 3), ("CANCELLED", "0:15", 143, 143), ("TIMEOUT", "0:0", 0, 4),
-        ("NODE_FAIL", "1:0", 1, 1), ("PENDING", "0:0", None, 4),
+        ("COMPLETED", "0:0", 0, 0),
+        ("FAILED", "3:0", 3, 3),
+        ("CANCELLED", "0:15", 143, 143),
+        ("TIMEOUT", "0:0", 0, 4),
+        ("NODE_FAIL", "1:0", 1, 1),
+        ("PENDING", "0:0", None, 4),
     ],
-)  # fmt: skip
+)
 def test_exit_codes(programs: Path, state: str, code: str, read: int | None, ends_with: int) -> None:
     text = SHOWN.format(state=state, reason="None", restarts=0, code=code, nodes="(null)")
     program(programs, "scontrol", f"echo '{text}'")
@@ -76,9 +80,10 @@ def test_tasks_of_an_array(programs: Path) -> None:
 
 def test_jobs_that_only_the_accounting_knows(programs: Path) -> None:
     program(
-        programs, "sacct",
+        programs,
+        "sacct",
         'case "$*" in *--allocations*) echo "12|mlic-train|CANCELLED by 1000|0:15|00:10:00|node1" ;; esac',
-    )  # fmt: skip
+    )
     (job,) = slurm_client.jobs(["12"])
     assert (job.state, job.code, job.elapsed, job.nodes) == ("CANCELLED", 143, "00:10:00", "node1")
 
@@ -86,10 +91,11 @@ def test_jobs_that_only_the_accounting_knows(programs: Path) -> None:
 def test_jobs_that_only_the_list_of_completed_jobs_knows(programs: Path) -> None:
     """On a site without accounting sacct fails, but for the list of completed jobs."""
     program(
-        programs, "sacct",
+        programs,
+        "sacct",
         'case "$*" in *--completion*) echo "12|mlic-train|COMPLETED|0:0|node[1-2]" ;;\n'
         '*) echo "Slurm accounting storage is disabled" >&2; exit 1 ;; esac',
-    )  # fmt: skip
+    )
     (job,) = slurm_client.jobs(["12"])
     assert (job.state, job.code, job.exit_code) == ("COMPLETED", 0, 0)
 
@@ -139,9 +145,10 @@ def test_a_submission_is_remembered(programs: Path, tmp_path: Path) -> None:
 
 def test_what_slurm_says_against_a_job_is_told(programs: Path) -> None:
     program(
-        programs, "sbatch",
+        programs,
+        "sbatch",
         'echo "sbatch: error: Batch job submission failed: Requested node configuration is not available" >&2; exit 1',
-    )  # fmt: skip
+    )
     for call in (slurm_client.check, lambda script: slurm_client.submit(script, "mlic-train")):
         with pytest.raises(ClusterError, match="job submission failed: Requested node configuration is not available"):
             call("#!/bin/bash\n")

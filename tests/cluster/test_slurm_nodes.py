@@ -69,9 +69,13 @@ class Slurm:
 
     def start(self, *command: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [str(word) for word in command], cwd=self.folder, env=self.environment, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [str(word) for word in command],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def call(self, *command: object, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         started = self.start(*command)
@@ -180,8 +184,17 @@ def test_pack(slurm: Slurm, packed: Path) -> None:
     assert sum(len(read_split(packed, name)) for name in ("train", "val", "test")) == 240
 
 
-TRAINING = ("--arch", "b-final", "--image-size", "48", "--batch-size", "32", "--no-doctor", "--set", "color=rgb",
-            )  # fmt: skip
+TRAINING = (
+    "--arch",
+    "b-final",
+    "--image-size",
+    "48",
+    "--batch-size",
+    "32",
+    "--no-doctor",
+    "--set",
+    "color=rgb",
+)
 
 
 def trained(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -296,9 +309,21 @@ def hosts(folder: Path) -> set[str]:
 def test_tune_on_both_nodes_and_over_a_warning(slurm: Slurm, packed: Path) -> None:
     """A search that is queued again ends with the table of one that nobody disturbed."""
     command = (
-        packed, "--num-samples", "10", "--epochs", "18", "--runs", slurm.folder / "runs", "--set", "arch=b-final",
-        "--set", "image_size=64", "--no-doctor", "--set", "space={lr: {loguniform: [1e-4, 1e-2]}}",
-    )  # fmt: skip
+        packed,
+        "--num-samples",
+        "10",
+        "--epochs",
+        "18",
+        "--runs",
+        slurm.folder / "runs",
+        "--set",
+        "arch=b-final",
+        "--set",
+        "image_size=64",
+        "--no-doctor",
+        "--set",
+        "space={lr: {loguniform: [1e-4, 1e-2]}}",
+    )
     one, two = (slurm.folder / "runs" / name for name in ("search", "warned-search"))
     job = slurm.submit(*TWO_NODES, sbatch("tune"), *command, "--name", one.name)
     assert slurm.end(job) == Job("COMPLETED", 0, 0), slurm.log(job)
@@ -323,9 +348,17 @@ def test_the_readmes_search(slurm: Slurm, packed: Path) -> None:
 def test_batch_predict(slurm: Slurm, straight: Training, corpus: Path) -> None:
     out = slurm.folder / "preds.tsv"
     job = slurm.submit(
-        *TWO_NODES, sbatch("batch-predict"), straight.run, corpus / "unlabelled", "--out", out, "--set", "chunk=10",
-        "--workers", "2",
-    )  # fmt: skip
+        *TWO_NODES,
+        sbatch("batch-predict"),
+        straight.run,
+        corpus / "unlabelled",
+        "--out",
+        out,
+        "--set",
+        "chunk=10",
+        "--workers",
+        "2",
+    )
     assert slurm.end(job) == Job("COMPLETED", 0, 0), slurm.log(job)
     alone = slurm.folder / "alone.tsv"
     slurm.call("mlic", "batch-predict", straight.run, corpus / "unlabelled", "--out", alone)
@@ -398,14 +431,31 @@ def test_another_user_is_refused(slurm: Slurm, packed: Path) -> None:
         home = slurm.base / "other"
         home.mkdir(mode=0o777, exist_ok=True)
         home.chmod(0o777)
-        other = ["nsenter", "-t", node, "-n", "-u", "-m", "-p", f"--wdns={home}", "--", "setpriv", "--reuid=65534",
-                 "--regid=65534", "--clear-groups", "env", f"HOME={home}", f"RAY_TMPDIR={home}"]  # fmt: skip
+        other = [
+            "nsenter",
+            "-t",
+            node,
+            "-n",
+            "-u",
+            "-m",
+            "-p",
+            f"--wdns={home}",
+            "--",
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "env",
+            f"HOME={home}",
+            f"RAY_TMPDIR={home}",
+        ]
         for name, command in tries.items():
             words = [*other, "RAY_AUTH_MODE=disabled", *map(str, command)]
             if name != "read":  # Python itself may be installed where only root may look
                 words[words.index("--clear-groups") + 1 : 1 + words.index("--clear-groups")] = [
-                    "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"
-                ]  # fmt: skip
+                    "--inh-caps=+dac_read_search",
+                    "--ambient-caps=+dac_read_search",
+                ]
             done = subprocess.run(
                 words, env=slurm.environment, capture_output=True, text=True, check=False, timeout=120
             )
@@ -452,9 +502,18 @@ def test_a_chain_ends_where_it_breaks(slurm: Slurm, corpus: Path) -> None:
     labels = slurm.folder / "no labels"
     labels.mkdir()
     done = slurm.call(
-        "mlic", "slurm", "pipeline", corpus / "images", "--labels", labels, "--out", slurm.folder / "broken", *SMALL,
-        "--wait", check=False,
-    )  # fmt: skip
+        "mlic",
+        "slurm",
+        "pipeline",
+        corpus / "images",
+        "--labels",
+        labels,
+        "--out",
+        slurm.folder / "broken",
+        *SMALL,
+        "--wait",
+        check=False,
+    )
     assert done.returncode == 3, done.stderr
     first, *others = done.stdout.split()
     assert slurm.status(first)[first]["code"] == 3

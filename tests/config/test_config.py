@@ -68,8 +68,11 @@ def test_bad_values_are_named(model: type, values: dict[str, object], text: str)
 
 def test_sets_are_yaml() -> None:
     assert read_sets(["lr=1e-4", "hflip=false", "archs=[a, b]", "name=x"]) == {
-        "lr": 1e-4, "hflip": False, "archs": ["a", "b"], "name": "x",
-    }  # fmt: skip
+        "lr": 1e-4,
+        "hflip": False,
+        "archs": ["a", "b"],
+        "name": "x",
+    }
 
 
 def test_malformed_set() -> None:
@@ -201,11 +204,15 @@ def test_settings_that_would_be_ignored(model: Any, values: dict[str, Any], word
 
 def test_settings_that_are_used_are_taken() -> None:
     for values in (
-        {"momentum": 0.8, "optimizer": "sgd"}, {"step_factor": 0.5, "schedule": "step"},
-        {"warmup_epochs": 1, "schedule": "cosine"}, {"stop_on": "val/map", "patience": 2},
-        {"rand_magnitude": 5, "changes": {2: {"rand_augment": 1}}}, {"train": "none", "ema": 0.0},
-        {"train": "head", "augment": {"rotate": 25}}, {"momentum": 0.9},
-    ):  # fmt: skip
+        {"momentum": 0.8, "optimizer": "sgd"},
+        {"step_factor": 0.5, "schedule": "step"},
+        {"warmup_epochs": 1, "schedule": "cosine"},
+        {"stop_on": "val/map", "patience": 2},
+        {"rand_magnitude": 5, "changes": {2: {"rand_augment": 1}}},
+        {"train": "none", "ema": 0.0},
+        {"train": "head", "augment": {"rotate": 25}},
+        {"momentum": 0.9},
+    ):
         build(TrainConfig, values)
 
 

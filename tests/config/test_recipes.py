@@ -111,10 +111,18 @@ def few(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = CliRunner().invoke(
         cli,
         [
-            "pack", str(shards), "--labels", str(shards), "--out", str(folder / "shards"), "--split",
-            "train=0.1,val=0.05,test=0.85", "--workers", "1",
+            "pack",
+            str(shards),
+            "--labels",
+            str(shards),
+            "--out",
+            str(folder / "shards"),
+            "--split",
+            "train=0.1,val=0.05,test=0.85",
+            "--workers",
+            "1",
         ],
-    )  # fmt: skip
+    )
     assert result.exit_code == 0, result.output
     return folder / "shards"
 

@@ -13,9 +13,13 @@ from mlic.errors import ConfigError
 
 def test_draws_keep_to_their_dimensions() -> None:
     space = {
-        "a": Dimension(choice=(1, "x", None)), "b": Dimension(uniform=(-1, 1)), "c": Dimension(loguniform=(1e-5, 1)),
-        "d": Dimension(int=(2, 4)), "e": Dimension(logint=(1, 100)), "f": Dimension(grid=(True, False)),
-    }  # fmt: skip
+        "a": Dimension(choice=(1, "x", None)),
+        "b": Dimension(uniform=(-1, 1)),
+        "c": Dimension(loguniform=(1e-5, 1)),
+        "d": Dimension(int=(2, 4)),
+        "e": Dimension(logint=(1, 100)),
+        "f": Dimension(grid=(True, False)),
+    }
     drawn = [draw(space, 1, number) for number in range(400)]
     assert {each["a"] for each in drawn} == {1, "x", None}
     assert {each["d"] for each in drawn} == {2, 3, 4}
@@ -54,13 +58,18 @@ def test_conditions_and_grids() -> None:
 
 def test_dots_reach_into_mappings() -> None:
     assert nested({"lr": 1, "arch_options.hidden": 5, "arch_options.dropout": 0.1}) == {
-        "lr": 1, "arch_options": {"hidden": 5, "dropout": 0.1},
-    }  # fmt: skip
+        "lr": 1,
+        "arch_options": {"hidden": 5, "dropout": 0.1},
+    }
     config = build(
         TuneConfig,
-        {"shards": "s", "arch": "b-final", "arch_options": {"dropout": 0.2},
-         "space": {"arch_options.hidden": {"choice": [64]}, "augment.rotate": {"uniform": [0, 20]}}},
-    )  # fmt: skip
+        {
+            "shards": "s",
+            "arch": "b-final",
+            "arch_options": {"dropout": 0.2},
+            "space": {"arch_options.hidden": {"choice": [64]}, "augment.rotate": {"uniform": [0, 20]}},
+        },
+    )
     plan = config.plan(config.drawn(0))
     assert plan.arch_options == {"dropout": 0.2, "hidden": 64}
     assert 0 <= plan.augment["rotate"] <= 20
@@ -69,8 +78,11 @@ def test_dots_reach_into_mappings() -> None:
 def test_what_is_given_is_not_searched() -> None:
     assert set(build(TuneConfig, {"shards": "s"}).space) == set(DEFAULT_SPACE)
     assert set(build(TuneConfig, {"shards": "s", "arch": "b-final", "lr": 1e-3}).space) == {
-        "loss", "pos_weight_power", "rand_augment", "threshold_policy",
-    }  # fmt: skip
+        "loss",
+        "pos_weight_power",
+        "rand_augment",
+        "threshold_policy",
+    }
     assert "rand_augment" not in build(TuneConfig, {"shards": "s", "train": "head"}).space
 
 
@@ -88,7 +100,8 @@ def test_what_is_given_is_not_searched() -> None:
         ({"loss": {"choice": ["bse"]}}, {}, "space.loss can draw loss=bse: loss: Input should be"),
         ({"momentum": {"choice": [0.9], "when": {"optimizer": "sgd"}}}, {}, "optimizer .* is not in the space"),
         (
-            {"loss": {"choice": ["mse"]}, "pos_weight_power": {"uniform": [0.5, 1]}}, {},
+            {"loss": {"choice": ["mse"]}, "pos_weight_power": {"uniform": [0.5, 1]}},
+            {},
             "space can draw loss=mse, .* the loss mse does not weight positives",
         ),
         ({"lr": {"uniform": [1, 2]}}, {"searcher": "grid"}, "space.lr is an interval, which has no grid"),
@@ -99,7 +112,7 @@ def test_what_is_given_is_not_searched() -> None:
         ({"lr": {"choice": [1]}}, {"budget": "4 hours"}, "should look like 4h, 30m or 90s, not '4 hours'"),
         ({"lr": 3}, {}, "space.lr should be a mapping of names to values, not 3"),
     ],
-)  # fmt: skip
+)
 def test_spaces_that_cannot_work(space: dict[str, Any], more: dict[str, Any], error: str) -> None:
     with pytest.raises(ConfigError, match=error):
         build(TuneConfig, {"shards": "s", "space": space, **more})
@@ -125,7 +138,7 @@ def test_budgets_and_numbers_of_trials() -> None:
         {"rand_magnitude": 12, "confirm": 2, "space": {"rand_augment": {"choice": [1, 2]}}},
         {"momentum": 0.95, "space": {"optimizer": {"choice": ["adam", "sgd"]}}},
     ],
-)  # fmt: skip
+)
 def test_a_fixed_setting_may_be_for_some_of_the_draws(settings: dict[str, Any]) -> None:
     found = build(TuneConfig, settings)
     for number in range(found.trials):

@@ -22,8 +22,10 @@ def test_colours_are_torchvisions() -> None:
     index = np.arange(4)
     factors = np.array([0.5, 0.8, 1.2, 1.5])
     for name, function in (
-        ("brightness", tv.adjust_brightness), ("contrast", tv.adjust_contrast), ("saturation", tv.adjust_saturation)
-    ):  # fmt: skip
+        ("brightness", tv.adjust_brightness),
+        ("contrast", tv.adjust_contrast),
+        ("saturation", tv.adjust_saturation),
+    ):
         got = planes(distort(pixels, index, {name: factors}))
         for i, factor in enumerate(factors):
             expected = function(planes(pixels)[i], float(factor))

@@ -36,8 +36,12 @@ def applied(path: Path) -> tuple[list[list[int]], int]:
 def test_verdicts_take_the_place_of_labels(tmp_path: Path) -> None:
     path = written(
         tmp_path / "c.tsv",
-        "a/im1.jpg\tpeople\t1\t0", "im2\tpeople\t0\t?", "im2\tportrait\t1\t1", "3\tpeople\t-1\t1", "3\tportrait\t1\t-1",
-    )  # fmt: skip
+        "a/im1.jpg\tpeople\t1\t0",
+        "im2\tpeople\t0\t?",
+        "im2\tportrait\t1\t1",
+        "3\tpeople\t-1\t1",
+        "3\tportrait\t1\t-1",
+    )
     assert applied(path) == ([[0, 0], [0, 1], [1, -1]], 3)
     assert TARGETS.tolist() == [[1, 0], [0, 1], [-1, 1]]
 
@@ -54,8 +58,11 @@ def test_the_table_as_it_was_written_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "c.tsv").write_bytes(corrections.table([suspect]))
     read = corrections.read(tmp_path / "c.tsv")
     assert (read.names, read.labels, read.given.tolist(), read.decided.tolist()) == (
-        ("a/im1.jpg",), ("people",), [1], [False],
-    )  # fmt: skip
+        ("a/im1.jpg",),
+        ("people",),
+        [1],
+        [False],
+    )
     assert applied(tmp_path / "c.tsv") == (TARGETS.tolist(), 0)
 
 

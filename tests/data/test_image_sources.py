@@ -157,8 +157,9 @@ def test_keys_that_stand_twice(folder: Path) -> None:
     unique, doubled, kept = (listing := image_sources.list_images(folder)).unique()
     assert [unique.path(i) for i in range(len(unique))] == ["a.png", "b.jpg", "x/a.JPG"]
     assert [(listing.path(i), listing.path(j)) for i, j in zip(doubled, kept, strict=True)] == [
-        ("b.png", "b.jpg"), ("b.webp", "b.jpg"),
-    ]  # fmt: skip
+        ("b.png", "b.jpg"),
+        ("b.webp", "b.jpg"),
+    ]
 
 
 def test_the_fingerprint_follows_the_files(folder: Path) -> None:

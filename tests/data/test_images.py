@@ -36,9 +36,7 @@ def test_formats(format: str) -> None:
     assert np.abs(pixels.astype(int) - np.asarray(picture())).mean() < 4
 
 
-@pytest.mark.parametrize(
-    "mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "I;16", "F", "I"]
-)  # fmt: skip
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "I;16", "F", "I"])
 def test_modes_become_rgb_and_gray(mode: str) -> None:
     gray = np.asarray(picture().convert("L"))
     if mode == "I;16":

@@ -76,10 +76,17 @@ def split(tmp_path: Path) -> shards.Split:
             tables.append(shard_writer.write(plan, samples.take(plan.rows), ("a", "b"), out, 10**6)[1])
     table = pa.concat_tables(tables)
     return shards.Split(
-        "val", ("a", "b"), tuple(tmp_path / plan.name for plan in plans), table.column("key").combine_chunks(),
-        table.column("file").combine_chunks(), targets, np.repeat([0, 1], [len(part) for part in tables]),
-        table.column("offset").to_numpy(), table.column("size").to_numpy(), "f" * 32,
-    )  # fmt: skip
+        "val",
+        ("a", "b"),
+        tuple(tmp_path / plan.name for plan in plans),
+        table.column("key").combine_chunks(),
+        table.column("file").combine_chunks(),
+        targets,
+        np.repeat([0, 1], [len(part) for part in tables]),
+        table.column("offset").to_numpy(),
+        table.column("size").to_numpy(),
+        "f" * 32,
+    )
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
@@ -211,9 +218,17 @@ def test_crops_show_that_part_with_and_without_the_cache(tmp_path: Path) -> None
     with (tmp_path / plan.name).open("wb") as out:
         table = shard_writer.write(plan, samples, ("a",), out, 10**6)[1]
     split = shards.Split(
-        "val", ("a",), (tmp_path / plan.name,), table.column("key"), table.column("file"), samples.targets,
-        np.zeros(1, np.int64), table.column("offset").to_numpy(), table.column("size").to_numpy(), "e" * 32,
-    )  # fmt: skip
+        "val",
+        ("a",),
+        (tmp_path / plan.name,),
+        table.column("key"),
+        table.column("file"),
+        samples.targets,
+        np.zeros(1, np.int64),
+        table.column("offset").to_numpy(),
+        table.column("size").to_numpy(),
+        "e" * 32,
+    )
     prep = PREP.model_copy(update={"image_size": margin(56)})
     assert prep.image_size == 64
     found = []

@@ -32,9 +32,12 @@ def bucket() -> Iterator[str]:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     given = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
-        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-    }  # fmt: skip
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
     try:
@@ -173,8 +176,10 @@ def test_predictions_in_an_object_store(
     assert local.returncode == 0
     rows = storage.read(f"{bucket}/p.csv").decode().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == sorted(path.stem for path in images.iterdir())
-    found, expected = (np.array([[float(x) for x in row.split(",")[2:]] for row in lines[1:]])
-                       for lines in (rows, (tmp_path / "p.csv").read_text().splitlines()))  # fmt: skip
+    found, expected = (
+        np.array([[float(x) for x in row.split(",")[2:]] for row in lines[1:]])
+        for lines in (rows, (tmp_path / "p.csv").read_text().splitlines())
+    )
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert b"broken.jpg\tnot an image" in storage.read(f"{bucket}/p.csv.errors.tsv")
     parts = f"{bucket}/p.csv.parts"

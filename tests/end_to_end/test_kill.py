@@ -77,9 +77,21 @@ def same_result(one: Path, two: Path) -> None:
 @pytest.fixture(scope="module")
 def training(shards: Path) -> list[object]:
     return [
-        "train", shards, "--arch", "b-final", "--epochs", EPOCHS, "--image-size", "64", "--batch-size", "32",
-        "--workers", "2", "--set", "color=rgb",
-    ]  # fmt: skip
+        "train",
+        shards,
+        "--arch",
+        "b-final",
+        "--epochs",
+        EPOCHS,
+        "--image-size",
+        "64",
+        "--batch-size",
+        "32",
+        "--workers",
+        "2",
+        "--set",
+        "color=rgb",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +133,22 @@ def test_a_killed_worker_is_replaced(training: list[object], straight: Path, tmp
 def test_one_worker_alone(shards: Path, tmp_path: Path) -> None:
     """It is replaced when it is killed, and stops in good order when it is told to; the result is the same."""
     command = [
-        "train", shards, "--arch", "b-final", "--epochs", EPOCHS, "--image-size", "64", "--batch-size", "32",
-        "--workers", "1", "--set", "color=rgb", "--no-doctor",
-    ]  # fmt: skip
+        "train",
+        shards,
+        "--arch",
+        "b-final",
+        "--epochs",
+        EPOCHS,
+        "--image-size",
+        "64",
+        "--batch-size",
+        "32",
+        "--workers",
+        "1",
+        "--set",
+        "color=rgb",
+        "--no-doctor",
+    ]
     for name in ("straight", "killed"):
         (tmp_path / name).mkdir()
     code, _, err = run(tmp_path / "straight", *command)
@@ -186,9 +211,17 @@ def test_a_stopped_pack(corpus: Path, shards: Path, tmp_path: Path, number: sign
 def test_pack_killed_at_random_points(corpus: Path, tmp_path: Path) -> None:
     """The driver or one of its workers, by kill -9, again and again on the same folder until it is done."""
     command = [
-        "pack", corpus / "images", "--labels", corpus / "annotations", "--shard-mb", "0.01", "--expand", "1",
-        "--workers", "2",
-    ]  # fmt: skip
+        "pack",
+        corpus / "images",
+        "--labels",
+        corpus / "annotations",
+        "--shard-mb",
+        "0.01",
+        "--expand",
+        "1",
+        "--workers",
+        "2",
+    ]
     (tmp_path / "straight").mkdir()
     started = time.monotonic()
     code, _, err = run(tmp_path / "straight", *command)

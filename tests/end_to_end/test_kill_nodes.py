@@ -43,8 +43,12 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     folder = Path(tempfile.mkdtemp(prefix="mlic-", dir="/tmp"))
     (folder / "ray").mkdir()
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
-    watch = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 2000,
-             "health_check_failure_threshold": 3}  # fmt: skip
+    watch = {
+        "health_check_initial_delay_ms": 1000,
+        "health_check_period_ms": 500,
+        "health_check_timeout_ms": 2000,
+        "health_check_failure_threshold": 3,
+    }
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": watch}
     )
@@ -63,9 +67,18 @@ def command(nodes: Any, shards: Path, *more: object) -> list[object]:
 
 def common(nodes: Any) -> list[object]:
     return [
-        "--address", nodes.address, "--image-size", "64", "--batch-size", "32", "--no-doctor",
-        "--set", "max_failures=100", "--checkpoint-minutes", "0.001",
-    ]  # fmt: skip
+        "--address",
+        nodes.address,
+        "--image-size",
+        "64",
+        "--batch-size",
+        "32",
+        "--no-doctor",
+        "--set",
+        "max_failures=100",
+        "--checkpoint-minutes",
+        "0.001",
+    ]
 
 
 def train_workers(nodes: Any) -> list[int]:
@@ -88,9 +101,16 @@ def save_model(folder: Path) -> None:
     prep = Preprocessing(image_size=64, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3)
     net = zoo.build("b-final", len(toy.LABELS), 3, 64, {})
     spec = bundle.Bundle(
-        "b-final", {}, toy.LABELS, prep, "sigmoid", (0.5,) * len(toy.LABELS), {"policy": "fixed=0.5"},
-        {"method": "none", "scale": [], "shift": [], "knots": []}, {},
-    )  # fmt: skip
+        "b-final",
+        {},
+        toy.LABELS,
+        prep,
+        "sigmoid",
+        (0.5,) * len(toy.LABELS),
+        {"policy": "fixed=0.5"},
+        {"method": "none", "scale": [], "shift": [], "knots": []},
+        {},
+    )
     bundle.save(spec, net.state_dict(), folder)
 
 
@@ -131,8 +151,21 @@ def test_a_search_killed_at_random_points(nodes: Any, shards: Path, tmp_path: Pa
 def test_a_prediction_killed_at_random_points(nodes: Any, corpus: Path, tmp_path: Path) -> None:
     """An actor on each of two nodes; the file is that of the undisturbed prediction, byte for byte."""
     save_model(tmp_path / "model")
-    what = ["batch-predict", tmp_path / "model", corpus / "images", "--out", "p.csv", "--address", nodes.address,
-            "--batch-size", 4, "--set", "chunk=4", "--values", "scores"]  # fmt: skip
+    what = [
+        "batch-predict",
+        tmp_path / "model",
+        corpus / "images",
+        "--out",
+        "p.csv",
+        "--address",
+        nodes.address,
+        "--batch-size",
+        4,
+        "--set",
+        "chunk=4",
+        "--values",
+        "scores",
+    ]
     folders = killed_at_random(nodes, what, tmp_path)
     written = [(folder / "p.csv").read_bytes() for folder in folders]
     assert written[0].count(b"\n") == 241
@@ -255,8 +288,18 @@ def test_a_prediction_loses_one_of_three_nodes_for_good(nodes: Any, corpus: Path
     """No node takes its place: the actors on the other two do its parts, and those of the actor that finds no room."""
     lost = nodes.add_node(num_cpus=1)
     save_model(tmp_path / "model")
-    what = ["batch-predict", tmp_path / "model", corpus / "images", "--address", nodes.address, "--batch-size", 4,
-            "--set", "chunk=4", "--out"]  # fmt: skip
+    what = [
+        "batch-predict",
+        tmp_path / "model",
+        corpus / "images",
+        "--address",
+        nodes.address,
+        "--batch-size",
+        4,
+        "--set",
+        "chunk=4",
+        "--out",
+    ]
     process = start(tmp_path, *what, "p.csv")
     parts, deadline = tmp_path / "p.csv.parts", time.monotonic() + PATIENCE_S
     while len(list(parts.glob("part-*.parquet"))) < 6:

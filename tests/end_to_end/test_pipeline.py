@@ -37,9 +37,15 @@ from mlic.tune.tune import tune
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 FIT: dict[str, Any] = {
-    "image_size": 64, "batch_size": 32, "epochs": 3, "optimizer": "adam", "lr": 1e-3, "schedule": "cosine",
-    "weight_decay": 0.0, "ema": 0.0,
-}  # fmt: skip
+    "image_size": 64,
+    "batch_size": 32,
+    "epochs": 3,
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "schedule": "cosine",
+    "weight_decay": 0.0,
+    "ema": 0.0,
+}
 NET = {"arch": "b-final", "color": "rgb"}
 
 
@@ -109,9 +115,14 @@ def test_pack_lists_what_is_wrong(corpus: Path, tmp_path: Path) -> None:
     (labels / "disc.txt").write_text((labels / "disc.txt").read_text() + "99999\n")
     report = pack(packing(corpus, tmp_path / "out", images=images, labels=labels))
     assert report.account.model_dump() == {
-        "found": 242, "packed_labelled": report.account.packed_labelled, "packed_unlabelled": 238 -
-        report.account.packed_labelled, "missing": 1, "unreadable": 2, "duplicate": 1, "dropped": 0,
-    }  # fmt: skip
+        "found": 242,
+        "packed_labelled": report.account.packed_labelled,
+        "packed_unlabelled": 238 - report.account.packed_labelled,
+        "missing": 1,
+        "unreadable": 2,
+        "duplicate": 1,
+        "dropped": 0,
+    }
     assert report.trouble["unreadable"][0] == "im1.jpg: zero bytes"
     assert report.trouble["unreadable"][1].startswith("im2.jpg: ")
     assert report.trouble["duplicate"] == ["im3.png: has the key of im3.jpg"]
@@ -370,8 +381,13 @@ def test_thresholds_are_fitted_again_without_training(trained: TrainReport, shar
     assert after.threshold_fit["data"] == json.loads((shards / "index.json").read_text())["fingerprint"]
     assert json.loads((run / "report.json").read_text())["threshold_policy"] == "recall=0.9"
     assert {row.policy for row in report.policies} == {
-        "fixed", "global", "per-label", "joint", "cardinality", "recall=0.9"
-    }  # fmt: skip
+        "fixed",
+        "global",
+        "per-label",
+        "joint",
+        "cardinality",
+        "recall=0.9",
+    }
     assert "recall=0.9 *" in report.text()
     one = predict(PredictConfig(model=run, images=shards, split="test", out=tmp_path / "p.parquet"))
     table = pd.read_parquet(one.out)
@@ -429,9 +445,15 @@ def _copy(run: Path, folder: Path) -> Path:
 def test_training_goes_on_from_another_run(trained: TrainReport, shards: Path, tmp_path: Path) -> None:
     """All of its weights, the last layer too, as the second round of reference system E does it."""
     base = TrainConfig(
-        shards=shards, runs=tmp_path, name="second", workers=1, weights=str(trained.run), pos_weight_power=1.0,
-        pos_weight_by_min=True, **(FIT | NET | {"epochs": 1, "lr": 1e-6}),
-    )  # fmt: skip
+        shards=shards,
+        runs=tmp_path,
+        name="second",
+        workers=1,
+        weights=str(trained.run),
+        pos_weight_power=1.0,
+        pos_weight_by_min=True,
+        **(FIT | NET | {"epochs": 1, "lr": 1e-6}),
+    )
     second = train(base)
     assert second.measurement.values["map"] == pytest.approx(trained.measurement.values["map"], abs=0.1)
     assert "all tensors" in (tmp_path / "second" / "log.txt").read_text()

@@ -77,8 +77,10 @@ def test_an_export_predicts_what_its_model_predicts(
     same(predicted(exported, corpus / "unlabelled", tmp_path / "e.csv", workers=workers, chunk=20), plain)
     index = json.loads((tmp_path / "e.csv.parts" / "index.json").read_text())
     assert index["computed_by"] == [bundle.read(exported).export.engine]  # type: ignore[union-attr]
-    mirrored = [predicted(model, corpus / "unlabelled", tmp_path / f"{name}.csv", tta="mirror")
-                for name, model in (("m", run), ("me", exported))]  # fmt: skip
+    mirrored = [
+        predicted(model, corpus / "unlabelled", tmp_path / f"{name}.csv", tta="mirror")
+        for name, model in (("m", run), ("me", exported))
+    ]
     same(*mirrored)
 
 
@@ -100,8 +102,9 @@ def test_an_export_needs_neither_pytorch_nor_ray(run: Path, corpus: Path, tmp_pa
     found, plain = prediction_files.read(tmp_path / "p.csv"), predicted(run, images, tmp_path / "plain.csv")
     assert len(found.keys) > 500
     same(found, plain)
-    done = subprocess.run([*command, str(tmp_path / "q.csv"), "--workers", "2"], capture_output=True, text=True,
-                          check=False, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [*command, str(tmp_path / "q.csv"), "--workers", "2"], capture_output=True, text=True, check=False, timeout=120
+    )
     assert (done.returncode, done.stdout) == (4, "")
     assert "Error: --workers and --address need Ray, which is not installed." in done.stderr
     command[3:5] = [str(run), str(corpus / "unlabelled")]

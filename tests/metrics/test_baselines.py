@@ -11,9 +11,21 @@ from mlic.metrics.baselines import baselines, best_baseline, warnings
 Array = np.ndarray[Any, Any]
 
 COUNTS = {
-    "baby": 95, "bird": 360, "car": 319, "clouds": 1095, "dog": 448, "female": 3227, "flower": 761,
-    "male": 2979, "night": 598, "people": 6403, "portrait": 3121, "river": 120, "sea": 173, "tree": 525,
-}  # fmt: skip
+    "baby": 95,
+    "bird": 360,
+    "car": 319,
+    "clouds": 1095,
+    "dog": 448,
+    "female": 3227,
+    "flower": 761,
+    "male": 2979,
+    "night": 598,
+    "people": 6403,
+    "portrait": 3121,
+    "river": 120,
+    "sea": 173,
+    "tree": 525,
+}
 
 
 def reference_targets() -> Array:

@@ -31,21 +31,26 @@ def test_decision_metrics_are_scikit_learns(case: tuple[Array, Array, Array]) ->
     targets, decisions, _ = case
     got = metrics.decision_metrics(decisions, targets)
     functions = {"f1": sk.f1_score, "precision": sk.precision_score, "recall": sk.recall_score}
-    expected = {
-        f"{name}_{average}": function(targets, decisions, average=average, zero_division=0)
-        for name, function in functions.items()
-        for average in ("micro", "macro", "weighted", "samples")
-    } | {
-        f"f{beta:g}_{average}": sk.fbeta_score(targets, decisions, beta=beta, average=average, zero_division=0)
-        for beta in metrics.BETAS
-        for average in ("micro", "macro")
-    } | {
-        f"jaccard_{average}": sk.jaccard_score(targets, decisions, average=average, zero_division=0)
-        for average in ("samples", "micro", "macro")
-    } | {
-        "subset_accuracy": sk.accuracy_score(targets, decisions),
-        "hamming_accuracy": 1 - sk.hamming_loss(targets, decisions),
-    }  # fmt: skip
+    expected = (
+        {
+            f"{name}_{average}": function(targets, decisions, average=average, zero_division=0)
+            for name, function in functions.items()
+            for average in ("micro", "macro", "weighted", "samples")
+        }
+        | {
+            f"f{beta:g}_{average}": sk.fbeta_score(targets, decisions, beta=beta, average=average, zero_division=0)
+            for beta in metrics.BETAS
+            for average in ("micro", "macro")
+        }
+        | {
+            f"jaccard_{average}": sk.jaccard_score(targets, decisions, average=average, zero_division=0)
+            for average in ("samples", "micro", "macro")
+        }
+        | {
+            "subset_accuracy": sk.accuracy_score(targets, decisions),
+            "hamming_accuracy": 1 - sk.hamming_loss(targets, decisions),
+        }
+    )
     assert set(got) == set(expected) == set(metrics.DECISION_METRICS)
     for name, value in expected.items():
         assert got[name] == pytest.approx(value, abs=1e-12), name

@@ -243,11 +243,14 @@ def test_few_positives_are_warned_of() -> None:
 @pytest.mark.parametrize(
     ("policy", "words"),
     [
-        ("perlabel", "unknown threshold policy 'perlabel'"), ("recall", "needs a value, such as recall=0.9"),
-        ("recall=2", "takes a value from 0.01 to 1, not '2'"), ("global=3", "takes no value"),
-        ("top-k=1.5", "takes a value from 1"), ("cost=x", "not 'x'"),
+        ("perlabel", "unknown threshold policy 'perlabel'"),
+        ("recall", "needs a value, such as recall=0.9"),
+        ("recall=2", "takes a value from 0.01 to 1, not '2'"),
+        ("global=3", "takes no value"),
+        ("top-k=1.5", "takes a value from 1"),
+        ("cost=x", "not 'x'"),
     ],
-)  # fmt: skip
+)
 def test_policies_that_there_are_not(policy: str, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         parse_policy(policy)

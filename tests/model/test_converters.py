@@ -83,8 +83,10 @@ def test_the_mean_of_an_image_and_its_mirror_image(run: Path, corpus: Path, tmp_
     for path in (corpus / "unlabelled").iterdir():
         ImageOps.mirror(Image.open(path)).save(tmp_path / "mirrored" / f"{path.stem}.png")
     config = PredictConfig(model=run, images=tmp_path / "mirrored", out=tmp_path / "m.csv", values="scores")
-    plain = [computed(config.model_copy(update={"images": images, "out": tmp_path / f"{number}.csv"}))[0].scores
-             for number, images in enumerate((tmp_path / "mirrored", corpus / "unlabelled"))]  # fmt: skip
+    plain = [
+        computed(config.model_copy(update={"images": images, "out": tmp_path / f"{number}.csv"}))[0].scores
+        for number, images in enumerate((tmp_path / "mirrored", corpus / "unlabelled"))
+    ]
     for backend in ("torch", "onnx"):
         given = {"tta": "mirror", "backend": backend, "out": tmp_path / f"{backend}.csv"}
         both, _ = computed(config.model_copy(update=given))

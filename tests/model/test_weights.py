@@ -59,10 +59,12 @@ def test_weights_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
     one["layer1.0.conv1.weight"] = torch.zeros(1)
     torch.save(one, tmp_path / "one.pth")
     for name, words in (
-        ("other.pth", "fits this network neither by name nor by order"), ("list.pth", "holds no state dict"),
-        ("text.pth", "do not read"), ("text.safetensors", "do not read"),
+        ("other.pth", "fits this network neither by name nor by order"),
+        ("list.pth", "holds no state dict"),
+        ("text.pth", "do not read"),
+        ("text.safetensors", "do not read"),
         ("one.pth", "has no tensor 'layer1.0.conv1.weight' of the right shape"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(DataError, match=words):
             weights.load_into(net, net.fc, tmp_path / name)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

@@ -95,8 +95,9 @@ def test_an_exception_to_a_rule_is_laid_on_the_label_with_more_against_it() -> N
 @settings(max_examples=25, deadline=None)
 @given(
     hnp.arrays(np.int8, st.tuples(st.integers(1, 40), st.integers(1, 4)), elements=st.sampled_from([-1, 0, 1])),
-    st.integers(1, 5), st.data(),
-)  # fmt: skip
+    st.integers(1, 5),
+    st.data(),
+)
 def test_every_known_label_is_ranked_once_and_no_unknown_one(targets: Array, folds: int, data: st.DataObject) -> None:
     """Whatever the targets: labels without a positive, or known nowhere, scores of 0 and 1, constant ones, one."""
     scores = data.draw(hnp.arrays(np.float32, targets.shape, elements=st.sampled_from([0.0, 0.25, 1.0])))
@@ -148,9 +149,15 @@ def test_shards_without_folds_are_refused(shards: Path, tmp_path: Path) -> None:
 
 def configured(folder: Path, **changes: Any) -> NoiseConfig:
     settings: dict[str, Any] = {
-        "shards": folder / "shards", "out": folder / "noise", "epochs": 2, "image_size": 64, "batch_size": 32,
-        "color": "rgb", "doctor": False, "workers": 1,
-    }  # fmt: skip
+        "shards": folder / "shards",
+        "out": folder / "noise",
+        "epochs": 2,
+        "image_size": 64,
+        "batch_size": 32,
+        "color": "rgb",
+        "doctor": False,
+        "workers": 1,
+    }
     return NoiseConfig(**(settings | changes))
 
 
@@ -160,10 +167,13 @@ def folder(corpus: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("noisy")
     pack(
         PackConfig(
-            images=corpus / "images", labels=corpus / "annotations", out=folder / "shards", folds=2,
+            images=corpus / "images",
+            labels=corpus / "annotations",
+            out=folder / "shards",
+            folds=2,
             unlabelled="as-label",
         )
-    )  # fmt: skip
+    )
     noise(configured(folder))
     return folder
 
@@ -192,8 +202,9 @@ def test_the_table_holds_what_the_report_says(folder: Path) -> None:
     for label in report.labels:
         listed = [row for row in table if row["label"] == label.label]
         assert (label.extra, label.missing) == (
-            sum(row["given"] == "1" for row in listed), sum(row["given"] == "0" for row in listed),
-        )  # fmt: skip
+            sum(row["given"] == "1" for row in listed),
+            sum(row["given"] == "0" for row in listed),
+        )
     for line in (label.label for label in report.labels):
         assert line in report.text()
     summary = json.loads((folder / "noise" / "noise.json").read_text())
@@ -238,10 +249,14 @@ def test_an_edited_table_is_kept_and_its_verdicts_are_applied(folder: Path, corp
     assert table.read_bytes() == edited
     corrected = pack(
         PackConfig(
-            images=corpus / "images", labels=corpus / "annotations", out=tmp_path / "again", folds=2, corrections=table,
+            images=corpus / "images",
+            labels=corpus / "annotations",
+            out=tmp_path / "again",
+            folds=2,
+            corrections=table,
             unlabelled="as-label",
         )
-    )  # fmt: skip
+    )
     assert corrected.corrected == 1
     before, after = (read_split(shards, None) for shards in (folder / "shards", tmp_path / "again"))
     old, new = (dict(zip(s.files.to_pylist(), s.targets.tolist(), strict=True)) for s in (before, after))
@@ -263,9 +278,16 @@ def test_other_settings_are_refused(folder: Path) -> None:
 def test_cross_validation(folder: Path, tmp_path: Path) -> None:
     """Every sample outside of test once, by the model of the other fold; noise's folds are the same trainings."""
     config = TrainConfig(
-        shards=folder / "shards", runs=tmp_path, cross_validate=True, epochs=2, image_size=64, batch_size=32, workers=1,
-        color="rgb", doctor=False,
-    )  # fmt: skip
+        shards=folder / "shards",
+        runs=tmp_path,
+        cross_validate=True,
+        epochs=2,
+        image_size=64,
+        batch_size=32,
+        workers=1,
+        color="rgb",
+        doctor=False,
+    )
     report = train(config)
     assert isinstance(report, FoldsReport)
     split = read_split(folder / "shards", None)

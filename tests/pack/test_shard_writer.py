@@ -58,9 +58,13 @@ def test_plan(folder: Path) -> None:
     found.split[:5] = 1
     plan = shard_plan.plan(found, ["train", "val"], 64.0, 3, 7)
     assert [(p.name, len(p.rows)) for p in plan] == [
-        ("train-000000.tar", 2), ("train-000001.tar", 3), ("train-000002.tar", 2),
-        ("val-000000.tar", 2), ("val-000001.tar", 1), ("val-000002.tar", 2),
-    ]  # fmt: skip
+        ("train-000000.tar", 2),
+        ("train-000001.tar", 3),
+        ("train-000002.tar", 2),
+        ("val-000000.tar", 2),
+        ("val-000001.tar", 1),
+        ("val-000002.tar", 2),
+    ]
     rows = np.concatenate([p.rows for p in plan])
     assert sorted(rows.tolist()) == list(range(12))
     assert rows[:7].tolist() != sorted(rows[:7].tolist())

@@ -31,10 +31,23 @@ from mlic.train.rank import Place
 from tests import chromium
 
 SECTIONS = [
-    "Headlines", "Comparison", "Epochs of the runs", "Labels", "Training", "Settings", "Architecture", "Distributions",
-    "Confusion", "Thresholds", "Precision and recall", "Reliability", "Sets of labels", "Kinds of images", "Causes",
+    "Headlines",
+    "Comparison",
+    "Epochs of the runs",
+    "Labels",
+    "Training",
+    "Settings",
+    "Architecture",
+    "Distributions",
+    "Confusion",
+    "Thresholds",
+    "Precision and recall",
+    "Reliability",
+    "Sets of labels",
+    "Kinds of images",
+    "Causes",
     "Examples",
-]  # fmt: skip
+]
 HOSTILE = ("<script>alert(1)</script>", "a\"b'c & </td>", r"$x_1^2$ \frac{", "<b>bold", "日本語")
 
 
@@ -95,14 +108,18 @@ def test_the_page_of_two_runs(runs: list[Path], tmp_path: Path) -> None:
         positive = best.targets[:, i] == 1
         assert row["label"] == labels[i]
         assert (row["right"], row["missed"]) == (
-            (positive & best.decisions[:, i]).sum(), (positive & ~best.decisions[:, i]).sum()
-        )  # fmt: skip
+            (positive & best.decisions[:, i]).sum(),
+            (positive & ~best.decisions[:, i]).sum(),
+        )
         assert sum(row["kinds"].values()) == row["missed"] + row["wrong"]
         assert content["history"][-1][f"val/f1/{labels[i]}"] is not None
     assert sum(content["kinds"].values()) == sum(row["missed"] + row["wrong"] for row in content["labels"])
     assert {row["name"] for row in content["settings"] if row["differs"]} == {
-        "arch", "arch_options", "epochs", "threshold_policy"
-    }  # fmt: skip
+        "arch",
+        "arch_options",
+        "epochs",
+        "threshold_policy",
+    }
     assert sum(row["parameters"] for row in content["layers"]) == content["runs"][0]["parameters"]
     assert content["runs"][1]["differences"]["f1_micro"][0] == pytest.approx(
         checkpoints.read_best(runs[1]).metrics["val/f1_micro"] - best.metrics["val/f1_micro"]
@@ -196,9 +213,16 @@ def evidence(labels: tuple[str, ...], num_samples: int = 300, seed: int = 1, **c
     cuts = np.full(len(labels), 0.5, np.float32)
     decisions = thresholds.decide(scores, cuts)
     found = {
-        "name": "it", "about": "", "data": "d", "labels": labels, "keys": tuple(f"im{i}" for i in range(num_samples)),
-        "targets": targets, "decisions": decisions, "scores": scores, "thresholds": cuts,
-    }  # fmt: skip
+        "name": "it",
+        "about": "",
+        "data": "d",
+        "labels": labels,
+        "keys": tuple(f"im{i}" for i in range(num_samples)),
+        "targets": targets,
+        "decisions": decisions,
+        "scores": scores,
+        "thresholds": cuts,
+    }
     found["measurement"] = measure(labels, decisions, targets, scores, 100, 1)
     return Evidence(**found | changes)
 
@@ -227,10 +251,14 @@ def test_runs_are_joined_by_key_and_label() -> None:
     first = evidence(("a", "b", "c"), images=images)
     order, columns = np.random.default_rng(3).permutation(300), [2, 0, 1]
     other = evidence(
-        ("c", "a", "b"), images=images, data="e", keys=tuple(first.keys[i] for i in order),
-        targets=first.targets[order][:, columns], decisions=first.decisions[order][:, columns],
+        ("c", "a", "b"),
+        images=images,
+        data="e",
+        keys=tuple(first.keys[i] for i in order),
+        targets=first.targets[order][:, columns],
+        decisions=first.decisions[order][:, columns],
         scores=None if first.scores is None else first.scores[order][:, columns],
-    )  # fmt: skip
+    )
     decisions, scores = _aligned(first, other)
     assert (decisions == first.decisions).all()
     assert scores is not None
@@ -256,7 +284,7 @@ def test_predictions_of_shards_have_their_images_whatever_they_are_called(shards
     measured = measure(split.labels, split.targets == 1, split.targets, None, 100, 1)
     found = of_predictions(
         "p", split.labels, numbers, split.targets, split.targets == 1, None, measured, shards, "test"
-    )  # fmt: skip
+    )
     assert found.images is not None
     assert list(found.keys) == found.images.keys.to_pylist() == split.keys.to_pylist()
     assert found.train_targets is not None
@@ -267,8 +295,11 @@ def test_without_scores(tmp_path: Path) -> None:
     content = write(tmp_path / "o", [evidence(("a", "b"), scores=None, thresholds=None)], 1)
     assert content.curves == ()
     assert {path.stem for path in (tmp_path / "o").glob("*.png")} == {
-        "distribution", "cardinality", "confusion", "swapped"
-    }  # fmt: skip
+        "distribution",
+        "cardinality",
+        "confusion",
+        "swapped",
+    }
 
 
 def test_nothing_wrong(tmp_path: Path) -> None:

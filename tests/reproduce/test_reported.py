@@ -170,11 +170,14 @@ def test_every_net_that_system_b_can_draw_can_be_built() -> None:
 
 # How each number of a "Reported:" sentence reads; the mean of a recall is that of the precision before it.
 _READ = {
-    "precision_micro": r"micro precision (\.\d+)", "recall_micro": r"micro precision \.\d+, recall (\.\d+)",
-    "precision_macro": r"macro precision (\.\d+)", "recall_macro": r"macro precision \.\d+, recall (\.\d+)",
+    "precision_micro": r"micro precision (\.\d+)",
+    "recall_micro": r"micro precision \.\d+, recall (\.\d+)",
+    "precision_macro": r"macro precision (\.\d+)",
+    "recall_macro": r"macro precision \.\d+, recall (\.\d+)",
     "f1_micro": r", F1 (\.\d+)|micro-F1 .* ([\d.]+) with a threshold a label|micro-F1 ([\d.]+)",
-    "hamming_accuracy": r"([\d.]+)% of single labels", "subset_accuracy": r"([\d.]+)% of (?:the )?sets right",
-}  # fmt: skip
+    "hamming_accuracy": r"([\d.]+)% of single labels",
+    "subset_accuracy": r"([\d.]+)% of (?:the )?sets right",
+}
 
 
 def read(sentence: str) -> dict[str, float]:
@@ -205,9 +208,16 @@ def test_the_reported_numbers_are_those_of_the_recipe(name: str) -> None:
 
 
 _LAYERS = {
-    nn.Conv2d: "conv", nn.Linear: "dense", nn.BatchNorm2d: "norm", nn.BatchNorm1d: "norm", nn.ReLU: "relu",
-    nn.Tanh: "tanh", nn.MaxPool2d: "max", nn.AvgPool2d: "mean", nn.Dropout: "dropout",
-}  # fmt: skip
+    nn.Conv2d: "conv",
+    nn.Linear: "dense",
+    nn.BatchNorm2d: "norm",
+    nn.BatchNorm1d: "norm",
+    nn.ReLU: "relu",
+    nn.Tanh: "tanh",
+    nn.MaxPool2d: "max",
+    nn.AvgPool2d: "mean",
+    nn.Dropout: "dropout",
+}
 
 
 def layers(model: nn.Module) -> list[str]:

@@ -38,9 +38,19 @@ def place(folder: Path, rank: int = 0, world_size: int = 1) -> Place:
 
 def settings(shards: Path, **changes: Any) -> TrainConfig:
     base = {
-        "shards": shards, "arch": "b-final", "image_size": 48, "epochs": 4, "batch_size": 32, "seed": 3,
-        "optimizer": "adam", "lr": 1e-3, "schedule": "cosine", "weight_decay": 0.0, "ema": 0.0, "precision": "fp32",
-    }  # fmt: skip
+        "shards": shards,
+        "arch": "b-final",
+        "image_size": 48,
+        "epochs": 4,
+        "batch_size": 32,
+        "seed": 3,
+        "optimizer": "adam",
+        "lr": 1e-3,
+        "schedule": "cosine",
+        "weight_decay": 0.0,
+        "ema": 0.0,
+        "precision": "fp32",
+    }
     return TrainConfig(**(base | {"arch_options": {"hidden": 32}} | changes))
 
 
@@ -141,9 +151,17 @@ def test_resumed_within_an_epoch_equals_straight(
     """Six steps an epoch, checkpoints after every second: with all that is drawn at random."""
     options = {"hidden": 32, "dropout": 0.5}
     config = settings(
-        shards, epochs=2, crop=0.5, checkpoint_minutes=1e-9, arch_options=options, mixup=0.2, cutmix=1.0,
-        augment={"rotate": 10.0, "brightness": 0.2, "erase": 0.3}, rand_augment=1, layer_decay=0.7,
-    )  # fmt: skip
+        shards,
+        epochs=2,
+        crop=0.5,
+        checkpoint_minutes=1e-9,
+        arch_options=options,
+        mixup=0.2,
+        cutmix=1.0,
+        augment={"rotate": 10.0, "brightness": 0.2, "erase": 0.3},
+        rand_augment=1,
+        layer_decay=0.7,
+    )
     monkeypatch.setattr(trainer, "_SETTLE_STEPS", 2)
     trainer.fit(config, place(tmp_path / "straight"), lambda _: None)
     taken = 0
@@ -245,9 +263,17 @@ def test_damaged_shards_stop_the_run(shards: Path, tmp_path: Path) -> None:
 def test_resumed_with_averaged_weights_in_parts_and_clipped(shards: Path, tmp_path: Path) -> None:
     """What lives across steps is kept: the average of weights and the state of another optimiser."""
     config = settings(
-        shards, epochs=3, ema=0.9, accumulate=3, clip_norm=1.0, optimizer="adadelta", lr=0.5, schedule="one-cycle",
-        loss="asymmetric", label_smoothing=0.05,
-    )  # fmt: skip
+        shards,
+        epochs=3,
+        ema=0.9,
+        accumulate=3,
+        clip_norm=1.0,
+        optimizer="adadelta",
+        lr=0.5,
+        schedule="one-cycle",
+        loss="asymmetric",
+        label_smoothing=0.05,
+    )
     trainer.fit(config, place(tmp_path / "straight"), lambda _: None)
     fit_until(config, place(tmp_path / "stopped"), 2)
     trainer.fit(config, place(tmp_path / "stopped"), lambda _: None)
@@ -268,9 +294,7 @@ def test_resumed_with_averaged_weights_in_parts_and_clipped(shards: Path, tmp_pa
 def test_parts_of_a_step_make_the_step(shards: Path, tmp_path: Path) -> None:
     """Without batch norm and dropout, the samples of a step may go through one after another."""
     for parts in (1, 4):
-        config = settings(
-            shards, arch="a-cnn1", arch_options={}, epochs=1, optimizer="sgd", lr=0.05, accumulate=parts
-        )  # fmt: skip
+        config = settings(shards, arch="a-cnn1", arch_options={}, epochs=1, optimizer="sgd", lr=0.05, accumulate=parts)
         trainer.fit(config, place(tmp_path / f"parts{parts}"), lambda _: None)
     one, four = weights(tmp_path / "parts1"), weights(tmp_path / "parts4")
     for name in one:
@@ -369,11 +393,14 @@ def _evaluating_rank(rank: int, world_size: int, shards: str, folder: str) -> No
     prep = Preprocessing(image_size=48, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3)
     with ShardReader(split, prep) as reader:
         found = evaluation.evaluate(
-            here, net, reader.batches(eval_batches(23, 4, rank, world_size), 0),
-            Normalizer(prep.mean, prep.std, here.device), "bce",
+            here,
+            net,
+            reader.batches(eval_batches(23, 4, rank, world_size), 0),
+            Normalizer(prep.mean, prep.std, here.device),
+            "bce",
             lambda logits, targets: losses.loss_sum("bce", logits, targets, torch.ones(len(split.labels))),
             split,
-        )  # fmt: skip
+        )
     assert found is not None
     if rank == world_size - 1:
         np.savez(Path(folder), scores=found.scores, targets=found.targets, loss=found.loss)
@@ -488,9 +515,18 @@ def test_a_compiled_network_learns_the_same(shards: Path, tmp_path: Path) -> Non
 def test_the_training_split_has_its_metrics_by_epoch(shards: Path, tmp_path: Path) -> None:
     """Without augmentation, batch norm and steps that change anything they are those of the network as it is."""
     config = settings(
-        shards, arch="a-cnn1", arch_options={}, epochs=1, hflip=False, optimizer="sgd", lr=1e-30, batch_size=50,
-        schedule="constant", threshold_policy="fixed=0.3", head_prior=False,
-    )  # fmt: skip
+        shards,
+        arch="a-cnn1",
+        arch_options={},
+        epochs=1,
+        hflip=False,
+        optimizer="sgd",
+        lr=1e-30,
+        batch_size=50,
+        schedule="constant",
+        threshold_policy="fixed=0.3",
+        head_prior=False,
+    )
     trainer.fit(config, place(tmp_path / "run"))
     (row,) = checkpoints.read_history(tmp_path / "run")
     train = read_split(shards, "train")
@@ -499,9 +535,14 @@ def test_the_training_split_has_its_metrics_by_epoch(shards: Path, tmp_path: Pat
     net = zoo.build(config.arch, len(train.labels), 3, 48, {})
     with ShardReader(train, prep) as reader:
         found = evaluation.evaluate(
-            place(tmp_path / "run"), net, reader.batches(eval_batches(len(train), 50, 0, 1), 0),
-            Normalizer(prep.mean, prep.std, torch.device("cpu")), "bce", lambda logits, _: logits.sum(), train,
-        )  # fmt: skip
+            place(tmp_path / "run"),
+            net,
+            reader.batches(eval_batches(len(train), 50, 0, 1), 0),
+            Normalizer(prep.mean, prep.std, torch.device("cpu")),
+            "bce",
+            lambda logits, _: logits.sum(),
+            train,
+        )
     assert found is not None
     expected = metrics.decision_metrics(found.scores >= 0.3, found.targets)
     for name in ("f1_micro", "precision_micro", "recall_micro", "f1_macro", "subset_accuracy", "hamming_accuracy"):
@@ -515,9 +556,10 @@ def test_the_epoch_that_is_asked_for_is_kept_and_measured(shards: Path, tmp_path
     trainer.fit(config, place(tmp_path / "run"))
     history = checkpoints.read_history(tmp_path / "run")
     wanted = {
-        "best": max(history, key=lambda row: row["val/f1_micro"]), "last": history[-1],
+        "best": max(history, key=lambda row: row["val/f1_micro"]),
+        "last": history[-1],
         "lowest-loss": min(history, key=lambda row: row["val/loss"]),
-    }[kept]  # fmt: skip
+    }[kept]
     best = checkpoints.read_best(tmp_path / "run")
     assert best.epoch == wanted["epoch"] == epoch_choice.kept_epoch(config, history) + 1
     report = finish(config, tmp_path / "run", tmp_path / "run", warn=False)

@@ -18,9 +18,11 @@ from mlic.tune.pbt import Population, current, exchanges
 from mlic.tune.scheduler import Rule, Search, Work
 
 SPACE = {
-    "lr": Dimension(loguniform=(1e-4, 1e-2)), "mixup": Dimension(choice=(0.0, 0.2, 0.4)),
-    "rand_augment": Dimension(int=(0, 3)), "batch_size": Dimension(choice=(16, 32)),
-}  # fmt: skip
+    "lr": Dimension(loguniform=(1e-4, 1e-2)),
+    "mixup": Dimension(choice=(0.0, 0.2, 0.4)),
+    "rand_augment": Dimension(int=(0, 3)),
+    "batch_size": Dimension(choice=(16, 32)),
+}
 CONFIG = TuneConfig(shards="s", scheduler="pbt", num_samples=7, epochs=6, grace_epochs=2, space=SPACE)
 
 

@@ -120,9 +120,7 @@ def test_asha_stops_the_trials_that_ray_tune_stops_on_one_worker() -> None:
 def test_brackets_of_hyperband() -> None:
     rule = Rule("hyperband", 27, 1, 3)
     assert rule.brackets() == 4
-    assert [rule.milestones(number) for number in (0, 26, 27, 36, 39)] == [
-        [1, 3, 9], [1, 3, 9], [3, 9], [9], []
-    ]  # fmt: skip
+    assert [rule.milestones(number) for number in (0, 26, 27, 36, 39)] == [[1, 3, 9], [1, 3, 9], [3, 9], [9], []]
     assert Rule("asha", 9, 2, 3).milestones(5) == [2, 6]
 
 
@@ -258,9 +256,11 @@ def test_folds_agree_on_an_epoch_that_is_really_better() -> None:
 
 def test_importance_finds_what_mattered() -> None:
     space = {
-        "lr": Dimension(loguniform=(1e-4, 1e-1)), "arch": Dimension(choice=("a", "b", "c")),
-        "seed": Dimension(int=(0, 100)), "momentum": Dimension(uniform=(0, 1), when={"arch": ("b",)}),
-    }  # fmt: skip
+        "lr": Dimension(loguniform=(1e-4, 1e-1)),
+        "arch": Dimension(choice=("a", "b", "c")),
+        "seed": Dimension(int=(0, 100)),
+        "momentum": Dimension(uniform=(0, 1), when={"arch": ("b",)}),
+    }
     settings = [draw(space, 1, number) for number in range(60)]
     values = [-abs(math.log10(float(s["lr"])) + 2) + 0.3 * (s["arch"] == "b") for s in settings]  # type: ignore[arg-type]
     found = importance(space, settings, values, 0)

@@ -106,9 +106,16 @@ def test_trials_of_several_workers(shards: Path, tmp_path: Path) -> None:
 
 def test_a_winner_is_confirmed_on_what_it_never_saw(shards: Path, tmp_path: Path) -> None:
     config = TuneConfig(
-        shards=shards, runs=tmp_path, num_samples=3, confirm=2, color="rgb", arch="b-final",
-        space={"lr": Dimension(grid=(1e-6, 1e-3, 2e-3))}, scheduler="none", **(FIT | {"epochs": 3}),
-    )  # fmt: skip
+        shards=shards,
+        runs=tmp_path,
+        num_samples=3,
+        confirm=2,
+        color="rgb",
+        arch="b-final",
+        space={"lr": Dimension(grid=(1e-6, 1e-3, 2e-3))},
+        scheduler="none",
+        **(FIT | {"epochs": 3}),
+    )
     report = tune(config)
     found = report.confirmation
     assert found is not None
@@ -168,8 +175,10 @@ def test_a_worker_that_is_done_leaves_a_piece_to_the_one_that_is_started_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     order = search_driver._order()
-    pieces = [SimpleNamespace(trial_id=name, status=status, PENDING="wait") for name, status in
-              (("first", "wait"), ("at work", "run"), ("second", "wait"))]  # fmt: skip
+    pieces = [
+        SimpleNamespace(trial_id=name, status=status, PENDING="wait")
+        for name, status in (("first", "wait"), ("at work", "run"), ("second", "wait"))
+    ]
     controller = SimpleNamespace(get_live_trials=lambda: pieces[::-1] if order.asked else [])
     assert order.choose_trial_to_run(controller) is None
     for piece in pieces:
@@ -189,10 +198,18 @@ def test_a_search_over_heads_shares_the_features(shards: Path, tmp_path: Path) -
     kept = Path(os.environ["MLIC_CACHE_DIR"])
     before = set(kept.glob("*.f32"))
     config = TuneConfig(
-        shards=shards, runs=tmp_path, num_samples=3, arch="resnet18", weights=str(file), train="head", epochs=2,
-        image_size=64, batch_size=32, grace_epochs=2,
+        shards=shards,
+        runs=tmp_path,
+        num_samples=3,
+        arch="resnet18",
+        weights=str(file),
+        train="head",
+        epochs=2,
+        image_size=64,
+        batch_size=32,
+        grace_epochs=2,
         space={"arch_options.head_hidden": Dimension(grid=(0, 16, 32)), "lr": Dimension(loguniform=(1e-4, 1e-2))},
-    )  # fmt: skip
+    )
     report = tune(config)
     assert [trial.status for trial in report.trials] == ["finished"] * 3
     assert len(set(kept.glob("*.f32")) - before) == 2  # of the training and the validation split
@@ -223,8 +240,12 @@ def test_a_search_with_failing_trials_says_so(shards: Path, tmp_path: Path) -> N
     config = config.model_copy(update={"space": {"lr": Dimension(grid=(1e12, 1e-3, 1e12))}, "name": "some"})
     report = tune(config)
     assert [(t.number, t.status) for t in report.trials] == [
-        (1, "finished"), (4, "finished"), (0, "failed"), (2, "failed"), (3, "failed"),
-    ]  # fmt: skip
+        (1, "finished"),
+        (4, "finished"),
+        (0, "failed"),
+        (2, "failed"),
+        (3, "failed"),
+    ]
     assert report.trials[2].error is not None
     assert "the loss is not finite at step" in report.text()
     with pytest.raises(ClusterError, match="a trial needs 64 CPUs; the largest node has"):
@@ -253,9 +274,17 @@ def test_a_trial_at_work_may_live_where_those_that_died_did_not(tmp_path: Path) 
 def test_the_best_trials_are_averaged(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     space = {"lr": Dimension(grid=(1e-3, 2e-3)), "arch": Dimension(grid=("b-final", "small"))}
     config = TuneConfig(
-        shards=shards, runs=tmp_path, num_samples=4, ensemble=2, keep=1, color="rgb", space=space, scheduler="none",
-        calibration="none", **(FIT | {"epochs": 2}),
-    )  # fmt: skip
+        shards=shards,
+        runs=tmp_path,
+        num_samples=4,
+        ensemble=2,
+        keep=1,
+        color="rgb",
+        space=space,
+        scheduler="none",
+        calibration="none",
+        **(FIT | {"epochs": 2}),
+    )
     report = tune(config)
     made = report.ensemble
     assert made is not None
@@ -286,10 +315,18 @@ def test_a_population_is_the_same_on_any_number_of_workers(shards: Path, tmp_pat
     """And what came of it can be trained again by one run whose settings change at the same epochs."""
     space = {"lr": Dimension(loguniform=(1e-4, 1e-1)), "weight_decay": Dimension(uniform=(0, 0.2))}
     config = TuneConfig(
-        shards=shards, runs=tmp_path, num_samples=5, scheduler="pbt", color="rgb", space=space, arch="a-cnn1",
-        reduction_factor=2, name="one", workers=1,
+        shards=shards,
+        runs=tmp_path,
+        num_samples=5,
+        scheduler="pbt",
+        color="rgb",
+        space=space,
+        arch="a-cnn1",
+        reduction_factor=2,
+        name="one",
+        workers=1,
         **(FIT | {"epochs": 4, "optimizer": "sgd", "schedule": "constant"}),
-    )  # fmt: skip
+    )
     one = tune(config)
     assert [trial.epochs for trial in one.trials] == [4] * 5
     two = tune(config.model_copy(update={"workers": 2, "name": "two"}))
@@ -359,9 +396,14 @@ def test_trials_are_ranked_by_the_epoch_that_is_kept(shards: Path, tmp_path: Pat
 def test_why_there_is_no_ensemble_stands_in_the_report_and_on_the_page(shards: Path, tmp_path: Path) -> None:
     space = {"lr": Dimension(choice=(1e-3, 4e-3))}
     config = TuneConfig(
-        shards=shards, runs=tmp_path, num_samples=1, ensemble=2, arch="small", space=space,
+        shards=shards,
+        runs=tmp_path,
+        num_samples=1,
+        ensemble=2,
+        arch="small",
+        space=space,
         **(FIT | {"epochs": 1, "image_size": 32}),
-    )  # fmt: skip
+    )
     report = tune(config)
     assert report.ensemble is None
     assert "Warning: there is no ensemble of 2: 1 of 1 trials finished with images" in report.text()
@@ -372,9 +414,15 @@ def test_an_ensemble_keeps_the_trials_that_it_can_average(shards: Path, tmp_path
     """Gray and colour nets in one search: of each kind as many stay as are to be averaged."""
     space = {"arch": Dimension(grid=("small", "b-final")), "lr": Dimension(grid=(1e-3, 2e-3))}
     config = TuneConfig(
-        shards=shards, runs=tmp_path, searcher="grid", ensemble=2, keep=1, space=space, scheduler="none",
+        shards=shards,
+        runs=tmp_path,
+        searcher="grid",
+        ensemble=2,
+        keep=1,
+        space=space,
+        scheduler="none",
         **(FIT | {"epochs": 1, "image_size": 32}),
-    )  # fmt: skip
+    )
     report = tune(config)
     assert report.ensemble is not None
     assert len(report.ensemble.trials) == 2

@@ -52,9 +52,12 @@ def read_annotations(path: Location, format: LabelFormat = "auto", columns: Colu
     if columns and found in _PLAIN_FORMATS:
         raise DataError(f"{found} labels have no columns.", "name the splits by --split-files.")
     readers: dict[str, Callable[[Path], Annotations]] = {
-        "lists": read_lists, "coco": read_coco, "voc": read_voc, "folders": read_folders,
+        "lists": read_lists,
+        "coco": read_coco,
+        "voc": read_voc,
+        "folders": read_folders,
         "webdataset": read_webdataset,
-    }  # fmt: skip
+    }
     if found in readers:
         if found != "webdataset":
             _check_kind(path, found, folder=found in ("lists", "voc", "folders"))
