@@ -8,7 +8,8 @@ from __future__ import annotations
 from mlic.cluster.connect import foreseen
 from mlic.cluster.resources import Cluster, Share
 from mlic.config.base import Settings
-from mlic.config.train import ShardSettings, TrainConfig
+from mlic.config.fit import ShardSettings
+from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig
 from mlic.data.shards import check_trainable, read_index
 from mlic.errors import ClusterError

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from mlic.config.base import Model, Settings, setting
-from mlic.config.train import Color
+from mlic.config.fit import Color
 from mlic.config.types import (
     AnyPath,
     LocalPath,

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from mlic.config.base import Model, Settings, setting
 from mlic.config.data import LabelFormat
-from mlic.config.train import CALIBRATION
+from mlic.config.fit import CALIBRATION
 from mlic.config.types import (
     AnyPath,
     Calibrator,

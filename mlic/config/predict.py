@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import model_validator
 
 from mlic.config.base import Model, Settings, setting
-from mlic.config.train import CALIBRATION
+from mlic.config.fit import CALIBRATION
 from mlic.config.types import (
     STDOUT,
     AnyPath,

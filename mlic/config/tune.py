@@ -8,8 +8,10 @@ from typing import Any, Literal, Self
 from pydantic import ValidationError, model_validator
 
 from mlic.config.base import near_setting, setting
+from mlic.config.fit import MOVABLE, FitSettings, RunSettings
+from mlic.config.fit_checks import TRAINING
 from mlic.config.space import Dimension, Value, draw, grid, nested, order
-from mlic.config.train import MOVABLE, TRAINING, FitSettings, ModelSettings, RunSettings, TrainConfig
+from mlic.config.train import ModelSettings, TrainConfig
 from mlic.config.types import Seconds
 
 # What `mlic tune` searches when it is told nothing else.

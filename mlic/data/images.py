@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from mlic.config.train import Color
+from mlic.config.fit import Color
 
 Array = np.ndarray[Any, Any]
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from mlic.config.train import Color
+from mlic.config.fit import Color
 
 Builder = Callable[..., nn.Module]
 

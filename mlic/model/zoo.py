@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlic.config.train import Color
+from mlic.config.fit import Color
 from mlic.errors import ConfigError
 from mlic.model import reference, small
 from mlic.model.heads import MLDecoder

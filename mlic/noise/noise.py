@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from mlic.config.base import Model
-from mlic.config.train import FitSettings, ModelSettings, NoiseConfig, TrainConfig
+from mlic.config.fit import FitSettings
+from mlic.config.train import ModelSettings, NoiseConfig, TrainConfig
 from mlic.data import corrections
 from mlic.data.label_stats import Implication, implications
 from mlic.data.shards import read_index

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from mlic.config.base import Settings
-from mlic.config.train import STORED, TrainConfig
+from mlic.config.fit_checks import STORED
+from mlic.config.train import TrainConfig
 from mlic.config.types import Location
 from mlic.data import shards, storage
 from mlic.data.shards import INDEX, Split

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from mlic.config.train import FitSettings, TrainConfig
+from mlic.config.fit import FitSettings
+from mlic.config.train import TrainConfig
 from mlic.metrics import metrics
 
 

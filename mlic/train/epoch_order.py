@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlic.config.train import FitSettings
+from mlic.config.fit import FitSettings
 from mlic.data import sampling
 from mlic.data.augment import crops, distort, distortions, mirrors, rand_augment
 from mlic.data.loader import train_batches

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mlic.config.train import FitSettings, TrainConfig
+from mlic.config.fit import FitSettings
+from mlic.config.train import TrainConfig
 from mlic.errors import RunError
 from mlic.metrics import decision
 from mlic.train import checkpoints, epoch_choice, setup

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from mlic.config.data import Preprocessing
-from mlic.config.train import FitSettings, TrainConfig
+from mlic.config.fit import FitSettings
+from mlic.config.train import TrainConfig
 from mlic.config.types import WEIGHTED
 from mlic.data.shards import Split, read_split
 from mlic.errors import ConfigError

@@ -12,7 +12,8 @@ from typing import Any
 
 from mlic.cluster import placement, pool
 from mlic.cluster.resources import Share
-from mlic.config.train import STORED, TrainConfig
+from mlic.config.fit_checks import STORED
+from mlic.config.train import TrainConfig
 from mlic.errors import MlicError, RunError
 from mlic.runs.files import write_json
 from mlic.runs.progress import LOG_EVERY_S

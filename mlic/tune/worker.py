@@ -13,7 +13,8 @@ from typing import Any
 
 from mlic.cluster import placement, signals
 from mlic.cluster.resources import Share
-from mlic.config.train import STORED, TrainConfig
+from mlic.config.fit_checks import STORED
+from mlic.config.train import TrainConfig
 from mlic.errors import MlicError
 from mlic.runs.files import write_atomic, write_json
 from mlic.runs.run import is_current
