@@ -12,33 +12,30 @@ import math
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mlic.config.base import result_settings
 from mlic.config.train import TrainConfig
-from mlic.config.types import parse_policy
 from mlic.data import sampling
-from mlic.data.augment import Normalizer, mix
+from mlic.data.augment import Normalizer
 from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches
 from mlic.data.shards import Split, read_split
 from mlic.errors import ConfigError
 from mlic.metrics import decision
-from mlic.model import amp, bundle, layer_groups, losses, malloc, optim, weights, zoo
+from mlic.model import amp, bundle, layer_groups, malloc, optim, weights, zoo
 from mlic.runs.files import fingerprint
 from mlic.train import epoch_order, evaluation, readers, setup
 from mlic.train.bad_samples import BadSamples
 from mlic.train.checkpoints import Checkpoints, copy_of
 from mlic.train.epoch_choice import is_done, objective
-from mlic.train.finite_losses import FiniteLosses
 from mlic.train.rank import Place
+from mlic.train.steps import Steps
 from mlic.train.throughput import Clock
-from mlic.train.training_metrics import TrainingCounts
 
 _SETTLE_STEPS = 20  # a look at the loss makes a GPU wait and asks all ranks, so it is not taken at every step
 _LOOK_S = 5.0  # seconds after which a request to stop is looked for, in steps however long and in the evaluation
@@ -74,8 +71,7 @@ def fit(
         known_by = fingerprint(result_settings(config), train.fingerprint, path and weights.digest(path))
         checkpoints = stack.enter_context(Checkpoints(place, copy, known_by, keep_scores))
         fitting = _Fitting(config, place, train, val, checkpoints, stack)
-        fitting.arithmetic = arithmetic or amp.of_device(config.precision, place.device)
-        history = fitting.resume()
+        history = fitting.resume(arithmetic or amp.of_device(config.precision, place.device))
         begun = len(history)
         for earlier in history:
             on_epoch(earlier)
@@ -104,54 +100,40 @@ class _Fitting:
         prep = setup.preprocessing(config)
         torch.manual_seed(config.seed)
         net, head, self.begins_with = setup.network(config, train, prep)
-        self.net = net.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.weight = setup.positive_weights(train, config).to(place.device)
-        self.activation = losses.activation(config.loss)
+        net = net.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.rates = sampling.rates(train.targets, train.labels, config.repeat_below, config.thin, config.thin_labels)
-        self.shadow = {name: tensor.clone() for name, tensor in self.net.state_dict().items()} if config.ema else {}
-        self.normalize: Callable[..., torch.Tensor] = Normalizer(prep.mean, prep.std, place.device)
-        self.core: nn.Module = self.net  # what is trained and evaluated
+        normalize: Callable[..., torch.Tensor] = Normalizer(prep.mean, prep.std, place.device)
+        core: nn.Module = net  # what is trained and evaluated
         opened = readers.open_readers(config, prep, (train, val), stack)
         self.train_reader: ShardReader | FeatureReader
         self.val_reader: ShardReader | FeatureReader
         self.train_reader, self.val_reader = opened
         if setup.has_fixed_features(config):
             self.train_reader, self.val_reader = readers.of_features(
-                config, prep, (train, val), opened, self.net, head, self.normalize
+                config, prep, (train, val), opened, net, head, normalize
             )
-            self.core, self.normalize = zoo.from_head(self.net, head), lambda images, _=None: images.to(place.device)
-        groups = layer_groups.parameter_groups(self.net, head, config.layer_decay)
-        self.optimizer = optim.optimizer(config, groups)
-        self.wrapped: nn.Module = self.core
-        if place.world_size > 1 and config.train != "none":
-            ids = [place.device] if place.device.type == "cuda" else None
-            self.wrapped = DistributedDataParallel(self.core, device_ids=ids)
-        self.forward: Callable[..., torch.Tensor] = torch.compile(self.wrapped) if config.compile else self.wrapped
-        self.arithmetic: amp.Arithmetic = "fp32"
+            core, normalize = zoo.from_head(net, head), lambda images, _=None: images.to(place.device)
+        self.steps = Steps(config, place, train, (net, core, head), normalize)
         if place.device.type == "cuda":
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-        self.scaler = torch.amp.GradScaler(place.device.type, enabled=False)
         self.history: list[dict[str, float]] = []
         self.best_value = -math.inf
         self.bad = BadSamples(config, place)
         self.step = 0
         self.done, self.total = 0, 0.0  # steps of the epoch that are done, and the sum of their losses over all ranks
         self.pending = torch.zeros((), device=place.device)  # the sum of this rank's losses since that was added up
-        self.counts = TrainingCounts(len(train.labels), place.device)
-        # Of mixed images nobody knows the labels, and without thresholds there are no decisions on single samples.
-        policy, value = parse_policy(config.threshold_policy)
-        self.counted = policy != "top-k"
-        self.cuts = torch.full((len(train.labels),), value if policy == "fixed" else 0.5, device=place.device)
         self.look_every = 1  # steps between two looks for a request to stop, the same on all ranks
-        self.finite = FiniteLosses(config, place, train)
 
-    def resume(self) -> list[dict[str, float]]:
-        """Take up the last checkpoint, when there is one, and return the metrics of the epochs before it."""
+    def resume(self, arithmetic: amp.Arithmetic) -> list[dict[str, float]]:
+        """Take up the last checkpoint, when there is one, and return the metrics of the epochs before it.
+
+        `arithmetic` is that of a run that begins; one that goes on has its own.
+        """
         last = self.checkpoints.read_last()
         if last is None:
             few = self.config.train == "none" or setup.has_fixed_features(self.config)
             is_open = few and self.config.precision == "auto"
-            self._set_arithmetic("fp32" if is_open else self.arithmetic)
+            self.steps.use("fp32" if is_open else arithmetic)
             self.place.say(f"begins with {self.begins_with}")
             self.place.say(f"on {socket.gethostname()}, rank 0 of {self.place.world_size}")
         else:
@@ -161,43 +143,30 @@ class _Fitting:
                     f"{self.place.folder} was begun by a version whose {arch} was another network.",
                     "--fresh begins anew.",
                 )
-            self._set_arithmetic(last["arithmetic"])
-            self.net.load_state_dict(last["net"])
-            self.optimizer.load_state_dict(last["optimizer"])
-            self.scaler.load_state_dict(last["scaler"])
-            self.shadow = last["shadow"]
+            self.steps.load(last)
             self.history, self.step, self.best_value = last["history"], last["step"], last["best_value"]
-            self.done, self.total, self.finite.skipped = last["done"], last["total"], last["skipped"]
+            self.done, self.total = last["done"], last["total"]
             if "pending" in last:  # earlier versions kept positions without it
-                self._take_up_sums(last["pending"].tolist(), last["counts"])
-                self.cuts.copy_(last["cuts"])
+                self._take_up_losses(last["pending"].tolist())
             within = f" and {self.done} steps" if self.done else ""
             self.place.say(f"goes on after epoch {len(self.history)} of {self.config.epochs}{within}")
         self.checkpoints.write_history(self.history)
         return list(self.history)
 
-    def _take_up_sums(self, pending: list[float], counts: torch.Tensor) -> None:
+    def _take_up_losses(self, pending: list[float]) -> None:
         """Go on with what the ranks had summed up; with another number of ranks, the first one goes on for all."""
         rank, same = self.place.rank, len(pending) == self.place.world_size
         if same or rank == 0:
             self.pending.fill_(pending[rank] if same else sum(pending))
-        if rank == 0:
-            self.counts.sums.copy_(counts)
-
-    def _set_arithmetic(self, arithmetic: amp.Arithmetic) -> None:
-        self.arithmetic = arithmetic
-        self.scaler = torch.amp.GradScaler(self.place.device.type, enabled=arithmetic == "fp16")
-        if arithmetic != "fp32":
-            self.place.say(f"computes in {arithmetic}")
 
     def epoch(self, epoch: int) -> dict[str, float] | None:
         """Train one epoch, evaluate, and write the checkpoint; returns the epoch's metrics.
 
         None when the run was asked to stop within the epoch: the checkpoint is then that of the last step.
         """
-        config = self.config = self.planned.after(epoch)
+        config = self.config = self.steps.config = self.planned.after(epoch)
         if config.changes:
-            optim.adjust(config, self.optimizer)
+            optim.adjust(config, self.steps.optimizer)
         row: dict[str, float] = {"epoch": epoch + 1}
         if config.train != "none":
             trained = self._train_epoch(epoch)
@@ -213,7 +182,7 @@ class _Fitting:
             config.calibration,
             found.scores,
             found.targets,
-            np.array(self.weight.tolist()),
+            np.array(self.steps.weight.tolist()),
             config.seed,
             config.objective,
         )
@@ -228,16 +197,16 @@ class _Fitting:
         config = self.config
         self.history.append(row)
         self.done, self.total = 0, 0.0
-        self.counts.sums.zero_()
+        self.steps.counts.sums.zero_()
         values = {"best": row[objective(config)], "lowest-loss": -row["val/loss"], "last": float(len(self.history))}
         value = values[config.keep_epoch]
         better = value > self.best_value
         self.best_value = max(self.best_value, value)
-        self.cuts.copy_(torch.from_numpy(decided.cuts))
+        self.steps.cuts.copy_(torch.from_numpy(decided.cuts))
         best = {
             "epoch": int(row["epoch"]),
             "metrics": row,
-            "state": self.shadow or self.net.state_dict(),
+            "state": self.steps.shadow or self.steps.net.state_dict(),
             "thresholds": torch.from_numpy(decided.cuts),
             "scores": torch.from_numpy(found.scores),
             "targets": torch.from_numpy(found.targets),
@@ -264,8 +233,8 @@ class _Fitting:
         config, place = self.config, self.place
         show = epoch_order.of_epoch(config, self.train, self.rates, epoch, setup.is_augmented(config))
         batches = show.batches(place.rank, place.world_size)
-        self.wrapped.train()
-        layer_groups.settle_frozen(self.net)
+        self.steps.wrapped.train()
+        layer_groups.settle_frozen(self.steps.net)
         clock = Clock()
         left = batches[self.done :]
         parts = None if config.crop == 1 else [show.crop(mine) for mine, _ in left]
@@ -275,20 +244,20 @@ class _Fitting:
         for (mine, whole), batch in zip(left, clock.watch(loaded), strict=True):
             torch.manual_seed((config.seed * 1_000_003 + self.step) * 1_009 + place.rank)
             self.bad.note("train", batch)
-            self._set_lr(len(batches))
+            self.steps.set_lr(self.step, len(batches))
             known = max(1, int((self.train.targets[show.samples[whole]] >= 0).sum()))
             # The gradients are averaged over ranks, so each rank's sum is divided by the whole batch's count over
             # the number of ranks: the step is that of the whole batch, however unevenly it was dealt out.
             changed = dataclasses.replace(batch, images=show.change(batch.images, mine))
-            loss = self._backward(changed, show.mirror(mine), place.world_size / known)
-            self.pending += self._take_step(loss, batch)
+            loss = self.steps.backward(self.step, changed, show.mirror(mine), place.world_size / known)
+            self.pending += self.steps.update(self.step, loss, batch)
             self.step, self.done = self.step + 1, self.done + 1
             clock.images, clock.steps = clock.images + len(whole), clock.steps + 1
             if self.done < len(batches) and self._looks_up(clock, epoch):
                 return None
             if clock.due():
                 steps = config.epochs * len(batches)
-                lr, mean = self._lr, float(loss) / place.world_size
+                lr, mean = self.steps.lr, float(loss) / place.world_size
                 left_s = (steps - self.step) * clock.seconds / max(1, self.step - epoch * len(batches))
                 place.say(
                     f"step {self.step:05d}/{steps:05d} | epoch {epoch + 1} | loss {mean:.4f} | lr {lr:.1e} | "
@@ -297,8 +266,8 @@ class _Fitting:
         self._settle()
         return {
             "train/loss": self.total / place.world_size / len(batches),
-            **self.counts.values(place),
-            "lr": self._lr,
+            **self.steps.counts.values(place),
+            "lr": self.steps.lr,
             "time/images_per_s": clock.images_per_s,
             "time/data_pct": clock.data_pct,
         }
@@ -333,74 +302,23 @@ class _Fitting:
         self.checkpoints.wait()
         self.place.say(f"stops as asked after {where}")
 
-    def _backward(self, batch: Batch, mirror: torch.Tensor | None, scale: float) -> torch.Tensor:
-        """Leave the gradient of a step, taken in as many parts as is asked for, and return its loss times `scale`."""
-        self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.place.device)
-        size = max(1, -(-len(batch.images) // self.config.accumulate))
-        starts = range(0, max(1, len(batch.images)), size)
-        for begin in starts:
-            part = slice(begin, begin + size)
-            waits = begin == starts[-1] or not isinstance(self.wrapped, DistributedDataParallel)
-            with nullcontext() if waits else self.wrapped.no_sync():  # type: ignore[operator]
-                images = self.normalize(batch.images[part], None if mirror is None else mirror[part])
-                targets = batch.targets[part]
-                if self.config.mixup or self.config.cutmix:
-                    drawn = (self.config.seed, self.step, self.place.rank, begin, 13)
-                    images, targets = mix(images, targets, self.config.mixup, self.config.cutmix, drawn)
-                with amp.autocast(self.arithmetic, self.place.device):
-                    logits = self.forward(images)
-                if self.counted and not (self.config.mixup or self.config.cutmix):
-                    scores = losses.scores(self.activation, logits.detach().float())
-                    self.counts.add(scores, targets.to(self.place.device), self.cuts)
-                loss = self._loss(logits, targets, self.config.label_smoothing) * scale
-                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        return total
-
-    def _take_step(self, loss: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Change the weights by the gradient; returns the loss that counts, which is 0 for a step that is left out."""
-        config = self.config
-        self.scaler.unscale_(self.optimizer)
-        skips = config.non_finite == "skip"
-        if config.clip_norm or skips:
-            norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm or math.inf)
-            # The gradient is that of all ranks, so all of them leave the step out or none.
-            if skips and not self.scaler.is_enabled() and not math.isfinite(norm):
-                self.finite.skip(self.step, loss, batch, self._lr)
-                return torch.zeros_like(loss)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.finite.skipped = 0
-        if self.shadow:
-            optim.average(self.shadow, self.net, config.ema, self.step)
-        if not skips:
-            self.finite.note(self.step, loss, batch)
-        return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if skips else loss
-
-    def _loss(self, logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
-        """The loss summed over the known labels of a batch."""
-        config = self.config
-        targets = targets.to(self.place.device)
-        return losses.loss_sum(config.loss, logits, targets, self.weight, config.loss_options, smoothing)
-
     def _evaluate(self) -> evaluation.Evaluated | None:
         """The evaluation of the validation split, by the averaged weights where there are any; None when it stopped."""
-        place, net = self.place, self.net
-        trained = {name: tensor.clone() for name, tensor in net.state_dict().items()} if self.shadow else {}
-        if self.shadow:
-            net.load_state_dict(self.shadow)
+        place, net, shadow = self.place, self.steps.net, self.steps.shadow
+        trained = {name: tensor.clone() for name, tensor in net.state_dict().items()} if shadow else {}
+        if shadow:
+            net.load_state_dict(shadow)
         if place.world_size > 1:
             for buffer in net.buffers():  # batch norm's statistics are those that rank 0 has, as in the checkpoint
                 torch.distributed.broadcast(buffer, 0)
         numbers = eval_batches(len(self.val), self.config.batch_size, place.rank, place.world_size)
         found = evaluation.evaluate(
             place,
-            self.core,
+            self.steps.core,
             self._sound(self.val_reader.batches(numbers, self.config.loader_threads)),
-            self.normalize,
+            self.steps.normalize,
             self.config.loss,
-            lambda logits, targets: self._loss(logits, targets, 0.0),
+            lambda logits, targets: self.steps.loss(logits, targets, 0.0),
             self.val,
         )
         self.bad.agree(self._sizes())
@@ -425,20 +343,13 @@ class _Fitting:
     def _last(self) -> dict[str, Any]:
         """What a run that is stopped goes on from."""
         return {
-            "net": self.net.state_dict(),
-            "shadow": self.shadow,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "arithmetic": self.arithmetic,
+            **self.steps.state(),
             "history": self.history,
             "step": self.step,
             "best_value": self.best_value,
             "done": self.done,
             "total": self.total,
-            "skipped": self.finite.skipped,
             "pending": torch.tensor(self.place.gather(float(self.pending))),
-            "counts": torch.tensor(self.place.sums(*self.counts.sums.tolist()), dtype=torch.float64),
-            "cuts": self.cuts,
             "nets": bundle.NETS,
         }
 
@@ -451,16 +362,6 @@ class _Fitting:
         added, bad = self.place.sums(float(self.pending), float(self.bad.is_news))
         if bad:
             self.bad.agree(self._sizes())
-        self.finite.check(added, self.step, self._lr)
+        self.steps.finite.check(added, self.step, self.steps.lr)
         self.total += added
         self.pending.zero_()
-
-    @property
-    def _lr(self) -> float:
-        """The learning rate of the head."""
-        return float(self.optimizer.param_groups[-1]["lr"])
-
-    def _set_lr(self, steps_per_epoch: int) -> None:
-        factor = optim.lr_factor(self.config, self.step, steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * factor * group["scale"]

@@ -1,0 +1,160 @@
+"""A step of training: the gradient of a batch, the change of the weights, and what is kept of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mlic.config.train import TrainConfig
+from mlic.config.types import parse_policy
+from mlic.data.augment import mix
+from mlic.data.loader import Batch
+from mlic.data.shards import Split
+from mlic.model import amp, layer_groups, losses, optim
+from mlic.train import setup
+from mlic.train.finite_losses import FiniteLosses
+from mlic.train.rank import Place
+from mlic.train.training_metrics import TrainingCounts
+
+
+class Steps:
+    """The network in training, its optimiser, and everything that changes at a step.
+
+    `net` is the whole network, `core` the part of it that is trained and evaluated, `normalize` what makes its input of
+    a batch. `config` may change from epoch to epoch; `shadow` has the averaged weights where they are asked for.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        place: Place,
+        train: Split,
+        network: tuple[nn.Module, nn.Module, nn.Module],
+        normalize: Callable[..., torch.Tensor],
+    ) -> None:
+        """`network` is the whole network, its trained part, and its head."""
+        self.config, self._place = config, place
+        self.net, self.core, head = network
+        self.normalize = normalize
+        self.weight = setup.positive_weights(train, config).to(place.device)
+        self.optimizer = optim.optimizer(config, layer_groups.parameter_groups(self.net, head, config.layer_decay))
+        self.wrapped: nn.Module = self.core
+        if place.world_size > 1 and config.train != "none":
+            ids = [place.device] if place.device.type == "cuda" else None
+            self.wrapped = DistributedDataParallel(self.core, device_ids=ids)
+        self._forward: Callable[..., torch.Tensor] = torch.compile(self.wrapped) if config.compile else self.wrapped
+        self._activation = losses.activation(config.loss)
+        self.arithmetic: amp.Arithmetic = "fp32"
+        self._scaler = torch.amp.GradScaler(place.device.type, enabled=False)
+        self.shadow = {name: tensor.clone() for name, tensor in self.net.state_dict().items()} if config.ema else {}
+        self.counts = TrainingCounts(len(train.labels), place.device)
+        # Of mixed images nobody knows the labels, and without thresholds there are no decisions on single samples.
+        policy, value = parse_policy(config.threshold_policy)
+        self._counted = policy != "top-k"
+        self.cuts = torch.full((len(train.labels),), value if policy == "fixed" else 0.5, device=place.device)
+        self.finite = FiniteLosses(config, place, train)
+
+    def use(self, arithmetic: amp.Arithmetic) -> None:
+        """Compute in this arithmetic from now on."""
+        self.arithmetic = arithmetic
+        self._scaler = torch.amp.GradScaler(self._place.device.type, enabled=arithmetic == "fp16")
+        if arithmetic != "fp32":
+            self._place.say(f"computes in {arithmetic}")
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has of the network and its optimiser. Every rank has to call it."""
+        return {
+            "net": self.net.state_dict(),
+            "shadow": self.shadow,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "arithmetic": self.arithmetic,
+            "skipped": self.finite.skipped,
+            "counts": torch.tensor(self._place.sums(*self.counts.sums.tolist()), dtype=torch.float64),
+            "cuts": self.cuts,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` returned. What the ranks counted together, the first one has from now on."""
+        self.use(state["arithmetic"])
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.shadow = state["shadow"]
+        self.finite.skipped = state["skipped"]
+        if "counts" in state:  # earlier versions kept positions without them
+            self.cuts.copy_(state["cuts"])
+            if self._place.rank == 0:
+                self.counts.sums.copy_(state["counts"])
+
+    def backward(self, step: int, batch: Batch, mirror: torch.Tensor | None, scale: float) -> torch.Tensor:
+        """Leave the gradient of a batch, taken in as many parts as is asked for; returns its loss () times `scale`.
+
+        `mirror` (B,) says which of the images are mirrored.
+        """
+        config = self.config
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self._place.device)
+        size = max(1, -(-len(batch.images) // config.accumulate))
+        starts = range(0, max(1, len(batch.images)), size)
+        for begin in starts:
+            part = slice(begin, begin + size)
+            waits = begin == starts[-1] or not isinstance(self.wrapped, DistributedDataParallel)
+            with nullcontext() if waits else self.wrapped.no_sync():  # type: ignore[operator]
+                images = self.normalize(batch.images[part], None if mirror is None else mirror[part])
+                targets = batch.targets[part]
+                if config.mixup or config.cutmix:
+                    drawn = (config.seed, step, self._place.rank, begin, 13)
+                    images, targets = mix(images, targets, config.mixup, config.cutmix, drawn)
+                with amp.autocast(self.arithmetic, self._place.device):
+                    logits = self._forward(images)
+                if self._counted and not (config.mixup or config.cutmix):
+                    scores = losses.scores(self._activation, logits.detach().float())
+                    self.counts.add(scores, targets.to(self._place.device), self.cuts)
+                loss = self.loss(logits, targets, config.label_smoothing) * scale
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def update(self, step: int, loss: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Change the weights by the gradient; returns the loss () that counts, which is 0 for a step left out."""
+        config = self.config
+        self._scaler.unscale_(self.optimizer)
+        skips = config.non_finite == "skip"
+        if config.clip_norm or skips:
+            norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm or math.inf)
+            # The gradient is that of all ranks, so all of them leave the step out or none.
+            if skips and not self._scaler.is_enabled() and not math.isfinite(norm):
+                self.finite.skip(step, loss, batch, self.lr)
+                return torch.zeros_like(loss)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.finite.skipped = 0
+        if self.shadow:
+            optim.average(self.shadow, self.net, config.ema, step)
+        if not skips:
+            self.finite.note(step, loss, batch)
+        return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if skips else loss
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+        """The loss () of logits (B, L) and targets (B, L), summed over the known labels."""
+        config = self.config
+        targets = targets.to(self._place.device)
+        return losses.loss_sum(config.loss, logits, targets, self.weight, config.loss_options, smoothing)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the head."""
+        return float(self.optimizer.param_groups[-1]["lr"])
+
+    def set_lr(self, step: int, steps_per_epoch: int) -> None:
+        """Set the learning rate of a step, by the schedule."""
+        factor = optim.lr_factor(self.config, step, steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * factor * group["scale"]
