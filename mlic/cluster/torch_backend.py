@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from ray.train.torch.config import TorchConfig, _TorchBackend
+import psutil
+from ray.train.torch import TorchConfig
 
 from mlic.cluster.placement import assigned_device
 from mlic.model import malloc
@@ -18,7 +19,6 @@ def set_socket_interface() -> str | None:
     Left to themselves they look up the host's name, which many machines map to a loopback address.
     """
     import ray
-    import psutil  # isort: skip - comes with ray, which makes it importable
 
     address = ray.util.get_node_ip_address()
     for name, addresses in psutil.net_if_addrs().items():
@@ -36,7 +36,9 @@ def _prepare() -> None:
         malloc.keep()
 
 
-class _NodeBackend(_TorchBackend):  # type: ignore[misc]
+class _NodeBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+    """Prepares each worker before Ray Train sets up torch.distributed there."""
+
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(_prepare)
         super().on_start(worker_group, backend_config)

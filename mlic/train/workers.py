@@ -128,15 +128,21 @@ def _arguments(
 
 
 def _worker(arguments: dict[str, Any]) -> None:
-    """A Ray Train worker: the training loop on this rank."""
+    """A Ray Train worker: the training loop on this rank. Every epoch is reported, so Ray's dashboard shows the run."""
     import ray.train
     import ray.train.torch
 
-    context = ray.train.get_context()
-    _loop(arguments, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    context, device = ray.train.get_context(), ray.train.torch.get_device()
+    _loop(arguments, context.get_world_rank(), context.get_world_size(), device, ray.train.report)
 
 
-def _loop(arguments: Mapping[str, Any], rank: int, world_size: int, device: Any) -> None:
+def _loop(
+    arguments: Mapping[str, Any],
+    rank: int,
+    world_size: int,
+    device: Any,
+    on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
+) -> None:
     """The training loop; our own errors are noted for the driver in the run's folder.
 
     It keeps its own checkpoints there, too: Ray Train takes note of a reported one only when its controller next looks,
@@ -151,6 +157,7 @@ def _loop(arguments: Mapping[str, Any], rank: int, world_size: int, device: Any)
         trainer.fit(
             config,
             place,
+            on_epoch,
             until=arguments["until"],
             deadline=arguments["deadline"],
             arithmetic=arguments["arithmetic"],
