@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mlic.config.train import TrainConfig
 
@@ -73,9 +74,11 @@ def average(shadow: dict[str, torch.Tensor], net: nn.Module, decay: float, updat
     Over the first updates the decay grows to its value, so that the average forgets the untrained weights. Counters,
     which are no floats, are copied.
     """
+    state = net.state_dict()
+    averaged = [name for name, tensor in state.items() if tensor.is_floating_point()]
+    # One kernel for all tensors on a GPU, where one for each would take as long as a small step.
     now = min(decay, (1 + updates) / (10 + updates))
-    for name, tensor in net.state_dict().items():
-        if tensor.is_floating_point():
-            shadow[name].lerp_(tensor, 1 - now)
-        else:
-            shadow[name].copy_(tensor)
+    move = get_ema_multi_avg_fn(now)  # type: ignore[no-untyped-call]
+    move([shadow[name] for name in averaged], [state[name] for name in averaged], updates)
+    for name in state.keys() - set(averaged):
+        shadow[name].copy_(state[name])
