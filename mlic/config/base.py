@@ -42,7 +42,7 @@ class Settings(Model):
     )
     workers: Workers = setting("auto", "Parallel workers, or auto", cli="flag", place=True, group="resources")
     fresh: bool = setting(
-        False, "Throw away what an earlier run of this name left and start again", cli="flag", place=True, group="run"
+        False, "Delete the results of an earlier run of this name and start again", cli="flag", place=True, group="run"
     )
 
     @model_validator(mode="after")

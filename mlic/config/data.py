@@ -50,62 +50,73 @@ class PackConfig(Settings):
         cli="flag",
         place=True,
     )
-    format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised", cli="flag")
+    format: LabelFormat = setting("auto", "Format of the label files; auto: recognise it", cli="flag")
     corrections: AnyPath | None = setting(
-        None, "Table of suspected label errors of mlic noise, whose verdicts are applied first", cli="flag", place=True
+        None,
+        "Table of suspected label errors from mlic noise; its verdicts are applied to the labels",
+        cli="flag",
+        place=True,
     )
     out: AnyPath = setting(
         Path("shards"), "Folder to write the shards to, or s3://...", cli="flag", place=True, validate_default=True
     )
     unlabelled: Literal["keep", "drop", "as-label"] = setting(
-        "keep", "Images without a label: keep them, leave them out, or give them the label none", cli="flag"
+        "keep", "Images without a label: keep them, drop them, or give them the label none", cli="flag"
     )
-    unlabelled_label: str = setting("none", "The label that --unlabelled as-label gives")
-    split: Shares = setting({"train": 0.8, "val": 0.1, "test": 0.1}, "Names of the splits and their shares", cli="flag")
+    unlabelled_label: str = setting("none", "Name of the label that --unlabelled as-label gives")
+    split: Shares = setting(
+        {"train": 0.8, "val": 0.1, "test": 0.1}, "Names of the splits and their fractions", cli="flag"
+    )
     split_by: Literal["stratified", "random"] = setting(
-        "stratified", "stratified: each split has its share of every label", cli="flag"
+        "stratified", "stratified: each label is as frequent in every split as overall", cli="flag"
     )
-    split_column: str | None = setting(None, "Column of the label table that names each image's split", cli="flag")
+    split_column: str | None = setting(None, "Column of the label table with the split of each image", cli="flag")
     split_files: AnyPath | None = setting(
-        None, "Files that say which image is in which split, in any format of labels", cli="flag", place=True
+        None, "Files that list the images of each split, in any label format", cli="flag", place=True
     )
     keep_test: AnyPath | None = setting(
-        None, "Earlier shards, whose test images are the test images again", cli="flag", place=True
+        None, "Earlier shards whose test images stay the test images", cli="flag", place=True
     )
-    limit: int | None = setting(None, "Images to pack, at most, drawn by the seed: for a quick try", cli="flag", ge=2)
-    folds: int = setting(0, "Also number the samples outside of test by fold, for mlic train --fold", cli="flag", ge=0)
+    limit: int | None = setting(
+        None, "Maximum number of images to pack, drawn at random; for a quick try", cli="flag", ge=2
+    )
+    folds: int = setting(
+        0, "Number of cross-validation folds, outside the test split, for mlic train --fold", cli="flag", ge=0
+    )
     group_by: Literal["near-duplicates", "identical", "none"] = setting(
-        "near-duplicates", "Images that a stratified split never parts", cli="flag"
+        "near-duplicates", "Which images must stay in the same split", cli="flag"
     )
     group_column: str | None = setting(
-        None, "Column of the label table whose values are not parted either, such as a patient", cli="flag"
+        None, "Column of the label table, such as a patient, whose images must stay in the same split", cli="flag"
     )
-    expand: int = setting(0, "Augmented versions to write beside each training image", cli="flag", ge=0, le=1000)
+    expand: int = setting(0, "Number of augmented copies to write of each training image", cli="flag", ge=0, le=1000)
     expand_by: Operations = setting(
-        ("rotate", "shift", "flip"), "What changes a version: rotate, shift, flip, erase, brightness, contrast"
+        ("rotate", "shift", "flip"), "Augmentations of the copies: rotate, shift, flip, erase, brightness, contrast"
     )
     thin: Share = setting(
-        0.0, "Leave out versions of training images without rare labels with this probability", cli="flag", ge=0, le=1
+        0.0, "Probability of dropping a copy of a training image without rare labels", cli="flag", ge=0, le=1
     )
-    thin_labels: Names = setting((), "Labels that are not rare: images with no others are thinned")
+    thin_labels: Names = setting((), "Frequent labels: images with no other label are thinned")
     seed: int = setting(
         42, "Seed of the split and of the order of the training samples", cli="flag", ge=0, le=2**31 - 1
     )
     shard_mb: float = setting(64.0, "Target size of a shard in MB", cli="flag", gt=0)
     min_shards: int = setting(
-        4, "Fewest shards of a split, as far as it has samples: as many as will read it at once", cli="flag", ge=1
+        4, "Minimum number of shards per split; use the number of processes that read it at once", cli="flag", ge=1
     )
     on_bad: Literal["quarantine", "fail"] = setting(
-        "quarantine", "Unreadable images: leave them out and list them, or stop", cli="flag"
+        "quarantine", "Unreadable images: skip and list them, or stop", cli="flag"
     )
     max_bad: Share = setting(
         0.01,
-        "Largest share of unreadable images before pack stops, such as 1%; ten are always allowed",
+        "Maximum fraction of unreadable images, such as 1%; ten are always allowed",
         cli="flag",
         ge=0,
         le=1,
     )
-    max_pixels: int = setting(100_000_000, "Largest image, in pixels, that is decoded at all", ge=1)
+    max_pixels: int = setting(
+        100_000_000, "Maximum number of pixels of an image; larger ones count as unreadable", ge=1
+    )
     verify: bool = setting(False, "Read every shard again and compare it with the index", cli="flag", place=True)
 
     @model_validator(mode="after")
@@ -152,8 +163,8 @@ class ExploreConfig(Settings):
     data: AnyPath = setting(
         Path("shards"), "Shards, or images as for mlic pack", cli="argument", place=True, validate_default=True
     )
-    labels: AnyPath | None = setting(None, "Label files, where the data are images", cli="flag", place=True)
-    format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised", cli="flag")
+    labels: AnyPath | None = setting(None, "Label files, if the data are images", cli="flag", place=True)
+    format: LabelFormat = setting("auto", "Format of the label files; auto: recognise it", cli="flag")
     out: LocalPath = setting(
         Path("explore"),
         "Folder for the page, its figures and explore.json",
@@ -161,8 +172,10 @@ class ExploreConfig(Settings):
         place=True,
         validate_default=True,
     )
-    max_images: int = setting(20_000, "Images to open, at most; labels are counted over all", cli="flag", ge=1)
-    seed: int = setting(42, "Seed of the choice of images", ge=0, le=2**31 - 1)
+    max_images: int = setting(
+        20_000, "Maximum number of images to open; labels are counted over all images", cli="flag", ge=1
+    )
+    seed: int = setting(42, "Seed for choosing the images", ge=0, le=2**31 - 1)
 
 
 class DoctorConfig(Settings):
@@ -175,6 +188,6 @@ class DoctorConfig(Settings):
         place=True,
         validate_default=True,
     )
-    max_samples: int = setting(10_000, "Training samples to look at, at most", cli="flag", ge=100)
-    ranks: int = setting(1, "Training workers that are to read the shards", cli="flag", ge=1, place=True)
-    seed: int = setting(42, "Seed of the choice of samples and of the shuffles", ge=0, le=2**31 - 1)
+    max_samples: int = setting(10_000, "Maximum number of training samples to check", cli="flag", ge=100)
+    ranks: int = setting(1, "Number of training workers that will read the shards", cli="flag", ge=1, place=True)
+    seed: int = setting(42, "Seed for choosing samples and for shuffling", ge=0, le=2**31 - 1)

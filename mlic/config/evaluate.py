@@ -26,25 +26,27 @@ class EvaluateConfig(Settings):
     labels: AnyPath | None = setting(
         None, "Shards, or label files as for mlic pack; default: the shards of the run", cli="flag"
     )
-    format: LabelFormat = setting("auto", "Format of the label files, when it is not to be recognised")
+    format: LabelFormat = setting("auto", "Format of the label files; auto: recognise it")
     split: str = setting("test", "Split to measure, when labels are shards", cli="flag")
     unlabelled: Literal["auto", "skip", "negative"] = setting(
         "auto",
-        "Predicted images that the label files do not name: skip leaves them out, negative counts them as "
-        "without a label; auto: skip, and negative only where each label has a list of its images",
+        "Predicted images that are not in the label files: skip them, or count them as negative for "
+        "all labels; auto: negative if the labels are one list of images per label, else skip",
         cli="flag",
     )
     out: LocalPath | None = setting(
         None, "Folder for metrics.json, report.html and its figures; default: beside the predictions", cli="flag"
     )
     threshold: float | None = setting(
-        None, "Threshold to decide by, where the predictions are scores alone", cli="flag", ge=0, le=1
+        None, "Decision threshold, if the predictions are scores only", cli="flag", ge=0, le=1
     )
     gate: Gates = setting(
-        (), "Conditions, by commas, such as f1_micro>=0.8 or f1_micro.low>=0.8; not met: exit code 5", cli="flag"
+        (),
+        "Conditions, separated by commas, such as f1_micro>=0.8 or f1_micro.low>=0.8; exit code 5 if one is not met",
+        cli="flag",
     )
-    resamples: int = setting(1000, "Bootstrap resamples of the images for the intervals", cli="flag", ge=100)
-    seed: int = setting(42, "Seed of the bootstrap", ge=0, le=2**31 - 1)
+    resamples: int = setting(1000, "Number of bootstrap resamples for the intervals", cli="flag", ge=100)
+    seed: int = setting(42, "Seed for the bootstrap", ge=0, le=2**31 - 1)
 
 
 class ThresholdConfig(Settings):
@@ -59,11 +61,14 @@ class ThresholdConfig(Settings):
     )
     calibration: Calibrator = setting("auto", CALIBRATION, cli="flag")
     labels: AnyPath | None = setting(
-        None, "Shards to predict and fit to; default: the validation scores of the run", cli="flag", place=True
+        None,
+        "Shards to predict and to fit thresholds on; default: the validation scores of the run",
+        cli="flag",
+        place=True,
     )
-    split: str = setting("val", "Split to fit to, with --labels", cli="flag")
-    resamples: int = setting(1000, "Bootstrap resamples of the images for the intervals", cli="flag", ge=100)
-    seed: int = setting(42, "Seed of the folds and of the bootstrap", ge=0, le=2**31 - 1)
+    split: str = setting("val", "Split to fit thresholds on, with --labels", cli="flag")
+    resamples: int = setting(1000, "Number of bootstrap resamples for the intervals", cli="flag", ge=100)
+    seed: int = setting(42, "Seed for the folds and the bootstrap", ge=0, le=2**31 - 1)
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
@@ -76,9 +81,9 @@ class ReportConfig(Model):
     """Write the page of a run, or of several beside each other: training, thresholds, errors and their causes."""
 
     runs: Paths = setting(
-        ..., "Runs of mlic train or mlic tune; the first one is shown whole", cli="argument", min_length=1
+        ..., "Runs of mlic train or mlic tune; the first one is shown in full", cli="argument", min_length=1
     )
     out: LocalPath | None = setting(
         None, "Folder for report.html, its figures and report.json; default: RUN/report", cli="flag"
     )
-    seed: int = setting(42, "Seed of the bootstrap and of the choice of images", ge=0, le=2**31 - 1)
+    seed: int = setting(42, "Seed for the bootstrap and for choosing images", ge=0, le=2**31 - 1)

@@ -20,7 +20,7 @@ class ReproduceConfig(Settings):
     system: Literal["a", "b", "c", "d", "e"] = setting(..., "Reference system", cli="argument")
     row: str | None = setting(
         None,
-        "Recipe of the system, such as cnn1-2 or search, or all; default: the one that its report rests on",
+        "Recipe of the system, such as cnn1-2 or search, or all; default: the main result of its report",
         cli="argument",
     )
     images: AnyPath = setting(Path("images"), "Images, as for mlic pack", cli="flag", place=True, validate_default=True)
@@ -30,24 +30,24 @@ class ReproduceConfig(Settings):
     out: LocalPath = setting(
         Path("reproduced"), "Folder for shards, runs and the comparison", cli="flag", place=True, validate_default=True
     )
-    epochs: int | None = setting(None, "Epochs, at most, in place of the recipe's", cli="flag", ge=1)
-    limit: int | None = setting(None, "Images to pack, at most, drawn by the seed", cli="flag", ge=20)
-    num_samples: int | None = setting(None, "Trials of a search, at most", cli="flag", ge=1)
+    epochs: int | None = setting(None, "Maximum number of epochs, instead of the recipe's", cli="flag", ge=1)
+    limit: int | None = setting(None, "Maximum number of images to pack, drawn at random", cli="flag", ge=20)
+    num_samples: int | None = setting(None, "Maximum number of trials of a search", cli="flag", ge=1)
     weights: Weights | None = setting(
         None,
-        "File of weights for recipes that begin with published ones; default: PyTorch's cache",
+        "Weights file for recipes that start from published weights; default: PyTorch's cache",
         cli="flag",
         place=True,
     )
-    overrides: dict[str, Any] = setting({}, "Settings over those of the recipe, such as {image_size: 64}")
+    overrides: dict[str, Any] = setting({}, "Settings that replace those of the recipe, such as {image_size: 64}")
 
 
 class DemoConfig(Settings):
     """Run the whole pipeline on a small generated corpus."""
 
     out: LocalPath = setting(
-        Path("mlic-demo"), "Folder for everything the demo writes", cli="flag", place=True, validate_default=True
+        Path("mlic-demo"), "Folder for all files of the demo", cli="flag", place=True, validate_default=True
     )
-    samples: int = setting(480, "Images to generate", cli="flag", ge=60)
-    seed: int = setting(42, "Seed of the corpus, the split and the training", cli="flag", ge=0, le=2**31 - 1)
+    samples: int = setting(480, "Number of images to generate", cli="flag", ge=60)
+    seed: int = setting(42, "Seed for the corpus, the split and the training", cli="flag", ge=0, le=2**31 - 1)
     workers: Workers = setting(2, "Training workers, or auto", cli="flag", place=True)

@@ -38,8 +38,7 @@ MOVABLE = (
     "cutmix",
 )
 CALIBRATION = (
-    "How scores are calibrated; auto: what gives the best objective at cross-fitted thresholds, of equals the one with "
-    "the lowest log loss"
+    "Calibration of scores; auto: the one with the best objective at cross-fitted thresholds, then the lowest log loss"
 )
 
 
@@ -64,7 +63,7 @@ class RunSettings(ShardSettings):
     )
     name: str | None = setting(
         None,
-        "Name of the run; default: the recipe's stem, else the architecture, or tune",
+        "Name of the run; default: the recipe or the architecture, and tune for a search",
         cli="flag",
         place=True,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
@@ -72,7 +71,7 @@ class RunSettings(ShardSettings):
     )
     fold: int | None = setting(
         None,
-        "Validate on this fold of the shards and train on the others; default: the splits",
+        "Validate on this fold and train on the others; default: use the splits",
         cli="flag",
         ge=0,
         group="data",
@@ -83,10 +82,8 @@ class FitSettings(Settings):
     """What `train`, `tune` and `noise` share: how one model is fitted."""
 
     epochs: int = setting(10, "Passes over the training split", cli="flag", ge=1, group="optimisation")
-    batch_size: int = setting(
-        64, "Samples in a step, over all workers together", cli="flag", ge=2, group="optimisation"
-    )
-    lr: float = setting(2e-3, "Learning rate, the highest of the run", cli="flag", gt=0, group="optimisation")
+    batch_size: int = setting(64, "Samples per step, over all workers", cli="flag", ge=2, group="optimisation")
+    lr: float = setting(2e-3, "Peak learning rate", cli="flag", gt=0, group="optimisation")
     optimizer: Optimizer = setting("adamw", "Optimiser", cli="flag", group="optimisation")
     weight_decay: float = setting(
         0.02, "Weight decay, decoupled for adamw, else L2", ge=0, cli="flag", group="optimisation"
@@ -94,85 +91,92 @@ class FitSettings(Settings):
     loss: Loss = setting("bce", "Loss function", cli="flag", group="optimisation")
     objective: Objective = setting(
         "f1_micro",
-        "Metric of the validation split, at cross-fitted thresholds, by which the best epoch is chosen",
+        "Validation metric, at cross-fitted thresholds, that selects the best epoch",
         cli="flag",
         group="optimisation",
     )
     patience: int = setting(
         0,
-        "Epochs without a better value of stop_on after which the run stops; 0: never",
+        "Epochs without improvement of stop_on before training stops; 0: never stop early",
         ge=0,
         cli="flag",
         group="optimisation",
     )
-    stop_on: str = setting("val/loss", "Metric of an epoch that patience waits for", pattern=r"^val/[a-z0-9_.]+$")
+    stop_on: str = setting("val/loss", "Metric that patience monitors", pattern=r"^val/[a-z0-9_.]+$")
     keep_epoch: KeptEpoch = setting(
         "best",
-        "Which epoch is kept and measured: the best by the objective, the one with the lowest validation loss, "
-        "or the last",
+        "Epoch to keep and measure: best objective, lowest validation loss, or the last one",
     )
     loss_options: dict[str, float] = setting({}, "Options of the loss, such as gamma of focal")
-    label_smoothing: float = setting(0.0, "How far targets are moved towards a half", ge=0, lt=1)
-    pos_weights: dict[str, float] = setting({}, "Weights of positives by label, in place of those that are computed")
-    pos_weight_cap: float = setting(0.0, "Largest weight of positives; 0: none", ge=0)
-    pos_weight_by_min: bool = setting(False, "Divide the weights of positives by the smallest of them")
-    schedule: Literal["constant", "step", "cosine", "one-cycle"] = setting(
-        "one-cycle", "How the learning rate changes over the run"
-    )
-    warmup_epochs: float = setting(0.0, "Epochs over which the learning rate rises; one-cycle has its own", ge=0)
-    step_epochs: int = setting(10, "Epochs between the drops of the schedule step", ge=1)
-    step_factor: float = setting(0.1, "What the schedule step multiplies the learning rate by", gt=0, lt=1)
+    label_smoothing: float = setting(0.0, "Label smoothing: how far targets move towards 0.5", ge=0, lt=1)
+    pos_weights: dict[str, float] = setting({}, "Positive weight per label, instead of the computed ones")
+    pos_weight_cap: float = setting(0.0, "Maximum positive weight; 0: no maximum", ge=0)
+    pos_weight_by_min: bool = setting(False, "Divide all positive weights by the smallest one")
+    schedule: Literal["constant", "step", "cosine", "one-cycle"] = setting("one-cycle", "Learning rate schedule")
+    warmup_epochs: float = setting(0.0, "Warm-up epochs of the learning rate; one-cycle has its own warm-up", ge=0)
+    step_epochs: int = setting(10, "Epochs between two drops of the step schedule", ge=1)
+    step_factor: float = setting(0.1, "Factor of the learning rate at each drop of the step schedule", gt=0, lt=1)
     momentum: float = setting(0.9, "Momentum of sgd and rmsprop", ge=0, lt=1)
     layer_decay: float = setting(
-        1.0, "What the learning rate is multiplied by from each stage of the network to the one before it", gt=0, le=1
+        1.0, "Factor of the learning rate from each stage of the network to the stage before it", gt=0, le=1
     )
-    clip_norm: float = setting(0.0, "Largest norm of the gradient; 0: any", ge=0)
-    accumulate: int = setting(1, "Parts that the samples of a step go through one after another, for memory", ge=1)
-    ema: float = setting(0.99, "Decay of the moving average of weights that is evaluated and kept; 0: none", ge=0, lt=1)
+    clip_norm: float = setting(0.0, "Maximum gradient norm; 0: no clipping", ge=0)
+    accumulate: int = setting(
+        1, "Number of parts a step's samples are processed in, to save memory (gradient accumulation)", ge=1
+    )
+    ema: float = setting(0.99, "Decay of the EMA weights, which are evaluated and kept; 0: no EMA", ge=0, lt=1)
     repeat_below: Share = setting(
-        0.0, "Show images with a label that fewer than this share have more often, by repeat factors", ge=0, le=1
+        0.0, "Oversample images with a label rarer than this fraction, by repeat factors", ge=0, le=1
     )
     thin: Share = setting(
-        0.0, "Leave out training images without rare labels with this probability, anew in each epoch", ge=0, lt=1
+        0.0, "Probability of skipping a training image without rare labels, drawn again in each epoch", ge=0, lt=1
     )
-    thin_labels: Names = setting((), "Labels that are not rare: images with no others are thinned")
+    thin_labels: Names = setting((), "Frequent labels: images with no other label are thinned")
     image_size: int = setting(128, "Side of the square input in pixels", cli="flag", ge=8, le=4096, group="data")
     color: Color | Literal["auto"] = setting(
-        "auto", "rgb, gray, or what the architecture was made for", cli="flag", group="data"
+        "auto", "rgb, gray, or auto: the one that the architecture was made for", cli="flag", group="data"
     )
     normalization: Literal["auto", "imagenet", "none"] = setting(
         "auto",
-        "Mean and deviation that are taken from pixels; auto: those of the architecture's published weights; "
-        "none: pixels from 0 to 1",
+        "Mean and standard deviation to normalise with; auto: those of the architecture's published "
+        "weights; none: pixels from 0 to 1",
     )
     limit: int | None = setting(
-        None, "Training samples, at most, drawn by the seed: for a quick try", cli="flag", ge=2, group="data"
+        None, "Maximum number of training samples, drawn at random; for a quick try", cli="flag", ge=2, group="data"
     )
-    shuffle: bool = setting(True, "Show the training samples in another order in each epoch, else in that of the keys")
-    hflip: bool = setting(True, "Mirror training images at random")
-    crop: Share = setting(1.0, "Smallest share of a training image that a random crop shows; 1: no crops", gt=0, le=1)
+    shuffle: bool = setting(
+        True, "Shuffle the training samples in each epoch; otherwise they come in the order of their keys"
+    )
+    hflip: bool = setting(True, "Flip training images horizontally at random")
+    crop: Share = setting(1.0, "Minimum fraction of the image in a random crop; 1: no cropping", gt=0, le=1)
     augment: dict[Distortion, float] = setting(
         {},
-        "What else changes training images at random: rotate (degrees), shift, brightness, contrast, saturation "
-        "(shares), hue (share of the colour circle), invert, erase (probabilities)",
+        "Other random augmentations: rotate (degrees), shift, brightness, contrast, saturation "
+        "(fractions), hue (fraction of the colour circle), invert, erase (probabilities)",
     )
-    rand_augment: int = setting(0, "Operations of RandAugment on each training image; 0: none", ge=0, le=10)
-    rand_magnitude: int = setting(9, "How strong they are, out of 30", ge=0, le=30)
-    mixup: float = setting(0.0, "Mix each training image with another, in shares of Beta(a, a); 0: no", ge=0, le=10)
-    cutmix: float = setting(0.0, "The same by a rectangle of the other; with mixup, one of them at random", ge=0, le=10)
-    head_prior: bool = setting(True, "Start the output biases at the labels' log-odds in the training split")
+    rand_augment: int = setting(0, "Number of RandAugment operations per training image; 0: none", ge=0, le=10)
+    rand_magnitude: int = setting(9, "RandAugment magnitude, from 0 to 30", ge=0, le=30)
+    mixup: float = setting(
+        0.0, "Mixup alpha: mixing fractions are drawn from Beta(alpha, alpha); 0: no mixup", ge=0, le=10
+    )
+    cutmix: float = setting(
+        0.0, "CutMix alpha; with mixup, each batch uses one of the two at random; 0: no CutMix", ge=0, le=10
+    )
+    head_prior: bool = setting(
+        True, "Initialise the output biases with the log-odds of the labels in the training split"
+    )
     precision: Precision = setting(
         "auto",
-        "Arithmetic of a step, the same for a whole run or search; auto: bf16 on GPUs that have it, fp16 on "
-        "other GPUs with tensor cores, fp32 elsewhere",
+        "Training precision, the same for a whole run or search; auto: bf16 on GPUs that support it, "
+        "fp16 on other GPUs with tensor cores, else fp32",
     )
     compile: bool = setting(False, "Compile the network with torch.compile", cli="flag", group="resources")
     non_finite: Literal["stop", "skip"] = setting(
-        "stop", "What a step whose loss or gradient is not finite does: stop the run, or be left out and named"
+        "stop", "When the loss or gradient of a step is not finite: stop, or skip the step with a warning"
     )
     checkpoint_minutes: float = setting(
         5.0,
-        "Minutes after which an epoch's position is kept, so that a stopped run goes on from there",
+        "Minutes between checkpoints within an epoch",
         cli="flag",
         gt=0,
         place=True,
@@ -180,19 +184,18 @@ class FitSettings(Settings):
     )
     checkpoint_copy: AnyPath | None = setting(
         None,
-        "Folder, s3://... perhaps, that gets a copy of the checkpoints, to go on from where the run's is lost",
+        "Folder or s3://... for a second copy of the checkpoints, used if the run folder is lost",
         place=True,
     )
     changes: dict[int, dict[str, bool | int | float]] = setting(
         {},
-        "Settings that change after so many epochs, such as {5: {lr: 1e-4}}; of those that can: "
-        f"{', '.join(MOVABLE)}",
+        f"Settings to change during training, by epoch, such as {{5: {{lr: 1e-4}}}}; allowed: {', '.join(MOVABLE)}",
     )
-    max_bad: Share = setting(0.01, "Largest share of undecodable samples before the run stops", ge=0, le=1)
-    doctor: bool = setting(True, "Examine the shards first, as mlic doctor does", cli="flag", place=True, group="run")
+    max_bad: Share = setting(0.01, "Maximum fraction of samples that cannot be decoded", ge=0, le=1)
+    doctor: bool = setting(True, "Check the shards first, as mlic doctor does", cli="flag", place=True, group="run")
     cache_gb: float = setting(
         8.0,
-        "Largest cache of decoded images that a node keeps, in GB; 0: none",
+        "Maximum size of a node's cache of decoded images, in GB; 0: no cache",
         cli="flag",
         place=True,
         ge=0,
@@ -200,12 +203,12 @@ class FitSettings(Settings):
     )
     loader_threads: int = setting(
         2,
-        "Threads that decode ahead of each worker; 0: none, which is least work where there is no GPU to keep busy",
+        "Threads that decode images ahead of each worker; 0: decode in the worker itself",
         ge=0,
         le=64,
     )
     seed: int = setting(
-        42, "Seed of weights, order of samples and augmentation", cli="flag", ge=0, le=2**31 - 1, group="run"
+        42, "Seed for weights, order of samples and augmentation", cli="flag", ge=0, le=2**31 - 1, group="run"
     )
 
     def after(self, epochs: int) -> Self:

@@ -25,28 +25,28 @@ class SlurmConfig(Model):
     """What to ask SLURM for when a stage runs in an allocation."""
 
     stage: Stage = setting(..., "Stage to run")
-    arguments: tuple[str, ...] = setting((), "The stage's own arguments")
-    nodes: int = setting(1, "Nodes", cli="flag", ge=1)
-    cpus_per_task: int = setting(8, "CPUs of each node", cli="flag", ge=1)
-    gpus_per_node: int = setting(0, "GPUs of each node", cli="flag", ge=0)
-    mem: str | None = setting(None, "Memory of each node, such as 64G; default: the site's", cli="flag")
+    arguments: tuple[str, ...] = setting((), "Arguments of the stage")
+    nodes: int = setting(1, "Number of nodes", cli="flag", ge=1)
+    cpus_per_task: int = setting(8, "CPUs per node", cli="flag", ge=1)
+    gpus_per_node: int = setting(0, "GPUs per node", cli="flag", ge=0)
+    mem: str | None = setting(None, "Memory per node, such as 64G; default: that of the site", cli="flag")
     time: str = setting("04:00:00", "Time limit", cli="flag")
     grace: int = setting(
-        120, "Seconds before the time limit at which it writes a checkpoint and is queued again", cli="flag", ge=10
+        120, "Seconds before the time limit at which the job writes a checkpoint and is queued again", cli="flag", ge=10
     )
     partition: str | None = setting(None, "Partition", cli="flag")
     account: str | None = setting(None, "Account", cli="flag")
     job_name: str | None = setting(None, "Name of the job; default: mlic-STAGE", cli="flag")
     array: str | None = setting(
-        None, "A job for each fold or seed, such as fold=0-4 or seed=1-10%2 (two at a time)", cli="flag"
+        None, "Job array over folds or seeds, such as fold=0-4 or seed=1-10%2 (two at a time)", cli="flag"
     )
-    exclusive: bool = setting(False, "Whole nodes, on which Ray comes up by ray symmetric-run", cli="flag")
-    options: Options = setting({}, "More of sbatch's options, such as qos=high,no-kill=", cli="flag")
+    exclusive: bool = setting(False, "Use whole nodes and start Ray with ray symmetric-run", cli="flag")
+    options: Options = setting({}, "More options of sbatch, such as qos=high,no-kill=", cli="flag")
     modules: Names = setting((), "Environment modules to load first", cli="flag")
     venv: LocalPath | None = setting(None, "Virtual environment to activate first", cli="flag")
     container: LocalPath | None = setting(None, "Apptainer image to run in", cli="flag")
     container_options: tuple[str, ...] = setting((), "More options of apptainer exec, such as --bind=/data")
-    scratch: Path | None = setting(None, "Storage of each node's own; default: /tmp", cli="flag")
+    scratch: Path | None = setting(None, "Local storage of each node; default: /tmp", cli="flag")
 
     @model_validator(mode="after")
     def _values_are_slurms(self) -> Self:
@@ -74,13 +74,13 @@ class SlurmConfig(Model):
 class PipelineConfig(Model):
     """The data of a chain of jobs: pack, tune, train the best settings, and predict."""
 
-    images: LocalPath = setting(..., "Images to learn from", cli="argument")
-    labels: LocalPath = setting(..., "Their label files", cli="flag")
+    images: LocalPath = setting(..., "Training images", cli="argument")
+    labels: LocalPath = setting(..., "Label files of the training images", cli="flag")
     test: LocalPath | None = setting(None, "Images to predict", cli="flag")
     out: LocalPath = setting(..., "Folder for shards, runs and predictions, on storage that all nodes see", cli="flag")
-    num_samples: int | None = setting(None, "Trials of the search; default: the search's own", cli="flag", ge=1)
+    num_samples: int | None = setting(None, "Number of trials; default: that of mlic tune", cli="flag", ge=1)
     jobs: LocalPath | None = setting(
-        None, "Folder with pack.yaml, tune.yaml or batch_predict.yaml, for more of their settings", cli="flag"
+        None, "Folder with pack.yaml, tune.yaml or batch_predict.yaml for other settings", cli="flag"
     )
 
     @model_validator(mode="after")
@@ -116,12 +116,12 @@ class SubmitConfig(Model):
     """A stage as a job of a Ray cluster."""
 
     job: LocalPath = setting(..., "Configuration file of the stage, such as jobs/train.yaml", cli="argument")
-    arguments: tuple[str, ...] = setting((), "The stage's own arguments")
+    arguments: tuple[str, ...] = setting((), "Arguments of the stage")
     address: str = setting(
-        "http://127.0.0.1:8265", "The cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else", cli="flag"
+        "http://127.0.0.1:8265", "Address of the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else", cli="flag"
     )
-    stage: Stage | None = setting(None, "Stage to run; default: the one that the file is named after", cli="flag")
-    name: str | None = setting(None, "Name of the job; one that is at work is followed, not begun twice", cli="flag")
+    stage: Stage | None = setting(None, "Stage to run; default: the name of the file", cli="flag")
+    name: str | None = setting(None, "Name of the job; if a job of this name is running, attach to it", cli="flag")
 
     @model_validator(mode="after")
     def _has_a_stage(self) -> Self:
@@ -139,9 +139,7 @@ class SubmitConfig(Model):
 class ClusterCheckConfig(Model):
     """Whether the nodes of a Ray cluster can work together."""
 
-    folder: LocalPath | None = setting(
-        None, "A folder that all nodes should share, for shards and runs", cli="argument"
-    )
+    folder: LocalPath | None = setting(None, "Folder for shards and runs that all nodes share", cli="argument")
     address: str | None = setting(
         None, "Ray cluster to check; default: RAY_ADDRESS, else Ray inside this process", cli="flag"
     )

@@ -36,41 +36,49 @@ class PredictConfig(Settings):
     )
     out: Output | None = setting(
         None,
-        "File to write: .tsv, .csv, .txt, .jsonl or .parquet; a name without ending is a folder of Parquet "
-        "files, and - the standard output; default: predictions.tsv, and - for one image",
+        "File to write: .tsv, .csv, .txt, .jsonl or .parquet; a name without extension: a folder of "
+        "Parquet files; -: standard output; default: predictions.tsv, or - for one image",
         cli="flag",
         place=True,
     )
     split: str | None = setting(None, "Split of the shards to predict; default: all", cli="flag")
     values: Literal["auto", "decisions", "scores", "both"] = setting(
-        "auto", "What to write; auto: decisions for .tsv and .txt, both for the rest", cli="flag", place=True
+        "auto",
+        "What to write; auto: decisions for .tsv and .txt, scores and decisions for other formats",
+        cli="flag",
+        place=True,
     )
     top_k: int = setting(
-        0, "Decide for the so many best labels of each image; 0: as the model decides", cli="flag", ge=0, place=True
+        0,
+        "Predict this many labels with the highest scores per image; 0: use the thresholds of the model",
+        cli="flag",
+        ge=0,
+        place=True,
     )
     batch_size: Workers = setting(
-        "auto", "Images in a forward pass; auto: 8 or 16 on CPUs, on a GPU as many as its memory takes", cli="flag"
+        "auto", "Images per forward pass; auto: 8 or 16 on CPUs, as many as fit into memory on a GPU", cli="flag"
     )
     precision: Reduced = setting(
         "fp32",
-        "bf16: faster on some machines; the share of the decisions that stay the same is measured on the first "
-        "batch, and below 99% it is not used",
+        "bf16: faster on some machines; used only if at least 99% of the decisions of the first batch stay the same",
         cli="flag",
     )
     tta: Literal["none", "mirror"] = setting(
         "none",
-        "Test-time augmentation; mirror: the mean of the scores of an image and of its mirror image, at twice "
-        "the time, decided by the thresholds of the model",
+        "Test-time augmentation; mirror: average the scores of an image and its mirror image, which "
+        "takes twice the time",
         cli="flag",
     )
     backend: Backend | Literal["auto"] = setting(
         "auto",
-        "What computes on CPUs; auto: for many images the fastest that is installed; each is checked against "
-        "torch on the first batch",
+        "Inference engine on CPUs; auto: the fastest installed one for many images; it is compared "
+        "with torch on the first batch",
         cli="flag",
     )
-    chunk: int = setting(500, "Images in a part, the unit that is written and resumed", ge=1)
-    max_pixels: int = setting(100_000_000, "Largest image, in pixels, that is decoded at all", ge=1)
+    chunk: int = setting(500, "Images per part; a part is written and resumed as a whole", ge=1)
+    max_pixels: int = setting(
+        100_000_000, "Maximum number of pixels of an image; larger ones count as unreadable", ge=1
+    )
 
     @model_validator(mode="after")
     def _format_is_known(self) -> Self:
@@ -98,10 +106,10 @@ class AverageConfig(Model):
         ..., "Runs of mlic train or mlic tune, on the same shards", cli="argument", min_length=2, place=True
     )
     out: LocalPath = setting(Path("runs/average"), "Folder to write", cli="flag", place=True, validate_default=True)
-    policy: Policy = setting("per-label", "How its thresholds are fitted, as for mlic threshold", cli="flag")
+    policy: Policy = setting("per-label", "Threshold policy, as for mlic threshold", cli="flag")
     calibration: Calibrator = setting("auto", CALIBRATION, cli="flag")
-    fresh: bool = setting(False, "Throw away what is in the folder and start again", cli="flag", place=True)
-    seed: int = setting(42, "Seed of the folds and of the bootstrap", ge=0, le=2**31 - 1)
+    fresh: bool = setting(False, "Delete the content of the folder and start again", cli="flag", place=True)
+    seed: int = setting(42, "Seed for the folds and the bootstrap", ge=0, le=2**31 - 1)
 
 
 class ExportConfig(Model):
@@ -112,16 +120,16 @@ class ExportConfig(Model):
     out: LocalPath | None = setting(None, "Folder to write; default: RUN/export-ENGINE", cli="flag")
     precision: Precise = setting(
         "fp32",
-        "What openvino computes in; bf16 and int8 are faster, and change decisions: how many is measured",
+        "Precision for openvino; bf16 and int8 are faster and change some decisions, which are counted",
         cli="flag",
     )
     images: AnyPath | None = setting(
-        None, "Images to compare on, and to find the ranges of int8; default: the shards of the run", cli="flag"
+        None, "Images for the comparison and for the int8 ranges; default: the shards of the run", cli="flag"
     )
-    split: str | None = setting(None, "Split of the shards to compare on; default: val", cli="flag")
-    samples: int = setting(256, "Images to compare on, at most", cli="flag", ge=2)
+    split: str | None = setting(None, "Split of the shards for the comparison; default: val", cli="flag")
+    samples: int = setting(256, "Maximum number of images for the comparison", cli="flag", ge=2)
     min_agreement: Share = setting(
-        0.99, "Share of the decisions in bf16 or int8, at least, that are those in fp32", cli="flag", gt=0, le=1
+        0.99, "Minimum fraction of bf16 or int8 decisions that equal the fp32 decisions", cli="flag", gt=0, le=1
     )
 
     @model_validator(mode="after")

@@ -25,27 +25,26 @@ class NetworkSettings(Settings):
 
     arch: str = setting(
         "small",
-        "Architecture: small, a reference net such as b-final, a torchvision classifier or timm/NAME",
+        "Architecture: small, a reference network such as b-final, a torchvision classifier or timm/NAME",
         cli="flag",
         group="model",
     )
     arch_options: dict[str, float] = setting(
         {},
-        "Options of the architecture, such as hidden or dropout; head_hidden, head_decoder and head_dropout are "
-        "for all",
+        "Options of the architecture, such as hidden or dropout; all have head_hidden, head_decoder and head_dropout",
     )
     weights: Weights = setting(
         "none",
-        "Weights to begin with: none, default (those published for the architecture), a file or a run",
+        "Initial weights: none, default (published for the architecture), a file or a run",
         cli="flag",
         place=True,
         group="model",
     )
     train: Trained = setting(
         "all",
-        "What is trained; head: the last layer alone, on features that are computed once, or in each epoch "
-        "where images are augmented; a number: that many of the last stages, and the head; none: nothing, it is "
-        "measured as it begins",
+        "What to train; head: only the last layer, on features computed once (in each epoch if images"
+        " are augmented); a number: that many of the last stages, and the head; none: nothing, only "
+        "measure the initial weights",
         cli="flag",
         group="model",
     )
@@ -68,13 +67,13 @@ class ModelSettings(NetworkSettings):
     calibration: Calibrator = setting("auto", CALIBRATION, cli="flag", group="model")
     min_workers: int | None = setting(
         None,
-        "Go on with as few workers as this when a lost node does not come back; default: wait for it",
+        "Minimum number of workers to continue with after a node is lost; default: wait for the node",
         cli="flag",
         place=True,
         ge=1,
         group="resources",
     )
-    max_failures: int = setting(3, "How often a group of workers that lost a member is started anew", ge=0, place=True)
+    max_failures: int = setting(3, "How often training restarts after it loses a worker", ge=0, place=True)
 
 
 class TrainConfig(ModelSettings, FitSettings, RunSettings):
@@ -82,7 +81,7 @@ class TrainConfig(ModelSettings, FitSettings, RunSettings):
 
     cross_validate: bool = setting(
         False,
-        "Train on all folds of the shards but one in turn, and measure each by the model of the others",
+        "Cross-validate: train one model per fold and measure each fold with the model that did not see it",
         cli="flag",
         group="data",
     )
@@ -107,14 +106,14 @@ class NoiseConfig(ModelSettings, FitSettings, ShardSettings):
     )
     max_suspects: int | None = setting(
         None,
-        "Rows of the table, at most; default: as many as errors are estimated, and all exceptions to rules",
+        "Maximum rows of the table; default: the estimated number of errors, and all exceptions to rules",
         cli="flag",
         ge=1,
         place=True,
     )
-    rule_support: int = setting(30, "Samples with a label, at least, for it to imply another", ge=1)
+    rule_support: int = setting(30, "Minimum samples of a label for a rule (label A implies label B)", ge=1)
     rule_confidence: Share = setting(
-        0.9, "Share of the samples with a label that have another, at least, for a rule", gt=0.5, le=1
+        0.9, "Minimum fraction of a label's samples that have the other label, for a rule", gt=0.5, le=1
     )
 
     @model_validator(mode="after")

@@ -52,7 +52,7 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
 
     num_samples: int | None = setting(
         None,
-        "Number of trials, which may grow later; default: 10, or all of a grid",
+        "Number of trials, which you can increase later; default: 10, or all of a grid",
         cli="flag",
         group="search",
         ge=1,
@@ -60,58 +60,58 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
     )
     budget: Seconds | None = setting(
         None,
-        "Time after which no epoch is begun, such as 4h or 30m; a search that goes on goes on counting",
+        "Time budget, such as 4h or 30m, over all restarts; no epoch starts after it",
         cli="flag",
         group="search",
         place=True,
     )
     space: dict[str, Dimension] = setting(
-        DEFAULT_SPACE, "What settings are drawn from: choice, grid, uniform, loguniform, int or logint, and when"
+        DEFAULT_SPACE,
+        "Search space: choice, grid, uniform, loguniform, int or logint for each setting, and when it applies",
     )
     searcher: Literal["random", "grid", "tpe"] = setting(
-        "random", "How trials are drawn; tpe learns from those before (needs optuna)", cli="flag", group="search"
+        "random", "How trials are drawn; tpe learns from earlier trials (needs optuna)", cli="flag", group="search"
     )
     scheduler: Literal["asha", "hyperband", "median", "pbt", "none"] = setting(
         "asha",
-        "How weak trials are stopped early; pbt: they take over the best ones, and change settings on the way",
+        "How weak trials stop early; pbt: they copy the best trials and change settings during training",
         cli="flag",
         group="search",
     )
     cross_validate: bool = setting(
         False,
-        "Train each trial on all folds of the shards but one in turn, and compare what all folds come to",
+        "Train each trial once per fold and compare trials over all folds",
         cli="flag",
         group="data",
     )
     grace_epochs: int = setting(
-        _SCHEDULED["grace_epochs"], "Epochs that every trial may run; with pbt, those between two exchanges", ge=1
+        _SCHEDULED["grace_epochs"], "Minimum epochs of every trial; with pbt, epochs between two exchanges", ge=1
     )
     reduction_factor: int = setting(
         _SCHEDULED["reduction_factor"],
-        "ASHA goes on with one in so many trials at each rung; with pbt, so many take over and are taken over",
+        "ASHA continues one in this many trials at each rung; with pbt, one in this many copies another",
         ge=2,
     )
     workers_per_trial: int = setting(
-        1, "Workers that train a trial together, over several nodes perhaps", cli="flag", group="resources", ge=1
+        1, "Number of workers per trial, on one or several nodes", cli="flag", group="resources", ge=1
     )
     cpus_per_trial: float | None = setting(
         None,
-        "CPUs of a trial, or of each of its workers; default: 1, or what there are for its share of a GPU",
+        "CPUs per trial, or per worker of a trial; default: 1, or the CPUs that belong to its fraction of a GPU",
         cli="flag",
         group="resources",
         gt=0,
     )
     gpus_per_trial: float | None = setting(
         None,
-        "GPUs of a trial, or of each of its workers; a share of one is fine; default: 1 where there are any",
+        "GPUs per trial, or per worker of a trial, such as 0.5; default: 1 if the cluster has GPUs",
         cli="flag",
         group="resources",
         ge=0,
     )
     confirm: int = setting(
         0,
-        "Train the winner, the runner-up and what mlic train does by itself again from so many other seeds, and "
-        "say whether the winner is surely better",
+        "Retrain winner, runner-up and the defaults with this many new seeds and test the difference",
         cli="flag",
         group="search",
         ge=0,
@@ -120,15 +120,13 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
     )
     ensemble: int = setting(
         0,
-        "Make one more model, RUN/ensemble, of the best so many trials: its scores are the means of theirs; 0: none",
+        "Write RUN/ensemble, which averages the scores of this many best trials; 0: none",
         cli="flag",
         group="search",
         ge=0,
         place=True,
     )
-    keep: int = setting(
-        3, "Trials, the best ones, whose checkpoints are kept; as many as an ensemble has, at least", ge=1
-    )
+    keep: int = setting(3, "Number of best trials that keep their checkpoints; at least those of the ensemble", ge=1)
 
     @model_validator(mode="before")
     @classmethod
