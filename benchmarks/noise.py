@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--work", type=Path, help="where a stopped benchmark goes on; default: a temporary folder")
+    parser.add_argument("--work", type=Path, help="where a stopped benchmark continues; default: a temporary folder")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, connect(None):
         body = "".join(measured(given, given.work or Path(scratch), how) for how in PLANTINGS)

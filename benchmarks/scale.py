@@ -54,7 +54,7 @@ class Meter:
 
     @contextmanager
     def step(self, what: str, items: int, goal: int) -> Iterator[None]:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the beginning
         held, begun = _kilobytes("VmRSS"), time.perf_counter()
         yield
         took = time.perf_counter() - begun
@@ -200,7 +200,7 @@ def search(meter: Meter, _: Path) -> None:
     value = rng.random(TRIALS)
     running: list[tuple[float, int, int]] = []
     now, events, busy = 0.0, 0, set[int]()
-    with meter.step("decide which trial goes on (items are trials)", TRIALS, TRIALS):
+    with meter.step("decide which trial continues (items are trials)", TRIALS, TRIALS):
         while not found.done:
             while len(running) < workers and (work := found.ask(busy)) is not None:
                 busy.add(work.trial)
@@ -212,13 +212,13 @@ def search(meter: Meter, _: Path) -> None:
             events += 1
     assert all(found.status(trial) for trial in range(TRIALS))
     meter.costs[-1] = Cost(
-        f"decide which trial goes on, {events:,} times, {workers:,} workers (items are trials)",
+        f"decide which trial continues, {events:,} times, {workers:,} workers (items are trials)",
         *list(asdict(meter.costs[-1]).values())[1:],
     )
 
 
 def recall(meter: Meter, scratch: Path) -> None:
-    """What a search that goes on reads of its trials' folders."""
+    """What a search that continues reads of its trials' folders."""
     from mlic.train.checkpoints import read_history
 
     row = {"epoch": 1, "train/loss": 0.1, "val/f1_micro": 0.5} | {f"val/f1/label{i}": 0.123456 for i in range(LABELS)}
@@ -228,7 +228,7 @@ def recall(meter: Meter, scratch: Path) -> None:
         folder = scratch / f"{number:05d}"
         folder.mkdir()
         (folder / "metrics.jsonl").write_text(lines * 4)
-    with meter.step("read the trials' metrics when a search goes on", few, TRIALS):
+    with meter.step("read the trials' metrics when a search continues", few, TRIALS):
         histories = [read_history(scratch / f"{number:05d}") for number in range(few)]
     assert sum(map(len, histories)) == 4 * few
 

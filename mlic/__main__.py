@@ -11,7 +11,7 @@ def main() -> NoReturn:
     try:
         from mlic.cli import main as cli
     except KeyboardInterrupt:
-        sys.stderr.write("Error: stopped.\nHint: run the same command again to go on.\n")
+        sys.stderr.write("Error: stopped.\nHint: run the same command again to resume.\n")
         sys.exit(6)
     cli.main()
 

@@ -43,6 +43,6 @@ class RunError(MlicError):
 
 
 class PartialError(MlicError):
-    """Stopped or finished in part; what is written stays, and the same command goes on from there."""
+    """Stopped or finished in part; what is written stays, and the same command resumes from there."""
 
     exit_code = 6

@@ -27,7 +27,7 @@ INSTEAD = ", as "  # between what computes scores and why it is not what was ask
 
 
 class Network:
-    """The network of a bundle in PyTorch. The first batch decides whether another engine, or bf16, may go on."""
+    """The network of a bundle in PyTorch. The first batch decides whether another engine, or bf16, may continue."""
 
     def __init__(self, config: PredictConfig, backend: Backend, device: str) -> None:
         """Load the bundle; a `backend` other than torch is for CPUs."""
@@ -69,7 +69,7 @@ class Network:
         return found
 
     def _try(self, pixels: Array, expected: Array) -> None:
-        """Go on with what was asked for when it gives a batch what PyTorch gives it in fp32."""
+        """Continue with what was asked for when it gives a batch what PyTorch gives it in fp32."""
         reduced, name = self._precision == "bf16", self._backend
         try:
             run = functools.partial(self._by_torch, True) if name == "torch" else self._engine(pixels)

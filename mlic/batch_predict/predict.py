@@ -200,7 +200,7 @@ def _predict_parts(
         left = len(missing(parts, count))
         raise PartialError(
             f"stopped after {count - left:,} of {count:,} parts.",
-            "run the same command again to go on.",
+            "run the same command again to resume.",
         ) from None
     said.discard("")  # of a part that failed
     for used in sorted(said - {"torch", model.export.engine if model.export else backend}):

@@ -75,7 +75,7 @@ def _told(work: Callable[..., int]) -> Callable[..., int]:
         except MlicError as error:
             return console.fail(error, bool(given.get("as_json")))
         except KeyboardInterrupt:
-            return console.fail(PartialError("stopped; what was submitted goes on."), bool(given.get("as_json")))
+            return console.fail(PartialError("stopped; submitted jobs continue."), bool(given.get("as_json")))
 
     return run
 
@@ -238,7 +238,7 @@ def _cancel(ids: Sequence[str]) -> int:
     from mlic.cluster import slurm_client
 
     slurm_client.cancel(ids)
-    click.echo("what they have written stays; the same commands go on from there", err=True)
+    click.echo("what they have written stays; the same commands resume from there", err=True)
     return 0
 
 

@@ -360,7 +360,7 @@ cli.add_command(_recipes)
 
 
 def _stopped() -> PartialError:
-    return PartialError("stopped.", "run the same command again to go on.")
+    return PartialError("stopped.", "run the same command again to resume.")
 
 
 def _terminated(_number: int, _frame: Any) -> NoReturn:

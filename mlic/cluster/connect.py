@@ -90,7 +90,7 @@ def _refuse_half_an_allocation() -> None:
 
 
 def _refuse_silence(address: str | None) -> None:
-    """Raise ClusterError where nothing listens at host:port; Ray itself would go on trying for more than a minute."""
+    """Raise ClusterError if nothing listens at host:port; Ray itself would try for more than a minute."""
     host, _, port = (address or "").rpartition(":")
     if not port.isdigit() or "/" in host:
         return  # "auto", or an address that has a protocol

@@ -23,7 +23,7 @@ _ROOM_WARNING_S, _ROOM_LOOK_S = 60, 10
 def watching_room(share: Share, fewest: int) -> Iterator[None]:
     """Warn while something waits because the nodes that are left had no room for the `fewest` workers for a minute.
 
-    It goes on by itself as soon as a node takes the place of the lost one; until then, nothing else tells why nothing
+    It continues by itself as soon as a node takes the place of the lost one; until then, nothing else tells why nothing
     happens. A thread asks, since a Ray whose head is lost does not answer, and Ctrl-C is not to wait for that.
     """
     over, ended = threading.Event(), threading.Event()
@@ -56,7 +56,7 @@ def _watch_room(share: Share, fewest: int, over: threading.Event) -> None:
                 fewest,
                 share.cpus,
                 share.gpus,
-                "; to go on with those alone, stop this and run it again" if found else "",
+                "; to continue with those alone, stop this and run it again" if found else "",
             )
             warned = True
         elif not missed and warned:

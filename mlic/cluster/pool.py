@@ -77,7 +77,7 @@ def run(
                     raise ClusterError(
                         f"Ray failed: {' '.join(str(error).split())[:300]}.", "run the same command again."
                     ) from None
-    finally:  # after an error nothing goes on writing behind the back of the next attempt
+    finally:  # after an error nothing continues writing behind the back of the next attempt
         for ready in running:
             ray.cancel(ready, force=True)
         if running:

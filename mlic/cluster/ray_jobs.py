@@ -45,7 +45,7 @@ def submit(config: SubmitConfig, stage: str, say: Callable[[str], None]) -> str:
         )
     except (RuntimeError, ConnectionError) as error:
         raise ClusterError(
-            f"{config.address} did not take the job: {_line(error)}.", "mend that, and submit it again."
+            f"{config.address} did not take the job: {_line(error)}.", "fix that, and submit it again."
         ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -77,7 +77,7 @@ def follow(address: str, name: str, say: Callable[[str], None]) -> int:
             if time.monotonic() - answered > _LOST_AFTER_S:
                 raise ClusterError(
                     f"{address} has not answered for {_LOST_AFTER_S:.0f} s: {_line(error)}.",
-                    f"the job goes on; see it by ray job logs {name}.",
+                    f"the job continues; see it by ray job logs {name}.",
                 ) from None
             time.sleep(_AGAIN_S)
             continue

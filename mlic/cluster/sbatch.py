@@ -56,7 +56,7 @@ def _directives(config: SlurmConfig) -> list[str]:
         "array": indices if name else None,
         "exclusive": "" if config.exclusive else None,
         "output": "%x-%A_%a.log" if name else "%x-%j.log",
-        "open-mode": "append",  # a job that is queued again goes on with its log
+        "open-mode": "append",  # a job that is queued again continues with its log
         "signal": f"B:USR1@{config.grace}",
         "requeue": "",
         **config.options,
@@ -81,8 +81,8 @@ def _environment(config: SlurmConfig) -> list[str]:
 
 # In the background, so that bash sees a signal at once, and waited for again after each.
 _BEFORE = (
-    "# Before the time limit SLURM sends USR1. The command then writes a checkpoint and ends with 6, and the job is",
-    "# queued again to go on. It hears of it by a file, as a signal to the step would end Ray, too.",
+    "# Before the time limit SLURM sends USR1. The command then writes a checkpoint and exits with 6, and the job is",
+    "# queued again. The command is told by a file, because a signal to the job step would also end Ray.",
     'export MLIC_JOB_DIR="$SLURM_SUBMIT_DIR/.mlic/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"',
     "signals=0",
     'trap \'signals=$((signals + 1)); mkdir -p "$MLIC_JOB_DIR"; touch "$MLIC_JOB_DIR/stop"\' USR1',
@@ -91,8 +91,8 @@ _STEP = ("--kill-on-bad-exit=0", '--cpus-per-task="$SLURM_CPUS_PER_TASK"')
 _AFTER = (
     "heard=-1",
     "while [ $heard != $signals ]; do heard=$signals code=0; wait $! || code=$?; done",
-    "if [ $signals != 0 ] && { [ $code = 6 ] || [ $code = 138 ]; }; then  # 138: it had not begun to listen",
-    '  scontrol requeue "$SLURM_JOB_ID" || echo "Error: this site queues no job again; submit the same to go on." >&2',
+    "if [ $signals != 0 ] && { [ $code = 6 ] || [ $code = 138 ]; }; then  # 138: it was not ready for the signal",
+    '  scontrol requeue "$SLURM_JOB_ID" || echo "Error: cannot requeue here; submit the same job again to resume." >&2',
     "fi",
     "exit $code",
 )

@@ -29,7 +29,7 @@ _ENDED = {
 }
 _LISTED = 20  # jobs that are told of when none is named
 _GONE_AFTER = 5  # looks in a row at which nobody knew the job
-_SILENT_AFTER_S = 900.0  # without an answer; a controller may be away for minutes, and jobs go on meanwhile
+_SILENT_AFTER_S = 900.0  # without an answer; a controller may be away for minutes, and jobs continue meanwhile
 _FIELDS = "JobID,JobName,State,ExitCode,Elapsed,NodeList"
 
 
@@ -71,7 +71,7 @@ def submit(script: str, name: str, after: str | None = None) -> str:
     options = [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
     done = _call("sbatch", "--parsable", *options, stdin=script)
     if done.returncode != 0:
-        raise ClusterError(f"SLURM did not take the job: {_said(done)}.", "mend that, and submit it again.")
+        raise ClusterError(f"SLURM did not take the job: {_said(done)}.", "fix that, and submit it again.")
     job = done.stdout.strip().partition(";")[0]
     record = _record()
     record.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ Color = Literal["rgb", "gray"]
 Objective = Literal["f1_micro", "f1_macro", "map", "subset_accuracy", "hamming_accuracy"]
 KeptEpoch = Literal["best", "lowest-loss", "last"]
 _MOST_AUGMENT = {"shift": 1.0, "invert": 1.0, "erase": 1.0, "hue": 0.5}
-# Settings that a network's training can go on with when they are changed in its middle.
+# Settings that a network's training can continue with when they are changed in its middle.
 MOVABLE = (
     "lr",
     "weight_decay",

@@ -120,7 +120,7 @@ def read_file(path: Path) -> dict[str, Any]:
         values = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_yaml_loader())  # noqa: S506
     except (ValueError, yaml.YAMLError) as error:
         line = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not valid {path.suffix[1:] or 'YAML'}: {line}.", "mend that line.") from None
+        raise ConfigError(f"{path} is not valid {path.suffix[1:] or 'YAML'}: {line}.", "fix that line.") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -131,7 +131,7 @@ def read(path: Location) -> Corrections:
 
 def _cells(path: Location, number: int, line: Sequence[str], place: Sequence[int]) -> tuple[str, str, str, str]:
     if len(line) <= max(place):
-        raise DataError(f"{path}:{number} has {len(line)} cells, fewer than the header.", "mend or delete that line.")
+        raise DataError(f"{path}:{number} has {len(line)} cells, fewer than the header.", "fix or delete that line.")
     name, label, given, verdict = (line[i] for i in place)
     given, verdict = given.strip(), verdict.strip()
     if verdict not in (*_VALUES, _OPEN):

@@ -207,7 +207,7 @@ def join(annotations: Annotations, paths: pa.Array) -> Joined:
             raise DataError(
                 f"{annotations.where(odd[0])}: {annotations.names[int(odd[0])].as_py()!r} is neither a number nor the "
                 "name of an image.",
-                "mend or delete that line.",
+                "fix or delete that line.",
             )
     found = np.flatnonzero(image_of >= 0)
     if len(annotations.names) and not len(found):

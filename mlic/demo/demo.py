@@ -54,7 +54,7 @@ class DemoReport(Model):
 
 
 def demo(config: DemoConfig) -> DemoReport:
-    """Generate a corpus and run every stage on it, on one Ray; each stage may be stopped and goes on."""
+    """Generate a corpus and run every stage on it, on one Ray; each stage may be stopped and continues."""
     out = config.out
     corpus, shards, runs = out / "corpus", out / "shards", out / "runs"
     with Run.open(out, "demo", config, {}, config.fresh) as run:

@@ -94,7 +94,7 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     if errors:
         raise DataError(
             f"{config.shards}: {errors[0].text}",
-            "look at some images beside their labels, mend the join and pack again; --no-doctor trains all the same.",
+            "look at some images beside their labels, fix the join and pack again; --no-doctor trains all the same.",
         )
     return DoctorReport(shards=config.shards, checks=tuple(checks))
 

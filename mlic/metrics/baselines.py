@@ -96,7 +96,7 @@ def warnings(
     if unsure:
         some = f"{len(unsure)} more" if below else f"{len(unsure)} of {len(names)} metrics"
         what = "one" if below else "a trivial baseline"
-        said.append(f"{some} do not surely beat {what}: {', '.join(unsure)}")
+        said.append(f"{some} do not significantly beat {what}: {', '.join(unsure)}")
     return ["; ".join(said) + "."] if said else []
 
 

@@ -95,8 +95,8 @@ def decide(
 
 
 def choose(scores: Array, targets: Array, weights: Array, seed: int) -> tuple[str, dict[str, float]]:
-    """The strictly rising method with the lowest cross-fitted log loss, where that is surely lower than the scores'
-    own; else none. Also the mean log loss of each method that was tried."""
+    """The strictly rising method with the lowest cross-fitted log loss, if it is significantly lower than that of the
+    scores themselves, else none; and the mean log loss of each method that was tried."""
     own = calibration.log_losses(scores, targets)
     losses, best, method = {"none": float(own.mean())}, own, "none"
     for name in calibration.STRICT[1:]:
@@ -150,7 +150,7 @@ def _best_by_objective(
 ) -> Settled:
     """The method with the best cross-fitted objective, of equals the one with the lowest log loss.
 
-    One that surely raises the log loss is not taken: its scores would say less, whatever they decide.
+    One that significantly raises the log loss is not taken: its scores would say less, whatever they decide.
     """
     own = calibration.log_losses(scores, targets)
     losses, objectives, tried = dict[str, float](), dict[str, float](), dict[str, Settled]()

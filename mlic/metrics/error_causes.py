@@ -21,7 +21,7 @@ LEAST = 5  # errors below which nothing is said about a pattern
 KINDS = {
     "wrong label suspected": (
         f"The score is {SURE:g} or more for a label that is not given, or below {DOUBT:g} of the label's share for "
-        "one that is; or the labels given break a rule between labels that nearly always holds, and the decision mends "
+        "one that is; or the labels given break a rule between labels that nearly always holds, and the decision fixes "
         "it."
     ),
     "too few examples": f"The label has fewer than {FEW} positives in the training split.",
@@ -75,7 +75,7 @@ def assign(
 
 
 def _restores(given: Array, positive: Array, negative: Array, rules: Sequence[tuple[int, int]]) -> Array:
-    """Where the labels given break a rule and the decision would mend it, bool (N, L)."""
+    """Where the labels given break a rule and the decision would fix it, bool (N, L)."""
     found = np.zeros(given.shape, bool)
     for first, second in rules:
         broken = positive[:, first] & negative[:, second]

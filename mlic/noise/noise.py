@@ -97,7 +97,7 @@ class NoiseReport(Model):
 def noise(config: NoiseConfig) -> NoiseReport:
     """Train on every fold but one in turn, and list the labels that are probably wrong; the test split is left alone.
 
-    Each fold is a run of `mlic train` in `OUT/folds/` and goes on by its means. A table that a person has edited is
+    Each fold is a run of `mlic train` in `OUT/folds/` and continues by its means. A table that a person has edited is
     never written over. Raises ConfigError without cleanlab, DataError for shards without folds, and what `train` does.
     """
     score.check_installed()

@@ -197,7 +197,7 @@ def _given_splits(
     elif config.keep_test is not None:
         fixed = _earlier_test(config.keep_test, listing, names.index("test"))
     if (fixed >= 0).any() and (fixed < 0).any() and config.keep_test is None:
-        logger.info("%s images have no given split and are dealt out", f"{int((fixed < 0).sum()):,}")
+        logger.info("%s images have no given split and are assigned at random", f"{int((fixed < 0).sum()):,}")
     return names, fixed
 
 
@@ -281,7 +281,8 @@ def _warn_of_named_splits(listing: Listing) -> None:
     names = {match[1] for archive in listing.archives if (match := _SPLIT_NAME.match(storage.name(archive)))}
     if len(names) > 1:
         logger.warning(
-            "the archives are named after the splits %s, and their images are dealt out anew; --split-files keeps them",
+            "the archives are named after the splits %s, but their images are assigned to splits at random; "
+            "--split-files keeps them",
             ", ".join(sorted(names)),
         )
 

@@ -70,7 +70,7 @@ def write_all(
             _stop_at_too_many_bad(config, known, found)
     except KeyboardInterrupt:
         raise PartialError(
-            f"stopped after {len(done):,} of {len(plan):,} shards.", "run the same command again to go on."
+            f"stopped after {len(done):,} of {len(plan):,} shards.", "run the same command again to resume."
         ) from None
     return [done[shard.name] for shard in plan]
 
@@ -79,9 +79,9 @@ def _stop_at_too_many_bad(config: PackConfig, bad: Mapping[str, str], found: int
     if not bad:
         return
     file, reason = min(bad.items())
-    hint = "mend or remove them, or allow more by --max-bad SHARE."
+    hint = "fix or remove them, or allow more by --max-bad SHARE."
     if config.on_bad == "fail":
-        raise DataError(f"{file} cannot be read: {reason}.", "mend or remove it, or give --on-bad quarantine.")
+        raise DataError(f"{file} cannot be read: {reason}.", "fix or remove it, or give --on-bad quarantine.")
     if len(bad) > max(_ALLOWED_BAD, config.max_bad * found):
         raise DataError(
             f"{len(bad):,} images cannot be read, more than max_bad allows ({config.max_bad:.1%}); "
@@ -184,7 +184,7 @@ def _already_written(out: Location, plan: Sequence[shard_plan.ShardPlan]) -> Ite
         try:
             written = shard_writer.parse_written(storage.read(account))
         except (ValueError, KeyError, TypeError) as error:
-            logger.warning("%s is written again: its account does not read (%s)", shard.name, error)
+            logger.warning("%s is written again: its summary cannot be read (%s)", shard.name, error)
             continue
         if storage.size(storage.join(out, shard.name)) == written.size:
             yield written

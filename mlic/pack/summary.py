@@ -139,7 +139,7 @@ def settle(seen: Seen, written: Sequence[shard_plan.Written]) -> tuple[Account, 
         **{kind: len(items) for kind, items in trouble.items()},
     )
     if not account.balances():
-        raise AssertionError(f"the account does not balance: {account}")
+        raise AssertionError(f"the pack summary does not add up: {account}")
     return account, trouble
 
 

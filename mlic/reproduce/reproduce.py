@@ -92,7 +92,7 @@ class ReproduceReport(Model):
 
 
 def reproduce(config: ReproduceConfig) -> ReproduceReport:
-    """Pack as the team did, train or search, and compare; started again, it goes on with what is not done.
+    """Pack as the team did, train or search, and compare; started again, it continues with what is not done.
 
     Raises ConfigError for a row that the system does not have, and, before anything is done, for published weights that
     are not on this machine; and what `pack`, `fit` and `tune` raise.
@@ -121,7 +121,7 @@ def reproduce(config: ReproduceConfig) -> ReproduceReport:
 
 
 def _chosen(config: ReproduceConfig, told: Mapping[str, Told]) -> list[str]:
-    """The names of the recipes to run, in an order in which each finds what it goes on from."""
+    """The names of the recipes to run, in an order in which each finds what it resumes from."""
     own = [name for name in told if name.startswith(f"{config.system}-")]
     search = f"tune-{config.system}"
     if config.row is None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from mlic.config.base import result_settings
 
-_DECIDED = ("arithmetic", "backend", "computed_by")  # once for a run, whatever machine it goes on on
+_DECIDED = ("arithmetic", "backend", "computed_by")  # once for a run, whatever machine it continues on
 _PACKAGES = ("mlic", "ray", "torch", "torchvision", "numpy", "pillow", "simplejpeg")
 
 

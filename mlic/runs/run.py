@@ -1,7 +1,7 @@
-"""A folder that one stage fills: its lock, its settings, its state, and files that are whole or not there.
+"""The folder of one command: its lock, its settings and its state.
 
 Every such folder holds `config.json` (settings, fit for --config), `run.json` (provenance and state) and, once the
-stage is done, `report.json`. The same command on the same folder goes on or prints the report; another one is refused.
+stage is done, `report.json`. The same command on the same folder resumes or prints the report; another is refused.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ def _made_nothing(folder: Location, state: Mapping[str, Any]) -> bool:
 
 
 def _clear(folder: Location, kind: str, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Remove what an earlier run left, but for the number of its starts, which goes on: a worker of a start that was
+    """Remove what an earlier run left, but for the number of its starts, which continues: a worker of a start that was
     thrown away, if one still lives, is never taken for one of a later start. Returns what is kept."""
     kept = {"format": 1, "kind": kind, "status": _CLEARED, "attempt": int(state.get("attempt", 0))}
     with disk_errors(folder):

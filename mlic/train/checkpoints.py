@@ -1,4 +1,4 @@
-"""What a run leaves for the one that goes on from it: its last and its best epoch, and its history.
+"""What a run leaves for the one that resumes from it: its last and its best epoch, and its history.
 
 An epoch leaves `checkpoints/last.pt` and, where it was the best so far, `checkpoints/best.pt`; within an epoch
 `last.pt` is written every so many minutes. Files are whole or not there, and `last.pt` comes after the others, so that
@@ -75,10 +75,10 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 
 
 class Checkpoints:
-    """Writes the files of a run in a thread of its own, from copies, while training goes on; rank 0 alone writes.
+    """Writes the files of a run in a thread of its own, from copies, while training continues; rank 0 alone writes.
 
     `copy` is a folder, of an object store perhaps, that gets a copy of each file after it is written here; `known_by`
-    is what a copy is known by, so that no other run goes on from it. What fails in the thread is raised by the next
+    is what a copy is known by, so that no other run resumes from it. What fails in the thread is raised by the next
     call, and the file that was there before is still there. With `keep_scores` the scores of each epoch are kept too,
     for `read_scores`.
     """
@@ -99,7 +99,7 @@ class Checkpoints:
     def read_last(self) -> dict[str, Any] | None:
         """What was written last, from the copy where nothing is here; None where there is nothing.
 
-        What rank 0 has is what all ranks go on from, whatever their nodes have cached of the folder. Raises ConfigError
+        All ranks resume from what rank 0 has, whatever their nodes have cached of the folder. Raises ConfigError
         when the copy is that of another run, and ClusterError when a rank does not come to see what rank 0 has.
         """
         self._fetch()
@@ -215,7 +215,7 @@ class Checkpoints:
                 part.replace(folder / _LAST)
         except OSError as error:
             return f"the checkpoints in {copy} do not read: {error}."
-        self._place.say(f"takes up the checkpoints in {copy}")
+        self._place.say(f"resumes from the checkpoints in {copy}")
         return ""
 
 

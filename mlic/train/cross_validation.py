@@ -71,7 +71,7 @@ class FoldsReport(Model):
 def cross_validate(config: TrainConfig) -> FoldsReport:
     """Train a model for each fold of the shards, in `RUN/folds/`, and measure all samples outside of the test split.
 
-    Started again, it goes on with the fold that it was at. Raises DataError for shards without folds, and what `fit`
+    Started again, it continues with the fold that it was at. Raises DataError for shards without folds, and what `fit`
     raises.
     """
     index = read_index(config.shards)

@@ -66,7 +66,7 @@ class TrainReport(Model):
 def fit(config: TrainConfig, keep_scores: bool = False) -> TrainReport:
     """Train one model on the workers of a Ray cluster and leave its bundle in `RUN/model`.
 
-    Started again, a stopped run goes on after its last finished epoch and ends with the result that it would have had.
+    Started again, a stopped run resumes after its last finished epoch and ends with the same result.
     With `keep_scores` the validation scores of all epochs are kept. Raises DataError for bad shards, ClusterError where
     the workers do not fit, RunError when training itself fails and PartialError when it is interrupted.
     """
@@ -247,7 +247,7 @@ def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path], keep_scores: 
                 failed = signals.run_beside(train, lambda: next(log))
             if failed is None or not lost_worker(failed):
                 break
-            logger.warning("a worker was lost; training is started anew, and goes on from its last checkpoint")
+            logger.warning("a worker was lost; training restarts from its last checkpoint")
             # Those of a lost controller would be in the way of the new one for as long as this process lives.
             placement.free(placement.reserved() - others)
     except KeyboardInterrupt:
@@ -260,5 +260,5 @@ def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path], keep_scores: 
 def _stopped(config: TrainConfig, run: Run[Path]) -> PartialError:
     done = len(checkpoints.read_history(run.folder))
     return PartialError(
-        f"stopped; {done} of {config.epochs} epochs are done and kept.", "run the same command again to go on."
+        f"stopped; {done} of {config.epochs} epochs are done and kept.", "run the same command again to resume."
     )

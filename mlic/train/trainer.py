@@ -1,6 +1,6 @@
 """The training loop: one model, fitted by one process or by many; the same under Ray Train and under Ray Tune.
 
-All randomness is drawn from the seed, the epoch, the step and the sample, so a run that goes on from a checkpoint is
+All randomness is drawn from the seed, the epoch, the step and the sample, so a run that resumes from a checkpoint is
 the run that was never stopped.
 """
 
@@ -80,7 +80,7 @@ def fit(
             asked = place.is_asked_to_stop
             if place.gather(is_late or asked)[0]:
                 if asked:
-                    place.say(f"stops as asked after epoch {len(history)}")
+                    place.say(f"stops on request after epoch {len(history)}")
                 return
             row = fitting.epoch(len(history))
             if row is None:
@@ -127,7 +127,7 @@ class _Fitting:
     def resume(self, arithmetic: amp.Arithmetic) -> list[dict[str, float]]:
         """Take up the last checkpoint, when there is one, and return the metrics of the epochs before it.
 
-        `arithmetic` is that of a run that begins; one that goes on has its own.
+        `arithmetic` is that of a run that begins; one that continues has its own.
         """
         last = self.checkpoints.read_last()
         if last is None:
@@ -141,7 +141,7 @@ class _Fitting:
             if zoo.as_made(arch, options, last.get("nets", 1)) != (arch, dict(options)):
                 raise ConfigError(
                     f"{self.place.folder} was begun by a version whose {arch} was another network.",
-                    "--fresh begins anew.",
+                    "--fresh starts again from the beginning.",
                 )
             self.steps.load(last)
             self.history, self.step, self.best_value = last["history"], last["step"], last["best_value"]
@@ -149,12 +149,12 @@ class _Fitting:
             if "pending" in last:  # earlier versions kept positions without it
                 self._take_up_losses(last["pending"].tolist())
             within = f" and {self.done} steps" if self.done else ""
-            self.place.say(f"goes on after epoch {len(self.history)} of {self.config.epochs}{within}")
+            self.place.say(f"resumes after epoch {len(self.history)} of {self.config.epochs}{within}")
         self.checkpoints.write_history(self.history)
         return list(self.history)
 
     def _take_up_losses(self, pending: list[float]) -> None:
-        """Go on with what the ranks had summed up; with another number of ranks, the first one goes on for all."""
+        """Continue with what the ranks had summed up; with another number of ranks, the first one continues for all."""
         rank, same = self.place.rank, len(pending) == self.place.world_size
         if same or rank == 0:
             self.pending.fill_(pending[rank] if same else sum(pending))
@@ -300,7 +300,7 @@ class _Fitting:
         """Keep the position of a run that is asked to stop."""
         self.checkpoints.write(self._last())
         self.checkpoints.wait()
-        self.place.say(f"stops as asked after {where}")
+        self.place.say(f"stops on request after {where}")
 
     def _evaluate(self) -> evaluation.Evaluated | None:
         """The evaluation of the validation split, by the averaged weights where there are any; None when it stopped."""
@@ -341,7 +341,7 @@ class _Fitting:
         return {"train": len(self.train), "val": len(self.val)}
 
     def _last(self) -> dict[str, Any]:
-        """What a run that is stopped goes on from."""
+        """What a run that is stopped resumes from."""
         return {
             **self.steps.state(),
             "history": self.history,

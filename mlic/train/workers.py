@@ -146,7 +146,7 @@ def _loop(
     """The training loop; our own errors are noted for the driver in the run's folder.
 
     It keeps its own checkpoints there, too: Ray Train takes note of a reported one only when its controller next looks,
-    and a worker killed before that would go on from an older epoch.
+    and a worker killed before that would resume from an older epoch.
     """
     folder = Path(arguments["folder"])
     place = Place(rank, world_size, device, folder, Path(arguments["owner"]), arguments["attempt"])

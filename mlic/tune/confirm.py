@@ -46,7 +46,7 @@ _RESAMPLES = 1000
 class Confirmation(Model):
     """A contest over `seeds` trainings each: the objective of each on `split`, and the winner's lead over the others.
 
-    A lead has its 95% interval, over images and over seeds at once; the winner is surely better where it is above 0.
+    Each lead has a 95% interval over images and seeds; the winner is significantly better if the interval is above 0.
     """
 
     split: str
@@ -63,16 +63,18 @@ class Confirmation(Model):
             ends = ["", ""] if lead is None else [f"{lead[0]:+.4f}", f"{lead[1]:+.4f} to {lead[2]:+.4f}"]
             rows.append([name, f"{np.mean(values):.4f}", f"{min(values):.4f}", f"{max(values):.4f}", *ends])
         said = [self.verdict(name) for name in self.lead]
-        return [f"trained again from {self.seeds} other seeds, {self.samples:,} samples", *aligned(rows), *said]
+        return [f"retrained with {self.seeds} new seeds, {self.samples:,} samples", *aligned(rows), *said]
 
     def verdict(self, name: str) -> str:
         """In words, whether the winner is better than another."""
         lead, low, high = self.lead[name]
         if low > 0:
-            return f"the winner beats {name}: by {lead:.4f}, surely by {low:.4f}"
+            return (
+                f"the winner is significantly better than {name}: by {lead:.4f}, 95% interval {low:.4f} to {high:.4f}"
+            )
         if high < 0:
-            return f"the winner is worse than {name}, surely: by {-lead:.4f}"
-        return f"the winner cannot be told apart from {name} by these images and seeds"
+            return f"the winner is significantly worse than {name}: by {-lead:.4f}"
+        return f"no significant difference between the winner and {name} on these images and seeds"
 
 
 def confirm(config: TuneConfig, contest: Sequence[Mapping[str, Value]], run: Run[Any]) -> Confirmation:

@@ -3,7 +3,7 @@
 What happens is decided by `search`, here in the driver; Ray Tune finds a worker for each piece of work, gives it what
 it needs of CPUs and GPUs, keeps its process for the next one, and does again what was lost with a worker. A piece of
 work ends where the search decides, so no trial has to be stopped from outside. Each trial's own folder is the record:
-its history is told to the search when a search goes on, and Ray Tune starts anew.
+its history is told to the search when a search continues, and Ray Tune starts anew.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours to answer
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the trials' folders have their own files
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # nobody goes on from what Ray Tune notes of its trials
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # nobody resumes from what Ray Tune notes of its trials
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # All workers start at once. One after another, which is Ray Tune's way with a searcher, they take as many starts of
     # a process as there are nodes.
@@ -125,7 +125,7 @@ def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path
         raise failed
     if driver.hopeless is not None:
         raise RunError(
-            f"the first {driver.first} trials all died of one error: {driver.hopeless}", "mend that and use --fresh."
+            f"the first {driver.first} trials all died of one error: {driver.hopeless}", "fix that and use --fresh."
         )
     if run.is_asked_to_stop and not trials.search.done:
         raise driver.stopped()
@@ -254,7 +254,7 @@ class _Driver:
     def stopped(self) -> PartialError:
         return PartialError(
             f"stopped; {self.ended} of {self.trials.count} trials are done, and the others keep their epochs.",
-            "run the same command again to go on.",
+            "run the same command again to resume.",
         )
 
     def _give_up_at_same_deaths(self) -> None:
@@ -344,7 +344,7 @@ def _queue(driver: _Driver) -> Any:
             self.driver.took(trial_id, failed)
 
         def __getstate__(self) -> dict[str, Any]:
-            """Nothing: a search goes on from its trials' folders, and never from what Ray Tune keeps of it."""
+            """Nothing: a search resumes from its trials' folders, and never from what Ray Tune keeps of it."""
             return {}
 
         def save(self, checkpoint_path: str) -> None:

@@ -64,7 +64,13 @@ class Ensemble(Model):
 def verdict(lead: tuple[float, float, float]) -> str:
     """A lead and the ends of its interval in words."""
     _, least, most = lead
-    return "surely better" if least > 0 else "surely worse" if most < 0 else "not to be told apart by these images"
+    return (
+        "significantly better"
+        if least > 0
+        else "significantly worse"
+        if most < 0
+        else "no significant difference on these images"
+    )
 
 
 def ensemble(config: TuneConfig, trials: Trials, run: Run[Any]) -> Ensemble | None:

@@ -156,7 +156,7 @@ def _exchanged(report: TuneReport) -> str:
         now = {name.removeprefix(prefix): value for name, value in each.settings.items() if name.startswith(prefix)}
         given = ", ".join(f"{name} {short(value)}" for name, value in now.items())
         rows.append([f"{each.epoch}", f"{each.trial}", f"{each.value:.4f}", f"{each.source}", escape(given)])
-    text = "Which trial went on as which better one, with its weights, and with what settings from then on."
+    text = "Which trial continued as which better one, with its weights, and with what settings from then on."
     head = ["After epoch", "Trial", f"Its {report.objective}", "Went on as", "With"]
     return page.section("Exchanges", text, page.folded_table(head, rows, 20, "exchanges"))
 

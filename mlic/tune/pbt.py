@@ -33,7 +33,7 @@ _FACTORS = (0.8, 1.2)
 
 @dataclass(frozen=True)
 class Exchange:
-    """After `epoch` epochs member `trial`, which had `value`, goes on as `source` does but with `settings`."""
+    """After `epoch` epochs member `trial`, which had `value`, continues as `source` does but with `settings`."""
 
     epoch: int
     trial: int

@@ -1,6 +1,6 @@
-"""Which trials go on and how far, decided in the order of their numbers.
+"""Which trials continue and how far, decided in the order of their numbers.
 
-Whether a trial goes on at an epoch depends on the trials with lower numbers at that epoch and on nothing else, so the
+Whether a trial continues at an epoch depends on the trials with lower numbers at that epoch and on nothing else, so the
 same trials are stopped whatever finishes first: on one worker or on a hundred, and after any interruption. A trial
 whose predecessors are not there yet is set aside, and others are begun in its place.
 """
@@ -26,10 +26,10 @@ _MEDIAN_OF = 3  # trials, at least, that a median is taken of
 class Rule:
     """How trials are stopped early, over `epochs` epochs of which each has `grace` for sure.
 
-    asha: at grace, grace * factor, grace * factor^2, ... epochs a trial goes on when its value is not below the
+    asha: at grace, grace * factor, grace * factor^2, ... epochs a trial continues when its value is not below the
     (1 - 1/factor) quantile of its predecessors' (the stopping variant of Li et al., arXiv:1810.05934, as in Ray Tune).
     hyperband: the same with several brackets of trials, of which each begins to stop them one rung later.
-    median: after each epoch a trial goes on when its best value is not below the median of its predecessors' means up
+    median: after each epoch a trial continues when its best value is not below the median of its predecessors' means up
     to there (Golovin et al., Google Vizier, 2017).
     pbt: none is stopped; every `grace` epochs all wait for each other (see `search.population`).
     Values are larger for better trials; not a number is the worst.
@@ -52,7 +52,7 @@ class Rule:
         return next(i for i in range(len(weights)) if place < sum(weights[: i + 1]))
 
     def milestones(self, number: int) -> list[int]:
-        """The epochs after which it is asked whether a trial goes on."""
+        """The epochs after which it is asked whether a trial continues."""
         if self.kind == "none":
             return []
         if self.kind == "median":

@@ -14,7 +14,7 @@ class Tpe:
     """The settings of each trial, from what the trials came to that are `lag` and more before it.
 
     A trial in between is one that has not come to anything, whether or not it has by then. So the draws do not depend
-    on what finishes first, and a search that goes on draws what it would have drawn.
+    on what finishes first, and a search that continues draws what it would have drawn.
     """
 
     def __init__(self, space: Mapping[str, Dimension], seed: int, search: Search, lag: int) -> None:

@@ -1,7 +1,7 @@
 """Search any settings of training, architecture, loss weighting and thresholds among them, for the best model.
 
-Which trials go on is decided in the order of their numbers (see `search.rungs`), so the same settings give the same
-table on any number of workers and after any interruption, and a search that is given more trials goes on as if it had
+Which trials continue is decided in the order of their numbers (see `search.rungs`), so the same settings give the same
+table on any number of workers and after any interruption, and a search that is given more trials continues as if it had
 had them from the start.
 """
 
@@ -52,7 +52,7 @@ _LAG = 8  # trials that tpe draws without knowing what came of them: as many as 
 def tune(config: TuneConfig) -> TuneReport:
     """Search, and leave the winner's bundle, tables of trials and epochs, and a configuration for `mlic train`.
 
-    A stopped search goes on by the same command, and one with more trials or more time goes on from what there is.
+    A stopped search continues by the same command, and one with more trials or more time resumes from what there is.
     Raises ConfigError for a space that cannot work, ClusterError when not even one trial fits, RunError when no trial
     finished an epoch and PartialError when it is interrupted.
     """
@@ -139,7 +139,7 @@ def _finish(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport:
     if not ranking:
         reasons = [trials.failure(number) for number in range(trials.count)]
         first = next((reason for reason in reasons if reason), "there was no time for one.")
-        raise RunError(f"none of the {trials.count} trials finished an epoch: {first}", "mend that and use --fresh.")
+        raise RunError(f"none of the {trials.count} trials finished an epoch: {first}", "fix that and use --fresh.")
     trials.drop_checkpoints(search.ended, kept(config))
     begun = [number for number in range(trials.count) if search.begun(number)]
     rows = [_trial(trials, number) for number in begun]

@@ -128,7 +128,7 @@ def test_every_exit_code(
         raise raised
 
     monkeypatch.setattr(evaluate, "evaluate", stage)
-    monkeypatch.setattr("os._exit", sys.exit)  # this process goes on
+    monkeypatch.setattr("os._exit", sys.exit)  # this process continues
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", "p.tsv"])
     assert stopped.value.code == code
@@ -230,4 +230,4 @@ def test_an_interrupt_while_the_program_loads_is_no_traceback(tmp_path: Path) ->
         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"},
     )
     assert done.returncode == 6
-    assert done.stderr == "Error: stopped.\nHint: run the same command again to go on.\n"
+    assert done.stderr == "Error: stopped.\nHint: run the same command again to resume.\n"

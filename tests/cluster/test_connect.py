@@ -82,7 +82,7 @@ def test_a_long_wait_for_a_lost_node_is_told(monkeypatch: pytest.MonkeyPatch, ca
         assert look(4) == []
         nodes.pop()
         (warning,) = look(30)
-        assert "room for 2 of 4 workers with 4 CPUs and 1 GPUs; to go on with those alone, stop" in warning
+        assert "room for 2 of 4 workers with 4 CPUs and 1 GPUs; to continue with those alone, stop" in warning
         nodes.append(lost)
         assert look(30) == ["there is room for 4 workers again"]
         looks.release()
@@ -218,7 +218,7 @@ def test_silence_is_refused_at_once() -> None:
 def test_an_interrupted_wait_knows_that_its_thread_is_still_at_work(ray_cluster: None) -> None:
     """Python 3.11 calls a thread dead whose join() an interrupt came into; Ray was shut down under it.
 
-    The signal is spent: work that comes later on the same connection goes on.
+    The signal is spent: work that comes later on the same connection continues.
     """
     go_on, before = threading.Event(), len(signals.waiting_loops)
 

@@ -223,7 +223,7 @@ def test_a_site_that_queues_nothing_again(tmp_path: Path) -> None:
     started.send_signal(signal.SIGUSR1)
     _, said = started.communicate(timeout=60)
     assert started.returncode == 6
-    assert "submit the same to go on" in said
+    assert "submit the same job again to resume" in said
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_jobs_that_only_the_list_of_completed_jobs_knows(programs: Path) -> None
 
 
 def test_a_controller_that_is_away(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told of, and waited for: jobs go on without it."""
+    """It is told of, and waited for: jobs continue without it."""
     away = 'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1'
     program(programs, "scontrol", away)
     program(programs, "squeue", away)

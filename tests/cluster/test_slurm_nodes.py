@@ -256,7 +256,7 @@ def test_too_little_time(slurm: Slurm, packed: Path) -> None:
     slurm.call("scontrol", "update", f"jobid={job}", "timelimit=60")  # on a slow machine it would take many starts
     assert slurm.end(job, seconds=900) == Job("COMPLETED", 0, 1), slurm.log(job)
     assert json.loads((run / "run.json").read_text())["attempt"] == 2
-    assert slurm.log(job).count("stops as asked after epoch") == 1
+    assert slurm.log(job).count("stops on request after epoch") == 1
     assert_same(slurm.folder / "runs" / "long", run)
 
 
@@ -270,8 +270,8 @@ def test_a_warning_while_it_trains(slurm: Slurm, straight: Training) -> None:
     begun = epochs(run)
     assert 2 <= begun < straight.epochs
     assert slurm.end(job) == Job("COMPLETED", 0, 1), slurm.log(job)
-    assert f"stops as asked after epoch {begun}" in slurm.log(job)
-    assert f"goes on after epoch {begun} of {straight.epochs}" in slurm.log(job)
+    assert f"stops on request after epoch {begun}" in slurm.log(job)
+    assert f"resumes after epoch {begun} of {straight.epochs}" in slurm.log(job)
     assert_same(straight.run, run)
 
 
@@ -298,7 +298,7 @@ def test_a_cancelled_job_leaves_nothing_and_goes_on_later(slurm: Slurm, straight
     assert epochs(run) < straight.epochs
     again = slurm.submit(*command)
     assert slurm.end(again) == Job("COMPLETED", 0, 0), slurm.log(again)
-    assert "goes on after epoch" in slurm.log(again)
+    assert "resumes after epoch" in slurm.log(again)
     assert_same(straight.run, run)
 
 
@@ -492,7 +492,7 @@ def test_a_chain_over_a_warning(slurm: Slurm, corpus: Path) -> None:
     assert [(job["state"], job["code"], job["restarts"]) for job in found.values()] == [
         ("COMPLETED", 0, number) for number in (0, 1, 0, 0)
     ]
-    assert "trials" in said  # the logs, as the jobs went on
+    assert "trials" in said  # the logs, as the jobs continued
     assert len((out / "preds.tsv").read_text().splitlines()) == 31
     for job in found:
         slurm.assert_nothing_left(job)

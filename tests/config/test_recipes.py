@@ -132,7 +132,7 @@ def few(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.stem != "e-cnn-second"], ids=lambda path: path.stem)
 def test_a_recipe_runs(path: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps at 64 pixels, or what the net needs. Published weights are stood in for by random ones where PyTorch
-    keeps them; going on from another run, as e-cnn-second does, is in test_pipeline."""
+    keeps them; resuming from another run, as e-cnn-second does, is in test_pipeline."""
     arch = config(path).arch
     size = 128 if arch in ("a-cnn3", "d-cnn") else 96 if arch in reference.NETS else 64
     found = config(path, shards=few, epochs=1, image_size=size, batch_size=16, doctor=False, checkpoint_minutes=60)

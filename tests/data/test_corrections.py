@@ -76,7 +76,7 @@ def test_the_table_as_it_was_written_changes_nothing(tmp_path: Path) -> None:
         (["im1\tpeople\t1\tyes"], "c.tsv:2: the verdict is 'yes'", "write 1, 0, -1"),
         (["im1\tpeople\t1\t"], "c.tsv:2: the verdict is ''", "write 1, 0, -1"),
         (["im1\tpeople\t2\t1"], "c.tsv:2: given is '2'", "leave that column"),
-        (["im1\tpeople\t1"], "c.tsv:2 has 3 cells", "mend or delete"),
+        (["im1\tpeople\t1"], "c.tsv:2 has 3 cells", "fix or delete"),
         (["im1\tpeople\t1\t0", "a/im1.jpg\tpeople\t1\t-1"], "c.tsv:3: .* another verdict in line 2", "keep one"),
     ],
 )

@@ -110,7 +110,7 @@ def test_a_killed_driver(training: list[object], straight: Path, tmp_path: Path)
     process.communicate()
     code, out, err = run(tmp_path, *training)
     assert code == 0, err
-    assert "goes on after epoch" in err
+    assert "resumes after epoch" in err
     assert "best epoch" in out
     same_result(straight, tmp_path / "runs" / "b-final")
 
@@ -126,7 +126,7 @@ def test_a_killed_worker_is_replaced(training: list[object], straight: Path, tmp
     os.kill(victims[0], signal.SIGKILL)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert "goes on after epoch" in err
+    assert "resumes after epoch" in err
     same_result(straight, tmp_path / "runs" / "b-final")
 
 
@@ -160,7 +160,7 @@ def test_one_worker_alone(shards: Path, tmp_path: Path) -> None:
     ]
     os.kill(worker, signal.SIGKILL)
     wait_for(process, "a worker was lost")
-    wait_for(process, "goes on after epoch")
+    wait_for(process, "resumes after epoch")
     process.send_signal(signal.SIGUSR1)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 6, err
@@ -179,7 +179,7 @@ def test_an_interrupted_training(
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 6, err
-    assert ("stops as asked after epoch" in err) == (number == signal.SIGUSR1)
+    assert ("stops on request after epoch" in err) == (number == signal.SIGUSR1)
     assert re.search(
         rf"Error: stopped; \d+ of {EPOCHS} epochs are done and kept\.\nHint: run the same command again", err
     )

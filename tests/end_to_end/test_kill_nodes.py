@@ -258,7 +258,7 @@ def test_a_node_that_starts_processes_slowly_comes_to_work(nodes: Any, shards: P
 
 @pytest.mark.timeout(600)
 def test_a_node_that_does_not_come_back(nodes: Any, shards: Path, tmp_path: Path) -> None:
-    """The run goes on with the other one, where it may, and its numbers are those of two workers."""
+    """The run continues with the other one, where it may, and its numbers are those of two workers."""
     net = ("--arch", "a-cnn1", "--epochs", 8, "--optimizer", "sgd", "--lr", "0.02", "--min-workers", 1)
     for name in ("straight", "lost"):
         (tmp_path / name).mkdir()

@@ -76,7 +76,9 @@ def test_headlines_at_or_below_a_baseline_are_warned_of() -> None:
         "hamming_accuracy 0.9000 (all-negative 0.9278)."
     )
     (near,) = warnings({"subset_accuracy": 0.5}, {"subset_accuracy": (0.48, 0.52)}, trivial)
-    assert near.startswith("1 of 1 metrics do not surely beat a trivial baseline: subset_accuracy 0.5000, from 0.4800 ")
+    assert near.startswith(
+        "1 of 1 metrics do not significantly beat a trivial baseline: subset_accuracy 0.5000, from 0.4800 "
+    )
     assert warnings({"subset_accuracy": 0.59}, {"subset_accuracy": (0.57, 0.61)}, trivial) == []
     assert warnings(values, limits, trivial, ["f1_micro"]) == [], "the table does not show them"
 

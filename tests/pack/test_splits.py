@@ -56,7 +56,7 @@ def test_stratified_shares_are_near_the_target_and_rare_labels_everywhere() -> N
         for number, share in enumerate(SHARES.values())
         for label in range(1, 12)
     )
-    assert worst > 0.05  # what stratification is there to mend
+    assert worst > 0.05  # what stratification is there to fix
 
 
 def test_samples_without_labels_are_dealt_out_too() -> None:

@@ -1,4 +1,4 @@
-"""What a run goes on from: whole or not there, of this run alone, and copied to where it is not lost."""
+"""What a run resumes from: whole or not there, of this run alone, and copied to where it is not lost."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(
             trainer.fit(config, place(tmp_path / "full"), lambda _: None)
     assert not list((tmp_path / "full" / "checkpoints").glob(".*"))
     trainer.fit(config, place(tmp_path / "full"), lambda _: None)
-    assert "goes on after epoch 1 of 3" in (tmp_path / "full" / "log.txt").read_text()
+    assert "resumes after epoch 1 of 3" in (tmp_path / "full" / "log.txt").read_text()
     one, two = weights(tmp_path / "straight"), weights(tmp_path / "full")
     assert all(torch.equal(one[name], two[name]) for name in one)
 

@@ -181,7 +181,7 @@ def test_resumed_within_an_epoch_equals_straight(
     trainer.fit(config, place(tmp_path / "stopped"), lambda _: None)
     within = steps % 6 // 2 * 2
     assert (
-        f"goes on after epoch {steps // 6} of 2" + (f" and {within} steps" if within else "") + "\n"
+        f"resumes after epoch {steps // 6} of 2" + (f" and {within} steps" if within else "") + "\n"
         in (tmp_path / "stopped" / "log.txt").read_text()
     )
     one, two = (checkpoints.read_history(tmp_path / name) for name in ("straight", "stopped"))
@@ -669,7 +669,7 @@ def test_a_request_to_stop_is_seen_by_time(
         patch.setattr(torch.optim.Adam, "step", slow_step)
         patch.setattr(ShardReader, "_load", slow_load)
         trainer.fit(config, here)
-    assert (here.folder / "log.txt").read_text().splitlines()[-1].startswith("stops as asked after epoch 0")
+    assert (here.folder / "log.txt").read_text().splitlines()[-1].startswith("stops on request after epoch 0")
     assert (taken == 3) if where == "steps" else (seen == 1)
     goes_on_alike(config, here, tmp_path / "straight")
 
@@ -698,7 +698,7 @@ def test_all_ranks_go_on_from_what_the_first_one_has(shards: Path, tmp_path: Pat
     where = (str(tmp_path / "run"), config.model_dump_json(), 3.0)
     multiprocessing.spawn(_resuming_rank, (2, *where), nprocs=2)
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert log.count("goes on after epoch 1 of 2") == 1
+    assert log.count("resumes after epoch 1 of 2") == 1
     assert len(checkpoints.read_history(tmp_path / "run")) == 2
 
 

@@ -124,7 +124,7 @@ def test_a_winner_is_confirmed_on_what_it_never_saw(shards: Path, tmp_path: Path
     lead, low, high = found.lead["runner-up"]
     assert low <= lead <= high
     assert lead == pytest.approx(np.mean(found.values["winner"]) - np.mean(found.values["runner-up"]))
-    assert "trained again from 2 other seeds" in report.text()
+    assert "retrained with 2 new seeds" in report.text()
     winner = read_file(tmp_path / "tune" / "best.yaml")
     for number, seed in enumerate((43, 44)):
         own = tmp_path / "tune" / "confirm" / f"{number:05d}"

@@ -37,7 +37,7 @@ def build_named(found: Builder, labels: Collection[str] | None, source: str, onc
 def image_name(file: Path, line: int, cell: str) -> str:
     name = cell.strip()
     if not name:
-        raise DataError(f"{file}:{line}: the image is not named.", "mend or delete that line.")
+        raise DataError(f"{file}:{line}: the image is not named.", "fix or delete that line.")
     return name
 
 
@@ -51,7 +51,7 @@ def text_lines(file: Path) -> Iterator[tuple[int, str]]:
                 except UnicodeDecodeError:
                     raise DataError(f"{file}:{number}: not UTF-8 text.", "save the file as UTF-8.") from None
                 if "\0" in line:
-                    raise DataError(f"{file}:{number}: a NUL byte; this is not a text file.", "mend that line.")
+                    raise DataError(f"{file}:{number}: a NUL byte; this is not a text file.", "fix that line.")
                 yield number, line
     except OSError as error:
         raise DataError(f"cannot read the labels {file}: {error.strerror}.", "check the file.") from None

@@ -38,7 +38,7 @@ def json_object(text: str | bytes, where: str) -> Mapping[str, Any]:
     try:
         record = json.loads(text)
     except ValueError as error:
-        raise DataError(f"{where}: not JSON ({error}).", "mend that line.") from None
+        raise DataError(f"{where}: not JSON ({error}).", "fix that line.") from None
     return record if isinstance(record, dict) else {}
 
 
@@ -47,10 +47,10 @@ def mark_json(found: Builder, record: Mapping[str, Any], where: str) -> None:
     if isinstance(labels, list):
         labels = {str(label) if isinstance(label, int) else label: 1 for label in labels}
     if not isinstance(labels, dict) or not isinstance(unknown, list):
-        raise DataError(f"{where}: `labels` is neither a list nor a mapping.", "mend that line.")
+        raise DataError(f"{where}: `labels` is neither a list nor a mapping.", "fix that line.")
     for label, value in {**labels, **dict.fromkeys(unknown, -1)}.items():
         if not isinstance(label, str) or value not in (1, 0, -1):
-            raise DataError(f"{where}: {value!r} for the label {label!r} is not 1, 0 or -1.", "mend that line.")
+            raise DataError(f"{where}: {value!r} for the label {label!r} is not 1, 0 or -1.", "fix that line.")
         number = found.label(label)
         if value:
             found.mark(number, int(value))

@@ -35,7 +35,7 @@ def read_table(file: Path, format: str | None, columns: Columns) -> Annotations:
     for line, cells in body:
         if len(cells) != len(header):
             raise DataError(
-                f"{file}:{line}: {len(cells)} columns where the header has {len(header)}.", "mend that line."
+                f"{file}:{line}: {len(cells)} columns where the header has {len(header)}.", "fix that line."
             )
         found.image(image_name(file, line, cells[0]), str(file), line, *(cells[i].strip() for i in extra.values()))
         if format == "wide":
@@ -83,7 +83,7 @@ def _mark_wide(found: Builder, file: Path, line: int, labels: Sequence[str], cel
         value = _CELLS.get(cell) if cell in _CELLS else _CELLS.get(cell.strip().lower())
         if value is None:
             raise DataError(
-                f"{file}:{line}: {cell!r} for the label {labels[label]!r} is not 1, 0 or -1.", "mend that cell."
+                f"{file}:{line}: {cell!r} for the label {labels[label]!r} is not 1, 0 or -1.", "fix that cell."
             )
         if value:
             found.mark(label, value)
@@ -135,7 +135,7 @@ def _rows(file: Path) -> Iterator[Row]:
             if any(cell.strip() for cell in row):
                 yield reader.line_num, row
     except csv.Error as error:
-        raise DataError(f"{file}:{reader.line_num}: {error}.", "mend that line.") from None
+        raise DataError(f"{file}:{reader.line_num}: {error}.", "fix that line.") from None
 
 
 def _parquet_rows(file: Path) -> Iterator[Row]:

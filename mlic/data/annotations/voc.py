@@ -17,13 +17,13 @@ def read_voc(folder: Path) -> Annotations:
         try:
             root = ElementTree.parse(file).getroot()  # noqa: S314 - expat itself stops entities that explode
         except (ElementTree.ParseError, OSError) as error:
-            raise DataError(f"{file} does not read as XML: {error}.", "mend that file.") from None
+            raise DataError(f"{file} does not read as XML: {error}.", "fix that file.") from None
         found.image((root.findtext("filename") or file.stem).strip(), str(file), 0)
         marks: dict[str, int] = {}
         for item in root.iter("object"):
             label = (item.findtext("name") or "").strip()
             if not label:
-                raise DataError(f"{file}: an object without a name.", "mend that file.")
+                raise DataError(f"{file}: an object without a name.", "fix that file.")
             difficult = (item.findtext("difficult") or "0").strip() == "1"
             if not difficult or marks.get(label) != 1:
                 marks[label] = -1 if difficult else 1
