@@ -123,7 +123,7 @@ class Exported:
         self.bundle = bundle.read(config.model)
         export = self.bundle.export
         if export is None:
-            raise ValueError(f"{config.model} is no export")
+            raise ValueError(f"{config.model} is not an export")
         bundle.check_weights(config.model)
         runtimes.check_runs(export.engine)
         self.batch_size = config.batch_size if isinstance(config.batch_size, int) else _ENGINE_BATCH

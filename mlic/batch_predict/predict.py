@@ -45,7 +45,7 @@ _IN_VAIN = 6  # workers that die one after another without having begun
 
 
 def predict(config: PredictConfig) -> PredictReport:
-    """Predict every image of a folder or of shards; one that does not decode is listed with its reason.
+    """Predict every image of a folder or of shards; one that cannot be decoded is listed with its reason.
 
     Every image found is a row of the output or a row of the errors, in the order of the keys. Raises DataError for a
     bad model or input or a name that the format cannot hold, ConfigError where the output belongs to something else
@@ -87,7 +87,7 @@ def _predict_to(config: PredictConfig, out: Location, model: bundle.Bundle, item
         if run.finished and exists(out):
             report = PredictReport(**run.report)
             if sha256(out) != report.sha256:
-                logger.warning("%s was changed since it was written; it is written again", out)
+                logger.warning("%s has changed since it was written; writing it again", out)
             elif (report.values, report.top_k) == (values, config.top_k):
                 return report
         if run.finished:
@@ -118,7 +118,7 @@ def list_items(images: Location, name: str | None) -> Items:
         raise ConfigError(f"--split is for shards, and {images} is a folder of images.", "leave --split out.")
     listing = image_sources.list_images(images)
     if listing.others:
-        logger.info("passed over %d files in %s that are no images by their name", listing.others, images)
+        logger.info("skipped %d files in %s without an image extension", listing.others, images)
     _, doubled, kept = listing.unique()
     full = np.zeros(len(listing), dtype=bool)
     full[doubled], full[kept] = True, True
@@ -269,13 +269,13 @@ def _map_parts(
                 in_vain = 0 if number is not None and attempts > begun[number] else in_vain + 1
                 if in_vain >= _IN_VAIN:
                     raise ClusterError(
-                        f"{in_vain} workers died before they began, one after another: {why}.",
+                        f"{in_vain} workers died before they started: {why}.",
                         "look at the memory that each worker has; -v shows Ray's own log.",
                     ) from None
                 if attempts >= _ATTEMPTS:
                     yield number, 0, 0, "", why  # type: ignore[misc]  # no part has no attempts
                 elif number is not None:
-                    logger.warning("a worker died at part %d, which is done again with care", number)
+                    logger.warning("a worker died at part %d, which is retried in smaller pieces", number)
                     waiting.append(number)
                 start()
         while waiting and idle:

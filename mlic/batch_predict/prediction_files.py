@@ -114,7 +114,7 @@ def read(path: Path) -> Predictions:
             return _read_table(path)
     except (ValueError, KeyError, TypeError, OSError, csv.Error) as error:
         raise DataError(
-            f"{path} does not read as predictions: {error}.", "write it again by mlic batch-predict."
+            f"{path} cannot be read as predictions: {error}.", "write it again by mlic batch-predict."
         ) from None
     raise DataError(f"{path} is no .tsv, .csv, .txt, .jsonl or .parquet file.", "name a predictions file or a run.")
 

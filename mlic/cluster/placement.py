@@ -51,7 +51,7 @@ def _watch_room(share: Share, fewest: int, over: threading.Event) -> None:
         missed = missed + 1 if found < fewest else 0
         if missed * _ROOM_LOOK_S >= _ROOM_WARNING_S and not warned:
             logger.warning(
-                "waiting for a node: those that are left have room for %d of %d workers with %g CPUs and %g GPUs%s.",
+                "waiting for a node: the remaining nodes have room for %d of %d workers with %g CPUs and %g GPUs%s.",
                 found,
                 fewest,
                 share.cpus,

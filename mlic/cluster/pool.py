@@ -67,7 +67,7 @@ def run(
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from None
                 except deaths() as error:
-                    logger.warning("a worker died; its work is done again with care")
+                    logger.warning("a worker died; its task is retried in smaller pieces")
                     logger.debug("%s", error)
                     smaller = _after_death(piece, cut)
                     again += smaller or []

@@ -223,7 +223,9 @@ class FitSettings(Settings):
         for epochs in sorted(self.changes):
             odd = next((name for name in self.changes[epochs] if name not in MOVABLE), None)
             if odd is not None:
-                raise ValueError(f"changes.{epochs}: {odd} cannot change in a run; what can is {', '.join(MOVABLE)}")
+                raise ValueError(
+                    f"changes.{epochs}: {odd} cannot change during training; allowed: {', '.join(MOVABLE)}"
+                )
             if not 0 < epochs < self.epochs:
                 raise ValueError(f"changes.{epochs}: give a number of epochs from 1 to {self.epochs - 1}")
             try:

@@ -124,7 +124,7 @@ def read_file(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no settings.", "write one `key: value` a line.")
+        raise ConfigError(f"{path} holds no settings.", "write one `key: value` per line.")
     return values
 
 

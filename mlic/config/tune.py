@@ -145,7 +145,7 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         if self.cross_validate and self.fold is not None:
             raise ValueError("cross_validate goes over all folds; leave fold out")
         if self.confirm == 1:
-            raise ValueError("confirm 1 says nothing of how far apart two seeds are; give it 2 seeds or more, or 0")
+            raise ValueError("confirm 1 cannot measure the spread between seeds; give 2 seeds or more, or 0")
         if self.ensemble == 1 or (self.ensemble and self.cross_validate):
             raise ValueError(
                 "ensemble averages models that share a validation split; leave cross_validate out"

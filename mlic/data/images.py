@@ -32,7 +32,7 @@ _TURNS = {
 }
 
 
-MAX_BYTES = 512 * 2**20  # a larger file is no photograph and would fill a worker's memory
+MAX_BYTES = 512 * 2**20  # a larger file is not a photograph and would fill a worker's memory
 MAX_PIXELS = 100_000_000  # of an image that is decoded at all, where no setting says otherwise
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit would refuse what `max_pixels` allows, with another reason

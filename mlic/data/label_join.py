@@ -291,7 +291,7 @@ def _file_names(paths: pa.Array) -> pa.Array:
 
 
 def _as_text(column: pa.Array) -> pa.Array:
-    """Bytes as text; what is no UTF-8 becomes null, since no label file can name it."""
+    """Bytes as text; what is not UTF-8 becomes null, since no label file can name it."""
     try:
         return column.cast(pa.large_string())
     except pa.ArrowInvalid:

@@ -30,7 +30,7 @@ class Batch:
     """A rank's part of one batch.
 
     `images` is uint8 (B, H, W, C), `index` int64 (B,) numbers the samples in their split, `targets` int8 (B, L).
-    A sample that does not decode is all zeros with all its labels unknown, so that it counts nowhere, and is named in
+    A sample that cannot be decoded is all zeros with all its labels unknown, so that it counts nowhere, and is named in
     `bad` with its reason.
     """
 

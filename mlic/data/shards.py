@@ -120,7 +120,7 @@ def read_index(folder: Location) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}.", "run the same mlic pack command again with --fresh.") from None
     if not isinstance(index, dict) or index.get("format") != 1 or index.get("kind") != "shards":
-        raise DataError(f"{path} is no index of shards of format 1.", "pack the images with this version of mlic.")
+        raise DataError(f"{path} is not an index of shards of format 1.", "pack the images with this version of mlic.")
     return index
 
 

@@ -127,7 +127,7 @@ def _look(config: DoctorConfig, index: dict[str, Any], cluster: Cluster) -> list
 
 
 def _features(split: Split, cluster: Cluster, config: DoctorConfig) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """Features (N, F) of the samples, NaN where one does not decode, and those whose record says other labels."""
+    """Features (N, F) of the samples, NaN where one cannot be decoded, and those whose record says other labels."""
     share = task_share(cluster, config.workers, use_gpus=False)
     found, differ = np.full((len(split), features_of.NUM_FEATURES), np.nan, dtype=np.float32), list[int]()
     starts = range(0, len(split), _CHUNK)
@@ -149,12 +149,12 @@ def _halves(piece: _Piece) -> list[_Piece]:
 
 
 def _deadly(_piece: _Piece, _reason: str) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """Of a sample that nothing survives to open no more is known than of one that does not decode."""
+    """Of a sample that nothing survives to open no more is known than of one that cannot be decoded."""
     return np.full((1, features_of.NUM_FEATURES), np.nan, dtype=np.float32), []
 
 
 def _extract(piece: _Piece, _shared: None) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """A Ray task: features (n, F) of images in shards; a row of NaN for one that does not decode. And the numbers of
+    """A Ray task: features (n, F) of images in shards; a row of NaN for one that cannot be decoded. And the numbers of
     those whose record in the shard says another key or other labels than the table."""
     _, split = piece
     found = np.full((len(split), features_of.NUM_FEATURES), np.nan, dtype=np.float32)
@@ -216,7 +216,7 @@ def _alignment(answer: Alignment) -> Check:
 def _pixels(found: np.ndarray[Any, Any], bad: np.ndarray[Any, Any]) -> Check:
     contrast = found[:, 48:96].max(axis=1) if len(found) else np.zeros(0)
     constant = int((contrast < 1e-3).sum())
-    text = f"{constant:,} of {len(found):,} images are of one colour, {int(bad.sum()):,} do not decode"
+    text = f"{constant:,} of {len(found):,} images are of one colour, {int(bad.sum()):,} cannot be decoded"
     wrong = constant > _CONSTANT_SHARE * max(1, len(found)) or bad.any()
     return Check(name="pixels", status="warning" if wrong else "ok", text=text)
 

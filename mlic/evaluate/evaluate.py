@@ -105,7 +105,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     if file.is_dir() and not prediction_files.is_folder(file):
         truth = truth or shards_of(file)
         if storage.size(storage.join(truth, INDEX)) is None:
-            raise ConfigError(f"{truth} is no folder of shards.", "predict the images first, then evaluate the file.")
+            raise ConfigError(
+                f"{truth} is not a folder of shards.", "predict the images first, then evaluate the file."
+            )
         file = predict_split(config, file, truth, config.split)
     if truth is None:
         raise ConfigError("--labels is not given.", "name shards, a folder of per-label lists, or a CSV file.")
@@ -200,7 +202,7 @@ def shards_of(run: Path) -> Location:
     try:
         shards: Location = location(json.loads((run / "config.json").read_text(encoding="utf-8"))["shards"])
     except (OSError, ValueError, KeyError):
-        raise DataError(f"{run} is no run of mlic train or mlic tune.", "name a run, or give --labels.") from None
+        raise DataError(f"{run} is not a run of mlic train or mlic tune.", "name a run, or give --labels.") from None
     if not storage.is_folder(shards):
         raise DataError(f"the shards of {run}, {shards}, are not there.", "give --labels SHARDS.")
     return shards
@@ -330,7 +332,7 @@ def _same_labels(predicted: tuple[str, ...], columns: int, annotated: tuple[str,
     if any(sides.values()):
         only = [f"only {side}: {', '.join(sorted(found)[:5])}" for side, found in sides.items() if found]
         raise DataError(
-            f"predictions and labels have other labels ({'; '.join(only)}).",
+            f"predictions and labels have different labels ({'; '.join(only)}).",
             "measure with the labels that the model was trained on.",
         )
 

@@ -164,7 +164,7 @@ def _halves(piece: _Piece) -> list[_Piece]:
 
 
 def _deadly(piece: _Piece, _reason: str) -> _Seen:
-    """Of an image that nothing survives to open no more is known than of one that does not decode."""
+    """Of an image that nothing survives to open no more is known than of one that cannot be decoded."""
     source = piece[1]
     return [None], _unread(source.key(0)), {}
 

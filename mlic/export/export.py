@@ -119,7 +119,7 @@ def _check_out(out: Path) -> None:
     except DataError:
         ours = False
     if not ours:
-        raise ConfigError(f"{out} is no export of mlic.", "name another folder by --out.")
+        raise ConfigError(f"{out} is not an export of mlic.", "name another folder by --out.")
 
 
 def _images(config: ExportConfig, model: bundle.Bundle, source: Path) -> tuple[Array, str]:

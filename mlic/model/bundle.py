@@ -195,7 +195,9 @@ def read(path: Path) -> Bundle:
     try:
         spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
         if spec.get("format") != 1 or spec.get("kind") not in ("bundle", "export"):
-            raise DataError(f"{folder / SPEC} is no bundle of format 1.", "train the model with this version of mlic.")
+            raise DataError(
+                f"{folder / SPEC} is not a bundle of format 1.", "train the model with this version of mlic."
+            )
         labels, nets = tuple(spec["labels"]), int(spec.get("nets", 1))
         return Bundle(
             *_as_made(spec["arch"], spec["arch_options"], nets),
@@ -212,7 +214,7 @@ def read(path: Path) -> Bundle:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"the bundle {folder} does not read: {error!r}.", "run the same mlic train command again."
+            f"the bundle {folder} cannot be read: {error!r}.", "run the same mlic train command again."
         ) from None
 
 
@@ -239,7 +241,9 @@ def check_weights(path: Path) -> None:
     try:
         sha256 = _sha256(folder, bundle.files)
     except OSError as error:
-        raise DataError(f"the weights of {folder} do not load: {error}.", "train or copy the model again.") from None
+        raise DataError(
+            f"the weights of {folder} cannot be loaded: {error}.", "train or copy the model again."
+        ) from None
     if sha256 != bundle.weights_sha256:
         raise DataError(
             f"{folder / bundle.files[-1]} is not the file that model.json was written with.",
@@ -277,5 +281,5 @@ def load_model(path: Path) -> tuple[Bundle, nn.Module]:
         model.load_state_dict(load(data))
     except (OSError, SafetensorError, RuntimeError) as error:
         line = " ".join(str(error).split())[:200]
-        raise DataError(f"the weights {file} do not load: {line}.", "train or copy the model again.") from None
+        raise DataError(f"the weights {file} cannot be loaded: {line}.", "train or copy the model again.") from None
     return bundle, model.eval()

@@ -55,7 +55,7 @@ def continue_from(net: nn.Module, labels: tuple[str, ...], folder: Path) -> str:
     """
     model, before = bundle.load_model(folder)
     if model.labels != labels:
-        raise DataError(f"the model {folder} has other labels than the shards.", "continue with the same labels.")
+        raise DataError(f"the model {folder} has different labels from the shards.", "continue with the same labels.")
     try:
         net.load_state_dict(before.state_dict())
     except RuntimeError as error:
@@ -111,7 +111,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             plain = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError, _unpickling()) as error:
         line = " ".join(str(error).split())[:200]
-        raise DataError(f"the weights {path} do not read: {line}.", "give a state dict.") from None
+        raise DataError(f"the weights {path} cannot be read: {line}.", "give a state dict.") from None
     for wrapper in _WRAPPERS:
         if isinstance(plain, Mapping) and isinstance(plain.get(wrapper), Mapping):
             plain = plain[wrapper]

@@ -70,7 +70,7 @@ def build(arch: str, num_labels: int, channels: int, image_size: int, options: M
             "change image_size or arch_options.",
         ) from None
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_labels):
-        raise ConfigError(f"{arch} does not give one logit a label.", "choose another architecture.")
+        raise ConfigError(f"{arch} does not return one logit per label.", "choose another architecture.")
     return model
 
 
@@ -93,7 +93,7 @@ def _decode_head(model: nn.Module, num_labels: int, width: int, dropout: float) 
 def _linear_head(model: nn.Module, num_labels: int) -> nn.Linear:
     last = head(model, num_labels)
     if not isinstance(last, nn.Linear):
-        raise ValueError("its last layer is no linear one, which another could take the place of")
+        raise ValueError("its last layer is not a linear one, which another could take the place of")
     return last
 
 
@@ -118,7 +118,7 @@ def head(model: nn.Module, num_labels: int) -> nn.Module:
     for module in reversed(list(model.modules())):
         if getattr(module, "out_features", getattr(module, "out_channels", None)) == num_labels:
             return module
-    raise ConfigError("this architecture does not end in a layer with an output a label.", "--train all.")
+    raise ConfigError("this architecture does not end in a layer with one output per label.", "--train all.")
 
 
 def from_head(model: nn.Module, head: nn.Module) -> nn.Module:

@@ -58,7 +58,7 @@ def scan(listing: Listing, out: Location, max_pixels: int, share: Share, known: 
             progress.add(len(found), len(reasons))
     except KeyboardInterrupt:
         raise PartialError(
-            f"stopped after a look at {progress.images:,} of {len(listing):,} images.", "run the same command again."
+            f"stopped after scanning {progress.images:,} of {len(listing):,} images.", "run the same command again."
         ) from None
     bad = dict(sorted(bad.items()))
     _keep(storage.join(out, _KEPT), known, rows, bad)
@@ -125,5 +125,5 @@ def _read_kept(path: Location, known: str) -> Scan | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError) as error:
-        logger.warning("the images are scanned again: %s does not read (%s)", path, error)
+        logger.warning("scanning the images again: %s cannot be read (%s)", path, error)
         return None

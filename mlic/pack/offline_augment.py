@@ -68,7 +68,7 @@ def _contrast(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _mean(image: Image.Image) -> Any:
-    """The colour that uncovered corners get: the image's mean, so that an edge is no feature to learn."""
+    """The colour that uncovered corners get: the image's mean, so that an edge is not a feature to learn."""
     mean = np.asarray(image).reshape(-1, len(image.getbands())).mean(axis=0).astype(int).tolist()
     return mean[0] if len(mean) == 1 else tuple(mean)
 

@@ -99,7 +99,7 @@ def find(config: PackConfig) -> Found:
     columns = Columns(config.split_column, config.group_column)
     annotations = read_annotations(config.labels, config.format, columns)
     if listing.others:
-        logger.info("passed over %d files in %s that are no images by their name", listing.others, config.images)
+        logger.info("skipped %d files in %s without an image extension", listing.others, config.images)
     unique, doubled, kept = listing.unique()
     duplicate = tuple(
         (listing.path(int(i)), f"has the key of {listing.path(int(j))}") for i, j in zip(doubled, kept, strict=True)
@@ -119,7 +119,7 @@ def find(config: PackConfig) -> Found:
         )
     )
     if missing and (differ := label_join.case_differs(annotations, joined.missing, unique.paths)):
-        logger.warning("%d missing names are those of images but for upper and lower case", differ)
+        logger.warning("%d missing names match images except for upper and lower case", differ)
     splits, fixed = _given_splits(config, annotations, joined, unique)
     if not (fixed >= 0).any():
         _warn_of_named_splits(unique)
@@ -292,7 +292,8 @@ def _warn_of_chain(group: Array) -> None:
     largest = int(np.bincount(np.unique(group, return_inverse=True)[1]).max(initial=0))
     if largest > max(_LARGE, _LARGE_SHARE * len(group)):
         logger.warning(
-            "%s images (%.0f%%) are one group of near-duplicates, which no split parts; --group-by identical would",
+            "%s images (%.0f%%) form one group of near-duplicates, which stays in one split; "
+            "--group-by identical splits it",
             f"{largest:,}",
             100 * largest / len(group),
         )
@@ -321,7 +322,7 @@ def deal(config: PackConfig, samples: shard_plan.Samples, names: Sequence[str], 
     split = stratified_split(samples.targets, samples.group, shares, config.seed, fixed)
     joined = int(((fixed < 0) & (split == names.index("test"))).sum()) if config.keep_test is not None else 0
     if joined:
-        logger.warning("%d images join the test split, being nearly the same as images that are in it", joined)
+        logger.warning("%d images were added to the test split because they are near-duplicates of test images", joined)
     return split
 
 

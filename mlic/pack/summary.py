@@ -154,7 +154,7 @@ def warn(trouble: Mapping[str, Sequence[tuple[str, str]]], counts: Mapping[str, 
     if empty:
         logger.warning("no image has the label %s", ", ".join(empty[:5]) + (" ..." if len(empty) > 5 else ""))
     if leaking:
-        logger.warning("%d groups of the same or nearly the same images lie in more than one split", leaking)
+        logger.warning("%d groups of identical or near-duplicate images are in more than one split", leaking)
 
 
 def left_out(trouble: Mapping[str, Sequence[tuple[str, str]]]) -> bytes:

@@ -305,7 +305,7 @@ def _aligned(first: Evidence, other: Evidence) -> tuple[Array, Array | None]:
     hint = "compare runs over the same shards, split and fold."
     if set(first.labels) != set(other.labels):
         only = len(set(first.labels) ^ set(other.labels))
-        raise DataError(f"{other.name} and {first.name} have other labels: {only} are of one alone.", hint)
+        raise DataError(f"{other.name} and {first.name} have different labels: {only} occur in only one of them.", hint)
     here, there = (item.images is not None for item in (first, other))
     if first.data != other.data and not (here and there):
         raise DataError(f"{other.name} and {first.name} are of other shards, which are gone.", hint)

@@ -187,7 +187,7 @@ def _plan(run: Path) -> tuple[TrainConfig, Path]:
     kind = (state or {}).get("kind")
     if kind not in ("train", "tune"):
         raise DataError(
-            f"{run} is no run of mlic train or mlic tune.", "name the folder of a run, such as runs/b-final."
+            f"{run} is not a run of mlic train or mlic tune.", "name the folder of a run, such as runs/b-final."
         )
     if kind == "train":
         settings = json.loads((run / "config.json").read_text(encoding="utf-8"))

@@ -104,7 +104,7 @@ def reproduce(config: ReproduceConfig) -> ReproduceReport:
     for plain in plans.values():
         _check_weights(config, plain)
     if config.num_samples is not None and not any(name.startswith("tune-") for name in names):
-        raise ConfigError(f"{names[0]} is no search, which num_samples is for.", "leave --num-samples out.")
+        raise ConfigError(f"{names[0]} is not a search, which num_samples is for.", "leave --num-samples out.")
     if config.weights is not None and not any(plain.get("weights") == "default" for plain in plans.values()):
         raise ConfigError(f"{names[0]} begins with no published weights.", "leave --weights out.")
     found = []

@@ -73,7 +73,7 @@ class Run(Generic[Folder]):
         """
         if isinstance(folder, Path) and _RAY_JOB_FOLDER in folder.parts:
             raise ConfigError(
-                f"{folder} is in the temporary folder of a Ray job, which is thrown away after it.",
+                f"{folder} is in the temporary folder of a Ray job, which Ray deletes after the job.",
                 "give absolute paths on storage that all nodes share.",
             )
         lock = None
@@ -222,7 +222,7 @@ def _lock(folder: Path) -> BaseFileLock:
             raise
         lock = SoftFileLease(folder / _LEASE, lease_duration=_LEASE_S, timeout=1.5 * _LEASE_S)
         if lock.lock_file and Path(lock.lock_file).exists():
-            logger.info("waiting to see whether %s is in use by a process that lives", folder)
+            logger.info("checking whether %s is in use by a running process", folder)
         try:
             lock.acquire()
         except Timeout:
@@ -295,11 +295,11 @@ def _compare(
         if before.get(key) != now.get(key)
     ]
     if differ:
-        raise ConfigError(f"{folder} was made with other settings: {'; '.join(differ)}.", f"give {other}")
+        raise ConfigError(f"{folder} was made with different settings: {'; '.join(differ)}.", f"give {other}")
     changed = [name for name, value in inputs.items() if state.get("inputs", {}).get(name) != value]
     if changed:
         what = " and ".join(changed)
-        raise ConfigError(f"{folder} was made from other {what} than those given now.", f"give {other}")
+        raise ConfigError(f"{folder} was made from different {what}.", f"give {other}")
 
 
 def _in_effect(config: BaseModel, now: Mapping[str, Any]) -> dict[str, Any]:

@@ -171,16 +171,16 @@ def _of_shards(config: ThresholdConfig, model: bundle.Bundle) -> _Basis:
     """Predictions of a split of shards, whose scores the bundle has calibrated already."""
     if config.calibration != "auto":
         raise ConfigError(
-            "scores that are fitted to again by --labels stay calibrated as the bundle says.",
+            "--labels keeps the calibration of the model.",
             "leave --calibration out.",
         )
     if config.labels is None or storage.size(storage.join(config.labels, INDEX)) is None:
-        raise ConfigError(f"{config.labels} is no folder of shards.", "pack the images and their labels first.")
+        raise ConfigError(f"{config.labels} is not a folder of shards.", "pack the images and their labels first.")
     file = predict_split(config, config.model, config.labels, config.split)
     found = prediction_files.read(file)
     joined = join(found, config.labels, config.split, "auto")
     if found.scores is None or tuple(joined.labels) != model.labels:
-        raise DataError(f"{config.labels} has other labels than the model.", "fit to the labels it was trained on.")
+        raise DataError(f"{config.labels} has different labels from the model.", "fit to the labels it was trained on.")
     noted = {
         "fitted_on": f"{config.split} of {config.labels}",
         "split": config.split,

@@ -1,4 +1,4 @@
-"""The samples that do not decode, as all ranks know them: too many of a split stop the run, on all ranks alike."""
+"""The samples that cannot be decoded, as all ranks know them: too many of a split stop the run, on all ranks alike."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class BadSamples:
         self._told: dict[str, set[str]] = {}  # those that all ranks know
 
     def note(self, split: str, batch: Batch) -> None:
-        """Take note of what of a batch does not decode, and say so once."""
+        """Take note of what of a batch cannot be decoded, and say so once."""
         for key, reason in batch.bad:
             if key not in self._told.get(split, ()) and key not in self._mine.get(split, ()):
                 self._mine.setdefault(split, set()).add(key)
-                line = f"bad  sample {key!r} does not decode and counts nowhere: {reason}"
+                line = f"bad  sample {key!r} cannot be decoded and counts nowhere: {reason}"
                 self._place.say(line, everyone=True)
 
     @property
@@ -32,7 +32,7 @@ class BadSamples:
     def agree(self, sizes: dict[str, int]) -> None:
         """Put together what all ranks know; a collective.
 
-        Raises DataError on every rank where more samples of a split than `max_bad` of its size do not decode.
+        Raises DataError on every rank where more samples of a split than `max_bad` of its size cannot be decoded.
         """
         for of_rank in self._place.gather({name: sorted(keys) for name, keys in self._mine.items()}):
             for name, keys in of_rank.items():
@@ -41,7 +41,7 @@ class BadSamples:
         for name, bad in sorted(self._told.items()):
             if len(bad) > self._config.max_bad * sizes[name]:
                 raise DataError(
-                    f"{len(bad)} of {sizes[name]:,} samples of the split {name} do not decode, more than max_bad "
+                    f"{len(bad)} of {sizes[name]:,} samples of the split {name} cannot be decoded, more than max_bad "
                     f"allows ({self._config.max_bad:.1%}); one is {min(bad)!r}.",
                     f"pack {self._config.shards} again with --fresh.",
                 )

@@ -214,7 +214,7 @@ class Checkpoints:
                     write_atomic(folder / name, storage.read(storage.join(copy, name)))
                 part.replace(folder / _LAST)
         except OSError as error:
-            return f"the checkpoints in {copy} do not read: {error}."
+            return f"the checkpoints in {copy} cannot be read: {error}."
         self._place.say(f"resumes from the checkpoints in {copy}")
         return ""
 

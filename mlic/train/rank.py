@@ -41,7 +41,7 @@ class Place:
     def check_current(self) -> None:
         """Raise RunError when a newer start of the run has taken over its folder."""
         if not is_current(self.owner, self.attempt):
-            raise RunError("a newer start of this run has taken over.", "let that one run.")
+            raise RunError("a newer attempt of this run is active.", "let that one finish.")
 
     @property
     def is_asked_to_stop(self) -> bool:

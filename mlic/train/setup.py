@@ -76,7 +76,7 @@ def check_names(config: FitSettings, labels: tuple[str, ...]) -> None:
     if metric not in known:
         near = difflib.get_close_matches(metric, known, n=1, cutoff=0.5)
         hint = f"did you mean val/{near[0]}?" if near else f"there are {', '.join(f'val/{name}' for name in known)}."
-        raise ConfigError(f"stop_on names {config.stop_on!r}, which is no metric of an epoch.", hint)
+        raise ConfigError(f"stop_on names {config.stop_on!r}, which is not an epoch metric.", hint)
     _check_labels("pos_weights", config.pos_weights, labels)
     _check_labels("thin_labels", config.thin_labels, labels)
 
@@ -87,7 +87,7 @@ def _check_labels(setting: str, names: Iterable[str], labels: tuple[str, ...]) -
     if odd is not None:
         near = difflib.get_close_matches(odd, labels, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"the labels are {', '.join(labels[:20])}."
-        raise ConfigError(f"{setting} names {odd!r}, which is no label of the shards.", hint)
+        raise ConfigError(f"{setting} names {odd!r}, which is not a label of the shards.", hint)
 
 
 def label_counts(split: Split) -> tuple[torch.Tensor, torch.Tensor]:

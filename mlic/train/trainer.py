@@ -58,7 +58,7 @@ def fit(
     begun. When the run is asked to stop, all ranks return after the same step, and rank 0 has written a checkpoint of
     it. `arithmetic` is what the driver decided for the whole run, by default what the device of this process has. With
     `keep_scores` the scores of the validation split are kept for every epoch, not for the kept one alone. Raises
-    DataError for samples that do not decode and RunError for a loss or a score that is not finite.
+    DataError for samples that cannot be decoded and RunError for a loss or a score that is not finite.
     """
     if not gc.get_freeze_count():
         gc.freeze()  # what is imported by now stays; looking through it at each collection took a fifth of short runs
@@ -140,7 +140,7 @@ class _Fitting:
             arch, options = self.config.arch, self.config.arch_options
             if zoo.as_made(arch, options, last.get("nets", 1)) != (arch, dict(options)):
                 raise ConfigError(
-                    f"{self.place.folder} was begun by a version whose {arch} was another network.",
+                    f"{self.place.folder} was started by a version of mlic with a different {arch}.",
                     "--fresh starts again from the beginning.",
                 )
             self.steps.load(last)
@@ -327,7 +327,7 @@ class _Fitting:
         return found
 
     def _sound(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Batches of the validation split, with a look at what of them does not decode; they end early at a stop."""
+        """Batches of the validation split, with a look at what of them cannot be decoded; they end early at a stop."""
         looked = time.monotonic()
         for batch in batches:
             self.bad.note("val", batch)
@@ -357,7 +357,7 @@ class _Fitting:
         """Add the ranks' sums of losses to the epoch's, at the same steps whether or not the run was stopped there.
 
         Raises RunError when they are not finite, with the step, the rank and the samples where that began, and
-        DataError when too many samples do not decode, both on all ranks.
+        DataError when too many samples cannot be decoded, both on all ranks.
         """
         added, bad = self.place.sums(float(self.pending), float(self.bad.is_news))
         if bad:

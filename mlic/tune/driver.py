@@ -125,7 +125,8 @@ def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path
         raise failed
     if driver.hopeless is not None:
         raise RunError(
-            f"the first {driver.first} trials all died of one error: {driver.hopeless}", "fix that and use --fresh."
+            f"the first {driver.first} trials all failed with the same error: {driver.hopeless}",
+            "fix that and use --fresh.",
         )
     if run.is_asked_to_stop and not trials.search.done:
         raise driver.stopped()

@@ -68,7 +68,7 @@ def _do(config: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """
     owner = Path(arguments["folder"])
     if not is_current(owner, arguments["attempt"]):
-        return {"values": [], "together": None, "failed": "a newer start of this search has taken over."}
+        return {"values": [], "together": None, "failed": "a newer attempt of this search is active."}
     folder = folder_of(Path(arguments["base"]), config["number"])
     folder.mkdir(parents=True, exist_ok=True)
     plan, failed, together = TrainConfig.model_validate(json.loads(config["plan"]), context=STORED), None, None

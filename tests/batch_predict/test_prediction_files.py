@@ -103,7 +103,7 @@ def test_others_can_read_them(tmp_path: Path) -> None:
 )
 def test_what_does_not_read(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match="does not read as predictions"):
+    with pytest.raises(DataError, match="cannot be read as predictions"):
         prediction_files.read(tmp_path / name)
     with pytest.raises(DataError, match="do not exist"):
         prediction_files.read(tmp_path / "nowhere.tsv")

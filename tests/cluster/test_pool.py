@@ -94,4 +94,4 @@ def test_exploring_and_examining_outlive_an_image_that_kills_its_worker(
     assert kept.returncode == 0, kept.stderr
     seen = mlic("doctor")
     assert seen.returncode == 0, seen.stderr
-    assert "1 do not decode" in seen.stdout
+    assert "1 cannot be decoded" in seen.stdout

@@ -38,7 +38,7 @@ def test_parquet(tmp_path: Path) -> None:
     lists.to_parquet(tmp_path / "lists.parquet")
     assert targets(tmp_path / "lists.parquet") == (("big cat", "dog"), [[1, 1], [0, 0], [0, 1]])
     (tmp_path / "no.parquet").write_text("no")
-    with pytest.raises(DataError, match="does not read as Parquet"):
+    with pytest.raises(DataError, match="is not valid Parquet"):
         read_annotations(tmp_path / "no.parquet")
 
 
@@ -84,7 +84,7 @@ def test_coco_instances(tmp_path: Path) -> None:
     assert targets(path) == (("dog", "cat", "person"), [[1, 0, 0], [0, 1, 0], [0, 0, 0]])
     plain["annotations"].append({"image_id": 99, "category_id": 17})
     path.write_text(json.dumps(plain))
-    with pytest.raises(DataError, match=r"does not read as COCO instances \(KeyError: 99\)"):
+    with pytest.raises(DataError, match=r"is not valid COCO instances JSON \(KeyError: 99\)"):
         read_annotations(path)
 
 
@@ -103,7 +103,7 @@ def test_voc_keeps_difficult_objects_as_unknown(tmp_path: Path) -> None:
         (tmp_path / name).with_suffix(".xml").write_text(text)
     assert targets(tmp_path) == (("cat", "dog"), [[-1, 1], [0, 1], [0, 0]])
     (tmp_path / "d.xml").write_text("<annotation>")
-    with pytest.raises(DataError, match="d.xml does not read as XML"):
+    with pytest.raises(DataError, match="d.xml is not valid XML"):
         read_annotations(tmp_path)
 
 

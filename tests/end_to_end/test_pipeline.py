@@ -273,7 +273,7 @@ def test_predict_goes_on_and_refuses_a_mixture(trained: TrainReport, corpus: Pat
     with pytest.raises(ConfigError, match="made from other model"):
         predict(config.model_copy(update={"model": other}))
     (other / "weights.safetensors").unlink()
-    with pytest.raises(DataError, match="do not load: .*No such file"):
+    with pytest.raises(DataError, match="cannot be loaded: .*No such file"):
         predict(config.model_copy(update={"model": other, "out": tmp_path / "o.csv"}))
     (tmp_path / "mine.csv").write_text("precious")
     with pytest.raises(ConfigError, match=r"mine\.csv exists and was not made by this command"):

@@ -190,10 +190,10 @@ def test_what_exports_refuse(run: Path, corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     for out in (tmp_path / "mine", run, tmp_path / "mine" / "thesis.tex"):
-        with pytest.raises(ConfigError, match="is no export of mlic"):
+        with pytest.raises(ConfigError, match="is not an export of mlic"):
             export(ExportConfig(model=run, to="onnx", out=out))
     shutil.copytree(run / "model", tmp_path / "alone" / "model")
-    with pytest.raises(DataError, match="is no run of mlic train") as caught:
+    with pytest.raises(DataError, match="is not a run of mlic train") as caught:
         export(ExportConfig(model=tmp_path / "alone", to="onnx"))
     assert "--images" in caught.value.hint
     found = export(ExportConfig(model=tmp_path / "alone", to="onnx", images=corpus / "unlabelled"))

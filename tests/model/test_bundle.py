@@ -84,7 +84,7 @@ def test_weights_of_another_model_are_refused(saved: tuple[Path, torch.nn.Module
     with pytest.raises(DataError, match="is not the file that model.json was written with"):
         bundle.load_model(run)
     weights.unlink()
-    with pytest.raises(DataError, match="do not load: .*No such file"):
+    with pytest.raises(DataError, match="cannot be loaded: .*No such file"):
         bundle.load_model(run)
 
 

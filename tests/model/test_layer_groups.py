@@ -74,7 +74,7 @@ def test_a_decoder_takes_the_place_of_pooling(arch: str) -> None:
     [
         ("b-final", "it has no pooling layer that a decoder could take the place of"),
         ("vgg11", "its head is given one place"),
-        ("squeezenet1_0", "its last layer is no linear one"),
+        ("squeezenet1_0", "its last layer is not a linear one"),
     ],
 )
 def test_where_a_decoder_does_not_fit(arch: str, text: str) -> None:

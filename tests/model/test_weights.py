@@ -96,7 +96,7 @@ def test_timm_by_name_and_a_hidden_layer() -> None:
     with pytest.raises(ConfigError, match="unknown architecture 'timm/tf_efficientnet_light0'") as caught:
         zoo.check("timm/tf_efficientnet_light0")
     assert "did you mean timm/tf_efficientnet_lite0?" in str(caught.value.hint)
-    with pytest.raises(ConfigError, match="its last layer is no linear one"):
+    with pytest.raises(ConfigError, match="its last layer is not a linear one"):
         zoo.build("squeezenet1_1", 3, 3, 64, {"head_hidden": 16})
 
 

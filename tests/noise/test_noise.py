@@ -304,5 +304,5 @@ def test_cross_validation(folder: Path, tmp_path: Path) -> None:
     assert re.search(r"f1_micro +0\.\d{4} +0\.\d{4} +0\.\d{4} +0\.\d{4}", text)
     assert f"{held_out} samples" in text
     assert train(config) == report
-    with pytest.raises(ConfigError, match="was made with other settings: lr"):
+    with pytest.raises(ConfigError, match="was made with different settings: lr"):
         train(config.model_copy(update={"lr": 0.5}))

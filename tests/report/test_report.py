@@ -192,9 +192,9 @@ def test_the_shards_of_runs_that_start_again(runs: list[Path], shards: Path, tmp
 
 @pytest.mark.ray
 def test_what_is_refused(runs: list[Path], shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no run of mlic train or mlic tune"):
+    with pytest.raises(DataError, match="is not a run of mlic train or mlic tune"):
         report(ReportConfig(runs=(shards,)))
-    with pytest.raises(DataError, match="is no run of mlic train or mlic tune"):
+    with pytest.raises(DataError, match="is not a run of mlic train or mlic tune"):
         report(ReportConfig(runs=(tmp_path / "nowhere",)))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "report.html").write_text("precious")
@@ -232,7 +232,7 @@ def test_only_the_same_samples_and_labels_are_compared(tmp_path: Path) -> None:
     images: Any = object()  # keys are only names where there are images
     fewer = evidence(("a", "b", "c"), 200, data="e", images=images)
     for other, words in (
-        (evidence(("a", "b", "x")), "other labels: 2 are of one alone"),
+        (evidence(("a", "b", "x")), "different labels: 2 occur in only one of them"),
         (evidence(("a", "b", "c"), data="e"), "are of other shards, which are gone"),
         (evidence(("a", "b", "c"), seed=2), r"\d+ labels of the samples are others in it than in it"),
     ):
@@ -329,7 +329,7 @@ def test_thumbnails_keep_to_their_budget(shards: Path) -> None:
 def test_the_command_takes_several_runs(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["report", str(tmp_path / "a"), str(tmp_path / "b")], standalone_mode=False)
     assert done.return_value == 3
-    assert f"{tmp_path / 'a'} is no run" in done.output
+    assert f"{tmp_path / 'a'} is not a run" in done.output
     none = CliRunner().invoke(cli, ["report"], standalone_mode=False)
     assert none.return_value == 2
     assert "runs is not given" in none.output

@@ -22,7 +22,7 @@ from tests.train.test_trainer import fit_until, place, settings, weights, withou
 def test_an_overtaken_attempt_writes_nothing(shards: Path, tmp_path: Path) -> None:
     here = place(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(json.dumps({"format": 1, "attempt": 2}))
-    with pytest.raises(RunError, match="a newer start of this run has taken over"):
+    with pytest.raises(RunError, match="a newer attempt of this run is active"):
         trainer.fit(settings(shards, epochs=1), here, lambda _: None)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["run.json"], "not a line of a log either"
 

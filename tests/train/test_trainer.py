@@ -251,7 +251,7 @@ def test_damaged_shards_stop_the_run(shards: Path, tmp_path: Path) -> None:
     shutil.copytree(shards, copy)
     for path in copy.glob("train-*.tar"):
         path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(DataError, match="do not decode, more than max_bad allows"):
+    with pytest.raises(DataError, match="cannot be decoded, more than max_bad allows"):
         trainer.fit(settings(copy, cache_gb=0), place(tmp_path / "run"), lambda _: None)
     for path in copy.glob("val-*.tar"):
         path.write_bytes(path.read_bytes()[:-512])
@@ -633,8 +633,8 @@ def test_bad_samples_of_one_split_are_not_held_against_another(
     monkeypatch.setattr(ShardReader, "_load", damaged)
     trainer.fit(settings(shards, epochs=2, max_bad=0.02, cache_gb=0), place(tmp_path / "run"))
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert log.count("does not decode") == 2
-    with pytest.raises(DataError, match=r"2 of 19\d samples of the split train do not decode"):
+    assert log.count("cannot be decoded") == 2
+    with pytest.raises(DataError, match=r"2 of 19\d samples of the split train cannot be decoded"):
         trainer.fit(settings(shards, epochs=2, max_bad=0.01, cache_gb=0), place(tmp_path / "strict"))
 
 

@@ -150,7 +150,7 @@ def test_populations_that_make_no_sense(given: dict[str, Any], error: str) -> No
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({3: {"arch": 1}}, r"changes.3: arch cannot change in a run; what can is lr, "),
+        ({3: {"arch": 1}}, r"changes.3: arch cannot change during training; allowed: lr, "),
         ({0: {"lr": 1}}, "changes.0: give a number of epochs from 1 to 9"),
         ({10: {"lr": 1}}, "changes.10: give a number of epochs from 1 to 9"),
         ({2: {"lr": -1}}, "changes.2: lr: Input should be greater than 0"),

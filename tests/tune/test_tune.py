@@ -235,7 +235,7 @@ def test_a_search_with_failing_trials_says_so(shards: Path, tmp_path: Path) -> N
         space={"lr": Dimension(grid=(1e12,))},
         **(FIT | {"optimizer": "sgd", "epochs": 2}),
     )
-    with pytest.raises(RunError, match="the first 3 trials all died of one error: the loss is not finite"):
+    with pytest.raises(RunError, match="the first 3 trials all failed with the same error: the loss is not finite"):
         tune(config)
     config = config.model_copy(update={"space": {"lr": Dimension(grid=(1e12, 1e-3, 1e12))}, "name": "some"})
     report = tune(config)

@@ -21,7 +21,7 @@ def read_coco(file: Path) -> Annotations:
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise DataError(
-            f"{file} does not read as COCO instances ({what}).", "give images, annotations, categories."
+            f"{file} is not valid COCO instances JSON ({what}).", "give images, annotations, categories."
         ) from None
     found = Builder()
     for name, labels in given.items():

@@ -21,12 +21,12 @@ def read_lists(folder: Path) -> Annotations:
             if not name:
                 continue
             if any(ord(char) < 32 for char in name):
-                raise DataError(f"{file}:{line}: {name!r} is not one image's name.", "write one image a line.")
+                raise DataError(f"{file}:{line}: {name!r} is not one image's name.", "write one image per line.")
             found.image(name, str(file), line)
             found.mark(label, 1)
             numbers += is_number(name)
     if not len(found):
-        raise DataError(f"the {len(files)} lists in {folder} are all empty.", "write one image a line.")
+        raise DataError(f"the {len(files)} lists in {folder} are all empty.", "write one image per line.")
     source = f"{len(files)} labels from per-label lists in {folder}"
     passed = sorted(file.name for file in folder.iterdir() if file.suffix in (".jsonl", ".json", *TABLES))
     if passed:

@@ -153,7 +153,7 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
                     number += 1
                     yield number, list(cells)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file} does not read as Parquet: {error}.", "write it again.") from None
+        raise DataError(f"{file} is not valid Parquet: {error}.", "write it again.") from None
 
 
 def _texts(column: Any) -> list[str]:

@@ -17,7 +17,7 @@ def read_voc(folder: Path) -> Annotations:
         try:
             root = ElementTree.parse(file).getroot()  # noqa: S314 - expat itself stops entities that explode
         except (ElementTree.ParseError, OSError) as error:
-            raise DataError(f"{file} does not read as XML: {error}.", "fix that file.") from None
+            raise DataError(f"{file} is not valid XML: {error}.", "fix that file.") from None
         found.image((root.findtext("filename") or file.stem).strip(), str(file), 0)
         marks: dict[str, int] = {}
         for item in root.iter("object"):
