@@ -284,7 +284,7 @@ def _compare(
     folder: Location, state: Mapping[str, Any], kind: str, config: BaseModel, inputs: Mapping[str, str]
 ) -> None:
     name = str(folder).partition("?")[0].rstrip("/").rpartition("/")[2]
-    other = f"{_another(kind)}, or --fresh to throw away what {name} holds."
+    other = f"{_another(kind)}, or --fresh to delete what {name} holds."
     if state.get("kind") != kind:
         raise ConfigError(f"{folder} was made by mlic {state.get('kind')}, not by mlic {kind}.", f"give {other}")
     now = json.loads(json.dumps(result_settings(config)))

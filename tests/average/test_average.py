@@ -62,5 +62,5 @@ def test_what_cannot_be_averaged(runs: list[Path], tmp_path: Path) -> None:
     both = average(AverageConfig(runs=tuple(runs[:2]), out=tmp_path / "c")).model
     with pytest.raises(DataError, match="is an average itself"):
         average(AverageConfig(runs=(both, runs[0]), out=tmp_path / "d"))
-    with pytest.raises(ConfigError, match="made from other models than those given now"):
+    with pytest.raises(ConfigError, match="made from different models"):
         average(AverageConfig(runs=(runs[1], runs[2]), out=tmp_path / "c"))

@@ -121,7 +121,7 @@ def test_a_format_that_does_not_fit(tmp_path: Path) -> None:
     for format, error in {
         "long": "3 columns where a long table has two",
         "voc": "voc labels are a folder, and .* is not",
-        "coco": "does not read as COCO",
+        "coco": "is not valid COCO",
     }.items():
         with pytest.raises(DataError, match=error):
             read_annotations(tmp_path / "l.csv", format)  # type: ignore[arg-type]

@@ -133,7 +133,7 @@ def test_corrected_shards_are_those_of_corrected_label_files(corpus: Path, ray_c
     written(table, *rows[::-1])  # the same verdicts
     assert packed(corpus, corpus / "annotations", tmp_path / "corrected", corrections=table) == report
     written(table, *rows[1:])
-    with pytest.raises(ConfigError, match="made from other corrections"):
+    with pytest.raises(ConfigError, match="made from different corrections"):
         packed(corpus, corpus / "annotations", tmp_path / "corrected", corrections=table)
-    with pytest.raises(ConfigError, match="made from other corrections"):
+    with pytest.raises(ConfigError, match="made from different corrections"):
         packed(corpus, corpus / "annotations", tmp_path / "corrected")

@@ -18,7 +18,7 @@ def test_missing_and_broken_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read"):
         shards.read_index(tmp_path)
     (tmp_path / "index.json").write_text('{"format": 2}')
-    with pytest.raises(DataError, match="no index of shards of format 1"):
+    with pytest.raises(DataError, match="is not an index of shards of format 1"):
         shards.read_index(tmp_path)
     with pytest.raises(DataError, match=r"index\.json is a file, not a folder of shards"):
         shards.read_index(tmp_path / "index.json")

@@ -149,10 +149,10 @@ def test_pack_from_and_to_an_object_store(
     assert storage.names(f"{bucket}/copies/a-cnn1/checkpoints") == ["best.pt", "last.pt"]
     taken = mlic(*training, "--set", copies, "--runs", "elsewhere")
     assert taken.returncode == 0, taken.stderr
-    assert "takes up the checkpoints" in taken.stderr
+    assert "resumes from the checkpoints" in taken.stderr
     fresh = mlic(*training, "--set", copies, "--runs", "elsewhere", "--fresh")
     assert fresh.returncode == 0, fresh.stderr
-    assert "takes up" not in fresh.stderr
+    assert "resumes from the checkpoints" not in fresh.stderr
     assert storage.size(storage.join(out, "doctor.json"))
     measured = mlic("evaluate", "runs/a-cnn1")
     assert measured.returncode == 0, measured.stderr

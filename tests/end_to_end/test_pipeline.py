@@ -145,7 +145,7 @@ def test_a_changed_input_is_noticed(corpus: Path, tmp_path: Path) -> None:
     shutil.copytree(corpus / "images", images)
     pack(packing(corpus, tmp_path / "out", images=images))
     (images / "im7.jpg").write_bytes((images / "im8.jpg").read_bytes())
-    with pytest.raises(ConfigError, match="made from other images than those given now"):
+    with pytest.raises(ConfigError, match="made from different images"):
         pack(packing(corpus, tmp_path / "out", images=images))
     with pytest.raises(ConfigError, match="seed .was 42, now 1."):
         pack(packing(corpus, tmp_path / "out", images=images, seed=1))
@@ -270,7 +270,7 @@ def test_predict_goes_on_and_refuses_a_mixture(trained: TrainReport, corpus: Pat
     shutil.copytree(trained.run / "model", other)
     spec["thresholds"]["disc"] = 0.9
     (other / "model.json").write_text(json.dumps(spec))
-    with pytest.raises(ConfigError, match="made from other model"):
+    with pytest.raises(ConfigError, match="made from different model"):
         predict(config.model_copy(update={"model": other}))
     (other / "weights.safetensors").unlink()
     with pytest.raises(DataError, match="cannot be loaded: .*No such file"):
@@ -459,7 +459,7 @@ def test_training_goes_on_from_another_run(trained: TrainReport, shards: Path, t
     assert "all tensors" in (tmp_path / "second" / "log.txt").read_text()
     state = json.loads((tmp_path / "second" / "run.json").read_text())
     assert set(state["inputs"]) == {"shards", "weights"}
-    with pytest.raises(ConfigError, match="made from other weights"):
+    with pytest.raises(ConfigError, match="made from different weights"):
         train(base.model_copy(update={"weights": "none"}))
     with pytest.raises(DataError, match="is of another architecture"):
         train(base.model_copy(update={"arch": "a-cnn1", "name": "third"}))

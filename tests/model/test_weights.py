@@ -61,8 +61,8 @@ def test_weights_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
     for name, words in (
         ("other.pth", "fits this network neither by name nor by order"),
         ("list.pth", "holds no state dict"),
-        ("text.pth", "do not read"),
-        ("text.safetensors", "do not read"),
+        ("text.pth", "cannot be read"),
+        ("text.safetensors", "cannot be read"),
         ("one.pth", "has no tensor 'layer1.0.conv1.weight' of the right shape"),
     ):
         with pytest.raises(DataError, match=words):

@@ -70,7 +70,7 @@ def test_split_files_are_honoured(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"im1\.jpg is in test and train"):
         packed(tmp_path / "t", corpus / "images", corpus / "annotations", **settings)
     (files / "train.txt").write_text("im100.jpg\n")
-    with pytest.raises(ConfigError, match="made from other splits"):
+    with pytest.raises(ConfigError, match="made from different splits"):
         packed(tmp_path / "s", corpus / "images", corpus / "annotations", **settings)
 
 

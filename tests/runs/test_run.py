@@ -68,11 +68,11 @@ def test_provenance(tmp_path: Path) -> None:
 
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     opened(tmp_path).__exit__(None, None, None)
-    with pytest.raises(ConfigError, match=r"other settings: epochs \(was 3, now 4\)") as caught:
+    with pytest.raises(ConfigError, match=r"different settings: epochs \(was 3, now 4\)") as caught:
         opened(tmp_path, CONFIG.model_copy(update={"epochs": 4}))
     assert "--name" in caught.value.hint
     assert "--fresh" in caught.value.hint
-    with pytest.raises(ConfigError, match="made from other shards"):
+    with pytest.raises(ConfigError, match="made from different shards"):
         opened(tmp_path, data="e")
     with pytest.raises(ConfigError, match="made by mlic train, not by mlic tune"):
         opened(tmp_path, kind="tune")
@@ -85,7 +85,7 @@ def test_a_start_that_failed_before_it_made_anything_binds_nobody(tmp_path: Path
     assert run.attempt == 2
     (tmp_path / "checkpoints").mkdir()
     run.__exit__(ConfigError, ConfigError("no.", ""), None)
-    with pytest.raises(ConfigError, match="other settings"):
+    with pytest.raises(ConfigError, match="different settings"):
         opened(tmp_path)
 
 
@@ -184,7 +184,7 @@ def test_a_setting_that_did_not_exist_had_its_value_in_effect(tmp_path: Path) ->
     with opened(tmp_path) as run:
         assert run.finished
         assert run.report == {"value": 3}
-    with pytest.raises(ConfigError, match=r"other settings: ema \(was 0\.99, now 0\.5\)"):
+    with pytest.raises(ConfigError, match=r"different settings: ema \(was 0\.99, now 0\.5\)"):
         opened(tmp_path, CONFIG.model_copy(update={"ema": 0.5}))
 
 

@@ -64,7 +64,7 @@ def test_a_lost_folder_is_taken_up_from_the_copy(shards: Path, tmp_path: Path) -
     shutil.rmtree(tmp_path / "run")
     rows: list[dict[str, float]] = []
     trainer.fit(config, place(tmp_path / "run"), rows.append)
-    assert "takes up the checkpoints" in (tmp_path / "run" / "log.txt").read_text()
+    assert "resumes from the checkpoints" in (tmp_path / "run" / "log.txt").read_text()
     assert without_times(rows) == without_times(checkpoints.read_history(tmp_path / "straight"))
     assert checkpoints.read_history(tmp_path / "run") == rows
     assert checkpoints.read_best(tmp_path / "run").epoch == checkpoints.read_best(tmp_path / "straight").epoch

@@ -119,7 +119,7 @@ def test_asked_to_stop_it_loses_no_step(
         patch.setattr(torch.optim.Adam, "step", ask)
         trainer.fit(config, here)
     said = {0: "after epoch 0", 3: "after epoch 0 and 4 steps", 6: "after epoch 1"}[steps]
-    assert (here.folder / "log.txt").read_text().splitlines()[-1] == f"stops as asked {said}"
+    assert (here.folder / "log.txt").read_text().splitlines()[-1] == f"stops on request {said}"
     assert taken == {0: 0, 3: 4, 6: 6}[steps]
     goes_on_alike(config, here, tmp_path / "straight")
 

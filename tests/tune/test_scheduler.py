@@ -225,7 +225,7 @@ def test_the_interval_of_a_lead_holds_the_truth_as_often_as_it_says(seeds: int, 
 
 
 def test_one_seed_confirms_nothing() -> None:
-    with pytest.raises(ConfigError, match="confirm 1 says nothing of how far apart two seeds are"):
+    with pytest.raises(ConfigError, match="confirm 1 cannot measure the spread between seeds"):
         build(TuneConfig, {"confirm": 1})
 
 
