@@ -113,7 +113,7 @@ class Search:
         for trial in list(self._open):
             if trial in busy or trial in self._waiting:
                 continue
-            verdict = self._verdict(trial)
+            verdict = self.verdict(trial)
             if verdict == "stop":
                 self._end(trial, "pruned")
             elif verdict == "go":
@@ -123,6 +123,10 @@ class Search:
             self._begin(trial)
             return Work(trial, self._until(trial))
         return None
+
+    def stop(self, trial: int) -> None:
+        """Note that a trial was stopped, as its verdict says."""
+        self._end(trial, "pruned")
 
     def settle(self) -> None:
         """Decide what can be decided of trials that nobody works at."""
@@ -189,7 +193,8 @@ class Search:
         done = len(self._trials[trial].values)
         return next((epoch for epoch in self.rule.milestones(trial) if epoch > done), self.rule.epochs)
 
-    def _verdict(self, trial: int) -> Verdict:
+    def verdict(self, trial: int) -> Verdict:
+        """Whether a trial goes beyond its last epoch: "go", "stop", or "wait" for trials with lower numbers."""
         epoch = len(self._trials[trial].values)
         if epoch not in self.rule.milestones(trial):
             return "go"
