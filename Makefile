@@ -3,14 +3,23 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast soak check fmt golden bench clean
+.PHONY: demo test test-rest test-all test-fast soak check fmt golden bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/mlic demo
 
 # Two files of tests at a time: they wait for processes more than they compute. Each file's tests share what they need.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30
+
+# What a user needs to trust an installation: every command once at least.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow or smoke"
+
+# The others: kills, SLURM, recipes, the README.
+test-rest: $(VENV)/installed
+	$(PYTEST) -m "slow and not smoke"
+
+test-all: test test-rest
 
 # Without the tests that start Ray, train, kill and resume.
 test-fast: $(VENV)/installed

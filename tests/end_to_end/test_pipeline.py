@@ -151,6 +151,7 @@ def test_a_changed_input_is_noticed(corpus: Path, tmp_path: Path) -> None:
         pack(packing(corpus, tmp_path / "out", images=images, seed=1))
 
 
+@pytest.mark.smoke
 def test_train_leaves_a_bundle_that_explains_itself(trained: TrainReport) -> None:
     assert trained.measurement.values["f1_micro"] > trained.measurement.baselines["always_top_2"]["f1_micro"]
     run = trained.run
@@ -201,6 +202,7 @@ def test_training_errors_come_out_whole(shards: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "b-final" / "run.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.smoke
 def test_predict_gives_every_image_once_in_order(trained: TrainReport, corpus: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     shutil.copytree(corpus / "unlabelled", images)
@@ -281,6 +283,7 @@ def test_predict_goes_on_and_refuses_a_mixture(trained: TrainReport, corpus: Pat
     assert (tmp_path / "mine.csv").read_text() == "precious"
 
 
+@pytest.mark.smoke
 def test_evaluate_agrees_however_it_is_asked(trained: TrainReport, corpus: Path, shards: Path, tmp_path: Path) -> None:
     of_run = evaluate(EvaluateConfig(predictions=trained.run, out=tmp_path / "eval"))
     assert of_run.measurement.samples == 24
@@ -368,6 +371,7 @@ def test_evaluate_reads_the_files_of_the_reference_systems(
         evaluate(EvaluateConfig(predictions=tmp_path / "short.txt", labels=shards))
 
 
+@pytest.mark.smoke
 def test_thresholds_are_fitted_again_without_training(trained: TrainReport, shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "copy"
     shutil.copytree(trained.run, run)

@@ -185,6 +185,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.smoke
 def test_the_table_holds_what_the_report_says(folder: Path) -> None:
     report = NoiseReport(**json.loads((folder / "noise" / "report.json").read_text()))
     table, split = rows(report.table), read_split(folder / "shards", None)

@@ -29,6 +29,7 @@ def config(corpus: Path, out: Path, system: str, row: str | None = None, **more:
 
 
 @pytest.mark.slow
+@pytest.mark.smoke
 def test_a_row_is_packed_trained_and_laid_beside_what_was_reported(
     corpus: Path, ray_cluster: None, tmp_path: Path
 ) -> None:
