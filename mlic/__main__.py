@@ -1,4 +1,4 @@
-"""The program `mlic`, also as `python -m mlic`; Ctrl-C is answered from its first line on."""
+"""The program `mlic`, also `python -m mlic`. It answers Ctrl-C from its first line on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of this machine a process may use."""
+"""The CPUs of this machine that a process may use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several trained models as one, whose scores are the means of theirs."""
+"""Average several trained models: the scores of the new model are the means of theirs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that turns images into parts of the predictions, one after another, and outlives images that kill it.
+"""A Ray actor that predicts parts of the images and survives images that crash it.
 
 Beside a part that is being made lies its trail, `part-N.trail`: where the process was when it died, for the one that
 does the part again. That one decodes the images one at a time, and gives up on one whose decoding has killed three

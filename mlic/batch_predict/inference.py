@@ -1,4 +1,4 @@
-"""What computes the scores of images: a network in PyTorch, an engine that gives what PyTorch gives, or an export."""
+"""Compute scores of images: with PyTorch, with another engine, or with an exported model."""
 
 from __future__ import annotations
 

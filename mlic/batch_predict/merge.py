@@ -1,4 +1,4 @@
-"""Parts of predictions to the output: one file, or a folder of Parquet files, in the order of the keys."""
+"""Merge parts of predictions into the output: one file or a folder of Parquet files, in the order of the keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model and images to predictions: Ray actors, one part per work item, parts merged in the order of the keys.
+"""Predict images with a model: Ray actors predict parts, which are merged in the order of the keys.
 
 Beside the output lies `OUT.parts/` with a Parquet file a part and index.json. A stopped run keeps its parts; each gets
 its final name only when it is whole. Plain actors and not Ray Data: exact resume, order and a reason for

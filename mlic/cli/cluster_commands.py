@@ -1,4 +1,4 @@
-"""The commands that say where a stage runs: on SLURM, on a Ray cluster, and whether that can work."""
+"""The commands `mlic slurm`, `mlic submit` and `mlic cluster`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands have in common at a terminal: parameters made of a model's fields, the story on stderr, and errors."""
+"""What all commands share on a terminal: options from a settings model, messages on stderr, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: one click command a stage, made from the stage's configuration model.
+"""The command line: one click command per stage, made from the settings model of the stage.
 
 Nothing here computes. A command builds a configuration, calls the stage and prints its report; PyTorch, Ray and pandas
 are imported by the stages alone, so that help and mistakes answer at once.

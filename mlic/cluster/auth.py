@@ -1,4 +1,4 @@
-"""The token with which processes of a Ray cluster know each other."""
+"""The token that the processes of a Ray cluster identify themselves with."""
 
 from __future__ import annotations
 

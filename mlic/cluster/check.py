@@ -1,4 +1,4 @@
-"""Whether the nodes of a Ray cluster can work together: versions, storage, clocks, network, memory and disk."""
+"""Check that the nodes of a Ray cluster can work together: versions, storage, clocks, network, memory and disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connect to Ray, say what is there, and refuse at once what cannot fit."""
+"""Connect to Ray or start it, and refuse at once what cannot fit."""
 
 from __future__ import annotations
 

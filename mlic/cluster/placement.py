@@ -1,4 +1,4 @@
-"""Where Ray has room: nodes, placement groups, devices of workers."""
+"""Nodes, placement groups and devices of Ray."""
 
 from __future__ import annotations
 

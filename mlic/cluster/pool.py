@@ -1,4 +1,4 @@
-"""Work on many pieces by Ray tasks that outlives pieces that kill their workers.
+"""A pool of Ray tasks that survives tasks that kill their workers.
 
 An image that crashes a decoder, or takes all memory, ends the process that opens it. The piece is then done once more;
 if that ends a worker too, it is cut into smaller ones, until the image is alone. Of an image that is alone and has

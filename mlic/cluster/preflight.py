@@ -1,4 +1,4 @@
-"""What is refused before PyTorch and Ray are loaded: shards that are not there, trials that no machine has room for.
+"""Checks before PyTorch and Ray are loaded: missing shards, and trials that are too large for the cluster.
 
 The stages check the same and more. This answers a mistake on a login node in half a second.
 """

@@ -1,4 +1,4 @@
-"""A stage as a job of a Ray cluster, through Ray's Jobs API: submitted, followed, its exit code brought back."""
+"""Run a stage as a job of a Ray cluster, through Ray's Jobs API: submit it, follow it, return its exit code."""
 
 from __future__ import annotations
 

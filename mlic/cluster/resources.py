@@ -1,4 +1,4 @@
-"""What nodes a cluster has, and how workers are given their shares of them."""
+"""The nodes of a cluster, and the resources of each worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sbatch text as a pure function of SlurmConfig."""
+"""The text of an sbatch file, as a pure function of SlurmConfig."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether all nodes of a cluster see the same folders."""
+"""Check that all nodes of a cluster see the same folders."""
 
 from __future__ import annotations
 

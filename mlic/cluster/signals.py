@@ -1,4 +1,4 @@
-"""Signals to this process while Ray's own code runs, and loops of Ray in threads."""
+"""Signals to this process while Ray's own code runs, and Ray's loops in threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SLURM's own programs: submit a job, say how it stands, show its log, cancel it; with accounting and without."""
+"""SLURM's programs: submit a job, show its state and its log, cancel it; with accounting and without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PyTorch's process group over the network interface that Ray itself uses."""
+"""PyTorch's process group on the network interface that Ray uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a setting, a configuration and a report are made of."""
+"""Base classes of settings and reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to ask SLURM for, and what to send to a Ray cluster as a job."""
+"""Settings of SLURM jobs and Ray jobs."""
 
 from __future__ import annotations
 

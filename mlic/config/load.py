@@ -1,4 +1,4 @@
-"""Values from files, `--set` and flags to a configuration, and what is wrong with them in words."""
+"""Build a configuration from files, `--set` and flags, and explain what is wrong with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The space that a search draws settings from: what each may be, and under which condition it is drawn at all."""
+"""The search space: the values of each setting, and the condition under which it is drawn."""
 
 from __future__ import annotations
 

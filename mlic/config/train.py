@@ -1,4 +1,4 @@
-"""The settings of fitting one model, which `train`, `tune` and `noise` share: samples, loss, optimiser, network."""
+"""Settings of `mlic train` and `mlic noise`: the network, its initial weights and what is trained."""
 
 from __future__ import annotations
 

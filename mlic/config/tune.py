@@ -1,4 +1,4 @@
-"""The settings of a search, and what makes sense in a space that settings are drawn from."""
+"""Settings of `mlic tune`, and checks of its search space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of values that settings have, and how text becomes them."""
+"""The types of setting values, and how they are parsed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""uint8 batches to float32 on the device, and what training changes about an image.
+"""Augmentation: uint8 batches to float32 on the device, changed at random for training.
 
 All that is drawn for an image depends on the seed, the epoch and the image alone, so it is the same for any number of
 workers and after any stop.

@@ -1,4 +1,4 @@
-"""A split's decoded images in one memory-mapped file of the node, built once and shared by all its ranks and trials.
+"""The decoded images of a split in one memory-mapped file per node, shared by all its ranks and trials.
 
 Decoding is most of what a loader does, and it gives the same pixels in every epoch, on every rank and in every trial.
 The file is known by what decides its bytes, the fingerprint of the shards and the preprocessing, so it is never stale;

@@ -1,4 +1,4 @@
-"""The table of suspected label errors: written with open verdicts, read back with those of a person, and applied.
+"""The table of suspected label errors: write it, read it back with the verdicts of a person, and apply them.
 
 Filename    the image, by its path among the images
 label       the label in doubt

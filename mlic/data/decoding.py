@@ -1,4 +1,4 @@
-"""Image files to uint8 batches of one size, ahead of whoever uses them. Needs no PyTorch, and uses it where it is."""
+"""Decode image files to uint8 batches in background threads. PyTorch is used if it is installed."""
 
 from __future__ import annotations
 

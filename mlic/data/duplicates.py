@@ -1,4 +1,4 @@
-"""Images that are the same, or nearly: by their bytes, and by a hash that survives scaling and re-encoding."""
+"""Find identical and near-duplicate images, by their bytes and by a perceptual hash."""
 
 from __future__ import annotations
 

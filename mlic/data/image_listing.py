@@ -1,4 +1,4 @@
-"""Images by number: their names, and their bytes from files, tar and zip archives or object stores, never unpacked.
+"""Listed images: their names, and their bytes from files, tar and zip archives or object stores.
 
 A listing holds columns and no objects, so that one of ten million images fits into a few GB.
 """

@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a list of paths, archives, one file, on disk or in an object store."""
+"""List images of a folder, a list of paths, archives or one file, on disk or in an object store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image bytes to uint8 arrays: JPEG through libjpeg-turbo, everything else through Pillow with a pixel limit."""
+"""Decode image bytes to uint8 arrays: JPEG through libjpeg-turbo, all else through Pillow with a pixel limit."""
 
 from __future__ import annotations
 

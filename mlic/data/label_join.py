@@ -1,4 +1,4 @@
-"""Labels of images: what label files say, and the join to images by key, never by position.
+"""Join the labels of label files to images, by key and never by position.
 
 Everything is held in columns: ten million images with their labels take a few hundred MB.
 """

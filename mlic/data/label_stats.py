@@ -1,4 +1,4 @@
-"""What a set of labels looks like: how often, how many at a time, which together, and which always with another."""
+"""Statistics of labels: frequency, number per sample, co-occurrence and implications."""
 
 from __future__ import annotations
 

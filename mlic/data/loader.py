@@ -1,4 +1,4 @@
-"""Shards to uint8 batches, exactly once, for any number of ranks.
+"""Load batches from shards, each sample exactly once for any number of ranks.
 
 Every rank knows the whole table of a split and reads its own part of each batch by offset, so there is nothing to deal
 out between ranks: no padding, no repeated sample, no hang when there are fewer shards than ranks. The order of training

@@ -1,4 +1,4 @@
-"""How often an epoch shows each training image: once each, or rare labels more often and common ones less."""
+"""Sampling weights: how often an epoch shows each training image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of tar shards in the WebDataset layout: its index, the table of its samples, and whether it is whole.
+"""A folder of tar shards in the WebDataset layout: its index and its table of samples.
 
 train-000000.tar ...   members KEY.jpg (the image file, byte for byte) and KEY.json (key, file, labels)
 samples.parquet        one row a sample: where its image lies and what its labels are

@@ -1,4 +1,4 @@
-"""Files here and in object stores by the same few functions. A location is a Path, or the text of an s3:// URL.
+"""Files on disk and in object stores. A location is a Path, or the text of an s3:// URL.
 
 An object store knows no rename and no lock, but a file appears there whole or not at all, which is all that is asked.
 `s3://bucket/folder` takes its credentials from where AWS's own tools do; another server is named by AWS_ENDPOINT_URL or

@@ -1,4 +1,4 @@
-"""The whole pipeline on a small generated corpus: pack, train, tune, batch-predict, evaluate."""
+"""Run the whole pipeline on a small generated corpus: pack, train, tune, batch-predict, evaluate."""
 
 from __future__ import annotations
 

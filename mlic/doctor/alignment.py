@@ -1,4 +1,4 @@
-"""Do these labels belong to these images? A test by cheap features, cross-validated, against shuffled labels.
+"""Do the labels belong to the images? A cross-validated test with simple features, against shuffled labels.
 
 Labels that were attached to the wrong images look like any other labels, and a model trained on them like one that
 finds the task hard. But nothing about an image then predicts them: a linear model on crude colour and edge features

@@ -1,4 +1,4 @@
-"""Are these shards fit to train on? Above all: do the labels belong to the images?"""
+"""Check shards before training. Above all: do the labels belong to the images?"""
 
 from __future__ import annotations
 

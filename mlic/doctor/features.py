@@ -1,4 +1,4 @@
-"""Cheap image features: enough to tell whether labels have anything to do with their images, and nothing more."""
+"""Simple image features, enough to test whether labels are related to images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predictions and labels to numbers, each beside its trivial baselines and its interval."""
+"""Measure predictions against labels: each metric beside its trivial baselines and its interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Look at a data set before anything is trained on it: its labels, images, splits and duplicates."""
+"""Explore a data set before training: its labels, images, splits and duplicates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a data set."""
+"""The HTML page of `mlic explore`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of a data set."""
+"""The figures of `mlic explore`."""
 
 from __future__ import annotations
 

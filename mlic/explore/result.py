@@ -1,4 +1,4 @@
-"""What exploring a data set found."""
+"""The report of `mlic explore`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained model as a folder for another engine, which needs neither PyTorch nor Ray, and gives what PyTorch gives.
+"""Export a model to another engine, without PyTorch and Ray, and compare its scores with PyTorch's.
 
 The folder is a bundle with the engine's files in place of the weights: labels, preprocessing, calibration and
 thresholds are those of the model. It is written when its scores and decisions on real images are PyTorch's, and not

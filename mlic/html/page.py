@@ -1,4 +1,4 @@
-"""The shell of a self-contained HTML page: no network, no script, and a style for light and dark screens and paper."""
+"""The frame of a self-contained HTML page: no network, no script, a style for light and dark screens and paper."""
 
 from __future__ import annotations
 

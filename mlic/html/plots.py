@@ -1,4 +1,4 @@
-"""Figures as PNG files. matplotlib is imported when the first is drawn."""
+"""Figures as PNG files. matplotlib is imported with the first figure."""
 
 from __future__ import annotations
 

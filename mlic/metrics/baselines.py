@@ -1,4 +1,4 @@
-"""What needs no image: the trivial baselines beside every headline, and a warning where one is not beaten."""
+"""Trivial baselines, which need no image, and a warning about metrics that do not beat them."""
 
 from __future__ import annotations
 

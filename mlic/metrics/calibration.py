@@ -1,4 +1,4 @@
-"""Scores that mean what they say: of the images with a score of 0.3, three in ten have the label.
+"""Calibrate scores: of the images with a score of 0.3, three in ten have the label.
 
 none         the model's own scores
 prior        logit - log(w): takes back what training with positives weighted by w did to the scores

@@ -1,4 +1,4 @@
-"""Where decisions go wrong: which labels, one label for another, how many at a time, and in which kinds of images."""
+"""Confusions: labels predicted for other labels, number of labels per image, and errors per kind of image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves over all thresholds and over scores, each in a few hundred points however many samples there are."""
+"""Curves over thresholds and scores, in a few hundred points for any number of samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a model's scores to decisions: calibration, then thresholds, both fitted without the samples that they judge.
+"""Decisions from scores: calibration, then thresholds, both cross-fitted.
 
 Calibration and thresholds are chosen together, and calibration never lowers the objective. The thresholds of a policy
 are fitted to the model's own scores. A calibration that rises strictly carries them along, so every decision stays what

@@ -1,4 +1,4 @@
-"""Why a label may be wrong: every error is put under the first of four rules that holds for it."""
+"""Causes of errors: each error gets the first of four rules that applies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which labels are probably wrong: out-of-fold scores against what is given, helped by the labels beside it.
+"""Find labels that are probably wrong, from out-of-fold scores and from co-occurring labels.
 
 One ranking over all labels needs a common unit: the log-odds that what is given is wrong. A low score is no such thing.
 A model that has learnt little of a rare label gives low scores to all samples that have it, rightly or not; and where

@@ -1,4 +1,4 @@
-"""Every metric of decisions under an unmistakable name.
+"""Metrics of decisions, each with an unambiguous name.
 
 Definitions follow scikit-learn with zero_division=0: a ratio without a denominator is 0. Metrics of label sets over
 samples, and of single labels over the known ones among them.

@@ -1,4 +1,4 @@
-"""Metrics of scores: how well they rank samples within a label, and labels within a sample.
+"""Metrics of scores: ranking of samples per label, and of labels per sample.
 
 Definitions are scikit-learn's. An unknown target counts nowhere.
 """

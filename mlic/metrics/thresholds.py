@@ -1,4 +1,4 @@
-"""Decision thresholds: exact search over all cut-offs, and an honest estimate of what they will give.
+"""Decision thresholds: exact search over all cut-offs, and a cross-fitted estimate of their effect.
 
 A label is given where score >= threshold, in float32, everywhere. A policy says what the thresholds are for:
 

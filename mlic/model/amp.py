@@ -1,4 +1,4 @@
-"""The arithmetic of a training step: set, or what the kind of device computes fast and well.
+"""The precision of training steps: the setting, or what suits the kind of device.
 
 It is decided once for a run or a search. A trial of what is faster would be told one thing on an idle machine and
 another on a busy one, and the same command would give other tables.

@@ -1,4 +1,4 @@
-"""The model folder that explains itself: weights, labels in order, preprocessing, thresholds, provenance.
+"""The model folder: weights, labels in order, preprocessing, thresholds and provenance.
 
 model.json            everything but the weights; "format": 1
 weights.safetensors   the state dict; in an export the files of its engine instead, the network's layers in them

@@ -1,4 +1,4 @@
-"""A network of PyTorch as one of another engine: its compiler, ONNX Runtime, OpenVINO, TorchScript.
+"""Convert a PyTorch network for another engine: torch.compile, ONNX Runtime, OpenVINO, TorchScript.
 
 Each takes uint8 images and gives scores; normalisation and the last activation are inside, so that an engine can join
 them with the network.

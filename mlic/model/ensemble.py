@@ -1,4 +1,4 @@
-"""Several networks that see the same images as one network, whose scores are the means of theirs."""
+"""Several networks as one network that averages their scores."""
 
 from __future__ import annotations
 

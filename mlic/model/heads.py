@@ -1,4 +1,4 @@
-"""A head that looks at each place of the feature map for each label, instead of at their mean."""
+"""A head that attends to each position of the feature map for each label, instead of averaging them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network as the stages that its input goes through: to train the last ones, or the earlier ones more slowly."""
+"""The stages of a network, to train only the last ones or to train earlier ones more slowly."""
 
 from __future__ import annotations
 

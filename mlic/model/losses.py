@@ -1,4 +1,4 @@
-"""Losses, the weights of positives, and the output bias that label shares suggest.
+"""Losses, positive weights, and initial output biases.
 
 Every loss is a sum over the known labels of a batch, in float32 whatever the logits' type is: the caller divides by the
 count of all ranks, and the step is that of the whole batch. An unknown label has no loss and no gradient.

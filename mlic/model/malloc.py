@@ -1,4 +1,4 @@
-"""How a process that computes on a CPU gets its memory."""
+"""Memory allocation of a process that computes on CPUs."""
 
 from __future__ import annotations
 

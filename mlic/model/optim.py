@@ -1,4 +1,4 @@
-"""Optimisers by name, the learning rate over a run, and moving averages of weights."""
+"""Optimisers, learning rate schedules and EMA weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The networks of the five reference systems, as far as their reports give them.
+"""The networks of the five reference systems, as their reports describe them.
 
 What a report leaves open is an argument with a default, and so an option of the architecture. All of them take
 (B, channels, image_size, image_size) and give logits; where a report ends in sigmoids, they belong to the loss here.

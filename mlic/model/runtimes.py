@@ -1,4 +1,4 @@
-"""Networks in the files of ONNX Runtime and OpenVINO, and what computes scores of images by them on CPUs.
+"""Run networks from ONNX and OpenVINO files on CPUs.
 
 Normalisation and the last activation are inside of such a network. Nothing here needs PyTorch.
 """

@@ -1,4 +1,4 @@
-"""What in an image speaks for a label: Grad-CAM at the last feature map, or gradients where there is no map.
+"""Which pixels support a label: Grad-CAM at the last feature map, or gradients where there is none.
 
 Grad-CAM: Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization, ICCV 2017.
 """

@@ -1,4 +1,4 @@
-"""The default network: a small residual one that learns from scratch in minutes, on CPUs too."""
+"""The default network: a small residual network that learns from scratch in minutes on CPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network layer by layer: what goes out of each, and how many numbers it learns."""
+"""A table of the layers of a network: output shapes and parameter counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights from elsewhere into a network of ours: by name, or by order and shape from another port of the same network.
+"""Load weights into a network by name, or by order and shape from another port of the same network.
 
 The head is never taken over: its outputs are other labels. Files are safetensors or PyTorch state dicts, which are read
 without running what may be pickled in them.

@@ -1,4 +1,4 @@
-"""Architectures by name: the reference nets, every torchvision classifier, and timm/NAME, with a head for L labels."""
+"""Architectures by name: the reference networks, torchvision classifiers and timm/NAME, with a head for L labels."""
 
 from __future__ import annotations
 

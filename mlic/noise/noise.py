@@ -1,4 +1,4 @@
-"""Shards to a table of suspected label errors: what disagrees with models that were trained on the other folds."""
+"""Find suspected label errors in shards: labels that disagree with models trained on the other folds."""
 
 from __future__ import annotations
 

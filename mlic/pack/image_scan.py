@@ -1,4 +1,4 @@
-"""Look at every image before it is packed: which of them are the same, or nearly, and which cannot be read?"""
+"""Scan all images before packing: find duplicates and unreadable files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Offline augmentation: further versions of an image file, written beside it into the training shards."""
+"""Offline augmentation: write augmented copies of training images into the shards."""
 
 from __future__ import annotations
 

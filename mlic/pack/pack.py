@@ -1,4 +1,4 @@
-"""Images and label files to shards."""
+"""Pack images and label files into shards."""
 
 from __future__ import annotations
 

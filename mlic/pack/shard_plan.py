@@ -1,4 +1,4 @@
-"""What goes into which shard, and the writing of one: the two halves of packing that know nothing of a cluster.
+"""Plan the shards: which sample goes into which shard.
 
 A plan is a pure function of the samples and the settings, and a shard one of its plan and its images: every header
 field that a tar could take from the machine or the clock is fixed.

@@ -1,4 +1,4 @@
-"""Write planned shards by Ray tasks, one shard each, so that what is there is whole; and read them again to be sure."""
+"""Write planned shards by Ray tasks, one task per shard, and verify them."""
 
 from __future__ import annotations
 

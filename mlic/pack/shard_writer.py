@@ -1,4 +1,4 @@
-"""One shard: its tar and the table of its samples, and the account of both while packing runs."""
+"""Write one shard: its tar, the rows of its samples, and its summary."""
 
 from __future__ import annotations
 

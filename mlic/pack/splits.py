@@ -1,4 +1,4 @@
-"""Which sample goes to which split or fold: at random, or stratified over all labels with groups that are never cut."""
+"""Assign samples to splits and folds: at random, or stratified over all labels with groups kept together."""
 
 from __future__ import annotations
 

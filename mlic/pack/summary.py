@@ -1,4 +1,4 @@
-"""What packing came to: where everything went that was found, how the labels were dealt out, and the index of it."""
+"""The pack summary: what happened to every input, label counts per split, and index.json."""
 
 from __future__ import annotations
 

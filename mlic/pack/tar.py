@@ -1,4 +1,4 @@
-"""A tar archive written from one buffer, byte for byte as tarfile writes it."""
+"""Write a tar archive from one buffer, with the same bytes as tarfile."""
 
 from __future__ import annotations
 

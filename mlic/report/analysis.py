@@ -1,4 +1,4 @@
-"""Evidence to content: everything that a page says is computed here, and nothing is drawn."""
+"""Compute all content of a report page from the evidence of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The content of a report's page, all but its pictures: what report.json holds and the page is drawn from."""
+"""The content of a report page without its pictures, as in report.json."""
 
 from __future__ import annotations
 

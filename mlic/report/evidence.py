@@ -1,4 +1,4 @@
-"""What a page is about: the decisions of a model on one split, and what is known of how they came about."""
+"""The evidence of a report: a model's decisions on one split, and where they came from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images of a page: what kind they are, thumbnails, and what in them speaks for a label."""
+"""The images of a report: kinds of images, thumbnails and saliency maps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a report: its content and figures as HTML."""
+"""The HTML page of a report."""
 
 from __future__ import annotations
 

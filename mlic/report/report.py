@@ -1,4 +1,4 @@
-"""The page of a run, or of several beside each other: everything that there is to see before a model is used."""
+"""Write the page of a run, or of several runs beside each other."""
 
 from __future__ import annotations
 

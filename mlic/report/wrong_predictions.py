@@ -1,4 +1,4 @@
-"""The part of a report's page about its errors: sets of labels, kinds of images, causes, and examples."""
+"""The error section of a report: label sets, kinds of images, causes and examples."""
 
 from __future__ import annotations
 

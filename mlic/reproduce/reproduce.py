@@ -1,4 +1,4 @@
-"""A reference system anew: packed, trained and measured as its team did, beside what it reported."""
+"""Pack, train and measure a reference system as its team did, and compare with its report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name and renamed."""
+"""Write files atomically: under a temporary name, then renamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress of a stage: one line, the same numbers on a terminal and in a log."""
+"""Progress of a stage: one line with the same numbers on a terminal and in a log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run came from: versions, host, commit, command and times."""
+"""The provenance of a run: versions, host, commit, command and times."""
 
 from __future__ import annotations
 

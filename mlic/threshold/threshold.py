@@ -1,4 +1,4 @@
-"""Fit decision thresholds and calibration again, without training: a run's validation scores to its bundle."""
+"""Fit decision thresholds and calibration again, without training, and store them in the bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The samples that cannot be decoded, as all ranks know them: too many of a split stop the run, on all ranks alike."""
+"""Samples that cannot be decoded, agreed on by all ranks; too many in a split stop the run on all ranks."""
 
 from __future__ import annotations
 

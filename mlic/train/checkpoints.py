@@ -1,4 +1,4 @@
-"""What a run leaves for the one that resumes from it: its last and its best epoch, and its history.
+"""Checkpoints of a run: its last state, its best epoch and its history.
 
 An epoch leaves `checkpoints/last.pt` and, where it was the best so far, `checkpoints/best.pt`; within an epoch
 `last.pt` is written every so many minutes. Files are whole or not there, and `last.pt` comes after the others, so that

@@ -1,4 +1,4 @@
-"""A model for each fold of the shards, trained on the others: what each sample scores with one that did not see it."""
+"""Train one model per fold, on the other folds, to score each sample with a model that did not see it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which epoch of a run is its last, and which one is kept and measured."""
+"""Early stopping, and which epoch is kept and measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an epoch shows: the training samples in their order, and what is drawn at random for each time one is shown."""
+"""The order of the training samples in an epoch, and the random draws of their augmentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluation of an epoch: every sample once over all ranks, as one process would do it."""
+"""Evaluate an epoch: every sample once over all ranks, with the result of a single process."""
 
 from __future__ import annotations
 

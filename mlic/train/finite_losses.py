@@ -1,4 +1,4 @@
-"""Losses that are not finite: which step, rank and samples they began with, and steps that are left out for them."""
+"""Detect losses that are not finite, name the samples, and count the skipped steps."""
 
 from __future__ import annotations
 

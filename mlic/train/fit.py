@@ -1,4 +1,4 @@
-"""One run: a worker, or by Ray Train a group of them, around the training loop, and the bundle of its best epoch."""
+"""One run: start the worker or workers of the training loop, then write the bundle of the kept epoch."""
 
 from __future__ import annotations
 

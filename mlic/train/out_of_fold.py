@@ -1,4 +1,4 @@
-"""What the samples of a cross-validation are decided by: models that did not see them, at epochs that others chose.
+"""Out-of-fold decisions in cross-validation, at epochs that the other folds chose.
 
 The best epoch of a fold, chosen on that very fold, looks better than it is: it is the highest of many noisy values. So
 each fold is measured at the epoch that the mean curve of the other folds is best at.

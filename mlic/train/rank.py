@@ -1,4 +1,4 @@
-"""Where a process of a run stands: its rank, its device and its folder, and what ranks say and agree on."""
+"""The rank, device and folder of a training process, and collectives between ranks."""
 
 from __future__ import annotations
 

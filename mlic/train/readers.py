@@ -1,4 +1,4 @@
-"""What a run reads its samples with: images of shards, or the features that a frozen backbone makes of them."""
+"""Readers of training data: images of shards, or cached features of a frozen backbone."""
 
 from __future__ import annotations
 

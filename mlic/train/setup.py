@@ -1,4 +1,4 @@
-"""What a run starts with: its preprocessing, the weights of positives, and its network with what of it is trained."""
+"""The initial state of a run: preprocessing, positive weights, network and trained layers."""
 
 from __future__ import annotations
 

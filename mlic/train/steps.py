@@ -1,4 +1,4 @@
-"""A step of training: the gradient of a batch, the change of the weights, and what is kept of both."""
+"""A training step: gradient, update of the weights, and the state that both change."""
 
 from __future__ import annotations
 

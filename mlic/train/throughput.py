@@ -1,4 +1,4 @@
-"""How fast an epoch goes, and how much of its time is spent waiting for data."""
+"""Images per second of an epoch, and the time it waits for data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards to a trained model, or to what its recipe gives on images that no model was fitted to."""
+"""`mlic train`: train one model, or one model per fold."""
 
 from __future__ import annotations
 

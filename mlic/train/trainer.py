@@ -1,4 +1,4 @@
-"""The training loop: one model, fitted by one process or by many; the same under Ray Train and under Ray Tune.
+"""The training loop, for one process or a group of ranks, under Ray Train and Ray Tune alike.
 
 All randomness is drawn from the seed, the epoch, the step and the sample, so a run that resumes from a checkpoint is
 the run that was never stopped.

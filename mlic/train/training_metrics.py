@@ -1,4 +1,4 @@
-"""Metrics of the training split, from what the network says of each batch while it is trained on it."""
+"""Metrics of the training split, from the outputs of the training steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes that train: one alone as a Ray actor, or a group by Ray Train, and how they fail."""
+"""The processes that train: one Ray actor, or a group by Ray Train, and how their failures are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the winner of a search really better? It, the runner-up and the default, trained again from other seeds.
+"""Is the winner of a search better? Retrain it, the runner-up and the defaults with new seeds.
 
 The best of many trials looks better than it is, by its luck on the validation split. So the contest is held anew, on
 seeds that the search did not use and, where the shards have one, on a test split that it never saw.

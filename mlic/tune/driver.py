@@ -1,4 +1,4 @@
-"""The trials of a search on a Ray cluster: which of them is trained how far next, and what comes of it.
+"""Run the trials of a search on Ray and collect their results.
 
 What happens is decided by `search`, here in the driver; Ray Tune finds a worker for each piece of work, gives it what
 it needs of CPUs and GPUs, keeps its process for the next one, and does again what was lost with a worker. A piece of

@@ -1,4 +1,4 @@
-"""The best trials of a search as one model, whose scores are the means of theirs."""
+"""Average the best trials of a search into one model."""
 
 from __future__ import annotations
 

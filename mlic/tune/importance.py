@@ -1,4 +1,4 @@
-"""Which settings of a search mattered."""
+"""Importance of settings in a search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a search, and its figures."""
+"""The HTML page of a search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Population-based training: the worst of a population take over the best, and search on from there.
+"""Population-based training: the worst trials of a population copy the best ones and explore from there.
 
 Jaderberg et al., Population Based Training of Neural Networks, arXiv:1711.09846, in step: all members are compared when
 all of them have come to the same epoch, so an exchange depends on their values and on nothing else.

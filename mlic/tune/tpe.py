@@ -1,4 +1,4 @@
-"""Draws that learn from the trials before them, by Optuna's tree-structured Parzen estimator."""
+"""Draw settings by Optuna's tree-structured Parzen estimator, from earlier trials."""
 
 from __future__ import annotations
 

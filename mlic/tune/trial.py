@@ -1,4 +1,4 @@
-"""A trial of a search as it is shown while the search runs, and as it is reported."""
+"""A trial as a row of the table, during the search and in its report."""
 
 from __future__ import annotations
 

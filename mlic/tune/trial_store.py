@@ -1,4 +1,4 @@
-"""The trials of a search: their folders, their values and their order."""
+"""The trials of a search: their folders, values and ranking."""
 
 from __future__ import annotations
 

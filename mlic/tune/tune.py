@@ -1,4 +1,4 @@
-"""Search any settings of training, architecture, loss weighting and thresholds among them, for the best model.
+"""Search the settings of training, architecture, loss weighting and thresholds for the best model.
 
 Which trials continue is decided in the order of their numbers (see `search.rungs`), so the same settings give the same
 table on any number of workers and after any interruption, and a search that is given more trials continues as if it had

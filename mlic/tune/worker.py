@@ -1,4 +1,4 @@
-"""A piece of the work of a search, in a worker of Ray Tune: a trial is trained until it has so many epochs."""
+"""Train a trial up to a number of epochs, in a worker of Ray Tune."""
 
 from __future__ import annotations
 
