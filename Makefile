@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-rest test-all test-fast soak check fmt golden bench clean
+.PHONY: demo test test-rest test-ray test-all test-fast soak check fmt golden bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/mlic demo
@@ -19,7 +19,13 @@ test: $(VENV)/installed
 test-rest: $(VENV)/installed
 	$(PYTEST) -m "slow and not smoke"
 
-test-all: test test-rest
+test-all: test test-rest test-ray
+
+# The smoke tests with the oldest Ray that pyproject.toml claims, in a folder before site-packages; RAY=VERSION is another.
+RAY ?= 2.52.1
+test-ray: $(VENV)/installed
+	test -d .ray/$(RAY) || $(BIN)/python -m pip install -q --no-deps --target .ray/$(RAY) ray==$(RAY)
+	PYTHONPATH="$(CURDIR)/.ray/$(RAY)" $(PYTEST) -m smoke
 
 # Without the tests that start Ray, train, kill and resume.
 test-fast: $(VENV)/installed

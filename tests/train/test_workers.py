@@ -26,6 +26,7 @@ class Listener(ray.train.UserCallback):  # type: ignore[misc]
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.smoke
 def test_a_group_of_workers_reports_every_epoch_to_ray_train(shards: Path, ray_cluster: None, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"format": 1, "attempt": 1}))
     where = {

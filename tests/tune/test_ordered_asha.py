@@ -70,6 +70,7 @@ def expected() -> dict[int, int]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.smoke
 @pytest.mark.parametrize("cpus", [2, 0.5], ids=["one at a time", "four at a time"])
 def test_the_same_trials_stop_however_many_run_at_once(ray_cluster: None, tmp_path: Path, cpus: float) -> None:
     stopped = search(tmp_path, cpus)
