@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mlic.cluster import ray_private
+
 
 def use_own_token() -> None:
     """Lock an embedded Ray with a token of its own, handed to its processes and written nowhere.
@@ -19,10 +21,7 @@ def use_own_token() -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if "ray._raylet" in sys.modules:  # it has read its environment already, once for this process: read it again
-        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+        ray_private.reload_authentication()
 
 
 def has_token() -> bool:
@@ -36,12 +35,8 @@ def wants_token(address: str | None) -> bool:
     """Whether a cluster refuses one who shows no token; asked in another process, as Ray settles this only once."""
     if "://" in str(address):
         return True
-    ask = (
-        "import sys; from ray._private.services import canonicalize_bootstrap_address as where;"
-        "from ray._raylet import GcsClient; GcsClient(address=where(sys.argv[1]))"
-    )
     asked = subprocess.run(  # noqa: S603 - Python, with an address as its argument
-        [sys.executable, "-c", ask, str(address)],
+        [sys.executable, "-c", ray_private.ASK_CLUSTER, str(address)],
         env=os.environ | {"RAY_AUTH_MODE": "disabled"},
         capture_output=True,
         text=True,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mlic.cluster import ray_private
 from mlic.cluster.auth import has_token, use_own_token, wants_token
 from mlic.cluster.placement import describe_cluster
 from mlic.cluster.resources import Cluster, Node
@@ -120,8 +121,7 @@ def _init(address: str | None) -> None:
             "num_cpus": _usable_cpus(),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
-            # Ray would start workers ahead and keep the driver waiting for them: for ever, when one of them is killed.
-            "_system_config": {"prestart_worker_first_driver": False},
+            **ray_private.INIT_OPTIONS,
         }
     else:
         options |= {"address": address}

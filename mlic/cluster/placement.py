@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from mlic.cluster import ray_private
 from mlic.cluster.resources import Cluster, Node, Share, room
 from mlic.cluster.signals import waiting_loops
 from mlic.errors import ClusterError
@@ -76,11 +77,10 @@ def reserved() -> set[str]:
 
 def free(groups: Collection[str]) -> None:
     """Give up placement groups, and with them their actors. Ray keeps those of a dead actor until its job ends."""
-    from ray._raylet import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
+    from ray.util.placement_group import remove_placement_group
 
     for name in groups:
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
+        remove_placement_group(ray_private.placement_group(name))
 
 
 def assigned_device() -> str:

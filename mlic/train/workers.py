@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlic.cluster import placement, pool
+from mlic.cluster import placement, pool, ray_private
 from mlic.cluster.resources import Share
 from mlic.config.fit_checks import STORED
 from mlic.config.train import TrainConfig
@@ -88,24 +88,14 @@ def group(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     import ray.train
-    from ray.train.torch import TorchTrainer
 
     from mlic.cluster.torch_backend import NodeTorchConfig
-
-    class Trainer(TorchTrainer):  # type: ignore[misc]
-        def _create_default_callbacks(self) -> list[Any]:
-            """Without the actor that frees placement groups after a crash, where the whole Ray ends with this process.
-
-            It asks Ray's dashboard, which an embedded Ray does not start, and costs a process and seconds.
-            """
-            callbacks = super()._create_default_callbacks()
-            return [c for c in callbacks if not (embedded and type(c).__name__ == "PlacementGroupCleanerCallback")]
 
     # A worker that is lost while the group starts is counted by the controller, one that is lost later as a failure.
     limit = max(1, config.max_failures)
     workers = share.workers if config.min_workers is None else (config.min_workers, share.workers)
     resources = {"CPU": float(share.cpus), **({"GPU": float(share.gpus)} if share.gpus else {})}
-    return Trainer(
+    return ray_private.trainer_class(embedded)(
         _worker,
         train_loop_config=_arguments(config, where, until, deadline),
         torch_config=NodeTorchConfig(),

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlic.cluster import placement, signals
+from mlic.cluster import placement, ray_private, signals
 from mlic.cluster.preflight import trials_at_once
 from mlic.cluster.resources import Cluster
 from mlic.config.tune import TuneConfig
@@ -377,7 +377,7 @@ def _order() -> Any:
 
         def choose_trial_to_run(self, controller: Any) -> Any:
             """The newest piece that waits for a worker, but first one that waits longer than a start takes."""
-            waiting = [each for each in controller.get_live_trials() if each.status == each.PENDING]
+            waiting = ray_private.waiting_trials(controller)
             if not waiting:
                 return None
             waiting.sort(key=lambda each: self.asked[each.trial_id])

@@ -1,0 +1,74 @@
+"""Every private or undocumented name of Ray that mlic uses, with the reason. A test checks that each still exists.
+
+What breaks without one is said at each function.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Ray starts workers before they are needed and makes the driver wait for them: for ever, when one of them is killed.
+# Without this option a killed worker can block the start of an embedded Ray. No public option does the same.
+INIT_OPTIONS: dict[str, Any] = {"_system_config": {"prestart_worker_first_driver": False}}
+
+# A program that fails with AuthenticationError if the cluster at sys.argv[1] wants a token. `ray.init` tells the same
+# only by its own failure, after which the process cannot connect with a token any more.
+# Without these names a cluster with tokens refuses drivers that are given host:port.
+ASK_CLUSTER = (
+    "import sys; from ray._private.services import canonicalize_bootstrap_address as where;"
+    "from ray._raylet import GcsClient; GcsClient(address=where(sys.argv[1]))"
+)
+
+
+def reload_authentication() -> None:
+    """Make Ray read RAY_AUTH_MODE and RAY_AUTH_TOKEN again. It reads them once, when it is imported.
+
+    Without it, an embedded Ray fails to start in a program that has imported Ray before mlic sets its token.
+    """
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def placement_group(hex_id: str) -> Any:
+    """The placement group with an id of `ray.util.placement_group_table()`, which `remove_placement_group` takes.
+
+    Ray has a public way from a name to a group, and none from an id. Without it, the resources of a Ray Train
+    controller that died stay reserved until this process ends.
+    """
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup
+
+    return PlacementGroup(PlacementGroupID(bytes.fromhex(hex_id)))
+
+
+def trainer_class(embedded: bool) -> Any:
+    """`TorchTrainer`; for an embedded Ray, without the actor that frees placement groups after a crash.
+
+    That actor asks Ray's dashboard, which an embedded Ray does not start, and an embedded Ray ends with this process
+    anyway. Without the private method the actor would start, fail, and take a process and seconds.
+    """
+    from ray.train.torch import TorchTrainer
+
+    if not embedded:
+        return TorchTrainer
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if type(callback).__name__ != GROUP_CLEANER]
+
+    return Trainer
+
+
+GROUP_CLEANER = "PlacementGroupCleanerCallback"
+
+
+def waiting_trials(tune_controller: Any) -> list[Any]:
+    """The trials of Ray Tune that wait for a worker, as a scheduler's controller knows them.
+
+    The controller that schedulers are given has no documented interface, although every scheduler needs one. Without
+    this, a search would use only the nodes whose processes start fastest.
+    """
+    return [trial for trial in tune_controller.get_live_trials() if trial.status == trial.PENDING]

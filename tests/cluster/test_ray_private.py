@@ -1,0 +1,56 @@
+"""Whether the installed Ray still has every private name that mlic uses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import ray
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient, PlacementGroupID
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.tune.execution.tune_controller import TuneController
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+
+from mlic.cluster import ray_private
+
+
+def test_the_environment_is_read_again() -> None:
+    assert callable(Config.initialize)
+    assert callable(AuthenticationTokenLoader.instance().reset_cache)
+
+
+def test_a_cluster_is_asked_without_a_token() -> None:
+    assert GcsClient.__name__ in ray_private.ASK_CLUSTER
+    asked = subprocess.run(
+        [sys.executable, "-c", ray_private.ASK_CLUSTER, "nobody:here"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "ImportError" not in asked.stderr
+
+
+@pytest.mark.ray
+def test_a_placement_group_is_found_by_its_id(ray_cluster: None) -> None:
+    made = placement_group([{"CPU": 0.01}])
+    ray.get(made.ready())
+    (name,) = (name for name, group in placement_group_table().items() if group["state"] == "CREATED")
+    assert isinstance(ray_private.placement_group(name).id, PlacementGroupID)
+    remove_placement_group(ray_private.placement_group(name))
+    assert placement_group_table()[name]["state"] == "REMOVED"
+
+
+def test_the_cleaner_of_placement_groups_is_left_out_of_an_embedded_ray() -> None:
+    assert PlacementGroupCleanerCallback.__name__ == ray_private.GROUP_CLEANER
+    assert callable(TorchTrainer._create_default_callbacks)
+    assert ray_private.trainer_class(embedded=False) is TorchTrainer
+    for embedded in (True, False):
+        trainer = ray_private.trainer_class(embedded)(print)
+        names = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
+        assert (ray_private.GROUP_CLEANER in names) == (not embedded)
+
+
+def test_a_scheduler_sees_the_live_trials() -> None:
+    assert callable(TuneController.get_live_trials)
