@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from mlic.config.base import Model, Settings, setting
-from mlic.config.fit import Color
+from mlic.config.fit import Color, ShardSettings
 from mlic.config.types import (
     AnyPath,
     LocalPath,
@@ -178,16 +178,9 @@ class ExploreConfig(Settings):
     seed: int = setting(42, "Seed for choosing the images", ge=0, le=2**31 - 1)
 
 
-class DoctorConfig(Settings):
+class DoctorConfig(ShardSettings):
     """Examine shards: do the labels belong to the images, and can every label be learnt and measured?"""
 
-    shards: AnyPath = setting(
-        Path("shards"),
-        "Folder of shards that mlic pack wrote, or s3://...",
-        cli="argument",
-        place=True,
-        validate_default=True,
-    )
     max_samples: int = setting(10_000, "Maximum number of training samples to check", cli="flag", ge=100)
     ranks: int = setting(1, "Number of training workers that will read the shards", cli="flag", ge=1, place=True)
     seed: int = setting(42, "Seed for choosing samples and for shuffling", ge=0, le=2**31 - 1)

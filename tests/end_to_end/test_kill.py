@@ -74,24 +74,14 @@ def same_result(one: Path, two: Path) -> None:
     assert specs[0]["thresholds"] == specs[1]["thresholds"]
 
 
+def _training(shards: Path, workers: int) -> list[object]:
+    settings = f"--arch b-final --epochs {EPOCHS} --image-size 64 --batch-size 32 --workers {workers} --set color=rgb"
+    return ["train", shards, *settings.split()]
+
+
 @pytest.fixture(scope="module")
 def training(shards: Path) -> list[object]:
-    return [
-        "train",
-        shards,
-        "--arch",
-        "b-final",
-        "--epochs",
-        EPOCHS,
-        "--image-size",
-        "64",
-        "--batch-size",
-        "32",
-        "--workers",
-        "2",
-        "--set",
-        "color=rgb",
-    ]
+    return [*_training(shards, workers=2)]
 
 
 @pytest.fixture(scope="module")
@@ -132,23 +122,7 @@ def test_a_killed_worker_is_replaced(training: list[object], straight: Path, tmp
 
 def test_one_worker_alone(shards: Path, tmp_path: Path) -> None:
     """It is replaced when it is killed, and stops in good order when it is told to; the result is the same."""
-    command = [
-        "train",
-        shards,
-        "--arch",
-        "b-final",
-        "--epochs",
-        EPOCHS,
-        "--image-size",
-        "64",
-        "--batch-size",
-        "32",
-        "--workers",
-        "1",
-        "--set",
-        "color=rgb",
-        "--no-doctor",
-    ]
+    command = [*_training(shards, workers=1), "--no-doctor"]
     for name in ("straight", "killed"):
         (tmp_path / name).mkdir()
     code, _, err = run(tmp_path / "straight", *command)
