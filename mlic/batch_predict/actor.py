@@ -51,7 +51,7 @@ class Items:
         return len(self.rows)
 
     def part(self, start: int, end: int) -> Items:
-        """Those from `start` to `end`, fit to be sent to another process."""
+        """The items from `start` to `end`, picklable."""
         rows = self.rows[start:end]
         source = self.source.take(rows)
         # A slice would take its whole column with it.
@@ -60,14 +60,14 @@ class Items:
 
 
 class Trail:
-    """Where the attempts at a part were: "begin", and in a careful one "+N" and "-N" around the decoding of image N."""
+    """The journal of attempts at a part: "begin", and in a careful attempt "+N" and "-N" around decoding image N."""
 
     def __init__(self, part: Location) -> None:
         self.path = storage.join(storage.parent(part), storage.name(part).replace(".parquet", ".trail"))
 
     @staticmethod
     def attempts(part: Location) -> int:
-        """How many attempts at a part have begun and not ended."""
+        """The number of attempts at a part that started and did not end."""
         return Trail(part)._read().count("begin")
 
     def __enter__(self) -> Self:
@@ -102,7 +102,7 @@ class Trail:
             file.write(word + "\n")
 
     def watched(self, image: int, decode: Callable[[], Any]) -> Any:
-        """The decoding of an image, with a note before it and one after it."""
+        """Note the start and the end of decoding an image."""
         self._note(f"+{image}")
         found = decode()
         self._note(f"-{image}")
@@ -110,10 +110,10 @@ class Trail:
 
 
 class Predictor:
-    """Holds what computes scores, in this process or as a Ray actor."""
+    """Computes scores of images, in this process or as a Ray actor."""
 
     def __init__(self, config: PredictConfig, backend: Backend, here: bool = False) -> None:
-        """Load the model, for the device that Ray gave to this actor, or for what there is `here`."""
+        """Load the model on the device that Ray assigned to this actor, or on any device of this process if `here`."""
         exported, device = bundle.read(config.model).export is not None, "cpu"
         if not exported:
             device = any_device() if here else placement.assigned_device()
@@ -124,10 +124,10 @@ class Predictor:
         self._mirrors = config.tta == "mirror"
 
     def ready(self) -> None:
-        """Return, which an actor does once it has loaded its model."""
+        """Return when the model is loaded."""
 
     def run(self, items: Items, out: Location) -> tuple[int, int, str]:
-        """Predict the items and write their part; returns the numbers of rows and of bad ones, and the engine."""
+        """Predict the items and write their part; returns the number of rows, of bad rows, and the engine."""
         size = self._model.batch_size
         batches = [range(i, min(i + size, len(items))) for i in range(0, len(items), size)]
         scores, errors = [], []
@@ -170,7 +170,7 @@ class Predictor:
 
 
 def write_part(path: Location, items: Items, scores: Array, errors: Sequence[str | None]) -> None:
-    """Write a part: key, file, error and scores of each image, whole or not at all."""
+    """Write a part atomically: key, file, error and scores of each image."""
     import pyarrow.parquet as pq
 
     flat = pa.array(scores.astype(np.float32).ravel(), pa.float32())

@@ -34,7 +34,7 @@ _OURS = re.compile(r"part-\d{6,}\.parquet|\.part-.*\.part")  # of which the seco
 
 
 class PredictReport(Model):
-    """What was predicted; `found` is `predicted` plus `bad`, and `errors` is the file that names the bad ones.
+    """The report of batch-predict: `found` is `predicted` plus `bad`, and `errors` is the file that names the bad ones.
 
     `rows` are the predictions themselves where they go to the standard output, `first_bad` is why the first of the bad
     ones is bad.
@@ -66,7 +66,7 @@ class PredictReport(Model):
 
 
 def check_out(out: Location, fresh: bool) -> None:
-    """Raise ConfigError where the output would take the place of something that no prediction wrote."""
+    """Raise ConfigError if the output would overwrite something that batch-predict did not write."""
     folder, parts = storage.is_folder(out), parts_of(out)
     if storage.suffix(out):
         if folder:
@@ -93,7 +93,7 @@ def part_at(parts: Location, number: int) -> Location:
 
 
 def missing(parts: Location, count: int) -> list[int]:
-    """The numbers, of so many parts, of those that are not made yet."""
+    """The numbers of the parts, out of `count`, that are not written yet."""
     there = set(storage.names(parts))
     return [number for number in range(count) if storage.name(part_at(parts, number)) not in there]
 

@@ -73,7 +73,7 @@ def _is_one_image(images: Location) -> bool:
 
 
 def _predict_to(config: PredictConfig, out: Location, model: bundle.Bundle, items: Items) -> PredictReport:
-    """Predict the items to a file or a folder of files, with their parts beside it."""
+    """Predict the items into a file or a folder of files, with the folder of parts beside it."""
     if storage.suffix(out) == ".txt":
         prediction_files.check_plain(items.files)
     values = prediction_files.resolve_values(storage.suffix(out), config.values)
@@ -131,7 +131,7 @@ def _of_split(split: Split) -> str:
 
 
 def _check_engine(config: PredictConfig, model: bundle.Bundle) -> None:
-    """Raise ConfigError for an engine, or a precision, that the model cannot be computed by."""
+    """Raise ConfigError for an engine or a precision that the model does not support."""
     if model.export is None:
         if config.precision == "bf16" and config.backend in ("onnx", "compile"):
             raise ConfigError(
@@ -218,7 +218,7 @@ def _predict_parts(
 def _make_here(
     config: PredictConfig, items: Items, todo: Sequence[int], parts: Location, backend: Backend
 ) -> Iterator[tuple[int, int, str]]:
-    """Make parts in this process; yields (rows, bad rows, backend)."""
+    """Predict parts in this process; yields (rows, bad rows, backend)."""
     predictor = Predictor(config, backend, here=True)
     for number in todo:
         part = items.part(number * config.chunk, (number + 1) * config.chunk)
@@ -233,7 +233,7 @@ def _map_parts(
     share: Share,
     backend: Backend,
 ) -> Iterator[tuple[int, int, int, str, str | None]]:
-    """Give parts to idle actors until all are done; yields (part, rows, bad rows, backend, error).
+    """Assign parts to idle actors until all are done; yields (part, rows, bad rows, backend, error).
 
     A part whose actor dies is done again, with care. An actor is given parts when it is ready: one that takes the place
     of another on a node that is lost may never find room. Raises ClusterError when actors die again and again before

@@ -12,7 +12,7 @@ from mlic.cluster import ray_private
 
 
 def use_own_token() -> None:
-    """Lock an embedded Ray with a token of its own, handed to its processes and written nowhere.
+    """Protect an embedded Ray with its own token, which is passed to its processes and never written to disk.
 
     Left to itself, Ray writes a token that others can read to the home directory and uses it from then on.
     """
@@ -32,7 +32,7 @@ def has_token() -> bool:
 
 
 def wants_token(address: str | None) -> bool:
-    """Whether a cluster refuses one who shows no token; asked in another process, as Ray settles this only once."""
+    """Whether a cluster refuses clients without a token; asked in another process, since Ray decides this only once."""
     if "://" in str(address):
         return True
     asked = subprocess.run(  # noqa: S603 - Python, with an address as its argument

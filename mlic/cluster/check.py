@@ -97,7 +97,7 @@ def _row(node: NodeReport) -> list[str]:
 
 
 def check(config: ClusterCheckConfig) -> ClusterReport:
-    """Look at every node from itself. Raises ClusterError when the cluster does not answer."""
+    """Check every node from a process on it. Raises ClusterError if the cluster does not answer."""
     with connect(config.address) as cluster:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

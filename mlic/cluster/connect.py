@@ -72,7 +72,7 @@ def is_embedded(address: str | None) -> bool:
 
 
 def foreseen(address: str | None) -> Cluster | None:
-    """What a Ray inside this process will have, before it is started; None of others, and where there may be GPUs.
+    """The resources of an embedded Ray before it starts; None for other clusters, and if there may be GPUs.
 
     So what cannot fit is refused at once and not after the seconds that a start takes.
     """
@@ -152,7 +152,7 @@ def _init(address: str | None) -> None:
 
 
 def _child_processes() -> set[int]:
-    """Those that this process has started and that have not ended; none where the system does not tell."""
+    """The running child processes of this process; empty if the system does not list them."""
     found = set[int]()
     for thread in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):  # a thread that has ended since it was listed

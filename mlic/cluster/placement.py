@@ -22,7 +22,7 @@ _ROOM_WARNING_S, _ROOM_LOOK_S = 60, 10
 
 @contextlib.contextmanager
 def watching_room(share: Share, fewest: int) -> Iterator[None]:
-    """Warn while something waits because the nodes that are left had no room for the `fewest` workers for a minute.
+    """Warn if the remaining nodes have no room for the `fewest` workers for a minute.
 
     It continues by itself as soon as a node takes the place of the lost one; until then, nothing else tells why nothing
     happens. A thread asks, since a Ray whose head is lost does not answer, and Ctrl-C is not to wait for that.
@@ -66,7 +66,7 @@ def _watch_room(share: Share, fewest: int, over: threading.Event) -> None:
 
 
 def reserved() -> set[str]:
-    """The ids of the placement groups that this process's job has: resources kept for actors of its own."""
+    """The ids of the placement groups of this process's job."""
     import ray
 
     # The last four bytes of the id of a placement group are those of the job that made it.
@@ -76,7 +76,7 @@ def reserved() -> set[str]:
 
 
 def free(groups: Collection[str]) -> None:
-    """Give up placement groups, and with them their actors. Ray keeps those of a dead actor until its job ends."""
+    """Remove placement groups and their actors. Ray keeps the groups of a dead actor until its job ends."""
     from ray.util.placement_group import remove_placement_group
 
     for name in groups:
@@ -94,7 +94,7 @@ def assigned_device() -> str:
 
 
 def ask_worker(share: Share, question: Callable[..., Any], *arguments: Any) -> Any:
-    """The answer of a worker with the GPUs of a share; without GPUs this process answers by itself."""
+    """Call `question` in a worker with the GPUs of a share, or in this process if the share has no GPUs."""
     if not share.gpus:
         return question(*arguments)
     import ray

@@ -38,7 +38,7 @@ def run(
     cut: Callable[[P], list[P]],
     lost: Callable[[P, str], R],
 ) -> Iterator[tuple[P, R]]:
-    """Pieces and what comes of them, as they come; as many pieces exist at a time as there are workers.
+    """Yield each task and its result, as they finish; at most one task per worker exists at a time.
 
     `work(piece, shared)` is done by tasks. `cut` parts a piece into smaller ones, or returns it alone where it cannot;
     `lost` says what comes of one that ended worker after worker, from the piece and the reason. What `work` raises is
@@ -91,7 +91,7 @@ def _next(pieces: Iterator[P]) -> _Piece[P] | None:
 
 
 def _after_death(piece: _Piece[P], cut: Callable[[P], list[P]]) -> list[_Piece[P]] | None:
-    """What is to be done in place of a piece whose worker died; None where there is nothing more to try."""
+    """The tasks that replace a task whose worker died; None if nothing is left to try."""
     deaths = piece.deaths + 1
     if deaths < _BEFORE_CUT:
         return [_Piece(piece.content, deaths)]
@@ -102,7 +102,7 @@ def _after_death(piece: _Piece[P], cut: Callable[[P], list[P]]) -> list[_Piece[P
 
 
 def deaths() -> tuple[type[Exception], ...]:
-    """The errors that Ray raises where a process is gone, or what it gave: killed by itself, the system or its node."""
+    """The errors that Ray raises if a process, or its result, is lost: killed by itself, the system or its node."""
     import ray.exceptions as ray_errors
 
     return (

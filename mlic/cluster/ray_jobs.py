@@ -21,7 +21,7 @@ _LOST_AFTER_S = 300.0  # without an answer
 
 
 def submit(config: SubmitConfig, stage: str, say: Callable[[str], None]) -> str:
-    """Submit the job, or find the one of this name that is still at work; returns its id.
+    """Submit the job, or find a running job of this name; returns its id.
 
     Uploads the configuration file alone: data is on storage that all nodes see. Raises ClusterError when the cluster
     does not answer or does not take it.
@@ -53,7 +53,7 @@ def submit(config: SubmitConfig, stage: str, say: Callable[[str], None]) -> str:
 
 
 def follow(address: str, name: str, say: Callable[[str], None]) -> int:
-    """Say what a job prints until it ends, over lost connections; returns its exit code, 6 for one that was stopped."""
+    """Print the log of a job until it ends, across lost connections; returns its exit code, 6 if it was stopped."""
     client = _client(address)
     said = 0
     answered = time.monotonic()

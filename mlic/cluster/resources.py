@@ -20,7 +20,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What Ray has. `embedded` says that it lives and dies with this process."""
+    """The nodes of a Ray cluster. An `embedded` one ends with this process."""
 
     nodes: tuple[Node, ...]
     embedded: bool
@@ -44,7 +44,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Share:
-    """Workers and what each of them gets."""
+    """The number of workers, and the CPUs and GPUs of each."""
 
     workers: int
     cpus: float
@@ -52,7 +52,7 @@ class Share:
 
 
 def train_share(cluster: Cluster, workers: int | Literal["auto"]) -> Share:
-    """Training workers: one a GPU, or one a node where there is none; each gets an equal part of its node's CPUs.
+    """Training workers: one per GPU, or one per node without GPUs; each gets an equal part of its node's CPUs.
 
     Raises ClusterError when there are fewer GPUs (or, without GPUs, CPUs) than workers.
     """
@@ -87,7 +87,7 @@ def task_share(cluster: Cluster, workers: int | Literal["auto"], use_gpus: bool)
 
 
 def room(cluster: Cluster, share: Share) -> int:
-    """Workers of this share that there is room for on the nodes, whoever is at work there."""
+    """The number of workers of this share that the nodes have room for, ignoring running ones."""
     by_cpu = [int(node.cpus // share.cpus) for node in cluster.nodes]
     if not share.gpus:
         return sum(by_cpu)

@@ -14,7 +14,7 @@ from mlic.errors import ClusterError
 
 
 def check_shared(cluster: Cluster, folder: Location, *inputs: Location) -> None:
-    """Make sure that every node sees the same `folder`, and has the `inputs`; object stores are seen by all.
+    """Check that every node sees the same `folder` and has the `inputs`; object stores need no check.
 
     This process writes a file to `folder`, and a task on each node reads it. Raises ClusterError with the path and the
     names of the nodes that do not see it.
@@ -51,7 +51,7 @@ def check_shared(cluster: Cluster, folder: Location, *inputs: Location) -> None:
 
 
 def _answer(node: Node, reference: Any) -> Path | None:
-    """What a task on a node says; None from a node that has died since, which nobody will use."""
+    """The answer of a task on a node; None if the node has died since."""
     import ray
 
     try:
@@ -65,7 +65,7 @@ def _answer(node: Node, reference: Any) -> Path | None:
 
 
 def _unseen(probe: Path | None, text: str, inputs: Sequence[Path]) -> Path | None:
-    """The first of the paths that this node does not see as the driver does."""
+    """The first path that this node does not see as the driver does."""
     if probe is not None:
         try:
             os.listdir(probe.parent)  # noqa: PTH208 - refreshes the directory that a network file system has cached

@@ -18,7 +18,7 @@ waiting_loops: list[threading.Event] = []
 
 @contextlib.contextmanager
 def _heard_once() -> Iterator[None]:
-    """Forget the signal of an interrupt that is on its way to the caller: the next work is not to stop for it too."""
+    """Clear recorded signals when KeyboardInterrupt propagates, so that the next call ignores them."""
     try:
         yield
     except KeyboardInterrupt:
@@ -43,7 +43,7 @@ def done(running: Collection[Any]) -> list[Any]:
 
 @_heard_once()
 def run_beside(work: Callable[[], object], look: Callable[[], object] = lambda: None) -> BaseException | None:
-    """Do `work` in a thread, with a `look` at it three times a second; returns what it raised.
+    """Run `work` in a thread and call `look` three times a second; returns the exception of `work`, if any.
 
     For the loops of Ray Train and Ray Tune: in the main thread they would take Ctrl-C for themselves, and now and then
     lose it. Here it is raised to the caller, and the thread ends with the process.
@@ -70,7 +70,7 @@ def run_beside(work: Callable[[], object], look: Callable[[], object] = lambda: 
 
 @contextlib.contextmanager
 def noted_signals() -> Iterator[Callable[[], None]]:
-    """Note SIGTERM, SIGINT and SIGUSR1 for `done`, then do what their handlers did before.
+    """Record SIGTERM, SIGINT and SIGUSR1 for `done`, then call their previous handlers.
 
     Yields what sets the handlers once more: ray.init replaces that of SIGTERM by one that ends the process without a
     word.

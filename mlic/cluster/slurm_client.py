@@ -58,7 +58,7 @@ class Job:
 
 
 def check(script: str) -> None:
-    """Raise ClusterError where SLURM would never run the job, with what it says of it."""
+    """Raise ClusterError with SLURM's message if SLURM would never run the job."""
     done = _call("sbatch", "--test-only", stdin=script)
     if done.returncode != 0:
         raise ClusterError(
@@ -81,7 +81,7 @@ def submit(script: str, name: str, after: str | None = None) -> str:
 
 
 def jobs(ids: Sequence[str]) -> list[Job]:
-    """How jobs stand, of arrays each task; without ids those in the queue and the last that were submitted from here.
+    """The state of jobs, one per array task; without ids: those in the queue and the last ones submitted from here.
 
     Raises ClusterError for an id that neither the queue nor the accounting knows, and when SLURM does not answer.
     """
@@ -141,7 +141,7 @@ def follow(job: str, say: Callable[[str], None], every_s: float = 2.0) -> Job:
 
 
 def cancel(ids: Sequence[str]) -> None:
-    """End jobs. Raises ClusterError for what SLURM says against it."""
+    """Cancel jobs. Raises ClusterError if SLURM refuses."""
     done = _call("scancel", *ids)
     if done.returncode != 0 or "error" in done.stderr:
         raise ClusterError(f"scancel: {_said(done)}.", "mlic slurm status lists the jobs.")
@@ -183,7 +183,7 @@ def _shown(line: str) -> Job:
 
 
 def _code(text: str) -> int:
-    """SLURM's CODE:SIGNAL as a shell has it."""
+    """SLURM's CODE:SIGNAL as a shell exit code."""
     code, _, signal = text.partition(":")
     return int(code or 0) or (128 + int(signal) if signal not in ("", "0") else 0)
 

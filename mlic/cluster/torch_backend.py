@@ -14,7 +14,7 @@ from mlic.model import malloc
 
 
 def set_socket_interface() -> str | None:
-    """Point gloo and NCCL to the interface with this node's address in the Ray cluster; a setting of the user's wins.
+    """Use the network interface with this node's Ray address for gloo and NCCL, unless the user has set one.
 
     Left to themselves they look up the host's name, which many machines map to a loopback address.
     """
@@ -30,7 +30,7 @@ def set_socket_interface() -> str | None:
 
 
 def _prepare() -> None:
-    """What a worker does before the thread that trains is begun."""
+    """Prepare a worker before its training thread starts."""
     set_socket_interface()
     if assigned_device() == "cpu":
         malloc.keep()

@@ -36,7 +36,7 @@ def _as_mlic_error(error: OSError, path: Location) -> MlicError:
 
 
 def write_atomic(path: Location, data: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that it is whole or not there, whoever looks."""
+    """Write a file under a temporary name and rename it, so that readers see the whole file or none."""
     if isinstance(path, str):
         with disk_errors(path):
             storage.put(path, data)
@@ -51,7 +51,7 @@ def write_atomic(path: Location, data: bytes) -> None:
 
 @contextlib.contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; what is left under it afterwards is removed.
+    """A temporary path beside `path`; it is removed at the end if it still exists.
 
     The caller renames it to `path` when it is whole. The name tells writers apart, so that two attempts at the same
     file, one of them thought dead, never write into each other.

@@ -10,7 +10,7 @@ _SHOW_EVERY_S = 0.2
 
 
 class Progress:
-    """Counts what is done and says so.
+    """Counts and logs progress.
 
     Lines go to `logger` at INFO: about five a second with the attribute `transient` set, which a terminal shows in
     place and a log leaves out, and one every 30 seconds without it.

@@ -52,7 +52,7 @@ _RAY_JOB_FOLDER = "working_dir_files"
 
 
 class Run(Generic[Folder]):
-    """A stage's folder, locked for as long as this object is open, where it is on a disk.
+    """The folder of a run, locked while this object is open (on disks, not in object stores).
 
     `finished` says that an earlier run of the same command is done; `report` then holds what it reported. `attempt`
     numbers the starts: a worker of an earlier attempt that is still alive sees that it is no longer the current one.
@@ -259,7 +259,7 @@ def _refuse_foreign(folder: Location, own: re.Pattern[str] = _LOCK_ALONE) -> Non
 
 
 def _made_nothing(folder: Location, state: Mapping[str, Any]) -> bool:
-    """Whether an earlier start failed before it made anything, so that its settings bind nobody."""
+    """Whether an earlier attempt failed before it wrote anything, so that its settings do not matter."""
     made = {name for name in storage.names(folder) if not name.startswith(_LEASE)} - {_LOCK, ".ray", ".failure.json"}
     return (
         state.get("status") == "failed"

@@ -50,7 +50,7 @@ def fit(
     arithmetic: amp.Arithmetic | None = None,
     keep_scores: bool = False,
 ) -> None:
-    """Train to the last epoch, or until there are so many, from the last checkpoint in the folder where there is one.
+    """Train to the last epoch, or up to `until` epochs, from the last checkpoint if there is one.
 
     The caller has seen that the shards have their sizes: a thousand ranks that look would ask for millions of files.
     `on_epoch` is called with the metrics of every epoch, those before the checkpoint included, when the epoch's files
@@ -125,7 +125,7 @@ class _Fitting:
         self.look_every = 1  # steps between two looks for a request to stop, the same on all ranks
 
     def resume(self, arithmetic: amp.Arithmetic) -> list[dict[str, float]]:
-        """Take up the last checkpoint, when there is one, and return the metrics of the epochs before it.
+        """Load the last checkpoint, if there is one, and return the metrics of its epochs.
 
         `arithmetic` is that of a run that begins; one that continues has its own.
         """
@@ -154,7 +154,7 @@ class _Fitting:
         return list(self.history)
 
     def _take_up_losses(self, pending: list[float]) -> None:
-        """Continue with what the ranks had summed up; with another number of ranks, the first one continues for all."""
+        """Restore the sums of losses of all ranks; if the number of ranks has changed, rank 0 takes all of them."""
         rank, same = self.place.rank, len(pending) == self.place.world_size
         if same or rank == 0:
             self.pending.fill_(pending[rank] if same else sum(pending))
@@ -193,7 +193,7 @@ class _Fitting:
         return row
 
     def _finish_epoch(self, row: dict[str, float], found: evaluation.Evaluated, decided: decision.Decided) -> None:
-        """Write the checkpoint of an epoch, with its scores and weights where it is the one to keep, and say so."""
+        """Write the checkpoint of an epoch, with scores and weights if it is the epoch to keep, and log it."""
         config = self.config
         self.history.append(row)
         self.done, self.total = 0, 0.0
@@ -273,7 +273,7 @@ class _Fitting:
         }
 
     def _looks_up(self, clock: Clock, epoch: int) -> bool:
-        """After a step: add up losses, keep the position, and hear whether the run is asked to stop, when it is time.
+        """After some steps: reduce losses, write a checkpoint if it is due, and check for a request to stop.
 
         Times are those of rank 0, so that all ranks do the same after the same step. Returns whether the run stops.
         """
@@ -297,13 +297,13 @@ class _Fitting:
         return asked > 0
 
     def _stop(self, where: str) -> None:
-        """Keep the position of a run that is asked to stop."""
+        """Write a checkpoint because of a request to stop."""
         self.checkpoints.write(self._last())
         self.checkpoints.wait()
         self.place.say(f"stops on request after {where}")
 
     def _evaluate(self) -> evaluation.Evaluated | None:
-        """The evaluation of the validation split, by the averaged weights where there are any; None when it stopped."""
+        """Evaluate the validation split with the EMA weights, if there are any; None if a request to stop came."""
         place, net, shadow = self.place, self.steps.net, self.steps.shadow
         trained = {name: tensor.clone() for name, tensor in net.state_dict().items()} if shadow else {}
         if shadow:
@@ -327,7 +327,7 @@ class _Fitting:
         return found
 
     def _sound(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Batches of the validation split, with a look at what of them cannot be decoded; they end early at a stop."""
+        """Yield batches of the validation split and count undecodable samples; ends early at a request to stop."""
         looked = time.monotonic()
         for batch in batches:
             self.bad.note("val", batch)
@@ -341,7 +341,7 @@ class _Fitting:
         return {"train": len(self.train), "val": len(self.val)}
 
     def _last(self) -> dict[str, Any]:
-        """What a run that is stopped resumes from."""
+        """The state that a stopped run resumes from."""
         return {
             **self.steps.state(),
             "history": self.history,
@@ -354,7 +354,7 @@ class _Fitting:
         }
 
     def _settle(self) -> None:
-        """Add the ranks' sums of losses to the epoch's, at the same steps whether or not the run was stopped there.
+        """Add the sums of losses of all ranks to that of the epoch, at the same steps in stopped and unstopped runs.
 
         Raises RunError when they are not finite, with the step, the rank and the samples where that began, and
         DataError when too many samples cannot be decoded, both on all ranks.

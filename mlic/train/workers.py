@@ -38,7 +38,7 @@ def lost_worker(failed: BaseException) -> bool:
 
 
 def alone(config: TrainConfig, where: Mapping[str, Any], share: Share) -> Callable[[], object]:
-    """What trains in one worker to the last epoch, in a plain actor; it raises RayActorError when the worker dies.
+    """A function that trains in one plain Ray actor; it raises RayActorError if the actor dies.
 
     Ray Train would add a controller and three more processes, whose main threads wake a hundred times a second each
     (CoreWorker looks for signals), in between threads of a computation that wait for each other at every layer. On two
@@ -60,7 +60,7 @@ def alone(config: TrainConfig, where: Mapping[str, Any], share: Share) -> Callab
 
 
 class Worker:
-    """A process of Ray's that trains without others."""
+    """A Ray actor that trains alone."""
 
     def fit(self, arguments: dict[str, Any]) -> None:
         """Run the training loop as the only rank."""
@@ -78,7 +78,7 @@ def group(
     until: int | None = None,
     deadline: float | None = None,
 ) -> Any:
-    """Ray Train's trainer of a group of workers for one start, by its name, to the last epoch or `until` an earlier.
+    """A Ray Train trainer for a group of workers, named `name`, up to `until` epochs or the last epoch.
 
     After `deadline`, in seconds since 1970, no epoch but its first is begun. `where` has the `folder` of the run or
     trial, that of its `owner`, the `attempt` that may write there, the `arithmetic` and whether to `keep_scores`.
@@ -113,7 +113,7 @@ def group(
 def _arguments(
     config: TrainConfig, where: Mapping[str, Any], until: int | None = None, deadline: float | None = None
 ) -> dict[str, Any]:
-    """What a worker is told, in plain values."""
+    """The arguments of a worker, as plain values."""
     return {"config": config.model_dump(mode="json"), "until": until, "deadline": deadline, **where}
 
 
@@ -177,7 +177,7 @@ def _read_failure(folder: Path, attempt: int) -> MlicError | None:
 
 
 def raise_failure(folder: Path, attempt: int, failed: BaseException | None) -> None:
-    """Raise what went wrong in a group of workers: our own error, as it was raised there, or a RunError of Ray's."""
+    """Raise the error of a failed worker: our own error, as it was raised there, or a RunError with Ray's message."""
     ours = _read_failure(folder, attempt)
     if ours is not None:
         raise ours
@@ -195,7 +195,7 @@ def raise_failure(folder: Path, attempt: int, failed: BaseException | None) -> N
 
 
 def follow(path: Path) -> Iterator[None]:
-    """Log the lines that are added to a file from now on, those since the last look at each step."""
+    """Log new lines of a file; each step of the generator logs the lines since the last step."""
     position = path.stat().st_size if path.is_file() else 0
     said = -LOG_EVERY_S
     while True:

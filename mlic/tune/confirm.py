@@ -44,7 +44,7 @@ _RESAMPLES = 1000
 
 
 class Confirmation(Model):
-    """A contest over `seeds` trainings each: the objective of each on `split`, and the winner's lead over the others.
+    """The objective on `split` of each candidate with `seeds` seeds, and the winner's lead over the others.
 
     Each lead has a 95% interval over images and seeds; the winner is significantly better if the interval is above 0.
     """
@@ -78,7 +78,7 @@ class Confirmation(Model):
 
 
 def confirm(config: TuneConfig, contest: Sequence[Mapping[str, Value]], run: Run[Any]) -> Confirmation:
-    """Train the settings of the first two trials and the default from `config.confirm` other seeds, and compare them.
+    """Retrain the first two trials and the defaults with `config.confirm` new seeds, and compare them.
 
     Raises RunError when one of the trainings fails.
     """
@@ -129,7 +129,7 @@ def confirm(config: TuneConfig, contest: Sequence[Mapping[str, Value]], run: Run
 
 
 def _default(config: TuneConfig) -> dict[str, Value]:
-    """What of the searched settings `mlic train` has by itself."""
+    """The defaults of the searched settings."""
     plain = {name: field.default for name, field in TrainConfig.model_fields.items()}
     return {name: plain[name] for name in config.space if "." not in name}
 

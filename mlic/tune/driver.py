@@ -48,23 +48,23 @@ _BEST_SHOWN, _SHOWN = 5, 20  # trials in the table on a terminal: of the ended o
 
 
 def rule(config: TuneConfig) -> Rule:
-    """How weak trials of this search are stopped."""
+    """The early stopping rule of this search."""
     return Rule(config.scheduler, config.epochs, config.grace_epochs, config.reduction_factor)
 
 
 def kept(config: TuneConfig) -> int:
-    """How many trials keep their checkpoints."""
+    """The number of trials that keep their checkpoints."""
     return max(config.keep, config.ensemble)
 
 
 def seconds_spent(run: Path) -> float:
-    """How long the search has been at it, in all its attempts."""
+    """The time in seconds that all attempts of the search have taken."""
     path = run / _CLOCK
     return float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path.is_file() else 0.0
 
 
 def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path], timed: bool) -> None:
-    """Do what the search of the trials asks for until it is done or, where it is `timed`, its time is up.
+    """Train the trials until the search is done or, if it is `timed`, until its budget is used.
 
     Raises ClusterError when not even one trial fits, RunError when trials die of one error from the first on, and
     PartialError when it is interrupted.
@@ -133,7 +133,7 @@ def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path
 
 
 def _announce(config: TuneConfig, search: Search, at_once: int, timed: bool) -> None:
-    """Say what is to come and the most that it can be."""
+    """Log the size of the search and its maximum cost."""
     most = search.count * config.epochs
     longest = -(-search.count // at_once) * config.epochs
     looked = sorted({epoch for number in range(search.count) for epoch in search.rule.milestones(number)})
@@ -153,7 +153,7 @@ def _announce(config: TuneConfig, search: Search, at_once: int, timed: bool) -> 
 
 
 class _Driver:
-    """Gives out work and takes what comes of it; all calls come from the thread of Ray Tune's loop, but for `look`."""
+    """Assigns tasks and collects results; all calls except `look` come from the thread of Ray Tune's loop."""
 
     def __init__(self, config: TuneConfig, trials: Trials, run: Run[Path], at_once: int, timed: bool) -> None:
         self.config, self.trials, self.run, self.at_once, self.timed = config, trials, run, at_once, timed
@@ -184,7 +184,7 @@ class _Driver:
         return len(self.search.ended)
 
     def suggest(self, name: str) -> dict[str, Any] | None:
-        """A piece of work, None while there is none; raises StopIteration when there will be no more."""
+        """The next task, None if there is none now; raises StopIteration when there will be no more."""
         if self.hopeless is not None or self._is_over():
             raise StopIteration
         if len(self.busy) >= self.at_once:
@@ -209,7 +209,7 @@ class _Driver:
         return {"number": work.trial, "until": work.until, "plan": plan, "folds": self.trials.folds}
 
     def heard(self, number: int, found: Sequence[float]) -> None:
-        """Take the values of a trial's epochs, of which the first ones are known."""
+        """Store the values of a trial's epochs, of which the first ones are known already."""
         with self.lock:
             values = self.values[number]
             for epoch, value in enumerate(found[len(values) :], len(values) + 1):
@@ -221,13 +221,13 @@ class _Driver:
                     logger.info("tune  trial %d, epoch %d | %s %.4f | best", number, epoch, self.metric, value)
 
     def overhear(self) -> None:
-        """Take from their folders the values of trials that are at work: they report when they are done."""
+        """Read the values of running trials from their folders, since they report only at the end of a task."""
         for each in list(self.busy.values())[:_OVERHEARD]:
             rows = checkpoints.read_history(self.trials.folder(each.trial))
             self.heard(each.trial, [row[self.metric] for row in rows])
 
     def took(self, name: str, failed: str | None) -> None:
-        """A piece of work is done, or has failed, as its worker says or Ray Tune of one that was lost for good."""
+        """Handle a finished or failed task, reported by its worker, or by Ray Tune if the worker is lost."""
         work = self.busy.pop(name)
         if failed is not None:
             write_json(self.trials.folder(work.trial) / "failed.json", {"error": failed})
@@ -266,7 +266,7 @@ class _Driver:
             self.hopeless = reasons.pop()
 
     def look(self) -> None:
-        """Say how far it is, and note the time that it took."""
+        """Log progress and store the elapsed time."""
         now = time.monotonic()
         if now - self.clocked >= _CLOCK_EVERY_S:
             self.save_clock()
@@ -284,7 +284,7 @@ class _Driver:
             )
 
     def _shown(self) -> list[Trial]:
-        """What a terminal shows of the trials: the best of the ended ones, and those that are at work."""
+        """The trials in the terminal's table: the best finished ones and the running ones."""
         at_work = {each.trial: f"to epoch {each.until}" for each in list(self.busy.values())}
         rows = []
         for number in [*[number for number in self.kept if number not in at_work][:_BEST_SHOWN], *at_work]:
@@ -304,7 +304,7 @@ class _Driver:
         return rows[:_SHOWN]
 
     def save_clock(self) -> None:
-        """Keep the time that the search has taken."""
+        """Store the elapsed time of the search."""
         if self.timed:
             write_json(self.run.folder / _CLOCK, {"seconds": round(self.spent + time.monotonic() - self.begun, 1)})
 
@@ -322,7 +322,7 @@ class _Driver:
 
 
 def _queue(driver: _Driver) -> Any:
-    """Ray Tune's side of the driver; the class needs Ray to be defined."""
+    """The searcher that Ray Tune asks for tasks. The class is defined here because it needs Ray."""
     from ray.tune.search import Searcher
 
     class Queue(Searcher):  # type: ignore[misc]
@@ -345,7 +345,7 @@ def _queue(driver: _Driver) -> Any:
             self.driver.took(trial_id, failed)
 
         def __getstate__(self) -> dict[str, Any]:
-            """Nothing: a search resumes from its trials' folders, and never from what Ray Tune keeps of it."""
+            """Nothing: a search resumes from its trials' folders, never from Ray Tune's state."""
             return {}
 
         def save(self, checkpoint_path: str) -> None:
@@ -358,7 +358,7 @@ def _queue(driver: _Driver) -> Any:
 
 
 def _order() -> Any:
-    """Which piece of work Ray Tune gives next to a worker that is done; the class needs Ray to be defined.
+    """The scheduler that picks the next task of an idle worker. The class is defined here because it needs Ray.
 
     In the order in which it was asked for, which is Ray Tune's own, that would be the piece that another worker is
     being started for, and that start would be given up for a new one. While pieces are shorter than a start, the node
@@ -372,11 +372,11 @@ def _order() -> Any:
             self.asked: dict[str, float] = {}  # when each piece of work was asked for
 
         def on_trial_add(self, _controller: Any, trial: Any) -> None:
-            """As it is asked for, and again when its worker is lost."""
+            """Called for a new task, and again if its worker is lost."""
             self.asked[trial.trial_id] = time.monotonic()
 
         def choose_trial_to_run(self, controller: Any) -> Any:
-            """The newest piece that waits for a worker, but first one that waits longer than a start takes."""
+            """The newest pending task, but first a task that has waited longer than a worker takes to start."""
             waiting = ray_private.waiting_trials(controller)
             if not waiting:
                 return None

@@ -33,7 +33,7 @@ _FACTORS = (0.8, 1.2)
 
 @dataclass(frozen=True)
 class Exchange:
-    """After `epoch` epochs member `trial`, which had `value`, continues as `source` does but with `settings`."""
+    """After `epoch` epochs, `trial`, which had `value`, copies `source` and continues with `settings`."""
 
     epoch: int
     trial: int
@@ -51,7 +51,7 @@ def exchanges(
     factor: int,
     seed: int,
 ) -> list[Exchange]:
-    """Who takes over whom: each of the worst 1/factor of the members one of the best 1/factor, by its own random draw.
+    """Which trials copy which: each of the worst 1/factor copies one of the best 1/factor, drawn at random.
 
     `values` and `settings` are those of the members after `epoch` epochs; `movable` names what of the `space` can
     change while a network is trained. What has changed is a setting `changes.EPOCH.NAME` more.
@@ -81,7 +81,7 @@ def current(settings: Mapping[str, Value], name: str) -> Value:
 
 
 def _explored(dimension: Dimension, value: Value, rng: np.random.Generator) -> Value:
-    """A value near another, or any: the next one of a list, or a fifth more or less, within an interval's bounds."""
+    """Explore a value: draw it again, or take a neighbour in a list, or 0.8 or 1.2 times it within the interval."""
     anew, up = rng.random() < _ANEW, int(rng.integers(2))
     if anew:
         return dimension.draw(rng)
@@ -126,7 +126,7 @@ class Population:
         return self._drawn(number) if last is None else last.settings
 
     def exchange(self, epoch: int) -> list[int]:
-        """Let the worst members take over the best, now that all have so many epochs; returns those that did."""
+        """Let the worst trials copy the best ones after `epoch` epochs; returns the trials that changed."""
         config, search = self._config, self._search
         members = search.open
         found = exchanges(

@@ -15,7 +15,7 @@ _SHOWN = 20  # trials in the printed table
 
 
 class TuneReport(Model):
-    """What a search came to: its trials, best first, and the winner's model and configuration file.
+    """The report of a search: its trials, best first, and the winner's model and configuration file.
 
     `rungs` has the number of trials that were trained for so many epochs, `epochs` those of all trials together, of
     `possible` ones if none had been stopped. `exchanges` are those of a population. `no_ensemble` says why there is

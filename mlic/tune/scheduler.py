@@ -52,7 +52,7 @@ class Rule:
         return next(i for i in range(len(weights)) if place < sum(weights[: i + 1]))
 
     def milestones(self, number: int) -> list[int]:
-        """The epochs after which it is asked whether a trial continues."""
+        """The epochs after which a trial may be stopped."""
         if self.kind == "none":
             return []
         if self.kind == "median":
@@ -67,7 +67,7 @@ class Rule:
 
 
 class Work(NamedTuple):
-    """Train a trial until it has so many epochs."""
+    """A task: train a trial up to `until` epochs."""
 
     trial: int
     until: int
@@ -82,7 +82,7 @@ class _State:
 
 
 class Search:
-    """What to do next, from what trials have reported.
+    """Decides the next task from the reported values.
 
     `ask(busy)` names work for a worker; `tell` takes what came of it. Both orders of telling give the same answers.
     """
@@ -109,7 +109,7 @@ class Search:
             self._end(trial, ended)
 
     def ask(self, busy: Collection[int], may_begin: bool = True) -> Work | None:
-        """Work that can be done now, of the trial with the lowest number; None while that depends on the busy ones."""
+        """The next task of the trial with the lowest number; None if that depends on busy trials."""
         for trial in list(self._open):
             if trial in busy or trial in self._waiting:
                 continue
@@ -129,26 +129,26 @@ class Search:
         self._end(trial, "pruned")
 
     def settle(self) -> None:
-        """Decide what can be decided of trials that nobody works at."""
+        """Decide on idle trials, as far as possible."""
         self.ask((), may_begin=False)
 
     def begun(self, trial: int) -> bool:
-        """Whether it has been given to a worker."""
+        """Whether a trial has started."""
         return trial in self._trials
 
     @property
     def next_fresh(self) -> int | None:
-        """The trial that would be begun next."""
+        """The next trial to start."""
         return self._fresh if self._fresh < self.count else None
 
     @property
     def open(self) -> list[int]:
-        """The trials that have begun and not ended, by number."""
+        """The trials that have started and not ended, by number."""
         return list(self._open)
 
     @property
     def due(self) -> int | None:
-        """The epochs that all members of a population have by now, when they are to be compared at that."""
+        """The epoch at which all members of a population are now to be compared, if any."""
         if self.rule.kind != "pbt" or self._fresh < self.count or not self._open:
             return None
         epoch = min(len(self._trials[trial].values) for trial in self._open)
@@ -166,7 +166,7 @@ class Search:
         return self._trials[trial].values if trial in self._trials else []
 
     def rungs(self) -> Mapping[int, int]:
-        """How many trials have been trained to each milestone."""
+        """The number of trials that reached each milestone."""
         reached: dict[int, int] = {}
         for number, state in self._trials.items():
             for epoch in [*self.rule.milestones(number), self.rule.epochs]:

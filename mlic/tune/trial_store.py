@@ -21,7 +21,7 @@ Draw = Callable[[int], "dict[str, Value] | None"]
 
 @dataclass(frozen=True)
 class Trials:
-    """What is to be trained: the search that decides it, the folder of the trials' folders, and what they are.
+    """The trials of a search: the search itself, the base folder, and the settings of each trial.
 
     `draw` has the settings of a trial by its number, None while they wait for other trials; `plan` makes a
     configuration of them. With `folds` a trial is a model for each of them; its metrics by epoch are their means, its
@@ -65,7 +65,7 @@ class Trials:
         return epoch_choice.kept_epoch(self.config, checkpoints.read_history(self.folder(number))) + 1
 
     def value(self, number: int) -> float | None:
-        """What a trial is ranked by and reported with: the objective of the model that it would deliver."""
+        """The value that ranks a trial and is reported: the objective of the model that it would deliver."""
         values, epoch = self.search.values(number), self.kept_epoch(number)
         if epoch is None:
             return None
@@ -101,7 +101,7 @@ class Trials:
         return found
 
     def recall(self, metric: str) -> None:
-        """Tell the search what the trials' folders know."""
+        """Tell the search the values in the trials' folders."""
         for number in range(self.count):
             if not self.folder(number).is_dir():
                 break  # trials are begun in the order of their numbers
@@ -109,7 +109,7 @@ class Trials:
             self.search.tell(number, values, "failed" if self.failure(number) is not None else None)
 
     def drop_checkpoints(self, ended: Sequence[int], keep: int) -> list[int]:
-        """Remove the checkpoints of ended trials that nobody will need: all but the best epochs of the best ones.
+        """Remove the checkpoints of ended trials, except the best epochs of the best trials.
 
         Returns those that have theirs, best first, so that the next call can be about them and the new ones alone.
         """

@@ -96,7 +96,7 @@ def tune(config: TuneConfig) -> TuneReport:
 
 
 def _kept(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport | None:
-    """The report of a finished search, unless it is to have more trials, more time or another confirmation."""
+    """The stored report of a finished search, unless more trials, more time or another confirmation is asked for."""
     ended = trials.search.done or _time_is_up(config, run.folder)
     if not (run.finished and ended and (run.folder / "model" / bundle.SPEC).is_file()):
         return None
@@ -186,7 +186,7 @@ def _no_ensemble(config: TuneConfig) -> str:
 
 
 def _of_folds(winner: TrainConfig, trials: Trials, trial: Trial) -> Measurement | None:
-    """What all folds of a cross-validated trial together come to, None where there are none."""
+    """The value of a cross-validated trial over all folds; None without folds."""
     if not trials.folds:
         return None
     whole = out_of_fold.together(out_of_fold.read(winner, parts(trials.folder(trial.number), trials.folds)))

@@ -31,12 +31,12 @@ def folder_of(base: Path, number: int) -> Path:
 
 
 def parts(folder: Path, folds: int) -> list[Path]:
-    """Where the models of a trial are: its folder, or one in it for each fold."""
+    """The folders of the models of a trial: its own folder, or one per fold in it."""
     return [folder / f"fold{fold}" for fold in range(folds)] or [folder]
 
 
 def trainable(arguments: dict[str, Any]) -> Any:
-    """The class of Ray Tune's workers; it needs Ray to be defined.
+    """The trainable of Ray Tune. The class is defined here because it needs Ray.
 
     A piece of work is one step and reports once, at its end: each report more is a round to the driver and back that
     the worker waits for, and a function in place of a class is one more, too.
@@ -48,7 +48,7 @@ def trainable(arguments: dict[str, Any]) -> Any:
             return {**_do(self.config, arguments), "done": True}
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            """Whether this process can do another piece: always, since a piece leaves nothing behind."""
+            """Whether this process can run another task: always, since a task leaves no state."""
             return bool(new_config)
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -61,7 +61,7 @@ def trainable(arguments: dict[str, Any]) -> Any:
 
 
 def _do(config: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Train a trial, from where it is, until it has so many epochs.
+    """Resume a trial and train it up to `until` epochs.
 
     Returns the `values` of all its epochs, what all its folds come to `together` and why it `failed`, None where there
     is nothing of the kind. The driver takes them from here: a network file system may not show it the files yet.
@@ -93,7 +93,7 @@ def _do(config: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fit(plan: TrainConfig, folder: Path, until: int, arguments: Mapping[str, Any]) -> None:
-    """Train one model of a trial: here, or on a group of workers where it is to have several."""
+    """Train one model of a trial, in this process or on a group of workers."""
     import torch
 
     deadline, share = arguments["deadline"], Share(*arguments["share"])
