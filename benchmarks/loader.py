@@ -58,8 +58,9 @@ def bare_decode(corpus: Corpus) -> Iterator[Any]:
 def mlic_decoding(corpus: Corpus, limit_gb: float = 0) -> Iterator[Any]:
     from mlic.config.data import Preprocessing
     from mlic.data.loader import ShardReader, train_batches
-    from mlic.data.sampling import epoch_order, rates
+    from mlic.data.sampling_weights import rates
     from mlic.data.shards import read_split
+    from mlic.train.epoch_order import epoch_order
 
     prep = Preprocessing(image_size=corpus.size, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3)
     split = read_split(corpus.folder / "shards", "train")

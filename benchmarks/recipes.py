@@ -36,7 +36,7 @@ from mlic.metrics.calibration import Calibration
 from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle, losses, weights
 from mlic.pack.pack import pack
-from mlic.train import checkpoints, evaluation, fit, readers, setup, trainer
+from mlic.train import checkpoints, evaluation, launch, readers, setup, training_loop
 from mlic.train.rank import Place
 
 RESULTS = Path(__file__).parent / "recipes.json"
@@ -137,11 +137,11 @@ def run(config: TrainConfig, folder: Path, minutes: float) -> dict[str, Any]:
 
     ends = "whole"
     try:
-        trainer.fit(config, place(folder), stop)
+        training_loop.fit(config, place(folder), stop)
     except TimeIsUpError:
         ends = "cut"
     used = (time.process_time() - started) / 60
-    report = fit.finish(config, folder, folder, warn=False)
+    report = launch.finish(config, folder, folder, warn=False)
     history = checkpoints.read_history(folder)
     if len(history) < config.epochs and ends == "whole":
         ends = "stopped early"

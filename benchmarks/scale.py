@@ -158,7 +158,7 @@ def _write_table(folder: Path, items: int) -> None:
 def epoch(meter: Meter, _: Path) -> None:
     """The order of an epoch and this rank's part of its batches."""
     from mlic.data.loader import train_batches
-    from mlic.data.sampling import epoch_order
+    from mlic.train.epoch_order import epoch_order
 
     items, ranks = 10**8, NODES * GPUS
     with meter.step("draw the order of an epoch, each rank", items, IMAGES):
@@ -193,7 +193,7 @@ def names(meter: Meter, scratch: Path) -> None:
 
 def search(meter: Meter, _: Path) -> None:
     """The event loop of ASHA with a worker on each GPU of a cluster, whose pieces of work end in random order."""
-    from mlic.tune.scheduler import Rule, Search
+    from mlic.tune.early_stopping import Rule, Search
 
     rng, workers = np.random.default_rng(0), NODES * GPUS
     found = Search(Rule("asha", 27, 1, 3), TRIALS)

@@ -12,7 +12,7 @@ from mlic.model import bundle
 from mlic.model.ensemble import Member
 from mlic.runs.run import Run
 from mlic.train import checkpoints
-from mlic.train.fit import decide
+from mlic.train.launch import decide
 from mlic.tune.ensemble import fuse, lead, verdict
 
 _OBJECTIVE = "f1_micro"

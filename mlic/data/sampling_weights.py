@@ -27,23 +27,3 @@ def rates(targets: Array, labels: Sequence[str], repeat_below: float, thin: floa
         rare = [i for i, label in enumerate(labels) if label not in common]
         found = np.where(given[:, rare].any(axis=1), found, found * (1 - thin))
     return found
-
-
-def epoch_order(rates: Array, seed: int, epoch: int) -> Array:
-    """The samples of an epoch in their order, int64; every epoch has the same number of them.
-
-    A sample with rate 1.4 is there once or twice, with 0.5 once or not at all. They are drawn systematically (equal
-    steps along the sum of the rates, in random order), so that only the choice varies and not the count. Where all
-    rates are 1 this is a permutation.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(rates))
-    if (rates == 1).all():
-        return order
-    count = max(1, round(float(rates.sum())))
-    ends = np.cumsum(rates[order])
-    ends *= count / ends[-1]
-    steps = np.floor(ends + rng.random() * (1 - 1e-9))
-    steps[-1] = count  # the sum is rounded; this one is known
-    times = np.diff(steps, prepend=0).astype(np.int64)
-    return rng.permutation(np.repeat(order, times))

@@ -20,7 +20,7 @@ from mlic.evaluate.evaluate import evaluate
 from mlic.metrics.measurement import Measurement
 from mlic.pack.pack import pack
 from mlic.runs.run import Run
-from mlic.train.fit import fit
+from mlic.train.launch import fit
 from mlic.tune.tune import tune
 
 logger = logging.getLogger(__name__)

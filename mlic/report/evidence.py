@@ -26,7 +26,7 @@ from mlic.metrics.measurement import Measurement
 from mlic.model import bundle, zoo
 from mlic.runs.run import read_state
 from mlic.train import checkpoints, setup
-from mlic.train.fit import measured
+from mlic.train.launch import measured
 
 Array = np.ndarray[Any, Any]
 

@@ -25,7 +25,7 @@ from mlic.metrics.measurement import SHOWN, Measurement, aligned
 from mlic.model import weights, zoo
 from mlic.pack.pack import pack
 from mlic.runs.files import write_json
-from mlic.train.fit import TrainReport, fit
+from mlic.train.launch import TrainReport, fit
 from mlic.tune.result import TuneReport
 from mlic.tune.tune import tune
 

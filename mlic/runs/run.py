@@ -7,21 +7,19 @@ stage is done, `report.json`. The same command on the same folder resumes or pri
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
 import re
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
+from filelock import BaseFileLock
 from pydantic import BaseModel
 
 from mlic.config.base import Settings, result_settings
@@ -29,15 +27,13 @@ from mlic.config.types import Location
 from mlic.data import storage
 from mlic.errors import ConfigError, MlicError, PartialError
 from mlic.runs.files import disk_errors, write_json
+from mlic.runs.lock import LEASE, LOCK, lock_folder
 from mlic.runs.provenance import now, provenance
 
 logger = logging.getLogger(__name__)
 
 Folder = TypeVar("Folder", bound=Location)
 
-_NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # Lustre and others, as they are mounted
-_LOCK, _LEASE = ".lock", ".lease"
-_LEASE_S = 45.0  # after which a lease that nobody refreshes is that of a process that is gone
 _LOCK_ALONE = re.compile(r"\.lock|\.lease(\..*)?")
 # What the stages write into their folders; nothing else is ever thrown away.
 _OWN = re.compile(
@@ -80,7 +76,7 @@ class Run(Generic[Folder]):
         with disk_errors(folder):
             if isinstance(folder, Path):
                 folder.mkdir(parents=True, exist_ok=True)
-                lock = _lock(folder)
+                lock = lock_folder(folder)
         try:
             if isinstance(folder, Path):
                 _remove_leftovers(folder)
@@ -204,42 +200,6 @@ def _request(folder: Path, attempt: int) -> Path:
     return folder / f".stop-{attempt}"
 
 
-def _lock(folder: Path) -> BaseFileLock:
-    """Lock a folder for this process. Raises PartialError when another one has it.
-
-    Where the file system has no flock, a lease does: a file that its holder refreshes, and that may be taken over when
-    nobody has for a while, since then its holder was killed, on another node perhaps.
-    """
-    path = folder / _LOCK
-    lock: BaseFileLock = FileLock(path, timeout=0, fallback_to_soft=False)
-    try:
-        lock.acquire()
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {now()}", encoding="utf-8")
-    except Timeout:
-        raise _in_use(folder, path) from None
-    except OSError as error:
-        if error.errno not in _NO_FLOCK:
-            raise
-        lock = SoftFileLease(folder / _LEASE, lease_duration=_LEASE_S, timeout=1.5 * _LEASE_S)
-        if lock.lock_file and Path(lock.lock_file).exists():
-            logger.info("checking whether %s is in use by a running process", folder)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise _in_use(folder, folder / _LEASE) from None
-    return lock
-
-
-def _in_use(folder: Path, path: Path) -> PartialError:
-    try:
-        owner = " ".join(path.read_text(encoding="utf-8", errors="replace").split())[:200]
-    except OSError:
-        owner = ""
-    return PartialError(
-        f"{folder} is in use by {owner or 'another process'}.", "wait for it to end, or name another folder."
-    )
-
-
 def _remove_leftovers(folder: Path) -> None:
     """Remove what killed writers left under temporary names; at the start and the end of a run nobody else writes."""
     for path in [*folder.glob(".*.part"), *folder.glob("*/.*.part"), *folder.glob(".stop-*")]:
@@ -260,7 +220,7 @@ def _refuse_foreign(folder: Location, own: re.Pattern[str] = _LOCK_ALONE) -> Non
 
 def _made_nothing(folder: Location, state: Mapping[str, Any]) -> bool:
     """Whether an earlier attempt failed before it wrote anything, so that its settings do not matter."""
-    made = {name for name in storage.names(folder) if not name.startswith(_LEASE)} - {_LOCK, ".ray", ".failure.json"}
+    made = {name for name in storage.names(folder) if not name.startswith(LEASE)} - {LOCK, ".ray", ".failure.json"}
     return (
         state.get("status") == "failed"
         and made <= {"run.json", "config.json", "log.txt", "metrics.jsonl"}
@@ -275,7 +235,7 @@ def _clear(folder: Location, kind: str, state: Mapping[str, Any]) -> dict[str, A
     with disk_errors(folder):
         write_json(storage.join(folder, "run.json"), kept)
         for name in storage.names(folder):
-            if name not in (_LOCK, "run.json") and not name.startswith(_LEASE):
+            if name not in (LOCK, "run.json") and not name.startswith(LEASE):
                 storage.delete(storage.join(folder, name))
     return kept
 

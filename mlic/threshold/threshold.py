@@ -23,7 +23,7 @@ from mlic.metrics.measurement import Measurement, aligned
 from mlic.model import bundle
 from mlic.runs.files import disk_errors, write_json
 from mlic.train import checkpoints
-from mlic.train.fit import expected, measured, noted
+from mlic.train.launch import expected, measured, noted
 
 logger = logging.getLogger(__name__)
 

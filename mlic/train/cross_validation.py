@@ -24,7 +24,7 @@ from mlic.model import zoo
 from mlic.runs.files import write_atomic
 from mlic.runs.run import Run
 from mlic.train import out_of_fold
-from mlic.train.fit import fit
+from mlic.train.launch import fit
 
 logger = logging.getLogger(__name__)
 

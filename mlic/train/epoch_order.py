@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from mlic.config.fit import FitSettings
-from mlic.data import sampling
 from mlic.data.augment import crops, distort, distortions, mirrors, rand_augment
 from mlic.data.loader import train_batches
 from mlic.data.shards import Split, natural_order
@@ -58,7 +57,7 @@ class Shown:
 
 def of_epoch(config: FitSettings, split: Split, rates: Array, epoch: int, augmented: bool) -> Shown:
     """What an epoch shows of a training split whose samples are shown at some `rates` (N,)."""
-    samples = sampling.epoch_order(rates, config.seed, epoch)
+    samples = epoch_order(rates, config.seed, epoch)
     if not config.shuffle:
         place = np.empty(len(split), np.int64)
         place[natural_order(split.keys.to_pylist())] = np.arange(len(split))
@@ -85,3 +84,23 @@ def draw_numbers(samples: Array, count: int) -> tuple[Array, int]:
     draws = np.empty(len(samples), np.int64)
     draws[order] = np.where(again, count + np.cumsum(again) - 1, samples[order])
     return draws, count + int(again.sum())
+
+
+def epoch_order(rates: Array, seed: int, epoch: int) -> Array:
+    """The samples of an epoch in their order, int64; every epoch has the same number of them.
+
+    A sample with rate 1.4 is there once or twice, with 0.5 once or not at all. They are drawn systematically (equal
+    steps along the sum of the rates, in random order), so that only the choice varies and not the count. Where all
+    rates are 1 this is a permutation.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(rates))
+    if (rates == 1).all():
+        return order
+    count = max(1, round(float(rates.sum())))
+    ends = np.cumsum(rates[order])
+    ends *= count / ends[-1]
+    steps = np.floor(ends + rng.random() * (1 - 1e-9))
+    steps[-1] = count  # the sum is rounded; this one is known
+    times = np.diff(steps, prepend=0).astype(np.int64)
+    return rng.permutation(np.repeat(order, times))

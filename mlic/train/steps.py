@@ -18,7 +18,7 @@ from mlic.data.loader import Batch
 from mlic.data.shards import Split
 from mlic.model import amp, layer_groups, losses, optim
 from mlic.train import setup
-from mlic.train.finite_losses import FiniteLosses
+from mlic.train.non_finite import FiniteLosses
 from mlic.train.rank import Place
 from mlic.train.training_metrics import TrainingCounts
 

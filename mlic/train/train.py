@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlic.config.train import TrainConfig
 from mlic.train.cross_validation import FoldsReport, cross_validate
-from mlic.train.fit import TrainReport, fit
+from mlic.train.launch import TrainReport, fit
 
 
 def train(config: TrainConfig) -> TrainReport | FoldsReport:

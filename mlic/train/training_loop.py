@@ -21,7 +21,7 @@ from torch import nn
 
 from mlic.config.base import result_settings
 from mlic.config.train import TrainConfig
-from mlic.data import sampling
+from mlic.data import sampling_weights
 from mlic.data.augment import Normalizer
 from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches
 from mlic.data.shards import Split, read_split
@@ -101,7 +101,9 @@ class _Fitting:
         torch.manual_seed(config.seed)
         net, head, self.begins_with = setup.network(config, train, prep)
         net = net.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.rates = sampling.rates(train.targets, train.labels, config.repeat_below, config.thin, config.thin_labels)
+        self.rates = sampling_weights.rates(
+            train.targets, train.labels, config.repeat_below, config.thin, config.thin_labels
+        )
         normalize: Callable[..., torch.Tensor] = Normalizer(prep.mean, prep.std, place.device)
         core: nn.Module = net  # what is trained and evaluated
         opened = readers.open_readers(config, prep, (train, val), stack)

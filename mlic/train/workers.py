@@ -18,7 +18,7 @@ from mlic.errors import MlicError, RunError
 from mlic.runs.files import write_json
 from mlic.runs.progress import LOG_EVERY_S
 from mlic.runs.run import is_current
-from mlic.train import trainer
+from mlic.train import training_loop
 from mlic.train.rank import Place
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def _loop(
         return  # our own error would only come again; leaving quietly spares the restarts meant for lost workers
     try:
         config = TrainConfig.model_validate(arguments["config"], context=STORED)
-        trainer.fit(
+        training_loop.fit(
             config,
             place,
             on_epoch,

@@ -31,9 +31,9 @@ from mlic.metrics.measurement import aligned
 from mlic.model import bundle
 from mlic.runs.run import Run
 from mlic.train import checkpoints, epoch_choice
-from mlic.train.fit import finish
+from mlic.train.launch import finish
 from mlic.tune.driver import train_on
-from mlic.tune.scheduler import Rule, Search
+from mlic.tune.early_stopping import Rule, Search
 from mlic.tune.trial_store import Trials
 
 logger = logging.getLogger(__name__)

@@ -31,9 +31,9 @@ from mlic.runs.files import write_json
 from mlic.runs.progress import LOG_EVERY_S
 from mlic.runs.run import Run
 from mlic.train import checkpoints, epoch_choice
-from mlic.train.fit import decide_arithmetic
+from mlic.train.launch import decide_arithmetic
 from mlic.tune import worker
-from mlic.tune.scheduler import Rule, Search, Work
+from mlic.tune.early_stopping import Rule, Search, Work
 from mlic.tune.trial import Trial, table
 from mlic.tune.trial_store import Trials
 

@@ -23,7 +23,7 @@ from mlic.model.ensemble import Member, joined
 from mlic.runs.files import disk_errors
 from mlic.runs.run import Run, read_state
 from mlic.train import checkpoints, setup
-from mlic.train.fit import decide, expected, measured
+from mlic.train.launch import decide, expected, measured
 from mlic.tune.trial_store import Trials
 
 logger = logging.getLogger(__name__)

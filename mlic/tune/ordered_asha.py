@@ -12,7 +12,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from mlic.tune.scheduler import Rule, Search
+from mlic.tune.early_stopping import Rule, Search
 
 _MANY = 2**31  # trials: more than any search has, since Ray Tune does not say how many will come
 

@@ -22,7 +22,7 @@ from mlic.config.tune import TuneConfig
 from mlic.errors import ConfigError
 from mlic.runs.files import temporary, write_json
 from mlic.train import checkpoints
-from mlic.tune.scheduler import Search
+from mlic.tune.early_stopping import Search
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlic.config.space import Dimension, Value, order, rounded
 from mlic.errors import ConfigError
-from mlic.tune.scheduler import Search
+from mlic.tune.early_stopping import Search
 
 
 class Tpe:

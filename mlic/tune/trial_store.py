@@ -12,8 +12,8 @@ from mlic.config.space import Value
 from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig
 from mlic.train import checkpoints, epoch_choice, setup
+from mlic.tune.early_stopping import Search
 from mlic.tune.pbt import Population
-from mlic.tune.scheduler import Search
 from mlic.tune.worker import TOGETHER, folder_of, parts
 
 Draw = Callable[[int], "dict[str, Value] | None"]

@@ -30,14 +30,14 @@ from mlic.runs.files import write_atomic
 from mlic.runs.run import Run
 from mlic.train import checkpoints, epoch_choice, out_of_fold, setup
 from mlic.train.cross_validation import check_folds
-from mlic.train.fit import finish
+from mlic.train.launch import finish
 from mlic.tune.confirm import confirm
 from mlic.tune.driver import kept, rule, seconds_spent, train_on
+from mlic.tune.early_stopping import Search
 from mlic.tune.ensemble import ensemble, lack
 from mlic.tune.page import render
 from mlic.tune.pbt import Population
 from mlic.tune.result import TuneReport
-from mlic.tune.scheduler import Search
 from mlic.tune.tpe import Tpe
 from mlic.tune.trial import Trial
 from mlic.tune.trial_store import Trials

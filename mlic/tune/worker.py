@@ -18,7 +18,7 @@ from mlic.config.train import TrainConfig
 from mlic.errors import MlicError
 from mlic.runs.files import write_atomic, write_json
 from mlic.runs.run import is_current
-from mlic.train import checkpoints, epoch_choice, out_of_fold, trainer
+from mlic.train import checkpoints, epoch_choice, out_of_fold, training_loop
 from mlic.train.rank import Place
 from mlic.train.workers import group, raise_failure
 
@@ -112,7 +112,7 @@ def _fit(plan: TrainConfig, folder: Path, until: int, arguments: Mapping[str, An
     device = torch.device(placement.assigned_device())
     try:
         place = Place(0, 1, device, folder, Path(arguments["folder"]), arguments["attempt"])
-        trainer.fit(
+        training_loop.fit(
             plan,
             place,
             until=until,

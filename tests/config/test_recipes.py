@@ -24,7 +24,7 @@ from mlic.config.types import parse_policy
 from mlic.model import losses, reference, zoo
 from mlic.pack.pack import pack
 from mlic.report.report import report as page_of
-from mlic.train import checkpoints, trainer
+from mlic.train import checkpoints, training_loop
 from mlic.train.rank import Place
 from mlic.tune.tune import tune
 
@@ -146,7 +146,7 @@ def test_a_recipe_runs(path: Path, few: Path, tmp_path: Path, monkeypatch: pytes
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({"format": 1, "attempt": 1}))
-    trainer.fit(found, Place(0, 1, torch.device("cpu"), folder, folder, 1), lambda _: None)
+    training_loop.fit(found, Place(0, 1, torch.device("cpu"), folder, folder, 1), lambda _: None)
     (row,) = checkpoints.read_history(folder)
     assert row["val/loss"] > 0
     assert checkpoints.read_best(folder).epoch == 1

@@ -18,9 +18,9 @@ from mlic.data.augment import Normalizer, crops, margin, mirrors
 from mlic.data.decoding import ahead
 from mlic.data.image_sources import list_images
 from mlic.data.loader import ShardReader, eval_batches, train_batches
-from mlic.data.sampling import epoch_order
 from mlic.errors import DataError
 from mlic.pack import shard_plan, shard_writer
+from mlic.train.epoch_order import epoch_order
 
 
 def order(num_samples: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlic.data.sampling import epoch_order, rates
+from mlic.data.sampling_weights import rates
+from mlic.train.epoch_order import epoch_order
 
 LABELS = ("people", "rare", "night")
 TARGETS = np.array([[1, 0, 0]] * 6 + [[1, 1, 0]] + [[0, 0, 1]] * 2 + [[0, -1, -1]], dtype=np.int8)

@@ -15,7 +15,7 @@ from mlic.doctor import features
 from mlic.doctor.doctor import DoctorReport, doctor
 from mlic.errors import DataError
 from mlic.pack.pack import pack
-from mlic.train.fit import fit as train
+from mlic.train.launch import fit as train
 
 pytestmark = pytest.mark.ray
 

@@ -30,8 +30,8 @@ from mlic.metrics.calibration import Calibration
 from mlic.model import bundle
 from mlic.pack.pack import PackReport, pack
 from mlic.threshold.threshold import threshold
-from mlic.train.fit import TrainReport
-from mlic.train.fit import fit as train
+from mlic.train.launch import TrainReport
+from mlic.train.launch import fit as train
 from mlic.tune.tune import tune
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

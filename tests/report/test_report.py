@@ -26,7 +26,7 @@ from mlic.report import plots
 from mlic.report.evidence import Evidence, of_predictions
 from mlic.report.report import report, write
 from mlic.runs.run import Run
-from mlic.train import checkpoints, fit, trainer
+from mlic.train import checkpoints, launch, training_loop
 from mlic.train.rank import Place
 from tests import chromium
 
@@ -56,8 +56,8 @@ def fitted(shards: Path, folder: Path, **changes: Any) -> Path:
     base = {"shards": shards, "arch": "b-final", "image_size": 48, "epochs": 2, "batch_size": 32, "color": "rgb"}
     config = TrainConfig(**base | {"arch_options": {"hidden": 32}} | changes, runs=folder.parent, name=folder.name)
     with Run.open(folder, "train", config, {"shards": read_index(shards)["fingerprint"]}, fresh=False) as run:
-        trainer.fit(config, Place(0, 1, torch.device("cpu"), folder, folder, run.attempt), lambda _: None)
-        run.finish(fit.finish(config, folder, folder))
+        training_loop.fit(config, Place(0, 1, torch.device("cpu"), folder, folder, run.attempt), lambda _: None)
+        run.finish(launch.finish(config, folder, folder))
     return folder
 
 

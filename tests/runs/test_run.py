@@ -19,11 +19,11 @@ from mlic.config.train import TrainConfig
 from mlic.errors import ClusterError, ConfigError, PartialError
 from mlic.model import bundle
 from mlic.report.report import report as write_report
-from mlic.runs import files
+from mlic.runs import files, lock
 from mlic.runs import run as runs
 from mlic.runs.run import Run
 from mlic.threshold.threshold import threshold
-from mlic.train.fit import TrainReport
+from mlic.train.launch import TrainReport
 
 OLD = Path(__file__).parents[1] / "fixtures" / "old-run"
 CONFIG = TrainConfig(shards=Path("s"), epochs=3)
@@ -237,7 +237,7 @@ def test_folders_are_locked_where_there_is_no_flock(tmp_path: Path, monkeypatch:
     def none(*_: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(runs, "_LEASE_S", 1.0)
+    monkeypatch.setattr(lock, "_LEASE_S", 1.0)
     monkeypatch.setattr(fcntl, "flock", none)
     with opened(tmp_path), pytest.raises(PartialError, match=f"{tmp_path} is in use by"):
         opened(tmp_path)
@@ -246,9 +246,9 @@ def test_folders_are_locked_where_there_is_no_flock(tmp_path: Path, monkeypatch:
         "def none(*_): raise OSError(errno.ENOSYS, 'none')\n"
         "fcntl.flock = none\n"
         "from pathlib import Path\n"
-        "from mlic.runs import run as runs\n"
-        "runs._LEASE_S = 1.0\n"
-        "runs._lock(Path(sys.argv[1]))\n"
+        "from mlic.runs import lock\n"
+        "lock._LEASE_S = 1.0\n"
+        "lock.lock_folder(Path(sys.argv[1]))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     ended = subprocess.run([sys.executable, "-c", killed, str(tmp_path)], check=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlic.config.train import TrainConfig
-from mlic.data import sampling
+from mlic.data import sampling_weights
 from mlic.data.shards import natural_order, read_split
 from mlic.train import epoch_order, setup
 
@@ -22,7 +22,7 @@ def config(shards: Path, **changes: Any) -> TrainConfig:
 def test_a_sample_that_is_shown_again_is_changed_in_another_way(shards: Path) -> None:
     split = read_split(shards, "train")
     settings = config(shards, repeat_below=0.9, rand_augment=1)
-    rates = sampling.rates(split.targets, split.labels, settings.repeat_below, 0.0, ())
+    rates = sampling_weights.rates(split.targets, split.labels, settings.repeat_below, 0.0, ())
     epoch = epoch_order.of_epoch(settings, split, rates, 1, augmented=True)
     twice = next(sample for sample in epoch.samples.tolist() if (epoch.samples == sample).sum() > 1)
     first, second, *_ = np.flatnonzero(epoch.samples == twice)
@@ -40,7 +40,7 @@ def test_what_is_drawn_for_a_sample_depends_on_no_other(shards: Path) -> None:
     split = read_split(shards, "train")
     settings = config(shards)
     plain = epoch_order.of_epoch(settings, split, np.ones(len(split)), 0, augmented=True)
-    rates = sampling.rates(split.targets, split.labels, 0.9, 0.0, ())
+    rates = sampling_weights.rates(split.targets, split.labels, 0.9, 0.0, ())
     repeated = epoch_order.of_epoch(settings, split, rates, 0, augmented=True)
     assert (plain.draws == plain.samples).all()
     assert plain.parts is not None

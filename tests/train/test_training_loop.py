@@ -23,8 +23,8 @@ from mlic.data.shards import read_split
 from mlic.errors import ConfigError, DataError, RunError
 from mlic.metrics import metrics
 from mlic.model import losses, zoo
-from mlic.train import checkpoints, epoch_choice, evaluation, setup, trainer
-from mlic.train.fit import finish
+from mlic.train import checkpoints, epoch_choice, evaluation, setup, training_loop
+from mlic.train.launch import finish
 from mlic.train.rank import Place
 from mlic.train.train import train
 
@@ -65,7 +65,7 @@ def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 def goes_on_alike(config: TrainConfig, stopped: Place, straight: Path) -> None:
     """Whether a run that was asked to stop comes to the history and the weights of one that was not."""
     (stopped.folder / ".stop-1").unlink()
-    trainer.fit(config, stopped)
+    training_loop.fit(config, stopped)
     one, two = checkpoints.read_history(straight), checkpoints.read_history(stopped.folder)
     assert without_times(one) == without_times(two)
     first, second = weights(straight), weights(stopped.folder)
@@ -84,14 +84,14 @@ def fit_until(config: TrainConfig, here: Place, epoch: int) -> None:
             raise Killed
 
     with pytest.raises(Killed):
-        trainer.fit(config, here, stop)
+        training_loop.fit(config, here, stop)
 
 
 @pytest.mark.ray
 def test_after_its_deadline_a_call_trains_one_epoch_more(shards: Path, tmp_path: Path) -> None:
     config = settings(shards)
     for epochs in (1, 2, 3):
-        trainer.fit(config, place(tmp_path / "run"), deadline=time.time() - 1)
+        training_loop.fit(config, place(tmp_path / "run"), deadline=time.time() - 1)
         assert len(checkpoints.read_history(tmp_path / "run")) == epochs
 
 
@@ -102,8 +102,8 @@ def test_asked_to_stop_it_loses_no_step(
 ) -> None:
     """Six steps an epoch, and the request is seen after every second and between epochs."""
     config = settings(shards, epochs=2)
-    monkeypatch.setattr(trainer, "_SETTLE_STEPS", 2)
-    trainer.fit(config, place(tmp_path / "straight"))
+    monkeypatch.setattr(training_loop, "_SETTLE_STEPS", 2)
+    training_loop.fit(config, place(tmp_path / "straight"))
     here, taken, ended = place(tmp_path / "stopped"), 0, torch.optim.Adam.step
 
     def ask(self: Any, *arguments: Any) -> Any:
@@ -117,7 +117,7 @@ def test_asked_to_stop_it_loses_no_step(
         (here.folder / ".stop-1").touch()
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.Adam, "step", ask)
-        trainer.fit(config, here)
+        training_loop.fit(config, here)
     said = {0: "after epoch 0", 3: "after epoch 0 and 4 steps", 6: "after epoch 1"}[steps]
     assert (here.folder / "log.txt").read_text().splitlines()[-1] == f"stops on request {said}"
     assert taken == {0: 0, 3: 4, 6: 6}[steps]
@@ -129,10 +129,10 @@ def test_asked_to_stop_it_loses_no_step(
 def test_resumed_equals_straight_bit_for_bit(shards: Path, tmp_path: Path, after: int) -> None:
     config = settings(shards)
     straight: list[dict[str, float]] = []
-    trainer.fit(config, place(tmp_path / "straight"), straight.append)
+    training_loop.fit(config, place(tmp_path / "straight"), straight.append)
     fit_until(config, place(tmp_path / "stopped"), after)
     again: list[dict[str, float]] = []
-    trainer.fit(config, place(tmp_path / "stopped"), again.append)
+    training_loop.fit(config, place(tmp_path / "stopped"), again.append)
     assert (
         without_times(straight) == without_times(again) == without_times(checkpoints.read_history(tmp_path / "stopped"))
     )
@@ -162,8 +162,8 @@ def test_resumed_within_an_epoch_equals_straight(
         rand_augment=1,
         layer_decay=0.7,
     )
-    monkeypatch.setattr(trainer, "_SETTLE_STEPS", 2)
-    trainer.fit(config, place(tmp_path / "straight"), lambda _: None)
+    monkeypatch.setattr(training_loop, "_SETTLE_STEPS", 2)
+    training_loop.fit(config, place(tmp_path / "straight"), lambda _: None)
     taken = 0
     ended = torch.optim.Adam.step
 
@@ -177,8 +177,8 @@ def test_resumed_within_an_epoch_equals_straight(
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.Adam, "step", stop)
         with pytest.raises(Killed):
-            trainer.fit(config, place(tmp_path / "stopped"), lambda _: None)
-    trainer.fit(config, place(tmp_path / "stopped"), lambda _: None)
+            training_loop.fit(config, place(tmp_path / "stopped"), lambda _: None)
+    training_loop.fit(config, place(tmp_path / "stopped"), lambda _: None)
     within = steps % 6 // 2 * 2
     assert (
         f"resumes after epoch {steps // 6} of 2" + (f" and {within} steps" if within else "") + "\n"
@@ -193,7 +193,7 @@ def test_resumed_within_an_epoch_equals_straight(
 @pytest.mark.ray
 def test_it_learns(shards: Path, tmp_path: Path) -> None:
     rows: list[dict[str, float]] = []
-    trainer.fit(settings(shards, epochs=10, image_size=64, lr=3e-3), place(tmp_path / "run"), rows.append)
+    training_loop.fit(settings(shards, epochs=10, image_size=64, lr=3e-3), place(tmp_path / "run"), rows.append)
     assert rows[-1]["train/loss"] < 0.7 * rows[0]["train/loss"]
     assert max(row["val/map"] for row in rows) > 0.6
     assert checkpoints.read_best(tmp_path / "run").metrics["val/f1_micro"] == max(row["val/f1_micro"] for row in rows)
@@ -202,7 +202,7 @@ def test_it_learns(shards: Path, tmp_path: Path) -> None:
 def _rank(rank: int, world_size: int, folder: str, config: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}.store", rank=rank, world_size=world_size)
-    trainer.fit(TrainConfig(**json.loads(config)), place(Path(folder), rank, world_size), lambda _: None)
+    training_loop.fit(TrainConfig(**json.loads(config)), place(Path(folder), rank, world_size), lambda _: None)
     torch.distributed.destroy_process_group()
 
 
@@ -226,7 +226,7 @@ def test_two_ranks_do_what_one_does(shards: Path, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_evaluation_counts_every_sample_once(shards: Path, tmp_path: Path) -> None:
-    trainer.fit(settings(shards, epochs=1), place(tmp_path / "run"), lambda _: None)
+    training_loop.fit(settings(shards, epochs=1), place(tmp_path / "run"), lambda _: None)
     best = checkpoints.read_best(tmp_path / "run")
     val = read_split(shards, "val")
     assert (best.targets == val.targets).all()
@@ -239,7 +239,7 @@ def test_evaluation_counts_every_sample_once(shards: Path, tmp_path: Path) -> No
 def test_a_loss_that_is_not_finite_stops_the_run(shards: Path, tmp_path: Path) -> None:
     config = settings(shards, optimizer="sgd", lr=1e12, arch_options={})
     with pytest.raises(RunError, match=r"the loss is not finite at step \d+ on rank 0") as caught:
-        trainer.fit(config, place(tmp_path / "run"), lambda _: None)
+        training_loop.fit(config, place(tmp_path / "run"), lambda _: None)
     assert re.search(r"samples \S+, \S+, \S+, \S+, \S+ and 27 more\)", caught.value.message)
     assert caught.value.hint == "lower --lr (now 1e+12), or leave such steps out by --set non_finite=skip."
     assert checkpoints.read_history(tmp_path / "run") == []
@@ -252,7 +252,7 @@ def test_damaged_shards_stop_the_run(shards: Path, tmp_path: Path) -> None:
     for path in copy.glob("train-*.tar"):
         path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(DataError, match="cannot be decoded, more than max_bad allows"):
-        trainer.fit(settings(copy, cache_gb=0), place(tmp_path / "run"), lambda _: None)
+        training_loop.fit(settings(copy, cache_gb=0), place(tmp_path / "run"), lambda _: None)
     for path in copy.glob("val-*.tar"):
         path.write_bytes(path.read_bytes()[:-512])
     with pytest.raises(DataError, match=r"val-000000.tar has .* bytes where index.json says"):
@@ -274,9 +274,9 @@ def test_resumed_with_averaged_weights_in_parts_and_clipped(shards: Path, tmp_pa
         loss="asymmetric",
         label_smoothing=0.05,
     )
-    trainer.fit(config, place(tmp_path / "straight"), lambda _: None)
+    training_loop.fit(config, place(tmp_path / "straight"), lambda _: None)
     fit_until(config, place(tmp_path / "stopped"), 2)
-    trainer.fit(config, place(tmp_path / "stopped"), lambda _: None)
+    training_loop.fit(config, place(tmp_path / "stopped"), lambda _: None)
     last = [
         torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True) for name in ("straight", "stopped")
     ]
@@ -295,7 +295,7 @@ def test_parts_of_a_step_make_the_step(shards: Path, tmp_path: Path) -> None:
     """Without batch norm and dropout, the samples of a step may go through one after another."""
     for parts in (1, 4):
         config = settings(shards, arch="a-cnn1", arch_options={}, epochs=1, optimizer="sgd", lr=0.05, accumulate=parts)
-        trainer.fit(config, place(tmp_path / f"parts{parts}"), lambda _: None)
+        training_loop.fit(config, place(tmp_path / f"parts{parts}"), lambda _: None)
     one, four = weights(tmp_path / "parts1"), weights(tmp_path / "parts4")
     for name in one:
         torch.testing.assert_close(one[name], four[name], rtol=1e-3, atol=1e-6)
@@ -305,13 +305,13 @@ def test_parts_of_a_step_make_the_step(shards: Path, tmp_path: Path) -> None:
 def test_patience_ends_a_run(shards: Path, tmp_path: Path) -> None:
     config = settings(shards, epochs=40, patience=2, lr=0.02, arch="a-cnn1", arch_options={})
     rows: list[dict[str, float]] = []
-    trainer.fit(config, place(tmp_path / "run"), rows.append)
+    training_loop.fit(config, place(tmp_path / "run"), rows.append)
     values = [row["val/loss"] for row in rows]
     assert len(rows) < 40
     assert values.index(min(values)) == len(rows) - 3
     assert epoch_choice.is_done(config, rows)
     again: list[dict[str, float]] = []
-    trainer.fit(config, place(tmp_path / "run"), again.append)
+    training_loop.fit(config, place(tmp_path / "run"), again.append)
     assert without_times(again) == without_times(rows)
 
 
@@ -330,7 +330,7 @@ def test_a_head_learns_on_features_that_are_computed_once(
     torch.manual_seed(0)
     torch.save(zoo.build("b-final", 6, 1, 48, {"hidden": 32}).state_dict(), tmp_path / "w.pth")
     config = settings(shards, train="head", weights=str(tmp_path / "w.pth"), epochs=6, lr=0.2)
-    trainer.fit(config, place(tmp_path / "one"), lambda _: None)
+    training_loop.fit(config, place(tmp_path / "one"), lambda _: None)
     features = {path.name: path.stat().st_ino for path in (tmp_path / "cache").glob("*.f32")}
     assert len(features) == 2
     start = torch.load(tmp_path / "w.pth", weights_only=True)
@@ -341,19 +341,19 @@ def test_a_head_learns_on_features_that_are_computed_once(
     assert rows[-1]["val/map"] > rows[0]["val/map"]
     assert "begins with w.pth, 26 tensors by name" in (tmp_path / "one" / "log.txt").read_text()
     fit_until(config, place(tmp_path / "two"), 2)
-    trainer.fit(config, place(tmp_path / "two"), lambda _: None)
+    training_loop.fit(config, place(tmp_path / "two"), lambda _: None)
     again = weights(tmp_path / "two")
     assert all(torch.equal(end[name], again[name]) for name in end)
     assert {p.name: p.stat().st_ino for p in (tmp_path / "cache").glob("*.f32")} == features
     without = config.model_copy(update={"cache_gb": 0.0})
-    trainer.fit(without, place(tmp_path / "three"), lambda _: None)
+    training_loop.fit(without, place(tmp_path / "three"), lambda _: None)
     assert all(torch.equal(end[name], tensor) for name, tensor in weights(tmp_path / "three").items())
 
 
 @pytest.mark.ray
 def test_scores_of_a_head_are_those_of_the_whole_network(shards: Path, tmp_path: Path) -> None:
     config = settings(shards, train="head", epochs=2)
-    trainer.fit(config, place(tmp_path / "run"), lambda _: None)
+    training_loop.fit(config, place(tmp_path / "run"), lambda _: None)
     best = checkpoints.read_best(tmp_path / "run")
     val = read_split(shards, "val")
     prep = setup.preprocessing(config)
@@ -370,7 +370,7 @@ def test_a_network_is_measured_as_it_begins(shards: Path, tmp_path: Path) -> Non
     """D's first mode: published weights and a new last layer, not trained at all."""
     config = settings(shards, train="none", epochs=1, optimizer="adamw", lr=2e-3, schedule="one-cycle")
     rows: list[dict[str, float]] = []
-    trainer.fit(config, place(tmp_path / "run"), rows.append)
+    training_loop.fit(config, place(tmp_path / "run"), rows.append)
     assert [row["epoch"] for row in rows] == [1]
     assert "train/loss" not in rows[0]
     assert rows[0]["step"] == 0
@@ -431,9 +431,9 @@ def test_evaluation_is_the_same_on_any_number_of_ranks(shards: Path, tmp_path: P
 def test_half_precision_resumes_bit_for_bit(shards: Path, tmp_path: Path, precision: str) -> None:
     """Its samplers too. Scores are those of float32, which predictions are computed in."""
     config = settings(shards, epochs=3, precision=precision, repeat_below=0.3, thin=0.2, thin_labels=("disc",))
-    trainer.fit(config, place(tmp_path / "straight"), lambda _: None)
+    training_loop.fit(config, place(tmp_path / "straight"), lambda _: None)
     fit_until(config, place(tmp_path / "stopped"), 1)
-    trainer.fit(config, place(tmp_path / "stopped"), lambda _: None)
+    training_loop.fit(config, place(tmp_path / "stopped"), lambda _: None)
     one, two = weights(tmp_path / "straight"), weights(tmp_path / "stopped")
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert all(torch.isfinite(tensor).all() for tensor in one.values())
@@ -454,7 +454,7 @@ def test_the_last_stages_alone_change(shards: Path, tmp_path: Path) -> None:
     torch.manual_seed(config.seed)
     prep = setup.preprocessing(config)
     before, _, _ = setup.network(config, read_split(shards, "train"), prep)
-    trainer.fit(config, place(tmp_path / "run"), lambda _: None)
+    training_loop.fit(config, place(tmp_path / "run"), lambda _: None)
     after = weights(tmp_path / "run")
     changed = {name.partition(".")[0] for name, tensor in before.state_dict().items() if (tensor != after[name]).any()}
     assert changed == {"layer4", "fc"}
@@ -475,7 +475,7 @@ def test_steps_that_are_not_finite_are_left_out_where_that_is_asked_for(
 
     with monkeypatch.context() as patch:
         patch.setattr(losses, "loss_sum", spoilt)
-        trainer.fit(config, place(tmp_path / "run"), lambda _: None)
+        training_loop.fit(config, place(tmp_path / "run"), lambda _: None)
     log = (tmp_path / "run" / "log.txt").read_text()
     assert re.search(r"Warning: step 2 on rank 0 is left out: its loss is not finite; samples \S+,", log)
     (row,) = checkpoints.read_history(tmp_path / "run")
@@ -483,13 +483,13 @@ def test_steps_that_are_not_finite_are_left_out_where_that_is_asked_for(
     assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run").values())
     monkeypatch.setattr(losses, "loss_sum", lambda *arguments: ended(*arguments) * float("nan"))
     with pytest.raises(RunError, match="the loss is not finite at step"):
-        trainer.fit(settings(shards, batch_size=4, non_finite="skip"), place(tmp_path / "all"), lambda _: None)
+        training_loop.fit(settings(shards, batch_size=4, non_finite="skip"), place(tmp_path / "all"), lambda _: None)
 
 
 @pytest.mark.ray
 def test_an_output_that_says_nothing_is_told_of(shards: Path, tmp_path: Path) -> None:
     config = settings(shards, epochs=3, lr=1e-12, head_prior=False, threshold_policy="fixed=0.99")
-    trainer.fit(config, place(tmp_path / "run"), lambda _: None)
+    training_loop.fit(config, place(tmp_path / "run"), lambda _: None)
     lines = (tmp_path / "run" / "log.txt").read_text().splitlines()
     (warning,) = [line for line in lines if line.startswith("Warning: ")]
     assert "no image gets any label" in warning or "nearly the same scores" in warning
@@ -504,7 +504,7 @@ def test_a_compiled_network_learns_the_same(shards: Path, tmp_path: Path) -> Non
     plain = settings(shards, epochs=2, arch="a-cnn1", arch_options={}, batch_size=48, precision="fp32")
     rows = []
     for name, config in (("plain", plain), ("compiled", plain.model_copy(update={"compile": True}))):
-        trainer.fit(config, place(tmp_path / name), lambda _: None)
+        training_loop.fit(config, place(tmp_path / name), lambda _: None)
         rows.append(checkpoints.read_history(tmp_path / name))
     for one, two in zip(*rows, strict=True):
         for metric in ("train/loss", "val/loss"):
@@ -527,7 +527,7 @@ def test_the_training_split_has_its_metrics_by_epoch(shards: Path, tmp_path: Pat
         threshold_policy="fixed=0.3",
         head_prior=False,
     )
-    trainer.fit(config, place(tmp_path / "run"))
+    training_loop.fit(config, place(tmp_path / "run"))
     (row,) = checkpoints.read_history(tmp_path / "run")
     train = read_split(shards, "train")
     prep = setup.preprocessing(config)
@@ -553,7 +553,7 @@ def test_the_training_split_has_its_metrics_by_epoch(shards: Path, tmp_path: Pat
 @pytest.mark.parametrize("kept", ["best", "lowest-loss", "last"])
 def test_the_epoch_that_is_asked_for_is_kept_and_measured(shards: Path, tmp_path: Path, kept: str) -> None:
     config = settings(shards, epochs=4, keep_epoch=kept, lr=3e-3, runs=tmp_path, name="run", doctor=False)
-    trainer.fit(config, place(tmp_path / "run"))
+    training_loop.fit(config, place(tmp_path / "run"))
     history = checkpoints.read_history(tmp_path / "run")
     wanted = {
         "best": max(history, key=lambda row: row["val/f1_micro"]),
@@ -573,9 +573,9 @@ def test_a_head_is_trained_on_augmented_images_where_that_is_asked_for(shards: P
     config = settings(
         shards, arch="resnet18", arch_options={}, epochs=1, train="head", augment={"rotate": 25, "hue": 0.2}
     )
-    trainer.fit(config, place(tmp_path / "run"))
+    training_loop.fit(config, place(tmp_path / "run"))
     plain = config.model_copy(update={"augment": {}})
-    trainer.fit(plain, place(tmp_path / "plain"))
+    training_loop.fit(plain, place(tmp_path / "plain"))
     kept, other = weights(tmp_path / "run"), weights(tmp_path / "plain")
     changed = {name for name in kept if not torch.equal(kept[name], other[name])}
     assert changed == {"fc.weight", "fc.bias"}, "the backbone and its statistics stay"
@@ -591,8 +591,8 @@ def test_a_head_may_be_shown_mixed_images_after_some_epochs(shards: Path, tmp_pa
     later = plain.model_copy(update={"changes": {2: {"mixup": 0.5}}})
     assert setup.has_fixed_features(plain)
     assert not setup.has_fixed_features(later)
-    trainer.fit(plain, place(tmp_path / "plain"))
-    trainer.fit(later, place(tmp_path / "later"))
+    training_loop.fit(plain, place(tmp_path / "plain"))
+    training_loop.fit(later, place(tmp_path / "later"))
     rows = [checkpoints.read_history(tmp_path / name) for name in ("plain", "later")]
     assert [row["val/loss"] for row in rows[1][:2]] == pytest.approx([row["val/loss"] for row in rows[0][:2]], rel=1e-4)
     assert rows[1][2]["train/loss"] != pytest.approx(rows[0][2]["train/loss"], rel=1e-3)
@@ -613,7 +613,7 @@ def test_a_score_that_is_no_number_stops_with_the_name_of_the_sample(
 
     monkeypatch.setattr(losses, "scores", scores)
     with pytest.raises(RunError, match=re.escape(f"the score of the sample {val.key(3)!r}, or the loss")):
-        trainer.fit(settings(shards, batch_size=64), place(tmp_path / "run"))
+        training_loop.fit(settings(shards, batch_size=64), place(tmp_path / "run"))
 
 
 @pytest.mark.ray
@@ -631,11 +631,11 @@ def test_bad_samples_of_one_split_are_not_held_against_another(
         return dataclasses.replace(batch, bad=found)
 
     monkeypatch.setattr(ShardReader, "_load", damaged)
-    trainer.fit(settings(shards, epochs=2, max_bad=0.02, cache_gb=0), place(tmp_path / "run"))
+    training_loop.fit(settings(shards, epochs=2, max_bad=0.02, cache_gb=0), place(tmp_path / "run"))
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("cannot be decoded") == 2
     with pytest.raises(DataError, match=r"2 of 19\d samples of the split train cannot be decoded"):
-        trainer.fit(settings(shards, epochs=2, max_bad=0.01, cache_gb=0), place(tmp_path / "strict"))
+        training_loop.fit(settings(shards, epochs=2, max_bad=0.01, cache_gb=0), place(tmp_path / "strict"))
 
 
 @pytest.mark.ray
@@ -645,7 +645,7 @@ def test_a_request_to_stop_is_seen_by_time(
 ) -> None:
     """With steps of half a minute it is seen after the next one, and in a long evaluation before its end."""
     config = settings(shards, epochs=2, arch="a-cnn1", arch_options={}, batch_size=8)
-    trainer.fit(config, place(tmp_path / "straight"))
+    training_loop.fit(config, place(tmp_path / "straight"))
     here, clock, taken, seen = place(tmp_path / "stopped"), 0.0, 0, 0
     step, load = torch.optim.Adam.step, ShardReader._load
 
@@ -668,7 +668,7 @@ def test_a_request_to_stop_is_seen_by_time(
         patch.setattr(time, "monotonic", lambda: clock)
         patch.setattr(torch.optim.Adam, "step", slow_step)
         patch.setattr(ShardReader, "_load", slow_load)
-        trainer.fit(config, here)
+        training_loop.fit(config, here)
     assert (here.folder / "log.txt").read_text().splitlines()[-1].startswith("stops on request after epoch 0")
     assert (taken == 3) if where == "steps" else (seen == 1)
     goes_on_alike(config, here, tmp_path / "straight")
@@ -685,7 +685,7 @@ def _resuming_rank(rank: int, world_size: int, folder: str, config: str, blind_s
             return None if time.monotonic() - begun < blind_s else load(self)
 
         checkpoints.Checkpoints._load = late  # type: ignore[method-assign]
-    trainer.fit(
+    training_loop.fit(
         TrainConfig(**json.loads(config)),
         Place(rank, world_size, torch.device("cpu"), Path(folder), Path(folder), 1),
     )

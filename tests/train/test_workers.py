@@ -10,7 +10,7 @@ import ray.train
 from mlic.cluster.resources import Share
 from mlic.train.checkpoints import read_history
 from mlic.train.workers import group
-from tests.train.test_trainer import settings, without_times
+from tests.train.test_training_loop import settings, without_times
 
 
 class Listener(ray.train.UserCallback):  # type: ignore[misc]

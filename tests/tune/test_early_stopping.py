@@ -18,9 +18,9 @@ from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig
 from mlic.errors import ConfigError, RunError
 from mlic.train import checkpoints, cross_validation, out_of_fold
-from mlic.tune import confirm, scheduler
+from mlic.tune import confirm, early_stopping
+from mlic.tune.early_stopping import Kind, Rule, Search, Work
 from mlic.tune.importance import code, importance
-from mlic.tune.scheduler import Kind, Rule, Search, Work
 from mlic.tune.tpe import Tpe
 
 EPOCHS = 9
@@ -152,7 +152,7 @@ def lines_run(module: ModuleType, work: Callable[[], object]) -> int:
 
 def test_two_thousand_trials_cost_no_more_each_than_the_first() -> None:
     few, many = (
-        lines_run(scheduler, lambda n=count: run(Search(Rule("asha", EPOCHS, 1, 3), n), 8, 1)) / count
+        lines_run(early_stopping, lambda n=count: run(Search(Rule("asha", EPOCHS, 1, 3), n), 8, 1)) / count
         for count in (200, 2000)
     )
     assert many < 1.5 * few

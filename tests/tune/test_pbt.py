@@ -14,8 +14,8 @@ from mlic.config.tune import TuneConfig
 from mlic.errors import ConfigError
 from mlic.train import checkpoints
 from mlic.tune import pbt
+from mlic.tune.early_stopping import Rule, Search, Work
 from mlic.tune.pbt import Population, current, exchanges
-from mlic.tune.scheduler import Rule, Search, Work
 
 SPACE = {
     "lr": Dimension(loguniform=(1e-4, 1e-2)),

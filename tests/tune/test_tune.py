@@ -28,10 +28,10 @@ from mlic.model import bundle, zoo
 from mlic.report.report import report as page_of
 from mlic.runs.run import Run
 from mlic.train import checkpoints
-from mlic.train.fit import fit as train
+from mlic.train.launch import fit as train
 from mlic.tune import driver as search_driver
 from mlic.tune import trial_store
-from mlic.tune.scheduler import Search
+from mlic.tune.early_stopping import Search
 from mlic.tune.tune import tune
 from tests.end_to_end.test_pipeline import FIT
 
