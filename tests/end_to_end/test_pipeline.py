@@ -418,9 +418,9 @@ def test_thresholds_are_fitted_to_shards_where_there_is_no_run(
     assert len(set(bundle.read(alone).thresholds)) == 1
     own = threshold(ThresholdConfig(model=_copy(trained.run, tmp_path), policy="global", calibration="none"))
     assert report.measurement.values["f1_micro"] == pytest.approx(own.measurement.values["f1_micro"], abs=0.05)
-    with pytest.raises(ConfigError, match="no folder of shards"):
+    with pytest.raises(ConfigError, match="is not a folder of shards"):
         threshold(ThresholdConfig(model=alone, labels=tmp_path))
-    with pytest.raises(ConfigError, match="stay calibrated as the bundle says"):
+    with pytest.raises(ConfigError, match="keeps the calibration of the model"):
         threshold(ThresholdConfig(model=alone, labels=shards, calibration="platt"))
 
 
