@@ -9,7 +9,7 @@ from mlic.config.predict import AverageConfig
 from mlic.errors import DataError
 from mlic.metrics.measurement import Measurement
 from mlic.model import bundle
-from mlic.model.ensemble import Member
+from mlic.model.member import Member
 from mlic.runs.run import Run
 from mlic.train import checkpoints
 from mlic.train.launch import decide

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlic.config.data import Preprocessing
-from mlic.config.types import Activation
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +16,7 @@ import torch
 from torch import nn
 
 from mlic.model import losses, zoo
+from mlic.model.member import Member
 
 
 class Average(nn.Module):
@@ -55,14 +54,3 @@ class Average(nn.Module):
 def joined(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The state dict of an `Average` from those of its members."""
     return {f"nets.{i}.{name}": tensor for i, state in enumerate(states) for name, tensor in state.items()}
-
-
-@dataclass(frozen=True)
-class Member:
-    """One of the networks of an average: `activation` makes scores of its logits; `mean`, `std` are of its images."""
-
-    arch: str
-    arch_options: dict[str, float]
-    activation: Activation
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
