@@ -294,7 +294,6 @@ def test_one_photograph_prints_its_row(
 
 
 @pytest.mark.slow
-@pytest.mark.smoke
 def test_the_commands_of_the_mission_as_they_are_typed(
     corpus: Path, tmp_path: Path, mlic: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

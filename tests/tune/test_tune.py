@@ -38,6 +38,7 @@ from tests.end_to_end.test_pipeline import FIT
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
+@pytest.mark.smoke
 def test_tune_searches_prunes_and_leaves_a_config(shards: Path, tmp_path: Path) -> None:
     config = TuneConfig(shards=shards, runs=tmp_path, num_samples=4, color="rgb", **(FIT | {"epochs": 4}))
     report = tune(config)
