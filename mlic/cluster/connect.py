@@ -113,7 +113,7 @@ def _init(address: str | None) -> None:
         "logging_level": logging.INFO if verbose else logging.ERROR,
     }
     if address is None:
-        # One heap for all threads of a worker, which trains in a thread that is not its first: see memory.keep. Ray's
+        # One heap for all threads of a worker, which trains in a thread that is not its first: see malloc.keep. Ray's
         # workers have it from the environment of their node; cluster/ sets it where it starts one.
         os.environ.setdefault("MALLOC_ARENA_MAX", "1")
         options |= {

@@ -144,8 +144,8 @@ def _cells(path: Location, number: int, line: Sequence[str], place: Sequence[int
 def apply(corrections: Corrections, names: Sequence[str], paths: pa.Array, targets: Array) -> tuple[Array, int]:
     """Targets (N, L) with the verdicts in place of what the label files say, and how many of them differ.
 
-    `names` (L,) are the labels and `paths` (N,) the images, as `labels.join` takes them. Raises DataError for labels
-    and images that are not there, for rows that were written for other labels, and for two verdicts about the same.
+    `names` (L,) are the labels and `paths` (N,) the images, as `label_join.join` takes them. Raises DataError for
+    labels and images that are not there, for rows that were written for other labels, and for two verdicts about one.
     """
     number = {name: i for i, name in enumerate(names)}
     unknown = next((row for row, name in enumerate(corrections.labels) if name not in number), None)

@@ -31,7 +31,7 @@ class Rule:
     hyperband: the same with several brackets of trials, of which each begins to stop them one rung later.
     median: after each epoch a trial continues when its best value is not below the median of its predecessors' means up
     to there (Golovin et al., Google Vizier, 2017).
-    pbt: none is stopped; every `grace` epochs all wait for each other (see `search.population`).
+    pbt: none is stopped; every `grace` epochs all wait for each other (see `pbt`).
     Values are larger for better trials; not a number is the worst.
     """
 

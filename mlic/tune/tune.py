@@ -1,7 +1,7 @@
 """Search the settings of training, architecture, loss weighting and thresholds for the best model.
 
-Which trials continue is decided in the order of their numbers (see `search.rungs`), so the same settings give the same
-table on any number of workers and after any interruption, and a search that is given more trials continues as if it had
+Which trials continue is decided in the order of their numbers (see `early_stopping`). So the same settings give the
+same table on any number of workers and after any interruption, and a search with more trials continues as if it had
 had them from the start.
 """
 

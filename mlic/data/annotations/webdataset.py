@@ -12,7 +12,7 @@ from mlic.errors import DataError
 
 
 def read_webdataset(path: Path) -> Annotations:
-    """Labels of WebDataset samples. A sample's image is named as `sources` lists it, without its extension."""
+    """Labels of WebDataset samples. A sample's image is named as `image_sources` lists it, without its extension."""
     archives = [path] if path.is_file() else sorted(path.glob("*.tar"))
     if not archives:
         raise DataError(f"the folder {path} holds no .tar shards.", "check --labels.")
