@@ -191,7 +191,7 @@ def _read_table(path: Path) -> Predictions:
     count = len(first.split()) if spaces else len(names)
     names = names or [str(i) for i in range(count)]
     if count < 2 or len(set(names)) < count:
-        raise ValueError("a name and at least one label a line are needed, each label once")
+        raise ValueError("a name and at least one label per line are needed, each label once")
     texts = 2 if names[:2] == ["key", "file"] else 1
     table = pa_csv.read_csv(
         path,

@@ -49,7 +49,7 @@ def read_table(file: Path, format: str | None, columns: Columns) -> Annotations:
         raise DataError(f"{file} holds a header and nothing else.", "add one line for each image.")
     if format == "wide":
         return found.build(labels, f"{len(labels)} labels from the columns of {file}")
-    source = f"one label a line in {file}" if format == "long" else f"the lists (by {delimiter!r}) in {file}"
+    source = f"one label per line in {file}" if format == "long" else f"the lists (by {delimiter!r}) in {file}"
     return build_named(found, None, source, once=format != "long")
 
 
