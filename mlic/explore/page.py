@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 
+from markupsafe import Markup
 from PIL import Image
 
 from mlic.explore.result import ExploreReport
@@ -16,13 +16,13 @@ _SIZES = 12
 def render(report: ExploreReport, pictures: Mapping[str, bytes], grids: Mapping[str, Image.Image | None]) -> str:
     """The page as text; `pictures` are PNG files by name, `grids` samples of each label."""
 
-    def figure(name: str, description: str) -> str:
-        return page.figure(pictures[name], description) if name in pictures else ""
+    def figure(name: str, description: str) -> Markup:
+        return page.figure(pictures[name], description) if name in pictures else Markup("")
 
     total = sum(count * number for number, count in enumerate(report.cardinality))
-    head = (
-        f"<p>{report.samples:,} images, {len(report.labels)} labels, {total / report.samples:.2f} labels an image; "
-        f"{report.label_sets:,} different sets of labels, {report.label_sets_seen_once:,} of them seen once.</p>"
+    head = page.paragraph(
+        f"{report.samples:,} images, {len(report.labels)} labels, {total / report.samples:.2f} labels an image; "
+        f"{report.label_sets:,} different sets of labels, {report.label_sets_seen_once:,} of them seen once."
     )
     empty = [label for label, count in report.labels.items() if not count]
     if empty:
@@ -46,31 +46,31 @@ def render(report: ExploreReport, pictures: Mapping[str, bytes], grids: Mapping[
         _duplicates(report),
         page.section("Samples", "At random.", _samples(grids)),
     ]
-    return page.page(f"{report.data}", "".join(parts))
+    return page.page(f"{report.data}", page.join(parts))
 
 
-def _labels(report: ExploreReport) -> str:
+def _labels(report: ExploreReport) -> Markup:
     splits = list(report.splits)
     most = max(1, *report.labels.values())
     unknown = any(report.unknown.values())
     rows = []
     for label, count in sorted(report.labels.items(), key=lambda item: -item[1]):
-        cells = [escape(label), f"{count:,}", f"{count / report.samples:.2%}", page.bar(count / most)]
+        cells: list[str | page.Cell] = [label, f"{count:,}", f"{count / report.samples:.2%}", page.bar(count / most)]
         cells += [f"{report.unknown[label]:,}"] if unknown else []
         rows.append([*cells, *(f"{report.splits[split][label]:,}" for split in splits)])
     return page.table(["Label", "Images", "Share", "", *(["Unknown"] if unknown else []), *splits], rows)
 
 
-def _implications(report: ExploreReport) -> str:
+def _implications(report: ExploreReport) -> Markup:
     if not report.implications:
-        return ""
-    rows = [
+        return Markup("")
+    rows: list[page.Row] = [
         [
-            f"{escape(row.first)} ⇒ {escape(row.second)}",
+            f"{row.first} ⇒ {row.second}",
             f"{1 - row.exceptions / row.support:.2%}",
             f"{row.support:,}",
             f"{row.exceptions:,}",
-            f'<td class="text long">{escape(", ".join(row.keys[:8]))}{" …" if row.exceptions > 8 else ""}</td>',
+            page.Cell(", ".join(row.keys[:8]) + (" …" if row.exceptions > 8 else ""), "text long"),
         ]
         for row in report.implications
     ]
@@ -78,12 +78,12 @@ def _implications(report: ExploreReport) -> str:
     return page.section("Implications", text, page.table(["Rule", "Holds", "Images", "Exceptions", "Which"], rows))
 
 
-def _images(report: ExploreReport, brightness: str) -> str:
+def _images(report: ExploreReport, brightness: Markup) -> Markup:
     groups = {"Channels": report.color, "Format": report.formats, "Size in pixels": report.sizes}
     rows = [
-        [escape(f"{kind}: {name}"), f"{count:,}", f"{count / max(1, report.looked_at):.2%}"]
-        for kind, found in groups.items()
-        for name, count in list(found.items())[:_SIZES]
+        [f"{kind}: {name}", f"{count:,}", f"{count / max(1, report.looked_at):.2%}"]
+        for kind, counts in groups.items()
+        for name, count in list(counts.items())[:_SIZES]
     ]
     more = len(report.sizes) - _SIZES
     text = f"{report.looked_at:,} images were opened, {report.bad:,} of them do not read."
@@ -92,19 +92,19 @@ def _images(report: ExploreReport, brightness: str) -> str:
     return page.section("Images", text, page.table(["", "Images", "Share"], rows) + brightness)
 
 
-def _duplicates(report: ExploreReport) -> str:
+def _duplicates(report: ExploreReport) -> Markup:
     if not report.duplicate_groups:
         return page.section("Duplicates", "No two of the images looked at are the same or nearly the same.", "")
-    rows = [
-        [str(i), f'<td class="text long">{escape(", ".join(keys))}</td>'] for i, keys in enumerate(report.duplicates, 1)
+    rows: list[page.Row] = [
+        [str(i), page.Cell(", ".join(keys), "text long")] for i, keys in enumerate(report.duplicates, 1)
     ]
     text = f"{report.duplicate_groups:,} groups of images that are the same or nearly the same."
     return page.section("Duplicates", text, page.table(["Group", "Images"], rows))
 
 
-def _samples(grids: Mapping[str, Image.Image | None]) -> str:
-    return "".join(
-        f"<h3>{escape(label)}</h3>{page.picture(plots.jpeg(grid), 'jpeg', f'samples of {label}')}"
+def _samples(grids: Mapping[str, Image.Image | None]) -> Markup:
+    return page.join(
+        page.subheading(label) + page.picture(plots.jpeg(grid), "jpeg", f"samples of {label}")
         for label, grid in grids.items()
         if grid is not None
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from mlic.html import page
 from mlic.metrics.measurement import BASELINES, LabelRow, Measurement
@@ -26,10 +27,11 @@ _LESS_IS_BETTER = {
 }
 _SHOWN = ("label", "support", "share", "precision", "recall", "f1", "ap")  # of a LabelRow, in places of their own
 _TILES = ("f1_micro", "f1_macro", "map", "subset_accuracy")
-Sections = dict[str, tuple[str, str]]  # heading -> a line of text, and HTML
+Sections = dict[str, tuple[str, Markup]]  # heading -> a line of text, and a body
 _METRIC_ROWS = 10  # the everyday ones
 _ROWS = 30  # of a table before the rest is folded away
 _LAYERS = 45
+_NOTHING = Markup("")
 
 
 def render(content: Content, figures: Mapping[str, bytes], images: Mapping[int, Picture], method: str) -> str:
@@ -39,21 +41,22 @@ def render(content: Content, figures: Mapping[str, bytes], images: Mapping[int, 
     more = len(content.labels) - MOST
     cut = f" The {MOST} most frequent labels; {more:,} more are in the tables and in report.json." if more > 0 else ""
     sections: Sections = _numbers(content, drawn) | _how(content, drawn, cut) | _decisions(content, drawn, cut)
-    sections |= wrong_predictions.sections(content, drawn.get("swapped", ""), images, method)
+    sections |= wrong_predictions.sections(content, drawn.get("swapped", _NOTHING), images, method)
     head = [
-        f'<p class="about">{escape(content.about)} {content.measurement.samples:,} images, '
-        f"{len(content.labels):,} labels.</p>",
-        *(f'<p class="about">{escape(note)}</p>' for note in content.notes),
+        page.paragraph(
+            f"{content.about} {content.measurement.samples:,} images, {len(content.labels):,} labels.", "about"
+        ),
+        *(page.paragraph(note, "about") for note in content.notes),
         *(page.warning(_in_words(text)) for text in content.measurement.warnings),
         _tiles(content.measurement),
         page.contents(list(sections)),
     ]
-    body = [page.section(heading, text, html) for heading, (text, html) in sections.items()]
-    return page.page(content.title, "".join([*head, *body]))
+    body = [page.section(heading, text, part) for heading, (text, part) in sections.items()]
+    return page.page(content.title, page.join([*head, *body]))
 
 
-def _numbers(content: Content, figures: Mapping[str, str]) -> Sections:
-    found = {
+def _numbers(content: Content, figures: Mapping[str, Markup]) -> Sections:
+    sections = {
         "Headlines": (
             "Each number stands beside its 95% bootstrap interval over images and beside the best of what needs no "
             "image at all, which is the mark on its bar. Subset accuracy: the whole set of labels is right. Hamming "
@@ -63,44 +66,47 @@ def _numbers(content: Content, figures: Mapping[str, str]) -> Sections:
         "Comparison": (
             "Differences from the first run over the same images, resampled together. Where the interval does not hold "
             "0, the difference is more than the luck of these images.",
-            _comparison(content, figures["comparison"]) if content.runs else "",
+            _comparison(content, figures["comparison"]) if content.runs else _NOTHING,
         ),
-        "Epochs of the runs": ("What each epoch of each run gave on its validation split.", figures.get("runs", "")),
+        "Epochs of the runs": (
+            "What each epoch of each run gave on its validation split.",
+            figures.get("runs", _NOTHING),
+        ),
         "Labels": (
             "Most frequent first. The mark is the F1 of giving the label to every image. AP is the average precision "
             "over all thresholds.",
             _labels(content),
         ),
     }
-    return {name: part for name, part in found.items() if part[1]}
+    return {name: part for name, part in sections.items() if part[1]}
 
 
-def _how(content: Content, figures: Mapping[str, str], cut: str) -> Sections:
+def _how(content: Content, figures: Mapping[str, Markup], cut: str) -> Sections:
     """How the model came about."""
-    of_labels = figures.get("history-labels", "")
+    of_labels = figures.get("history-labels", _NOTHING)
     differ = " Those marked differ between the runs." if content.runs else ""
     parameters = sum(row.parameters for row in content.layers)
-    found = {
+    sections = {
         "Training": (
             "What each epoch gave on images that it did not learn from, and, dashed, on those that it learned from, as "
             "augmentation made them. The dotted line is the epoch that was kept." + (cut if of_labels else ""),
-            figures.get("history", "") + of_labels,
+            figures.get("history", _NOTHING) + of_labels,
         ),
-        "Settings": (f"What was asked for.{differ}", _settings(content) if content.settings else ""),
+        "Settings": (f"What was asked for.{differ}", _settings(content) if content.settings else _NOTHING),
         "Architecture": (
             f"{content.arch}: {parameters:,} parameters in {len(content.layers):,} layers, in the order in which an "
             "image passes them.",
-            _layers(content) if content.layers else "",
+            _layers(content) if content.layers else _NOTHING,
         ),
     }
-    return {name: part for name, part in found.items() if part[1]}
+    return {name: part for name, part in sections.items() if part[1]}
 
 
-def _decisions(content: Content, figures: Mapping[str, str], cut: str) -> Sections:
+def _decisions(content: Content, figures: Mapping[str, Markup], cut: str) -> Sections:
     decided = any(label.threshold is not None for label in content.labels)
     stored = " The dashed line is the threshold that is stored with the model." if decided else ""
     error = 0.0 if content.reliability is None else content.reliability.error
-    found = {
+    sections = {
         "Distributions": (
             "How often labels are given, and how often they should be.",
             figures["distribution"] + figures["cardinality"],
@@ -112,19 +118,19 @@ def _decisions(content: Content, figures: Mapping[str, str], cut: str) -> Sectio
         ),
         "Thresholds": (
             f"What a label's precision, recall and F1 would be at every threshold, on these very images.{stored}{cut}",
-            figures.get("thresholds", ""),
+            figures.get("thresholds", _NOTHING),
         ),
         "Precision and recall": (
             "The dot is where the decisions stand, the dotted line the precision of giving the label to every image.",
-            figures.get("precision-recall", ""),
+            figures.get("precision-recall", _NOTHING),
         ),
         "Reliability": (
             "Of the scores near 0.8, eight in ten should come true; points below the line are scores that promise too "
             f"much. The distance from the line is {error:.3f} on average, over the scores of all labels together.",
-            figures.get("reliability", ""),
+            figures.get("reliability", _NOTHING),
         ),
     }
-    return {name: part for name, part in found.items() if part[1]}
+    return {name: part for name, part in sections.items() if part[1]}
 
 
 def _in_words(text: str) -> str:
@@ -153,26 +159,26 @@ def _order(measurement: Measurement) -> list[str]:
 
 
 def _interval(limits: Mapping[str, tuple[float, float]], metric: str) -> str:
-    found = limits.get(metric)
-    return "–" if found is None else f"{found[0]:.4f}–{found[1]:.4f}"
+    interval = limits.get(metric)
+    return "–" if interval is None else f"{interval[0]:.4f}–{interval[1]:.4f}"
 
 
-def _tiles(measurement: Measurement) -> str:
+def _tiles(measurement: Measurement) -> Markup:
     tiles = []
     for metric in _TILES:
         value = measurement.values.get(metric)
         if value is None:
             continue
         best = _best(measurement, metric)
-        beside = "" if best is None else f"<br>{escape(best[0])}: {best[1]:.3f}"
         limits = measurement.intervals.get(metric)
         within = "" if limits is None else f"{limits[0]:.3f} to {limits[1]:.3f}"
-        tiles.append(f'<div class="tile">{metric_name(metric)}<b>{value:.3f}</b>{within}{beside}</div>')
-    return f'<div class="tiles">{"".join(tiles)}</div>'
+        below = [within, *([] if best is None else [f"{best[0]}: {best[1]:.3f}"])]
+        tiles.append(page.Tile(f"{value:.3f}", below, metric_name(metric)))
+    return page.tiles(tiles)
 
 
-def _headlines(measurement: Measurement) -> str:
-    rows, all_rows = [], []
+def _headlines(measurement: Measurement) -> Markup:
+    rows, all_rows = list[page.Row](), list[list[str]]()
     baselines = [
         *(name for name in BASELINES if name in measurement.baselines),
         *(name for name in measurement.baselines if name not in BASELINES),
@@ -181,13 +187,13 @@ def _headlines(measurement: Measurement) -> str:
         value, best = measurement.values[metric], _best(measurement, metric)
         if value is None:
             continue
-        bar = page.bar(value, None if best is None else best[1]) if 0 <= value <= 1 else "<td></td>"
-        beside = ["–", "–"] if best is None else [f"{best[1]:.4f}", escape(best[0])]
-        number = f'<td class="value">{value:.4f}</td>'
-        rows.append([escape(metric_name(metric)), number, _interval(measurement.intervals, metric), bar, *beside])
+        bar = page.bar(value, None if best is None else best[1]) if 0 <= value <= 1 else page.Cell("")
+        beside = ["–", "–"] if best is None else [f"{best[1]:.4f}", best[0]]
+        number = page.Cell(f"{value:.4f}", "value")
+        rows.append([metric_name(metric), number, _interval(measurement.intervals, metric), bar, *beside])
         others = [measurement.baselines[name].get(metric) for name in baselines]
         cells = ["–" if other is None else f"{other:.4f}" for other in others]
-        all_rows.append([escape(metric_name(metric)), f"{value:.4f}", *cells])
+        all_rows.append([metric_name(metric), f"{value:.4f}", *cells])
     names = [name.replace("_", " ") for name in baselines]
     head = ["Metric", "Value", "95% interval", "", "Best baseline", "which is"]
     return page.folded_table(head, rows, _METRIC_ROWS, "metrics") + page.details(
@@ -195,23 +201,23 @@ def _headlines(measurement: Measurement) -> str:
     )
 
 
-def _labels(content: Content) -> str:
+def _labels(content: Content) -> Markup:
     by_label = {row.label: row for row in content.measurement.labels}
     trained = any(label.train_positives is not None for label in content.labels)
     decided = any(label.threshold is not None for label in content.labels)
     others = [name for name in LabelRow.model_fields if name not in _SHOWN]
-    rows = []
+    rows = list[page.Row]()
     for errors in (content.labels[i] for i in by_frequency(content)):
         row = by_label[errors.label]
         rows.append(
             [
-                escape(row.label),
+                row.label,
                 f"{row.support:,}",
                 f"{row.share:.1%}",
                 *([_cell(errors.train_positives)] if trained else []),
                 _cell(row.precision),
                 _cell(row.recall),
-                f'<td class="value">{_cell(row.f1)}</td>',
+                page.Cell(_cell(row.f1), "value"),
                 page.bar(row.f1 or 0, 2 * row.share / (1 + row.share)),
                 _cell(row.ap),
                 *(_cell(getattr(row, name)) for name in others),
@@ -244,16 +250,14 @@ def _cell(value: Any) -> str:
         return "–"
     if isinstance(value, tuple):
         return "–".join(_cell(part) for part in value)
-    return (
-        f"{value:,}" if isinstance(value, int) else f"{value:.3f}" if isinstance(value, float) else escape(str(value))
-    )
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _comparison(content: Content, figure: str) -> str:
+def _comparison(content: Content, figure: Markup) -> Markup:
     rows = [
         [
-            escape(run.name),
-            escape(run.arch),
+            run.name,
+            run.arch,
             f"{run.parameters:,}",
             f"{run.best_epoch} of {run.epochs}",
             *("–" if run.values.get(m) is None else f"{run.values[m]:.4f}" for m in _TILES),
@@ -264,33 +268,27 @@ def _comparison(content: Content, figure: str) -> str:
     parts = [page.table(head, rows), figure]
     if len(content.runs) > 1:
         others = content.runs[1:]
-        lines = [
-            [escape(metric_name(metric)), *(_difference(run.differences[metric]) for run in others)]
+        lines: list[page.Row] = [
+            [metric_name(metric), *(_difference(run.differences[metric]) for run in others)]
             for metric in others[0].differences
         ]
         parts.append(page.table([f"Difference from {content.runs[0].name}", *(run.name for run in others)], lines))
-    return "".join(parts)
+    return page.join(parts)
 
 
-def _difference(found: tuple[float, float, float]) -> str:
-    value, low, high = found
+def _difference(difference: tuple[float, float, float]) -> page.Cell:
+    value, low, high = difference
     kind = "good" if low > 0 else "bad" if high < 0 else "soft"
     word = {"good": "better", "bad": "worse", "soft": "not clear"}[kind]
-    return f'<td class="{kind}">{value:+.4f} ({low:+.4f} to {high:+.4f}), {word}</td>'
+    return page.Cell(f"{value:+.4f} ({low:+.4f} to {high:+.4f}), {word}", kind)
 
 
-def _settings(content: Content) -> str:
+def _settings(content: Content) -> Markup:
     several = len(content.runs) > 1
     head = ["Setting", *([run.name for run in content.runs] if several else ["Value"]), "Meaning"]
 
-    def line(row: SettingRow) -> list[str]:
-        name = f"<code>{escape(row.name)}</code>"
-        values = [escape(value) for value in row.values]
-        return [
-            f"<b>● {name}</b>" if row.differs else name,
-            *values,
-            f'<td class="text long">{escape(row.meaning)}</td>',
-        ]
+    def line(row: SettingRow) -> list[str | page.Cell]:
+        return [page.setting(row.name, row.differs), *row.values, page.Cell(row.meaning, "text long")]
 
     shown = [row for row in content.settings if row.differs or row.changed]
     rest = [row for row in content.settings if not (row.differs or row.changed)]
@@ -299,11 +297,11 @@ def _settings(content: Content) -> str:
     )
 
 
-def _layers(content: Content) -> str:
-    rows = [
+def _layers(content: Content) -> Markup:
+    rows: list[page.Row] = [
         [
-            escape(row.name),
-            f'<td class="text">{escape(row.kind)}</td>',
+            row.name,
+            page.Cell(row.kind, "text"),
             " × ".join(map(str, row.shape)),
             f"{row.parameters:,}" if row.parameters else "–",
         ]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 
 from mlic.config.space import Dimension, Value
 from mlic.config.train import TrainConfig
@@ -53,7 +53,7 @@ def render(report: TuneReport, config: TuneConfig, curves: Curves) -> tuple[str,
             page.figure(drawn["curves"], "learning curves of all trials")
             + page.figure(drawn["rungs"], "trials by the epoch that they came to"),
         ),
-        _exchanged(report),
+        _exploits(report),
         page.section(
             "Settings and values",
             "A line a trial, from its settings to its value; the best tenth in colour.",
@@ -71,15 +71,15 @@ def render(report: TuneReport, config: TuneConfig, curves: Curves) -> tuple[str,
         ),
         page.section("Trials", "", _table(report)),
     ]
-    return page.page(f"{report.run.name}: a search over {len(config.space)} settings", "".join(parts)), drawn
+    return page.page(f"{report.run.name}: a search over {len(config.space)} settings", page.join(parts)), drawn
 
 
-def _head(report: TuneReport) -> str:
+def _head(report: TuneReport) -> Markup:
     name = report.objective
     value = report.measurement.values[name]
     low, high = report.measurement.intervals[name]
-    trivial = {each: row[name] for each, row in report.measurement.baselines.items() if name in row}
-    best = max(trivial, key=lambda each: trivial[each])
+    trivial = {baseline: row[name] for baseline, row in report.measurement.baselines.items() if name in row}
+    best = max(trivial, key=lambda baseline: trivial[baseline])
     hours = report.seconds / 3600
     tiles = [
         (
@@ -92,97 +92,97 @@ def _head(report: TuneReport) -> str:
         (f"{report.epochs / report.possible:.0%}", f"of all {report.possible:,} epochs were trained"),
         (f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min", "of search"),
     ]
-    shown = "".join(f'<div class="tile"><b>{escape(big)}</b>{escape(small)}</div>' for big, small in tiles)
-    return f'<div class="tiles">{shown}</div>'
+    return page.tiles([page.Tile(big, [small]) for big, small in tiles])
 
 
-def _changes(report: TuneReport) -> str:
-    rows = []
+def _changes(report: TuneReport) -> Markup:
+    rows = list[page.Row]()
     for name, value in report.trials[0].settings.items():
         head, _, part = name.partition(".")
         default = TrainConfig.model_fields[head].default
         plain = default.get(part) if isinstance(default, dict) and part else default
-        same = "" if value == plain else '<td class="good">changed</td>'
-        rows.append([escape(name), escape(short(value)), escape(short(plain)), same or "same"])
+        comparison = "same" if value == plain else page.Cell("changed", "good")
+        rows.append([name, short(value), short(plain), comparison])
     return page.table(["Setting", "Winner", "Default", ""], rows)
 
 
-def _confirmed(report: TuneReport) -> str:
-    found = report.confirmation
-    if found is None:
+def _confirmed(report: TuneReport) -> Markup:
+    confirmation = report.confirmation
+    if confirmation is None:
         text = "mlic tune --confirm 3 trains the winner, the runner-up and the default again and says which is better."
         return page.section("Confirmation", text, "")
     rows = []
-    for name, values in found.values.items():
-        lead = found.lead.get(name)
+    for name, values in confirmation.values.items():
+        lead = confirmation.lead.get(name)
         shown = "" if lead is None else f"{lead[0]:+.4f} ({lead[1]:+.4f} to {lead[2]:+.4f})"
-        rows.append([escape(name), f"{np.mean(values):.4f}", ", ".join(f"{each:.4f}" for each in values), shown])
+        rows.append([name, f"{np.mean(values):.4f}", ", ".join(f"{value:.4f}" for value in values), shown])
     text = (
-        f"Trained again from {found.seeds} other seeds, {found.objective} on the {found.split} split, "
-        f"{found.samples:,} samples: " + "; ".join(found.verdict(name) for name in found.lead) + "."
+        f"Trained again from {confirmation.seeds} other seeds, "
+        f"{confirmation.objective} on the {confirmation.split} split, "
+        f"{confirmation.samples:,} samples: "
+        + "; ".join(confirmation.verdict(name) for name in confirmation.lead)
+        + "."
     )
     return page.section(
         "Confirmation", text, page.table(["Settings", "Mean", "By seed", "The winner's lead, 95% interval"], rows)
     )
 
 
-def _averaged(report: TuneReport) -> str:
-    found = report.ensemble
-    if found is None:
-        said = report.no_ensemble
-        return page.section("Average", f"{said[:1].upper()}{said[1:]}", "") if said else ""
-    low, high = found.measurement.intervals[found.objective]
-    numbers = ", ".join(str(number) for number in found.trials)
+def _averaged(report: TuneReport) -> Markup:
+    ensemble = report.ensemble
+    if ensemble is None:
+        sentence = report.no_ensemble
+        return page.section("Average", f"{sentence[:1].upper()}{sentence[1:]}", "") if sentence else Markup("")
+    low, high = ensemble.measurement.intervals[ensemble.objective]
+    numbers = ", ".join(str(number) for number in ensemble.trials)
     rows = [
         [
             numbers,
-            f"{found.measurement.values[found.objective]:.4f}",
+            f"{ensemble.measurement.values[ensemble.objective]:.4f}",
             f"{low:.4f} to {high:.4f}",
-            f"{found.lead[0]:+.4f} ({found.lead[1]:+.4f} to {found.lead[2]:+.4f})",
-            found.verdict(),
+            f"{ensemble.lead[0]:+.4f} ({ensemble.lead[1]:+.4f} to {ensemble.lead[2]:+.4f})",
+            ensemble.verdict(),
         ]
     ]
     text = "One model whose scores are the means of theirs, on the same images, beside the winner alone."
-    head = ["Average of trials", found.objective, "95% interval", "Lead over the winner", "It is"]
+    head = ["Average of trials", ensemble.objective, "95% interval", "Lead over the winner", "It is"]
     return page.section("Average", text, page.table(head, rows))
 
 
-def _exchanged(report: TuneReport) -> str:
-    if not report.exchanges:
-        return ""
+def _exploits(report: TuneReport) -> Markup:
+    if not report.exploits:
+        return Markup("")
     rows = []
-    for each in report.exchanges:
-        prefix = f"changes.{each.epoch}."
-        now = {name.removeprefix(prefix): value for name, value in each.settings.items() if name.startswith(prefix)}
-        given = ", ".join(f"{name} {short(value)}" for name, value in now.items())
-        rows.append([f"{each.epoch}", f"{each.trial}", f"{each.value:.4f}", f"{each.source}", escape(given)])
-    text = "Which trial continued as which better one, with its weights, and with what settings from then on."
-    head = ["After epoch", "Trial", f"Its {report.objective}", "Went on as", "With"]
-    return page.section("Exchanges", text, page.folded_table(head, rows, 20, "exchanges"))
+    for copy in report.exploits:
+        prefix = f"changes.{copy.epoch}."
+        now = {name.removeprefix(prefix): value for name, value in copy.settings.items() if name.startswith(prefix)}
+        changed = ", ".join(f"{name} {short(value)}" for name, value in now.items())
+        rows.append([f"{copy.epoch}", f"{copy.trial}", f"{copy.value:.4f}", f"{copy.source}", changed])
+    text = "Which trial copied the weights of which better one, and the settings that changed."
+    head = ["Epoch", "Trial", f"Its {report.objective}", "Copied", "New settings"]
+    return page.section("Copies", text, page.folded_table(head, rows, 20, "copies"))
 
 
-def _said(found: Importance | None, count: int) -> str:
-    if found is None:
+def _said(importance: Importance | None, count: int) -> str:
+    if importance is None:
         return f"{count} trials are too few to say; it takes ten with different values."
-    if found.explained <= 0:
+    if importance.explained <= 0:
         return (
             "The settings do not explain the values: a forest predicts trials it has not seen no better than a guess."
         )
     return (
         f"How much worse a random forest predicts the values when a setting is shuffled. Of trials that a tree has not "
-        f"seen, it explains {found.explained:.0%} of the variance; the rest is chance, or the settings together."
+        f"seen, it explains {importance.explained:.0%} of the variance; the rest is chance, or the settings together."
     )
 
 
-def _trend(scored: Sequence[Trial], space: Mapping[str, Dimension]) -> str:
+def _trend(scored: Sequence[Trial], space: Mapping[str, Dimension]) -> Markup:
     top, rest = scored[:_TOP], scored[_TOP:]
     head = ["Setting", *(f"Trial {trial.number}" for trial in top), "The others"]
     rows = [["value", *(f"{trial.value:.4f}" for trial in top), _middle([trial.value for trial in rest])]]
     for name in space:
         others = [trial.settings[name] for trial in rest if name in trial.settings]
-        rows.append(
-            [escape(name), *(escape(short(trial.settings.get(name))) for trial in top), escape(_middle(others))]
-        )
+        rows.append([name, *(short(trial.settings.get(name)) for trial in top), _middle(others)])
     return page.table(head, rows)
 
 
@@ -192,21 +192,21 @@ def _middle(values: Sequence[Value]) -> str:
         return "-"
     numbers = [value for value in values if isinstance(value, float)]
     if len(numbers) == len(values):
-        low, middle, high = np.quantile(numbers, [0.25, 0.5, 0.75])
-        return f"{middle:.4g} ({low:.4g} to {high:.4g})"
+        low, median, high = np.quantile(numbers, [0.25, 0.5, 0.75])
+        return f"{median:.4g} ({low:.4g} to {high:.4g})"
     names = [short(value) for value in values]
     most = max(sorted(set(names)), key=names.count)
     return f"{most} ({names.count(most) / len(names):.0%})"
 
 
-def _table(report: TuneReport) -> str:
+def _table(report: TuneReport) -> Markup:
     names = list(dict.fromkeys(name for trial in report.trials for name in trial.drawn))
-    rows = []
+    rows = list[page.Row]()
     for trial in report.trials:
         value = "-" if trial.value is None else f"{trial.value:.4f}"
-        status = escape(trial.status if trial.error is None else f"{trial.status}: {trial.error}")
-        given = [escape(short(trial.drawn.get(name))) for name in names]
-        rows.append([f"{trial.number}", f'<td class="text">{status}</td>', f"{trial.epochs}", value, *given])
+        status = trial.status if trial.error is None else f"{trial.status}: {trial.error}"
+        cells = [short(trial.drawn.get(name)) for name in names]
+        rows.append([f"{trial.number}", page.Cell(status, "text"), f"{trial.epochs}", value, *cells])
     return page.folded_table(["Trial", "Status", "Epochs", report.objective, *names], rows, 50, "trials")
 
 
@@ -261,8 +261,8 @@ def _rungs(report: TuneReport) -> bytes:
     ]
     places = np.arange(len(ends))
     axes.bar(places, spent, color=plots.BAR, width=0.6)
-    for place, end, count in zip(places, ends, spent, strict=True):
-        axes.text(place, count, f"{report.rungs[end]} trials", ha="center", va="bottom", fontsize=8, color=plots.INK)
+    for position, end, count in zip(places, ends, spent, strict=True):
+        axes.text(position, count, f"{report.rungs[end]} trials", ha="center", va="bottom", fontsize=8, color=plots.INK)
     axes.set_xticks(
         places,
         [
@@ -281,12 +281,12 @@ def _coordinates(scored: Sequence[Trial], space: Mapping[str, Dimension]) -> byt
     values = np.array([trial.value or 0.0 for trial in scored])
     low, high = float(values.min()), float(values.max())
     best = max(1, len(scored) // 10)
-    for place in reversed(range(len(scored))):
-        trial = scored[place]
+    for position in reversed(range(len(scored))):
+        trial = scored[position]
         codes = [code(space[name], trial.settings.get(name)) for name in names]
-        line = [each if each >= 0 else np.nan for each in codes]
-        line.append((values[place] - low) / (high - low) if high > low else 0.5)
-        top = place < best
+        line = [column if column >= 0 else np.nan for column in codes]
+        line.append((values[position] - low) / (high - low) if high > low else 0.5)
+        top = position < best
         axes.plot(
             range(len(line)),
             line,
@@ -300,31 +300,31 @@ def _coordinates(scored: Sequence[Trial], space: Mapping[str, Dimension]) -> byt
     crowded = max(map(len, shown)) * len(shown) > _ACROSS
     axes.set_xticks(range(len(shown)), shown, fontsize=8, **({"rotation": 20, "ha": "right"} if crowded else {}))
     axes.set_yticks([])
-    for place, name in enumerate(names):
-        _ends(axes, place, *_limits(space[name]))
+    for position, name in enumerate(names):
+        _ends(axes, position, *_limits(space[name]))
     _ends(axes, len(names), f"{low:.3f}", f"{high:.3f}")
     axes.set_ylim(-0.14, 1.14)
     return plots.drawn(figure)
 
 
 def _limits(dimension: Dimension) -> tuple[str, str]:
-    given = dimension.ends
-    return short(given[0])[:_NAMED_WIDTH], short(given[-1])[:_NAMED_WIDTH] if len(given) > 1 else ""
+    ends = dimension.ends
+    return short(ends[0])[:_NAMED_WIDTH], short(ends[-1])[:_NAMED_WIDTH] if len(ends) > 1 else ""
 
 
-def _ends(axes: Any, place: int, low: str, high: str) -> None:
-    axes.axvline(place, color=plots.LINE, linewidth=0.8, zorder=0)
-    axes.text(place, -0.05, low, ha="center", va="top", fontsize=7.5, color=plots.SOFT)
-    axes.text(place, 1.05, high, ha="center", va="bottom", fontsize=7.5, color=plots.SOFT)
+def _ends(axes: Any, position: int, low: str, high: str) -> None:
+    axes.axvline(position, color=plots.LINE, linewidth=0.8, zorder=0)
+    axes.text(position, -0.05, low, ha="center", va="top", fontsize=7.5, color=plots.SOFT)
+    axes.text(position, 1.05, high, ha="center", va="bottom", fontsize=7.5, color=plots.SOFT)
 
 
-def _importance(found: Importance) -> bytes:
-    shares = sorted(found.shares.items(), key=lambda item: item[1])
+def _importance(importance: Importance) -> bytes:
+    shares = sorted(importance.shares.items(), key=lambda item: item[1])
     figure, axes = plots.canvas(9, 0.5 + 0.32 * len(shares))
     places = np.arange(len(shares))
     axes.barh(places, [share for _, share in shares], color=plots.BAR, height=0.6)
     axes.set_yticks(places, [plots.short(name) for name, _ in shares])
-    for place, (_, share) in zip(places, shares, strict=True):
-        axes.text(share, place, f" {share:.0%}", va="center", fontsize=8, color=plots.INK)
+    for position, (_, share) in zip(places, shares, strict=True):
+        axes.text(share, position, f" {share:.0%}", va="center", fontsize=8, color=plots.INK)
     axes.set_xticks([])
     return plots.drawn(figure)
