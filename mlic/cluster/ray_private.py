@@ -63,12 +63,3 @@ def trainer_class(embedded: bool) -> Any:
 
 
 GROUP_CLEANER = "PlacementGroupCleanerCallback"
-
-
-def waiting_trials(tune_controller: Any) -> list[Any]:
-    """The trials of Ray Tune that wait for a worker, as a scheduler's controller knows them.
-
-    The controller that schedulers are given has no documented interface, although every scheduler needs one. Without
-    this, a search would use only the nodes whose processes start fastest.
-    """
-    return [trial for trial in tune_controller.get_live_trials() if trial.status == trial.PENDING]

@@ -56,14 +56,14 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         cli="flag",
         group="search",
         ge=1,
-        place=True,
+        runtime=True,
     )
     budget: Seconds | None = setting(
         None,
         "Time budget, such as 4h or 30m, over all restarts; no epoch starts after it",
         cli="flag",
         group="search",
-        place=True,
+        runtime=True,
     )
     space: dict[str, Dimension] = setting(
         DEFAULT_SPACE,
@@ -74,7 +74,8 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
     )
     scheduler: Literal["asha", "hyperband", "median", "pbt", "none"] = setting(
         "asha",
-        "How weak trials stop early; pbt: they copy the best trials and change settings during training",
+        "How weak trials stop early; asha: the same trials on any cluster and after a restart; hyperband, median and "
+        "pbt (weak trials copy better ones) are Ray Tune's: they depend on timing and begin anew after a restart",
         cli="flag",
         group="search",
     )
@@ -85,11 +86,11 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         group="data",
     )
     grace_epochs: int = setting(
-        _SCHEDULED["grace_epochs"], "Minimum epochs of every trial; with pbt, epochs between two exchanges", ge=1
+        _SCHEDULED["grace_epochs"], "Minimum epochs of every trial; with pbt, epochs between two copies", ge=1
     )
     reduction_factor: int = setting(
         _SCHEDULED["reduction_factor"],
-        "ASHA continues one in this many trials at each rung; with pbt, one in this many copies another",
+        "asha and hyperband continue one in this many trials; with pbt, one in this many copies a better one",
         ge=2,
     )
     workers_per_trial: int = setting(
@@ -116,7 +117,7 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         group="search",
         ge=0,
         le=50,
-        place=True,
+        runtime=True,
     )
     ensemble: int = setting(
         0,
@@ -124,19 +125,19 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         cli="flag",
         group="search",
         ge=0,
-        place=True,
+        runtime=True,
     )
     keep: int = setting(3, "Number of best trials that keep their checkpoints; at least those of the ensemble", ge=1)
 
     @model_validator(mode="before")
     @classmethod
-    def _search_over_what_is_open(cls, given: Any) -> Any:
+    def _search_over_what_is_open(cls, values: Any) -> Any:
         """Without a space, the default one is searched, without the settings that are given."""
-        if not isinstance(given, dict) or given.get("space") is not None:
-            return given
-        fixed = {*given, *(["rand_augment"] if given.get("train") == "head" else [])}
-        fixed |= {*TRAINING} if given.get("train") == "none" else set()
-        return given | {"space": {name: each for name, each in DEFAULT_SPACE.items() if name not in fixed}}
+        if not isinstance(values, dict) or values.get("space") is not None:
+            return values
+        fixed = {*values, *(["rand_augment"] if values.get("train") == "head" else [])}
+        fixed |= {*TRAINING} if values.get("train") == "none" else set()
+        return values | {"space": {name: dimension for name, dimension in DEFAULT_SPACE.items() if name not in fixed}}
 
     @model_validator(mode="after")
     def _space_makes_sense(self) -> Self:
@@ -155,13 +156,17 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         odd = [name for name in ("grace_epochs", "reduction_factor") if getattr(self, name) != _SCHEDULED[name]]
         if self.scheduler == "median" and "reduction_factor" in odd:
             raise ValueError("with scheduler median there is no reduction_factor; leave it out")
+        if self.scheduler == "hyperband" and "grace_epochs" in odd:
+            raise ValueError("with scheduler hyperband there is no grace_epochs; leave it out")
         if self.scheduler == "none" and odd:
             raise ValueError(f"with scheduler none no trial is stopped; leave {odd[0]} out")
         if not self.space:
             raise ValueError("space is empty; give it a setting to search over")
-        if self.searcher == "tpe" and any(each.grid is not None for each in self.space.values()):
+        if self.searcher == "tpe" and any(one.grid is not None for one in self.space.values()):
             raise ValueError("tpe chooses values by itself; give those of a grid as choice")
         order(self.space)
+        if self.scheduler in ("hyperband", "pbt"):
+            self._check_all_at_once()
         if self.scheduler == "pbt":
             self._check_population()
         if self.min_workers is not None and self.min_workers > self.workers_per_trial:
@@ -171,9 +176,9 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         drawn = [self.draws()(number) for number in range(min(_TRIED, self.trials))]
         for name, dimension in self.space.items():
             for value in dimension.ends:
-                given = {other: allowed[0] for other, allowed in dimension.when.items()}
+                needed = {other: allowed[0] for other, allowed in dimension.when.items()}
                 self._try_one_of(
-                    f"space.{name}", [{**given, name: value}, *({**d, **given, name: value} for d in drawn)]
+                    f"space.{name}", [{**needed, name: value}, *({**d, **needed, name: value} for d in drawn)]
                 )
         for settings in drawn:
             self._try("space", settings)
@@ -198,14 +203,24 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         """What of the space can change while a trial is trained."""
         return tuple(name for name in self.space if name in MOVABLE)
 
+    def _check_all_at_once(self) -> None:
+        """HyperBand and populations compare all trials, so Ray Tune has all of them from the start."""
+        if self.searcher == "tpe":
+            raise ValueError(f"with scheduler {self.scheduler} all trials begin together; leave searcher tpe out")
+        if self.workers != "auto":
+            raise ValueError(f"with scheduler {self.scheduler} Ray Tune uses the whole cluster; leave workers out")
+
     def _check_population(self) -> None:
         if not self.movable:
             raise ValueError(f"with scheduler pbt the space needs a setting that can change: {', '.join(MOVABLE)}")
         if self.trials < self.reduction_factor:
             raise ValueError(f"a population of {self.trials} has no 1/{self.reduction_factor}; raise num_samples")
         odd = next((name for name in ("cross_validate", "checkpoint_copy", "changes") if getattr(self, name)), None)
-        if odd is not None or self.searcher == "tpe":
-            raise ValueError(f"with scheduler pbt trials change; leave {odd or 'searcher tpe'} out")
+        if odd is not None:
+            raise ValueError(f"with scheduler pbt trials change; leave {odd} out")
+        tied = next((name for name in self.movable if self.space[name].when), None)
+        if tied is not None:
+            raise ValueError(f"with scheduler pbt every trial has {tied}, since it may change; leave its when out")
 
     @property
     def trials(self) -> int:
@@ -232,18 +247,18 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         `strict`.
         """
         fixed = {name: getattr(self, name) for name in TrainConfig.model_fields if name in type(self).model_fields}
-        given = nested(drawn)
-        for name, value in given.items():
+        settings = nested(drawn)
+        for name, value in settings.items():
             if isinstance(value, dict):
-                given[name] = {**fixed[name], **value}
+                settings[name] = {**fixed[name], **value}
         left_out = ("address", "workers", "fresh", "name", "cross_validate")
-        plain = {**{name: value for name, value in fixed.items() if name not in left_out}, **given}
-        unused = () if strict else [name for name in plain if name not in given]
+        plain = {**{name: value for name, value in fixed.items() if name not in left_out}, **settings}
+        unused = () if strict else [name for name in plain if name not in settings]
         return TrainConfig.model_validate(plain, context={"fixed": unused})
 
     def _check_name(self, name: str) -> None:
         head, *rest = name.split(".")
-        known = [each for each in TrainConfig.model_fields if each not in _NOT_DRAWN]
+        known = [setting_name for setting_name in TrainConfig.model_fields if setting_name not in _NOT_DRAWN]
         if head in _NOT_DRAWN:
             raise ValueError(f"space.{name}: {head} cannot differ between trials")
         if head not in known:

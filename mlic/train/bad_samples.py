@@ -5,14 +5,14 @@ from __future__ import annotations
 from mlic.config.train import TrainConfig
 from mlic.data.loader import Batch
 from mlic.errors import DataError
-from mlic.train.rank import Place
+from mlic.train.rank import RankContext
 
 
 class BadSamples:
     """The keys of the samples that did not decode, by split. Each split is held against its own size."""
 
-    def __init__(self, config: TrainConfig, place: Place) -> None:
-        self._config, self._place = config, place
+    def __init__(self, config: TrainConfig, context: RankContext) -> None:
+        self._config, self._context = config, context
         self._mine: dict[str, set[str]] = {}  # this rank's, since it told the others last
         self._told: dict[str, set[str]] = {}  # those that all ranks know
 
@@ -22,7 +22,7 @@ class BadSamples:
             if key not in self._told.get(split, ()) and key not in self._mine.get(split, ()):
                 self._mine.setdefault(split, set()).add(key)
                 line = f"bad  sample {key!r} cannot be decoded and counts nowhere: {reason}"
-                self._place.say(line, everyone=True)
+                self._context.say(line, everyone=True)
 
     @property
     def is_news(self) -> bool:
@@ -34,7 +34,7 @@ class BadSamples:
 
         Raises DataError on every rank where more samples of a split than `max_bad` of its size cannot be decoded.
         """
-        for of_rank in self._place.gather({name: sorted(keys) for name, keys in self._mine.items()}):
+        for of_rank in self._context.gather({name: sorted(keys) for name, keys in self._mine.items()}):
             for name, keys in of_rank.items():
                 self._told.setdefault(name, set()).update(keys)
         self._mine.clear()

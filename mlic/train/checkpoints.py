@@ -24,7 +24,7 @@ from mlic.config.types import Location
 from mlic.data import storage
 from mlic.errors import ClusterError, ConfigError, RunError
 from mlic.runs.files import disk_errors, temporary, write_atomic
-from mlic.train.rank import Place
+from mlic.train.rank import RankContext
 
 _LAST, _BEST, _HISTORY = "checkpoints/last.pt", "checkpoints/best.pt", "metrics.jsonl"
 FILES = (_BEST, _HISTORY, _LAST)  # in the order in which they are written
@@ -83,8 +83,8 @@ class Checkpoints:
     for `read_scores`.
     """
 
-    def __init__(self, place: Place, copy: Location | None, known_by: str, keep_scores: bool = False) -> None:
-        self._place, self._copy, self._known_by, self._keep_scores = place, copy, known_by, keep_scores
+    def __init__(self, context: RankContext, copy: Location | None, known_by: str, keep_scores: bool = False) -> None:
+        self._context, self._copy, self._known_by, self._keep_scores = context, copy, known_by, keep_scores
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._pending: Future[None] | None = None
 
@@ -103,40 +103,40 @@ class Checkpoints:
         when the copy is that of another run, and ClusterError when a rank does not come to see what rank 0 has.
         """
         self._fetch()
-        place, last, wanted = self._place, None, None
-        if place.rank == 0:
+        context, last, wanted = self._context, None, None
+        if context.rank == 0:
             last = self._load()
             wanted = None if last is None else _position(last)
-        wanted = place.gather(wanted)[0]
+        wanted = context.gather(wanted)[0]
         if wanted is None:
             return None
         patience = time.monotonic() + _SEEN_WITHIN_S
         while (last is None or _position(last) != wanted) and time.monotonic() < patience:
-            time.sleep(_LOOK_AGAIN_S if place.rank else 0)
+            time.sleep(_LOOK_AGAIN_S if context.rank else 0)
             last = self._load()
-        seen = place.gather(last is not None and _position(last) == wanted)
+        seen = context.gather(last is not None and _position(last) == wanted)
         if not all(seen):
             raise ClusterError(
-                f"rank {seen.index(False)} does not see the checkpoint that rank 0 has in {place.folder}.",
+                f"rank {seen.index(False)} does not see the checkpoint that rank 0 has in {context.folder}.",
                 "use a folder on storage that all nodes share; mlic cluster check tries one.",
             )
         return last
 
     def _load(self) -> dict[str, Any] | None:
-        path = self._place.folder / _LAST
+        path = self._context.folder / _LAST
         try:
             os.listdir(path.parent)  # noqa: PTH208 - looks past what a network file system has cached
-            last: dict[str, Any] = torch.load(path, map_location=self._place.device, weights_only=True)
+            last: dict[str, Any] = torch.load(path, map_location=self._context.device, weights_only=True)
         except FileNotFoundError:
             return None
         return last
 
     def write_history(self, history: list[dict[str, float]]) -> None:
         """Write the history anew, of these epochs alone: a stop may have left a row more."""
-        if self._place.rank == 0:
-            self._place.check_current()
+        if self._context.rank == 0:
+            self._context.check_current()
             lines = "".join(json.dumps(row) + "\n" for row in history)
-            write_atomic(self._place.folder / _HISTORY, lines.encode())
+            write_atomic(self._context.folder / _HISTORY, lines.encode())
 
     def write(
         self,
@@ -146,10 +146,10 @@ class Checkpoints:
         scores: np.ndarray[Any, Any] | None = None,
     ) -> None:
         """Begin to write `last`, after `best`, the `row` and the `scores` of an epoch where they are given."""
-        if self._place.rank != 0:
+        if self._context.rank != 0:
             return
         self.wait()
-        self._place.check_current()
+        self._context.check_current()
         self._pending = self._thread.submit(self._write, _copied(last), _copied(best), row, scores)
 
     def wait(self) -> None:
@@ -161,7 +161,7 @@ class Checkpoints:
     def _write(
         self, last: Any, best: Any, row: Mapping[str, float] | None, scores: np.ndarray[Any, Any] | None
     ) -> None:
-        folder = self._place.folder
+        folder = self._context.folder
         with disk_errors(folder):
             (folder / "checkpoints").mkdir(exist_ok=True)
             if row is not None and scores is not None and self._keep_scores:
@@ -181,26 +181,26 @@ class Checkpoints:
         """Copy files away; one that does not arrive is told of, and the next time brings a newer one."""
         for name in names:
             try:
-                storage.copy(self._place.folder / name, storage.join(copy, name))
+                storage.copy(self._context.folder / name, storage.join(copy, name))
             except OSError as error:
-                self._place.say(f"Warning: no copy of {name} in {copy}: {error}")
+                self._context.say(f"Warning: no copy of {name} in {copy}: {error}")
                 return
 
     def _fetch(self) -> None:
         """Take the files from the copy where none are here, rank 0 for all."""
-        place = self._place
+        context = self._context
         if self._copy is None:
             return
         problem = ""
-        if place.rank == 0 and not (place.folder / _LAST).is_file():
+        if context.rank == 0 and not (context.folder / _LAST).is_file():
             problem = self._fetch_files(self._copy)
-        problem = place.gather(problem)[0]
+        problem = context.gather(problem)[0]
         if problem:
             raise ConfigError(problem, "give another --set checkpoint_copy, or --fresh to write over it.")
 
     def _fetch_files(self, copy: Location) -> str:
         """Fetch what there is; says what is wrong with it."""
-        folder = self._place.folder
+        folder = self._context.folder
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         try:
             there = [name for name in FILES if storage.size(storage.join(copy, name)) is not None]
@@ -215,7 +215,7 @@ class Checkpoints:
                 part.replace(folder / _LAST)
         except OSError as error:
             return f"the checkpoints in {copy} cannot be read: {error}."
-        self._place.say(f"resumes from the checkpoints in {copy}")
+        self._context.say(f"resumes from the checkpoints in {copy}")
         return ""
 
 
@@ -237,14 +237,14 @@ def copy_of(copy: Location, folder: Path, owner: Path) -> Location:
 def read_scores(folder: Path, epoch: int) -> np.ndarray[Any, Any]:
     """The scores float32 (N, L) of the validation split after an epoch, of a run that keeps them. Raises RunError."""
     try:
-        found: np.ndarray[Any, Any] = torch.load(_scores_of(folder, epoch), weights_only=True)["scores"].numpy()
+        scores: np.ndarray[Any, Any] = torch.load(_scores_of(folder, epoch), weights_only=True)["scores"].numpy()
     except FileNotFoundError:
         best = read_best(folder)
         if best.epoch != epoch:
             what = f"{folder} was trained by a version that did not keep the scores of epoch {epoch}."
             raise RunError(what, "train it again with --fresh.") from None
-        found = best.scores
-    return found
+        scores = best.scores
+    return scores
 
 
 def _scores_of(folder: Path, epoch: int) -> Path:

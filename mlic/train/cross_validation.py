@@ -107,10 +107,10 @@ def fit_folds(config: TrainConfig, folder: Path, count: int) -> None:
             examine(DoctorConfig(shards=config.shards, address=config.address, ranks=ranks))
         for fold in range(count):
             logger.info("fold %d of %d", fold + 1, count)
-            own = {"runs": folder / _FOLDS, "name": f"fold{fold}", "fold": fold, "doctor": False}
+            of_fold = {"runs": folder / _FOLDS, "name": f"fold{fold}", "fold": fold, "doctor": False}
             if config.checkpoint_copy is not None:  # a place of its own, whatever other runs copy there
-                own["checkpoint_copy"] = storage.join(config.checkpoint_copy, f"{folder.name}/{_FOLDS}")
-            fit(config.model_copy(update={**own, "cross_validate": False}), keep_scores=True)
+                of_fold["checkpoint_copy"] = storage.join(config.checkpoint_copy, f"{folder.name}/{_FOLDS}")
+            fit(config.model_copy(update={**of_fold, "cross_validate": False}), keep_scores=True)
     _write_scores(folder / SCORES, config, folder, count)
 
 
@@ -125,10 +125,10 @@ def _write_scores(path: Path, config: TrainConfig, folder: Path, count: int) -> 
     import pyarrow.parquet as pq
 
     tables = []
-    for fold, found in enumerate(out_of_fold.read(config, _parts(folder, count))):
+    for fold, scores in enumerate(out_of_fold.read(config, _parts(folder, count))):
         split = read_split(config.shards, "val", fold)
         columns = {"key": split.keys, "file": split.files, "fold": pa.array(np.full(len(split), fold, np.int32))}
-        for values, kind in ((found.targets.astype(np.int8), "given"), (found.scores, "score")):
+        for values, kind in ((scores.targets.astype(np.int8), "given"), (scores.scores, "score")):
             columns |= {f"{name}_{kind}": pa.array(values[:, i]) for i, name in enumerate(split.labels)}
         tables.append(pa.table(columns))
     sink = io.BytesIO()
@@ -149,15 +149,15 @@ def read_scores(path: Path, labels: Sequence[str]) -> tuple[list[str], Array, Ar
 
 def _report(config: TrainConfig, folder: Path, count: int) -> FoldsReport:
     labels = tuple(read_index(config.shards)["labels"])
-    found = out_of_fold.read(config, _parts(folder, count))
-    whole = out_of_fold.together(found)
+    folds = out_of_fold.read(config, _parts(folder, count))
+    all_folds = out_of_fold.together(folds)
     return FoldsReport(
         run=folder,
         scores=folder / SCORES,
         arch=config.arch,
-        epochs=tuple(fold.epoch for fold in found),
-        folds={name: tuple(fold.metrics[f"val/{name}"] for fold in found) for name in SHOWN},
+        epochs=tuple(fold.epoch for fold in folds),
+        folds={name: tuple(fold.metrics[f"val/{name}"] for fold in folds) for name in SHOWN},
         measurement=measure(
-            labels, whole.decisions, whole.targets, whole.scores, _RESAMPLES, config.seed, whole.ranked
+            labels, all_folds.decisions, all_folds.targets, all_folds.scores, _RESAMPLES, config.seed, all_folds.ranked
         ),
     )

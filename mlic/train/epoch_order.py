@@ -59,9 +59,9 @@ def of_epoch(config: FitSettings, split: Split, rates: Array, epoch: int, augmen
     """What an epoch shows of a training split whose samples are shown at some `rates` (N,)."""
     samples = epoch_order(rates, config.seed, epoch)
     if not config.shuffle:
-        place = np.empty(len(split), np.int64)
-        place[natural_order(split.keys.to_pylist())] = np.arange(len(split))
-        samples = samples[np.argsort(place[samples], kind="stable")]
+        rank_of = np.empty(len(split), np.int64)
+        rank_of[natural_order(split.keys.to_pylist())] = np.arange(len(split))
+        samples = samples[np.argsort(rank_of[samples], kind="stable")]
     draws, count = draw_numbers(samples, len(split))
     return Shown(
         samples,

@@ -17,7 +17,7 @@ from mlic.data.shards import Split
 from mlic.errors import RunError
 from mlic.metrics import metrics, ranking
 from mlic.model import losses
-from mlic.train.rank import Place
+from mlic.train.rank import RankContext
 
 Array = np.ndarray[Any, Any]
 
@@ -35,7 +35,7 @@ class Evaluated:
 
 @torch.no_grad()
 def evaluate(
-    place: Place,
+    context: RankContext,
     net: nn.Module,
     batches: Iterator[Batch],
     prepare: Callable[[torch.Tensor], torch.Tensor],
@@ -62,7 +62,7 @@ def evaluate(
             odd.append(int(batch.index[int(np.argmax(wrong))]))
         total += added
         mine.append((batch.index, scores, batch.targets.numpy()))
-    gathered = place.gather((mine, total, min(odd, default=-1)))
+    gathered = context.gather((mine, total, min(odd, default=-1)))
     first = min((number for _, _, number in gathered if number >= 0), default=None)
     if first is not None:
         raise RunError(
@@ -79,16 +79,16 @@ def evaluate(
     return Evaluated(scores, targets, sum(part for _, part, _ in gathered) / max(1, int((targets >= 0).sum())))
 
 
-def row(found: Evaluated, decisions: Array, ranked: Array, labels: Sequence[str]) -> dict[str, float]:
+def row(evaluated: Evaluated, decisions: Array, ranked: Array, labels: Sequence[str]) -> dict[str, float]:
     """The metrics of an evaluation, each under `val/`; those of a label under `val/NAME/LABEL`.
 
     `decisions` (N, L) are cross-fitted, `ranked` (N, L) the scores that order samples within a label.
     """
-    measured = metrics.decision_metrics(decisions, found.targets)
-    measured |= metrics.score_metrics(found.scores, found.targets, ranking.areas(ranked, found.targets))
-    of_labels = metrics.label_metrics(decisions, found.targets)
+    measured = metrics.decision_metrics(decisions, evaluated.targets)
+    measured |= metrics.score_metrics(evaluated.scores, evaluated.targets, ranking.areas(ranked, evaluated.targets))
+    of_labels = metrics.label_metrics(decisions, evaluated.targets)
     return (
-        {"val/loss": found.loss}
+        {"val/loss": evaluated.loss}
         | {f"val/{name}": value for name, value in measured.items()}
         | {
             f"val/{name}/{label}": float(value)
@@ -98,11 +98,11 @@ def row(found: Evaluated, decisions: Array, ranked: Array, labels: Sequence[str]
     )
 
 
-def collapse(found: Evaluated, decisions: Array, remedies: Mapping[str, bool]) -> str | None:
+def collapse(evaluated: Evaluated, decisions: Array, remedies: Mapping[str, bool]) -> str | None:
     """What is wrong with an output that says nothing, and what helps: the first of the remedies that is still open."""
-    if len(found.scores) < 2:
+    if len(evaluated.scores) < 2:
         return None
-    if float(found.scores.std(axis=0).max()) < _SAME:
+    if float(evaluated.scores.std(axis=0).max()) < _SAME:
         what = f"every image gets nearly the same scores (deviation below {_SAME:g})"
     elif not decisions.any():
         what = "no image gets any label"

@@ -198,16 +198,17 @@ def expected(measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def decide_arithmetic(precision: Precision, share: Share, run: Run[Path]) -> str:
-    """The arithmetic of a whole run or search: what run.json has noted, else what is set, or what its GPUs have."""
-    noted = (read_state(run.folder) or {}).get("arithmetic")
+def decide_dtype(precision: Precision, share: Share, run: Run[Path]) -> str:
+    """The dtype of a whole run or search: what run.json has noted, else what is set, or what its GPUs have."""
+    state = read_state(run.folder) or {}
+    noted = state.get("dtype", state.get("arithmetic"))  # the latter is what earlier versions wrote
     if noted is None:
-        noted = placement.ask_worker(share, _arithmetic, precision)
-        run.note(arithmetic=noted)
+        noted = placement.ask_worker(share, _dtype, precision)
+        run.note(dtype=noted)
     return str(noted)
 
 
-def _arithmetic(precision: Precision) -> str:
+def _dtype(precision: Precision) -> str:
     """In a worker: what its device has."""
     import torch
 
@@ -227,7 +228,7 @@ def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path], keep_scores: 
         )
     run.note(workers=share.workers, cpus_per_worker=share.cpus, gpus_per_worker=share.gpus)
     logger.info("workers: %d, each with %d CPUs and %d GPUs", share.workers, share.cpus, share.gpus)
-    arithmetic = decide_arithmetic(config.precision, share, run)
+    dtype = decide_dtype(config.precision, share, run)
     log = follow(run.folder / "log.txt")
     others = placement.reserved()
     try:
@@ -236,7 +237,7 @@ def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path], keep_scores: 
                 "folder": str(run.folder),
                 "owner": str(run.folder),
                 "attempt": run.attempt,
-                "arithmetic": arithmetic,
+                "dtype": dtype,
                 "keep_scores": keep_scores,
             }
             if share.workers == 1:

@@ -10,7 +10,7 @@ from mlic.config.train import TrainConfig
 from mlic.data.loader import Batch
 from mlic.data.shards import Split
 from mlic.errors import RunError
-from mlic.train.rank import Place
+from mlic.train.rank import RankContext
 
 _MOST_SKIPS = 20  # steps in a row that are left out before the run stops all the same
 _NAMED_KEYS = 5
@@ -19,8 +19,8 @@ _NAMED_KEYS = 5
 class FiniteLosses:
     """Remembers the losses of the steps since the last check; `skipped` counts the steps left out in a row."""
 
-    def __init__(self, config: TrainConfig, place: Place, train: Split) -> None:
-        self._config, self._place, self._train = config, place, train
+    def __init__(self, config: TrainConfig, context: RankContext, train: Split) -> None:
+        self._config, self._context, self._train = config, context, train
         self._recent: list[tuple[int, torch.Tensor, Batch]] = []
         self.skipped = 0
 
@@ -32,12 +32,14 @@ class FiniteLosses:
         """Say that a step is left out. Raises RunError after too many in a row."""
         self.skipped += 1
         if self.skipped > _MOST_SKIPS:
-            raise self._error(step, self._place.rank, self._keys(batch), lr)
+            raise self._error(step, self._context.rank, self._keys(batch), lr)
         if not math.isfinite(float(loss)):
-            where = f"step {step} on rank {self._place.rank}"
-            self._place.say(f"Warning: {where} is left out: its loss is not finite; {self._keys(batch)}", everyone=True)
-        elif self._place.rank == 0:
-            self._place.say(f"Warning: step {step} is left out: its gradient is not finite")
+            where = f"step {step} on rank {self._context.rank}"
+            self._context.say(
+                f"Warning: {where} is left out: its loss is not finite; {self._keys(batch)}", everyone=True
+            )
+        elif self._context.rank == 0:
+            self._context.say(f"Warning: step {step} is left out: its gradient is not finite")
 
     def check(self, total: float, step: int, lr: float) -> None:
         """Forget the steps noted so far where the `total` of their losses over all ranks is finite.
@@ -46,12 +48,12 @@ class FiniteLosses:
         """
         if not math.isfinite(total):
             mine = [
-                (number, self._place.rank, self._keys(batch))
+                (number, self._context.rank, self._keys(batch))
                 for number, loss, batch in self._recent
                 if not math.isfinite(float(loss))
             ][:1]
-            firsts = [first for of_rank in self._place.gather(mine) for first in of_rank]
-            raise self._error(*min(firsts, default=(step, self._place.rank, "its sum over steps")), lr)
+            firsts = [first for of_rank in self._context.gather(mine) for first in of_rank]
+            raise self._error(*min(firsts, default=(step, self._context.rank, "its sum over steps")), lr)
         self._recent.clear()
 
     def _error(self, step: int, rank: int, keys: str, lr: float) -> RunError:

@@ -52,18 +52,18 @@ def chosen_epochs(config: FitSettings, histories: Sequence[Sequence[Mapping[str,
     common = min(len(history) for history in histories)
     curves = sign * np.array([[row[name] for row in history[:common]] for history in histories])
     others = curves.sum(axis=0) - curves
-    return [int(place) for place in others.argmax(axis=1)]
+    return [int(position) for position in others.argmax(axis=1)]
 
 
 def read(config: TrainConfig, parts: Sequence[Path]) -> list[OutOfFold]:
     """The folds of a cross-validation from the folders of their models, which keep the scores of all epochs."""
     histories = [checkpoints.read_history(part) for part in parts]
-    found = []
-    for fold, (part, place) in enumerate(zip(parts, chosen_epochs(config, histories), strict=True)):
-        own = config.model_copy(update={"fold": fold, "cross_validate": False})
+    folds = []
+    for fold, (part, position) in enumerate(zip(parts, chosen_epochs(config, histories), strict=True)):
+        of_fold = config.model_copy(update={"fold": fold, "cross_validate": False})
         targets = checkpoints.read_best(part).targets
-        scores = checkpoints.read_scores(part, place + 1)
-        weights = setup.positive_weights(setup.train_split(own), own)
+        scores = checkpoints.read_scores(part, position + 1)
+        weights = setup.positive_weights(setup.train_split(of_fold), of_fold)
         decided = decision.decide(
             config.threshold_policy,
             config.calibration,
@@ -73,8 +73,10 @@ def read(config: TrainConfig, parts: Sequence[Path]) -> list[OutOfFold]:
             config.seed,
             config.objective,
         )
-        found.append(OutOfFold(place + 1, histories[fold][place], targets, scores, decided.ranked, decided.decisions))
-    return found
+        folds.append(
+            OutOfFold(position + 1, histories[fold][position], targets, scores, decided.ranked, decided.decisions)
+        )
+    return folds
 
 
 def together(folds: Sequence[OutOfFold]) -> OutOfFold:
@@ -86,5 +88,5 @@ def together(folds: Sequence[OutOfFold]) -> OutOfFold:
 
 def value(config: TrainConfig, parts: Sequence[Path]) -> float:
     """The objective of all samples of the folds together, by the functions that the report is made by."""
-    whole = together(read(config, parts))
-    return decision.value_of(config.objective, whole.decisions, whole.ranked, whole.targets)
+    all_folds = together(read(config, parts))
+    return decision.value_of(config.objective, all_folds.decisions, all_folds.ranked, all_folds.targets)

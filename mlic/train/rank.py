@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Place:
+class RankContext:
     """Where this process stands: its rank, its device, the run's folder and the attempt that may write to it.
 
     `attempt` numbers the starts of the run in `owner`, the folder with run.json.
@@ -65,6 +65,6 @@ class Place:
         """What every rank has, in the order of the ranks."""
         if self.world_size == 1:
             return [value]
-        found: list[T | None] = [None] * self.world_size
-        torch.distributed.all_gather_object(found, value)
-        return cast("list[T]", found)
+        values: list[T | None] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return cast("list[T]", values)

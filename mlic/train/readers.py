@@ -83,15 +83,15 @@ def feature_reader(
             yield batch.index, features, {int(i): named[k] for i in batch.index if (k := split.key(i)) in named}
 
     known_by = f"{split.fingerprint} {split.name} {_digest(net, head)} {prep.model_dump_json()}"
-    found = cache.stored(known_by, shape, np.dtype(np.float32), config.cache_gb, storage.node_folder(), parts)
-    if found is None:  # no room on the disk, or none is allowed: this process keeps its own
-        kept = np.zeros(shape, np.float32)
+    stored = cache.stored(known_by, shape, np.dtype(np.float32), config.cache_gb, storage.node_folder(), parts)
+    if stored is None:  # no room on the disk, or none is allowed: this process keeps its own
+        by_sample = np.zeros(shape, np.float32)
         bad: dict[int, str] = {}
         for index, features, reasons in parts():
-            kept[index] = features
+            by_sample[index] = features
             bad |= reasons
-        found = cache.Decoded(kept, bad)
-    return FeatureReader(split, found)
+        stored = cache.Decoded(by_sample, bad)
+    return FeatureReader(split, stored)
 
 
 @torch.no_grad()
@@ -115,7 +115,7 @@ def _digest(net: nn.Module, head: nn.Module) -> str:
 
     So heads of any width and dropout share the features.
     """
-    own = {id(tensor) for tensor in head.state_dict(keep_vars=True).values()}
+    in_head = {id(tensor) for tensor in head.state_dict(keep_vars=True).values()}
     of_head = {id(module) for module in head.modules()}
     digest = hashlib.sha256()
     for name, module in net.named_modules():
@@ -123,6 +123,6 @@ def _digest(net: nn.Module, head: nn.Module) -> str:
             text = type(module).__name__ if any(module.children()) else repr(module)
             digest.update(f"{name} {text}\0".encode())
     for name, tensor in net.state_dict(keep_vars=True).items():
-        if id(tensor) not in own:
+        if id(tensor) not in in_head:
             digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()

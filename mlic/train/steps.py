@@ -19,7 +19,7 @@ from mlic.data.shards import Split
 from mlic.model import amp, layer_groups, losses, optim
 from mlic.train import setup
 from mlic.train.non_finite import FiniteLosses
-from mlic.train.rank import Place
+from mlic.train.rank import RankContext
 from mlic.train.training_metrics import TrainingCounts
 
 
@@ -27,70 +27,72 @@ class Steps:
     """The network in training, its optimiser, and everything that changes at a step.
 
     `net` is the whole network, `core` the part of it that is trained and evaluated, `normalize` what makes its input of
-    a batch. `config` may change from epoch to epoch; `shadow` has the averaged weights where they are asked for.
+    a batch. `config` may change from epoch to epoch; `ema_weights` has the averaged weights where they are asked for.
     """
 
     def __init__(
         self,
         config: TrainConfig,
-        place: Place,
+        context: RankContext,
         train: Split,
         network: tuple[nn.Module, nn.Module, nn.Module],
         normalize: Callable[..., torch.Tensor],
     ) -> None:
         """`network` is the whole network, its trained part, and its head."""
-        self.config, self._place = config, place
+        self.config, self._context = config, context
         self.net, self.core, head = network
         self.normalize = normalize
-        self.weight = setup.positive_weights(train, config).to(place.device)
+        self.weight = setup.positive_weights(train, config).to(context.device)
         self.optimizer = optim.optimizer(config, layer_groups.parameter_groups(self.net, head, config.layer_decay))
         self.wrapped: nn.Module = self.core
-        if place.world_size > 1 and config.train != "none":
-            ids = [place.device] if place.device.type == "cuda" else None
+        if context.world_size > 1 and config.train != "none":
+            ids = [context.device] if context.device.type == "cuda" else None
             self.wrapped = DistributedDataParallel(self.core, device_ids=ids)
         self._forward: Callable[..., torch.Tensor] = torch.compile(self.wrapped) if config.compile else self.wrapped
         self._activation = losses.activation(config.loss)
-        self.arithmetic: amp.Arithmetic = "fp32"
-        self._scaler = torch.amp.GradScaler(place.device.type, enabled=False)
-        self.shadow = {name: tensor.clone() for name, tensor in self.net.state_dict().items()} if config.ema else {}
-        self.counts = TrainingCounts(len(train.labels), place.device)
+        self.dtype: amp.Dtype = "fp32"
+        self._scaler = torch.amp.GradScaler(context.device.type, enabled=False)
+        self.ema_weights = (
+            {name: tensor.clone() for name, tensor in self.net.state_dict().items()} if config.ema else {}
+        )
+        self.counts = TrainingCounts(len(train.labels), context.device)
         # Of mixed images nobody knows the labels, and without thresholds there are no decisions on single samples.
         policy, value = parse_policy(config.threshold_policy)
         self._counted = policy != "top-k"
-        self.cuts = torch.full((len(train.labels),), value if policy == "fixed" else 0.5, device=place.device)
-        self.finite = FiniteLosses(config, place, train)
+        self.cuts = torch.full((len(train.labels),), value if policy == "fixed" else 0.5, device=context.device)
+        self.finite = FiniteLosses(config, context, train)
 
-    def use(self, arithmetic: amp.Arithmetic) -> None:
-        """Compute in this arithmetic from now on."""
-        self.arithmetic = arithmetic
-        self._scaler = torch.amp.GradScaler(self._place.device.type, enabled=arithmetic == "fp16")
-        if arithmetic != "fp32":
-            self._place.say(f"computes in {arithmetic}")
+    def use(self, dtype: amp.Dtype) -> None:
+        """Compute in this dtype from now on."""
+        self.dtype = dtype
+        self._scaler = torch.amp.GradScaler(self._context.device.type, enabled=dtype == "fp16")
+        if dtype != "fp32":
+            self._context.say(f"computes in {dtype}")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has of the network and its optimiser. Every rank has to call it."""
         return {
             "net": self.net.state_dict(),
-            "shadow": self.shadow,
+            "shadow": self.ema_weights,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "arithmetic": self.arithmetic,
+            "dtype": self.dtype,
             "skipped": self.finite.skipped,
-            "counts": torch.tensor(self._place.sums(*self.counts.sums.tolist()), dtype=torch.float64),
+            "counts": torch.tensor(self._context.sums(*self.counts.sums.tolist()), dtype=torch.float64),
             "cuts": self.cuts,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take up what `state` returned. What the ranks counted together, the first one has from now on."""
-        self.use(state["arithmetic"])
+        self.use(state["dtype"] if "dtype" in state else state["arithmetic"])  # of an earlier version
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
-        self.shadow = state["shadow"]
+        self.ema_weights = state["shadow"]
         self.finite.skipped = state["skipped"]
         if "counts" in state:  # earlier versions kept positions without them
             self.cuts.copy_(state["cuts"])
-            if self._place.rank == 0:
+            if self._context.rank == 0:
                 self.counts.sums.copy_(state["counts"])
 
     def backward(self, step: int, batch: Batch, mirror: torch.Tensor | None, scale: float) -> torch.Tensor:
@@ -100,7 +102,7 @@ class Steps:
         """
         config = self.config
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self._place.device)
+        total = torch.zeros((), device=self._context.device)
         size = max(1, -(-len(batch.images) // config.accumulate))
         starts = range(0, max(1, len(batch.images)), size)
         for begin in starts:
@@ -110,13 +112,13 @@ class Steps:
                 images = self.normalize(batch.images[part], None if mirror is None else mirror[part])
                 targets = batch.targets[part]
                 if config.mixup or config.cutmix:
-                    drawn = (config.seed, step, self._place.rank, begin, 13)
+                    drawn = (config.seed, step, self._context.rank, begin, 13)
                     images, targets = mix(images, targets, config.mixup, config.cutmix, drawn)
-                with amp.autocast(self.arithmetic, self._place.device):
+                with amp.autocast(self.dtype, self._context.device):
                     logits = self._forward(images)
                 if self._counted and not (config.mixup or config.cutmix):
                     scores = losses.scores(self._activation, logits.detach().float())
-                    self.counts.add(scores, targets.to(self._place.device), self.cuts)
+                    self.counts.add(scores, targets.to(self._context.device), self.cuts)
                 loss = self.loss(logits, targets, config.label_smoothing) * scale
                 self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -136,8 +138,8 @@ class Steps:
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.finite.skipped = 0
-        if self.shadow:
-            optim.average(self.shadow, self.net, config.ema, step)
+        if self.ema_weights:
+            optim.average(self.ema_weights, self.net, config.ema, step)
         if not skips:
             self.finite.note(step, loss, batch)
         return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if skips else loss
@@ -145,7 +147,7 @@ class Steps:
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
         """The loss () of logits (B, L) and targets (B, L), summed over the known labels."""
         config = self.config
-        targets = targets.to(self._place.device)
+        targets = targets.to(self._context.device)
         return losses.loss_sum(config.loss, logits, targets, self.weight, config.loss_options, smoothing)
 
     @property

@@ -6,12 +6,13 @@ the run that was never stopped.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import math
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -33,7 +34,7 @@ from mlic.train import epoch_order, evaluation, readers, setup
 from mlic.train.bad_samples import BadSamples
 from mlic.train.checkpoints import Checkpoints, copy_of
 from mlic.train.epoch_choice import is_done, objective
-from mlic.train.rank import Place
+from mlic.train.rank import RankContext
 from mlic.train.steps import Steps
 from mlic.train.throughput import Clock
 
@@ -43,68 +44,97 @@ _LOOK_S = 5.0  # seconds after which a request to stop is looked for, in steps h
 
 def fit(
     config: TrainConfig,
-    place: Place,
+    context: RankContext,
     on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
     until: int | None = None,
     deadline: float | None = None,
-    arithmetic: amp.Arithmetic | None = None,
+    dtype: amp.Dtype | None = None,
     keep_scores: bool = False,
 ) -> None:
-    """Train to the last epoch, or up to `until` epochs, from the last checkpoint if there is one.
+    """Train to the last epoch, or up to `until` epochs; the other arguments are those of `epochs`.
+
+    `on_epoch` is called with the metrics of every epoch, those before the checkpoint included, when the epoch's files
+    are written. Raises what `epochs` raises.
+    """
+    reported = 0
+    with contextlib.closing(epochs(config, context, deadline, dtype, keep_scores)) as histories:
+        for history in histories:
+            for row in history[reported:]:
+                on_epoch(row)
+            reported = len(history)
+            if until is not None and reported >= until:
+                return
+
+
+def epochs(
+    config: TrainConfig,
+    context: RankContext,
+    deadline: float | None = None,
+    dtype: amp.Dtype | None = None,
+    keep_scores: bool = False,
+) -> Generator[list[dict[str, float]], None, None]:
+    """Train from the last checkpoint, if there is one, and yield the metrics of all epochs so far.
+
+    The first list holds the epochs before the checkpoint; one more list follows after every epoch, when its files are
+    written. The caller may stop between two of them by closing the generator, and resume by a new one.
 
     The caller has seen that the shards have their sizes: a thousand ranks that look would ask for millions of files.
-    `on_epoch` is called with the metrics of every epoch, those before the checkpoint included, when the epoch's files
-    are written. After `deadline`, in seconds since 1970 by the clock of rank 0, no epoch but the first of this call is
-    begun. When the run is asked to stop, all ranks return after the same step, and rank 0 has written a checkpoint of
-    it. `arithmetic` is what the driver decided for the whole run, by default what the device of this process has. With
+    After `deadline`, in seconds since 1970 by the clock of rank 0, no epoch but the first of this call is begun. When
+    the run is asked to stop, all ranks return after the same step, and rank 0 has written a checkpoint of it.
+    `dtype` is what the driver decided for the whole run, by default what the device of this process has. With
     `keep_scores` the scores of the validation split are kept for every epoch, not for the kept one alone. Raises
     DataError for samples that cannot be decoded and RunError for a loss or a score that is not finite.
     """
     if not gc.get_freeze_count():
         gc.freeze()  # what is imported by now stays; looking through it at each collection took a fifth of short runs
-    if place.device.type == "cpu":
+    if context.device.type == "cpu":
         malloc.keep()
     train, val = setup.train_split(config, checked=True), read_split(config.shards, "val", config.fold, checked=True)
-    copy = None if config.checkpoint_copy is None else copy_of(config.checkpoint_copy, place.folder, place.owner)
+    copy = None if config.checkpoint_copy is None else copy_of(config.checkpoint_copy, context.folder, context.owner)
     with ExitStack() as stack:
         path = weights.resolve(config.arch, config.weights)
         known_by = fingerprint(result_settings(config), train.fingerprint, path and weights.digest(path))
-        checkpoints = stack.enter_context(Checkpoints(place, copy, known_by, keep_scores))
-        fitting = _Fitting(config, place, train, val, checkpoints, stack)
-        history = fitting.resume(arithmetic or amp.of_device(config.precision, place.device))
-        begun = len(history)
-        for earlier in history:
-            on_epoch(earlier)
-        while not is_done(config, history) and (until is None or len(history) < until):
-            is_late = deadline is not None and len(history) > begun and time.time() >= deadline
-            asked = place.is_asked_to_stop
-            if place.gather(is_late or asked)[0]:
-                if asked:
-                    place.say(f"stops on request after epoch {len(history)}")
+        checkpoints = stack.enter_context(Checkpoints(context, copy, known_by, keep_scores))
+        fitting = _Fitting(config, context, train, val, checkpoints, stack)
+        history = fitting.resume(dtype or amp.of_device(config.precision, context.device))
+        resumed = len(history)
+        yield list(history)
+        while not is_done(config, history):
+            is_late = deadline is not None and len(history) > resumed and time.time() >= deadline
+            is_asked = context.is_asked_to_stop
+            if context.gather(is_late or is_asked)[0]:
+                if is_asked:
+                    context.say(f"stops on request after epoch {len(history)}")
                 return
             row = fitting.epoch(len(history))
             if row is None:
                 return
             history.append(row)
-            on_epoch(row)
+            yield list(history)
 
 
 class _Fitting:
     """The state of a run between its epochs: network, optimiser, position and history."""
 
     def __init__(
-        self, config: TrainConfig, place: Place, train: Split, val: Split, checkpoints: Checkpoints, stack: ExitStack
+        self,
+        config: TrainConfig,
+        context: RankContext,
+        train: Split,
+        val: Split,
+        checkpoints: Checkpoints,
+        stack: ExitStack,
     ) -> None:
-        self.config, self.place, self.train, self.val, self.checkpoints = config, place, train, val, checkpoints
+        self.config, self.context, self.train, self.val, self.checkpoints = config, context, train, val, checkpoints
         self.planned = config  # `self.config` has what of it changes after some epochs
         prep = setup.preprocessing(config)
         torch.manual_seed(config.seed)
         net, head, self.begins_with = setup.network(config, train, prep)
-        net = net.to(place.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = net.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.rates = sampling_weights.rates(
             train.targets, train.labels, config.repeat_below, config.thin, config.thin_labels
         )
-        normalize: Callable[..., torch.Tensor] = Normalizer(prep.mean, prep.std, place.device)
+        normalize: Callable[..., torch.Tensor] = Normalizer(prep.mean, prep.std, context.device)
         core: nn.Module = net  # what is trained and evaluated
         opened = readers.open_readers(config, prep, (train, val), stack)
         self.train_reader: ShardReader | FeatureReader
@@ -114,35 +144,35 @@ class _Fitting:
             self.train_reader, self.val_reader = readers.of_features(
                 config, prep, (train, val), opened, net, head, normalize
             )
-            core, normalize = zoo.from_head(net, head), lambda images, _=None: images.to(place.device)
-        self.steps = Steps(config, place, train, (net, core, head), normalize)
-        if place.device.type == "cuda":
+            core, normalize = zoo.from_head(net, head), lambda images, _=None: images.to(context.device)
+        self.steps = Steps(config, context, train, (net, core, head), normalize)
+        if context.device.type == "cuda":
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         self.history: list[dict[str, float]] = []
         self.best_value = -math.inf
-        self.bad = BadSamples(config, place)
+        self.bad = BadSamples(config, context)
         self.step = 0
         self.done, self.total = 0, 0.0  # steps of the epoch that are done, and the sum of their losses over all ranks
-        self.pending = torch.zeros((), device=place.device)  # the sum of this rank's losses since that was added up
+        self.pending = torch.zeros((), device=context.device)  # the sum of this rank's losses since that was added up
         self.look_every = 1  # steps between two looks for a request to stop, the same on all ranks
 
-    def resume(self, arithmetic: amp.Arithmetic) -> list[dict[str, float]]:
+    def resume(self, dtype: amp.Dtype) -> list[dict[str, float]]:
         """Load the last checkpoint, if there is one, and return the metrics of its epochs.
 
-        `arithmetic` is that of a run that begins; one that continues has its own.
+        `dtype` is that of a run that begins; one that continues has its own.
         """
         last = self.checkpoints.read_last()
         if last is None:
             few = self.config.train == "none" or setup.has_fixed_features(self.config)
             is_open = few and self.config.precision == "auto"
-            self.steps.use("fp32" if is_open else arithmetic)
-            self.place.say(f"begins with {self.begins_with}")
-            self.place.say(f"on {socket.gethostname()}, rank 0 of {self.place.world_size}")
+            self.steps.use("fp32" if is_open else dtype)
+            self.context.say(f"begins with {self.begins_with}")
+            self.context.say(f"on {socket.gethostname()}, rank 0 of {self.context.world_size}")
         else:
             arch, options = self.config.arch, self.config.arch_options
             if zoo.as_made(arch, options, last.get("nets", 1)) != (arch, dict(options)):
                 raise ConfigError(
-                    f"{self.place.folder} was started by a version of mlic with a different {arch}.",
+                    f"{self.context.folder} was started by a version of mlic with a different {arch}.",
                     "--fresh starts again from the beginning.",
                 )
             self.steps.load(last)
@@ -151,13 +181,13 @@ class _Fitting:
             if "pending" in last:  # earlier versions kept positions without it
                 self._take_up_losses(last["pending"].tolist())
             within = f" and {self.done} steps" if self.done else ""
-            self.place.say(f"resumes after epoch {len(self.history)} of {self.config.epochs}{within}")
+            self.context.say(f"resumes after epoch {len(self.history)} of {self.config.epochs}{within}")
         self.checkpoints.write_history(self.history)
         return list(self.history)
 
     def _take_up_losses(self, pending: list[float]) -> None:
         """Restore the sums of losses of all ranks; if the number of ranks has changed, rank 0 takes all of them."""
-        rank, same = self.place.rank, len(pending) == self.place.world_size
+        rank, same = self.context.rank, len(pending) == self.context.world_size
         if same or rank == 0:
             self.pending.fill_(pending[rank] if same else sum(pending))
 
@@ -175,26 +205,26 @@ class _Fitting:
             if trained is None:
                 return None
             row |= trained
-        found = self._evaluate()
-        if found is None:
+        evaluated = self._evaluate()
+        if evaluated is None:
             self._stop(f"epoch {epoch}, all its steps and a part of its evaluation")
             return None
         decided = decision.decide(
             config.threshold_policy,
             config.calibration,
-            found.scores,
-            found.targets,
+            evaluated.scores,
+            evaluated.targets,
             np.array(self.steps.weight.tolist()),
             config.seed,
             config.objective,
         )
-        row |= {"step": self.step} | evaluation.row(found, decided.decisions, decided.ranked, self.val.labels)
-        self._finish_epoch(row, found, decided)
+        row |= {"step": self.step} | evaluation.row(evaluated, decided.decisions, decided.ranked, self.val.labels)
+        self._finish_epoch(row, evaluated, decided)
         if epoch == min(1, config.epochs - 1) and config.train != "none":
-            self._warn_of_collapse(found, decided.decisions)
+            self._warn_of_collapse(evaluated, decided.decisions)
         return row
 
-    def _finish_epoch(self, row: dict[str, float], found: evaluation.Evaluated, decided: decision.Decided) -> None:
+    def _finish_epoch(self, row: dict[str, float], evaluated: evaluation.Evaluated, decided: decision.Decided) -> None:
         """Write the checkpoint of an epoch, with scores and weights if it is the epoch to keep, and log it."""
         config = self.config
         self.history.append(row)
@@ -208,33 +238,35 @@ class _Fitting:
         best = {
             "epoch": int(row["epoch"]),
             "metrics": row,
-            "state": self.steps.shadow or self.steps.net.state_dict(),
+            "state": self.steps.ema_weights or self.steps.net.state_dict(),
             "thresholds": torch.from_numpy(decided.cuts),
-            "scores": torch.from_numpy(found.scores),
-            "targets": torch.from_numpy(found.targets),
+            "scores": torch.from_numpy(evaluated.scores),
+            "targets": torch.from_numpy(evaluated.targets),
             "decisions": torch.from_numpy(decided.decisions),
         }
-        self.checkpoints.write(self._last(), best if better else None, row, found.scores)
+        self.checkpoints.write(self._last(), best if better else None, row, evaluated.scores)
         self.checkpoints.wait()  # an epoch that has been reported is one that a stopped run does not do again
         others = list(dict.fromkeys((config.objective, "f1_micro", "f1_macro", "map")))
         values_said = " | ".join(f"{name} {row[f'val/{name}']:.4f}" for name in others)
         mark = {"best": " | best", "lowest-loss": " | lowest", "last": ""}[config.keep_epoch] if better else ""
-        self.place.say(f"val  epoch {int(row['epoch'])}/{config.epochs} | loss {found.loss:.4f} | {values_said}{mark}")
+        self.context.say(
+            f"val  epoch {int(row['epoch'])}/{config.epochs} | loss {evaluated.loss:.4f} | {values_said}{mark}"
+        )
 
-    def _warn_of_collapse(self, found: evaluation.Evaluated, decisions: Any) -> None:
+    def _warn_of_collapse(self, evaluated: evaluation.Evaluated, decisions: Any) -> None:
         config = self.config
         remedies = {
             "--set head_prior=true": not config.head_prior,
             f"a lower --lr (now {config.lr:g})": True,
         }
-        problem = evaluation.collapse(found, decisions, remedies)
+        problem = evaluation.collapse(evaluated, decisions, remedies)
         if problem is not None:
-            self.place.say(f"Warning: {problem}")
+            self.context.say(f"Warning: {problem}")
 
     def _train_epoch(self, epoch: int) -> dict[str, float] | None:
-        config, place = self.config, self.place
+        config, context = self.config, self.context
         show = epoch_order.of_epoch(config, self.train, self.rates, epoch, setup.is_augmented(config))
-        batches = show.batches(place.rank, place.world_size)
+        batches = show.batches(context.rank, context.world_size)
         self.steps.wrapped.train()
         layer_groups.settle_frozen(self.steps.net)
         clock = Clock()
@@ -243,32 +275,32 @@ class _Fitting:
         loaded = self.train_reader.batches(
             [show.samples[mine] for mine, _ in left], config.loader_threads, parts, config.image_size
         )
-        for (mine, whole), batch in zip(left, clock.watch(loaded), strict=True):
-            torch.manual_seed((config.seed * 1_000_003 + self.step) * 1_009 + place.rank)
+        for (mine, whole_batch), batch in zip(left, clock.watch(loaded), strict=True):
+            torch.manual_seed((config.seed * 1_000_003 + self.step) * 1_009 + context.rank)
             self.bad.note("train", batch)
             self.steps.set_lr(self.step, len(batches))
-            known = max(1, int((self.train.targets[show.samples[whole]] >= 0).sum()))
+            known = max(1, int((self.train.targets[show.samples[whole_batch]] >= 0).sum()))
             # The gradients are averaged over ranks, so each rank's sum is divided by the whole batch's count over
             # the number of ranks: the step is that of the whole batch, however unevenly it was dealt out.
             changed = dataclasses.replace(batch, images=show.change(batch.images, mine))
-            loss = self.steps.backward(self.step, changed, show.mirror(mine), place.world_size / known)
+            loss = self.steps.backward(self.step, changed, show.mirror(mine), context.world_size / known)
             self.pending += self.steps.update(self.step, loss, batch)
             self.step, self.done = self.step + 1, self.done + 1
-            clock.images, clock.steps = clock.images + len(whole), clock.steps + 1
+            clock.images, clock.steps = clock.images + len(whole_batch), clock.steps + 1
             if self.done < len(batches) and self._looks_up(clock, epoch):
                 return None
             if clock.due():
                 steps = config.epochs * len(batches)
-                lr, mean = self.steps.lr, float(loss) / place.world_size
+                lr, mean = self.steps.lr, float(loss) / context.world_size
                 left_s = (steps - self.step) * clock.seconds / max(1, self.step - epoch * len(batches))
-                place.say(
+                context.say(
                     f"step {self.step:05d}/{steps:05d} | epoch {epoch + 1} | loss {mean:.4f} | lr {lr:.1e} | "
                     f"{clock.images_per_s:.0f} img/s | data {clock.data_pct:.0f}% | eta {left_s / 60:.1f}m"
                 )
         self._settle()
         return {
-            "train/loss": self.total / place.world_size / len(batches),
-            **self.steps.counts.values(place),
+            "train/loss": self.total / context.world_size / len(batches),
+            **self.steps.counts.values(context),
             "lr": self.steps.lr,
             "time/images_per_s": clock.images_per_s,
             "time/data_pct": clock.data_pct,
@@ -284,10 +316,10 @@ class _Fitting:
             return False
         if settles:
             self._settle()
-        is_first = self.place.rank == 0
-        pace, asked, keeps = self.place.sums(
+        is_first = self.context.rank == 0
+        pace, asked, keeps = self.context.sums(
             clock.seconds / clock.steps if is_first else 0.0,
-            float(self.place.is_asked_to_stop),
+            float(self.context.is_asked_to_stop),
             float(is_first and self.config.checkpoint_minutes * 60 <= clock.since_kept()),
         )
         self.look_every = min(_SETTLE_STEPS, max(1, int(_LOOK_S / pace)))
@@ -302,20 +334,20 @@ class _Fitting:
         """Write a checkpoint because of a request to stop."""
         self.checkpoints.write(self._last())
         self.checkpoints.wait()
-        self.place.say(f"stops on request after {where}")
+        self.context.say(f"stops on request after {where}")
 
     def _evaluate(self) -> evaluation.Evaluated | None:
         """Evaluate the validation split with the EMA weights, if there are any; None if a request to stop came."""
-        place, net, shadow = self.place, self.steps.net, self.steps.shadow
-        trained = {name: tensor.clone() for name, tensor in net.state_dict().items()} if shadow else {}
-        if shadow:
-            net.load_state_dict(shadow)
-        if place.world_size > 1:
+        context, net, ema_weights = self.context, self.steps.net, self.steps.ema_weights
+        trained = {name: tensor.clone() for name, tensor in net.state_dict().items()} if ema_weights else {}
+        if ema_weights:
+            net.load_state_dict(ema_weights)
+        if context.world_size > 1:
             for buffer in net.buffers():  # batch norm's statistics are those that rank 0 has, as in the checkpoint
                 torch.distributed.broadcast(buffer, 0)
-        numbers = eval_batches(len(self.val), self.config.batch_size, place.rank, place.world_size)
-        found = evaluation.evaluate(
-            place,
+        numbers = eval_batches(len(self.val), self.config.batch_size, context.rank, context.world_size)
+        evaluated = evaluation.evaluate(
+            context,
             self.steps.core,
             self._sound(self.val_reader.batches(numbers, self.config.loader_threads)),
             self.steps.normalize,
@@ -326,7 +358,7 @@ class _Fitting:
         self.bad.agree(self._sizes())
         if trained:
             net.load_state_dict(trained)
-        return found
+        return evaluated
 
     def _sound(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield batches of the validation split and count undecodable samples; ends early at a request to stop."""
@@ -336,7 +368,7 @@ class _Fitting:
             yield batch
             if time.monotonic() - looked >= _LOOK_S:
                 looked = time.monotonic()
-                if self.place.sees_stop_request:
+                if self.context.sees_stop_request:
                     return
 
     def _sizes(self) -> dict[str, int]:
@@ -351,7 +383,7 @@ class _Fitting:
             "best_value": self.best_value,
             "done": self.done,
             "total": self.total,
-            "pending": torch.tensor(self.place.gather(float(self.pending))),
+            "pending": torch.tensor(self.context.gather(float(self.pending))),
             "nets": bundle.NETS,
         }
 
@@ -361,7 +393,7 @@ class _Fitting:
         Raises RunError when they are not finite, with the step, the rank and the samples where that began, and
         DataError when too many samples cannot be decoded, both on all ranks.
         """
-        added, bad = self.place.sums(float(self.pending), float(self.bad.is_news))
+        added, bad = self.context.sums(float(self.pending), float(self.bad.is_news))
         if bad:
             self.bad.agree(self._sizes())
         self.steps.finite.check(added, self.step, self.steps.lr)

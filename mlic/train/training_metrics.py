@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mlic.metrics import metrics
-from mlic.train.rank import Place
+from mlic.train.rank import RankContext
 
 NAMES = ("f1_micro", "precision_micro", "recall_micro", "f1_macro", "subset_accuracy", "hamming_accuracy")
 
@@ -28,18 +28,23 @@ class TrainingCounts:
     def add(self, scores: torch.Tensor, targets: torch.Tensor, thresholds: torch.Tensor) -> None:
         """Count scores (B, L), whole-number targets (B, L) with -1 for unknown, and thresholds (L,)."""
         positive, known = targets == 1, targets >= 0
-        given = scores >= thresholds
-        right = ((given == positive) | ~known).all(dim=1)
-        counts = [given & positive, given & ~positive & known, ~given & positive, ~given & ~positive & known]
-        parts = [each.sum(dim=0) for each in counts]
+        predicted = scores >= thresholds
+        right = ((predicted == positive) | ~known).all(dim=1)
+        counts = [
+            predicted & positive,
+            predicted & ~positive & known,
+            ~predicted & positive,
+            ~predicted & ~positive & known,
+        ]
+        parts = [count.sum(dim=0) for count in counts]
         rest = torch.zeros(metrics.PER_SAMPLE, dtype=torch.float64, device=self.sums.device)
         rest[0], rest[-1] = right.sum(), len(right)
         self.sums += torch.cat([*(part.double() for part in parts), rest])
 
-    def values(self, place: Place) -> dict[str, float]:
+    def values(self, context: RankContext) -> dict[str, float]:
         """The metrics NAMES over all ranks, each under `train/`; none where nothing was counted."""
-        total = np.array(place.sums(*self.sums.tolist()))
+        total = np.array(context.sums(*self.sums.tolist()))
         if not total[-1]:
             return {}
-        found: dict[str, Any] = metrics.from_sums(total[None], self._num_labels)
-        return {f"train/{name}": float(found[name][0]) for name in NAMES}
+        values: dict[str, Any] = metrics.from_sums(total[None], self._num_labels)
+        return {f"train/{name}": float(values[name][0]) for name in NAMES}

@@ -19,7 +19,7 @@ from mlic.runs.files import write_json
 from mlic.runs.progress import LOG_EVERY_S
 from mlic.runs.run import is_current
 from mlic.train import training_loop
-from mlic.train.rank import Place
+from mlic.train.rank import RankContext
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def group(
     """A Ray Train trainer for a group of workers, named `name`, up to `until` epochs or the last epoch.
 
     After `deadline`, in seconds since 1970, no epoch but its first is begun. `where` has the `folder` of the run or
-    trial, that of its `owner`, the `attempt` that may write there, the `arithmetic` and whether to `keep_scores`.
+    trial, that of its `owner`, the `attempt` that may write there, the `dtype` and whether to `keep_scores`.
     """
     # Ray Train reads these when it is imported, and hands them on to its controller and workers.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -139,18 +139,18 @@ def _loop(
     and a worker killed before that would resume from an older epoch.
     """
     folder = Path(arguments["folder"])
-    place = Place(rank, world_size, device, folder, Path(arguments["owner"]), arguments["attempt"])
-    if _read_failure(folder, place.attempt) is not None:
+    context = RankContext(rank, world_size, device, folder, Path(arguments["owner"]), arguments["attempt"])
+    if _read_failure(folder, context.attempt) is not None:
         return  # our own error would only come again; leaving quietly spares the restarts meant for lost workers
     try:
         config = TrainConfig.model_validate(arguments["config"], context=STORED)
         training_loop.fit(
             config,
-            place,
+            context,
             on_epoch,
             until=arguments["until"],
             deadline=arguments["deadline"],
-            arithmetic=arguments["arithmetic"],
+            dtype=arguments["dtype"],
             keep_scores=arguments["keep_scores"],
         )
     except MlicError as error:
@@ -158,9 +158,9 @@ def _loop(
             "kind": type(error).__name__,
             "message": error.message,
             "hint": error.hint,
-            "attempt": place.attempt,
+            "attempt": context.attempt,
         }
-        if is_current(place.owner, place.attempt):
+        if is_current(context.owner, context.attempt):
             write_json(folder / FAILURE, failure)
         raise
 
@@ -197,18 +197,18 @@ def raise_failure(folder: Path, attempt: int, failed: BaseException | None) -> N
 def follow(path: Path) -> Iterator[None]:
     """Log new lines of a file; each step of the generator logs the lines since the last step."""
     position = path.stat().st_size if path.is_file() else 0
-    said = -LOG_EVERY_S
+    logged = -LOG_EVERY_S
     while True:
         if path.is_file():
             with path.open("rb") as file:
                 file.seek(position)
                 data = file.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            position += len(whole)
-            for line in whole.decode("utf-8", "replace").splitlines():
-                transient = line.startswith("step") and time.monotonic() - said < LOG_EVERY_S
+            complete_lines = data[: data.rfind(b"\n") + 1]
+            position += len(complete_lines)
+            for line in complete_lines.decode("utf-8", "replace").splitlines():
+                transient = line.startswith("step") and time.monotonic() - logged < LOG_EVERY_S
                 if line.startswith("step") and not transient:
-                    said = time.monotonic()
+                    logged = time.monotonic()
                 if line.startswith(_WARNING):
                     logger.warning("%s", line.removeprefix(_WARNING))
                 else:

@@ -62,8 +62,8 @@ class Confirmation(Model):
             lead = self.lead.get(name)
             ends = ["", ""] if lead is None else [f"{lead[0]:+.4f}", f"{lead[1]:+.4f} to {lead[2]:+.4f}"]
             rows.append([name, f"{np.mean(values):.4f}", f"{min(values):.4f}", f"{max(values):.4f}", *ends])
-        said = [self.verdict(name) for name in self.lead]
-        return [f"retrained with {self.seeds} new seeds, {self.samples:,} samples", *aligned(rows), *said]
+        verdicts = [self.verdict(name) for name in self.lead]
+        return [f"retrained with {self.seeds} new seeds, {self.samples:,} samples", *aligned(rows), *verdicts]
 
     def verdict(self, name: str) -> str:
         """In words, whether the winner is better than another."""
@@ -86,19 +86,19 @@ def confirm(config: TuneConfig, contest: Sequence[Mapping[str, Value]], run: Run
     count = config.confirm
     seeds = [(config.seed + 1 + number) % 2**31 for number in range(count)]
     settings: list[dict[str, Value]] = [
-        {**given, "seed": seed} for given in (*contest, _default(config)) for seed in seeds
+        {**candidate, "seed": seed} for candidate in (*contest, _default(config)) for seed in seeds
     ]
     search = Search(Rule("none", config.epochs, 1, 2), len(settings))
     trials = Trials(search, run.folder / "confirm", lambda number: settings[number], config.plan, config)
-    for number, given in enumerate(settings):
-        own = trials.folder(number)
-        if own.is_dir() and json.loads((own / "trial.json").read_text(encoding="utf-8")) != given:
-            shutil.rmtree(own)  # of another winner, before there were more trials
+    for number, candidate in enumerate(settings):
+        folder = trials.folder(number)
+        if folder.is_dir() and json.loads((folder / "trial.json").read_text(encoding="utf-8")) != candidate:
+            shutil.rmtree(folder)  # of another winner, before there were more trials
     trials.recall(epoch_choice.objective(config))
     split = "test" if read_index(config.shards)["splits"].get("test", {}).get("samples") else "val"
     with connect(config.address) as cluster:
         if not search.done:
-            train_on(cluster, config, trials, run, timed=False)
+            train_on(cluster, config.model_copy(update={"scheduler": "none"}), trials, run, timed=False)
         failed = next((reason for number in range(trials.count) if (reason := trials.failure(number))), None)
         if failed is not None:
             raise RunError(f"a training of the contest failed: {failed}", "lower --confirm to 0 for the search alone.")
@@ -130,8 +130,8 @@ def confirm(config: TuneConfig, contest: Sequence[Mapping[str, Value]], run: Run
 
 def _default(config: TuneConfig) -> dict[str, Value]:
     """The defaults of the searched settings."""
-    plain = {name: field.default for name, field in TrainConfig.model_fields.items()}
-    return {name: plain[name] for name in config.space if "." not in name}
+    defaults = {name: field.default for name, field in TrainConfig.model_fields.items()}
+    return {name: defaults[name] for name in config.space if "." not in name}
 
 
 def _decided(config: TuneConfig, trials: Trials, number: int, split: str) -> tuple[Array, Array, Array]:
@@ -146,11 +146,11 @@ def _decided(config: TuneConfig, trials: Trials, number: int, split: str) -> tup
     out = folder / f"{split}.parquet"
     where = {"address": config.address, "workers": config.workers}
     predict(PredictConfig(model=folder, images=config.shards, split=split, out=out, values="both", **where))
-    found = prediction_files.read(out)
-    joined = join(found, config.shards, split, "auto")
-    if found.scores is None or found.decisions is None:
+    predictions = prediction_files.read(out)
+    joined = join(predictions, config.shards, split, "auto")
+    if predictions.scores is None or predictions.decisions is None:
         raise RunError(f"{out} has no scores.", "remove it and run the same command again.")
-    return found.decisions[joined.rows], joined.targets, found.scores[joined.rows]
+    return predictions.decisions[joined.rows], joined.targets, predictions.scores[joined.rows]
 
 
 def _value(objective: str, decisions: Array, targets: Array, scores: Array) -> float:
@@ -171,8 +171,8 @@ def _lead(one: Sequence[float], two: Sequence[float], drawn: Array, other: Array
     seeds = len(one)
     of_seeds = (float(np.var(one, ddof=1)) + float(np.var(two, ddof=1))) / seeds
     means = [draws.mean(axis=0) for draws in (drawn, other)]
-    own = sum(float((draws - mean).var(axis=1).mean()) for draws, mean in zip((drawn, other), means, strict=True))
-    of_images = max(0.0, float(np.nanvar(means[0] - means[1])) - own / (seeds - 1))
+    within = sum(float((draws - mean).var(axis=1).mean()) for draws, mean in zip((drawn, other), means, strict=True))
+    of_images = max(0.0, float(np.nanvar(means[0] - means[1])) - within / (seeds - 1))
     reach = math.sqrt(t.ppf(0.975, 2 * seeds - 2) ** 2 * of_seeds + norm.ppf(0.975) ** 2 * of_images)
     lead = float(np.mean(one) - np.mean(two))
     return lead, lead - reach, lead + reach

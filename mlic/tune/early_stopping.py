@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import bisect
 import math
-import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-Kind = Literal["asha", "hyperband", "median", "pbt", "none"]
+Kind = Literal["asha", "none"]
 Verdict = Literal["go", "stop", "wait"]
 _WORST = -1e9  # of a value that is not finite; finite itself, so that quantiles are
-_MEDIAN_OF = 3  # trials, at least, that a median is taken of
 
 
 @dataclass(frozen=True)
@@ -28,10 +26,7 @@ class Rule:
 
     asha: at grace, grace * factor, grace * factor^2, ... epochs a trial continues when its value is not below the
     (1 - 1/factor) quantile of its predecessors' (the stopping variant of Li et al., arXiv:1810.05934, as in Ray Tune).
-    hyperband: the same with several brackets of trials, of which each begins to stop them one rung later.
-    median: after each epoch a trial continues when its best value is not below the median of its predecessors' means up
-    to there (Golovin et al., Google Vizier, 2017).
-    pbt: none is stopped; every `grace` epochs all wait for each other (see `pbt`).
+    none: no trial is stopped, or another scheduler stops them.
     Values are larger for better trials; not a number is the worst.
     """
 
@@ -40,30 +35,15 @@ class Rule:
     grace: int
     factor: int
 
-    def brackets(self) -> int:
-        if self.kind != "hyperband":
-            return 1
-        return max(1, math.floor(math.log(self.epochs / self.grace, self.factor) + 1e-9) + 1)
-
-    def bracket(self, number: int) -> int:
-        """The bracket of a trial: those that stop early have as many more trials as they cost less."""
-        weights = [self.factor**i for i in reversed(range(self.brackets()))]
-        place = number % sum(weights)
-        return next(i for i in range(len(weights)) if place < sum(weights[: i + 1]))
-
-    def milestones(self, number: int) -> list[int]:
+    def milestones(self) -> list[int]:
         """The epochs after which a trial may be stopped."""
         if self.kind == "none":
             return []
-        if self.kind == "median":
-            return list(range(self.grace, self.epochs))
-        if self.kind == "pbt":
-            return list(range(self.grace, self.epochs, self.grace))
-        found, epoch = [], self.grace * self.factor ** self.bracket(number)
+        epochs, epoch = [], self.grace
         while epoch < self.epochs:
-            found.append(epoch)
+            epochs.append(epoch)
             epoch *= self.factor
-        return found
+        return epochs
 
 
 class Work(NamedTuple):
@@ -92,10 +72,9 @@ class Search:
         self._trials: dict[int, _State] = {}
         self._fresh = 0  # the first trial that nobody has begun
         self._open: list[int] = []  # begun and not ended, by number
-        self._rungs: dict[tuple[int, int], _Rung] = {}
+        self._rungs: dict[int, _Rung] = {}  # by the epoch
         self._awaited: dict[int, set[int]] = {}  # by a trial that is at work, those whose verdict depends on it
         self._waiting: set[int] = set()  # all of those
-        self.compared = 0  # epochs after which the members of a population have been compared last
         self.ended: list[int] = []  # the trials that have ended, in the order in which they did
 
     def tell(self, trial: int, values: Sequence[float], ended: str | None = None) -> None:
@@ -142,17 +121,9 @@ class Search:
         return self._fresh if self._fresh < self.count else None
 
     @property
-    def open(self) -> list[int]:
-        """The trials that have started and not ended, by number."""
-        return list(self._open)
-
-    @property
-    def due(self) -> int | None:
-        """The epoch at which all members of a population are now to be compared, if any."""
-        if self.rule.kind != "pbt" or self._fresh < self.count or not self._open:
-            return None
-        epoch = min(len(self._trials[trial].values) for trial in self._open)
-        return epoch if epoch > self.compared and epoch in self.rule.milestones(0) else None
+    def waiting(self) -> frozenset[int]:
+        """The trials that are known to wait for a trial with a lower number, of which nothing new was heard since."""
+        return frozenset(self._waiting)
 
     @property
     def done(self) -> bool:
@@ -168,8 +139,8 @@ class Search:
     def rungs(self) -> Mapping[int, int]:
         """The number of trials that reached each milestone."""
         reached: dict[int, int] = {}
-        for number, state in self._trials.items():
-            for epoch in [*self.rule.milestones(number), self.rule.epochs]:
+        for state in self._trials.values():
+            for epoch in [*self.rule.milestones(), self.rule.epochs]:
                 reached[epoch] = reached.get(epoch, 0) + (len(state.values) >= epoch)
         return dict(sorted(reached.items()))
 
@@ -191,47 +162,35 @@ class Search:
 
     def _until(self, trial: int) -> int:
         done = len(self._trials[trial].values)
-        return next((epoch for epoch in self.rule.milestones(trial) if epoch > done), self.rule.epochs)
+        return next((epoch for epoch in self.rule.milestones() if epoch > done), self.rule.epochs)
 
     def verdict(self, trial: int) -> Verdict:
         """Whether a trial goes beyond its last epoch: "go", "stop", or "wait" for trials with lower numbers."""
         epoch = len(self._trials[trial].values)
-        if epoch not in self.rule.milestones(trial):
+        if epoch not in self.rule.milestones():
             return "go"
-        if self.rule.kind == "pbt":
-            return "go" if epoch <= self.compared else "wait"
-        bracket = self.rule.bracket(trial)
-        rung = self._rungs.setdefault((bracket, epoch), _Rung())
-        awaited = self._fill(rung, bracket, epoch, trial)
+        rung = self._rungs.setdefault(epoch, _Rung())
+        awaited = self._fill(rung, epoch, trial)
         if awaited is not None:
             self._awaited.setdefault(awaited, set()).add(trial)
             self._waiting.add(trial)
             return "wait"
         before = rung.values[: bisect.bisect_left(rung.trials, trial)]
-        values = self._trials[trial].values
-        if self.rule.kind == "median":
-            if len(before) < _MEDIAN_OF:
-                return "go"
-            return "go" if max(values) >= statistics.median(before) else "stop"
         if not before:
             return "go"
-        return "go" if values[-1] >= np.quantile(before, 1 - 1 / self.rule.factor, method="linear") else "stop"
+        value = self._trials[trial].values[-1]
+        return "go" if value >= np.quantile(before, 1 - 1 / self.rule.factor, method="linear") else "stop"
 
-    def _fill(self, rung: _Rung, bracket: int, epoch: int, trial: int) -> int | None:
+    def _fill(self, rung: _Rung, epoch: int, trial: int) -> int | None:
         """Note at a rung the predecessors of a trial that got there; returns the first of which that is not known."""
         while rung.looked_at < trial:
             other = rung.looked_at
             state = self._trials.get(other)
-            if self.rule.bracket(other) == bracket:
-                if state is not None and len(state.values) >= epoch:
-                    if self.rule.kind == "median":
-                        value = statistics.fmean(state.values[:epoch])
-                    else:
-                        value = state.values[epoch - 1]
-                    rung.trials.append(other)
-                    rung.values.append(value)
-                elif state is None or not state.status:
-                    return other
+            if state is not None and len(state.values) >= epoch:
+                rung.trials.append(other)
+                rung.values.append(state.values[epoch - 1])
+            elif state is None or not state.status:
+                return other
             rung.looked_at += 1
         return None
 

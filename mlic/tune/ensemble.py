@@ -185,8 +185,8 @@ def _chosen(config: TuneConfig, trials: Trials, plans: Mapping[int, TrainConfig]
 
 
 def _member(plan: TrainConfig) -> Member:
-    own = setup.preprocessing(plan)
-    return Member(plan.arch, plan.arch_options, losses.activation(plan.loss), own.mean, own.std)
+    preprocessing = setup.preprocessing(plan)
+    return Member(plan.arch, plan.arch_options, losses.activation(plan.loss), preprocessing.mean, preprocessing.std)
 
 
 def lead(objective: str, one: Settled, two: Settled, targets: Array, seed: int) -> tuple[float, float, float]:

@@ -37,11 +37,11 @@ def importance(
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
 
-    columns = np.array([[code(space[name], each.get(name)) for name in space] for each in settings])
+    columns = np.array([[code(space[name], drawn.get(name)) for name in space] for drawn in settings])
     columns[columns < 0] = 0.5  # that one was not drawn is told by the setting that it waits for
     forest = RandomForestRegressor(_TREES, oob_score=True, min_samples_leaf=2, random_state=seed).fit(columns, values)
-    found: Any = permutation_importance(forest, columns, values, n_repeats=_REPEATS, random_state=seed)
-    losses = found.importances_mean.clip(0)
+    permuted: Any = permutation_importance(forest, columns, values, n_repeats=_REPEATS, random_state=seed)
+    losses = permuted.importances_mean.clip(0)
     total = float(losses.sum()) or 1.0
     return Importance(
         {name: float(loss) / total for name, loss in zip(space, losses, strict=True)}, float(forest.oob_score_)

@@ -74,17 +74,19 @@ class OrderedASHA(TrialScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Continue, pause or stop a trial that has reported."""
-        number = self._numbers[trial.trial_id]
+        number = self._number(trial)
         self._paused.pop(number, None)
         self._search.tell(number, self._values(number, result))
         action: str = self.STOP
         if not self._search.status(number):
             verdict = self._search.verdict(number)
-            action = {"go": self.CONTINUE, "stop": self.STOP, "wait": self.PAUSE}[verdict]
-            if verdict == "stop":
+            if verdict == "go":
+                action = self.CONTINUE
+            elif verdict == "stop":
                 self._search.stop(number)
-            elif verdict == "wait":
+            else:
                 self._paused[number] = trial
+                action = self._pause(tune_controller, trial)
         self._stop_decided(tune_controller)
         return action
 
@@ -92,7 +94,9 @@ class OrderedASHA(TrialScheduler):  # type: ignore[misc]
         self._end(tune_controller, trial, "finished")
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        self._end(tune_controller, trial, "failed")
+        """Note that a trial has failed, unless Ray Tune starts it again."""
+        if not self._is_recovering(trial):
+            self._end(tune_controller, trial, "failed")
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         self._end(tune_controller, trial, "failed")
@@ -103,7 +107,9 @@ class OrderedASHA(TrialScheduler):  # type: ignore[misc]
             del self._new[number]
         ready = [
             (number, trial)
-            for number, trial in self._paused.items()
+            for number, trial in (
+                (number, self._paused[number]) for number in self._paused.keys() - self._search.waiting
+            )
             if trial.status == Trial.PAUSED and self._search.verdict(number) == "go"
         ]
         return min([*ready, *list(self._new.items())[:1]], default=(0, None), key=lambda item: item[0])[1]
@@ -118,6 +124,17 @@ class OrderedASHA(TrialScheduler):  # type: ignore[misc]
     def restore(self, checkpoint_path: str) -> None:
         """As `save`."""
 
+    def _number(self, trial: Trial) -> int:
+        return self._numbers[trial.trial_id]
+
+    def _is_recovering(self, trial: Trial) -> bool:
+        """Whether a trial that has an error starts again: then Ray Tune has marked it before it says so."""
+        return bool(trial.status == Trial.ERROR)
+
+    def _pause(self, tune_controller: Any, trial: Trial) -> str:  # noqa: ARG002
+        """The answer that makes Ray Tune pause a trial."""
+        return str(self.PAUSE)
+
     def _values(self, number: int, result: dict[str, Any]) -> list[float]:
         """The values of all epochs so far; an epoch that is reported again, after a failure, replaces what it was."""
         values, epoch = self._search.values(number), int(result[self._time_attr])
@@ -127,7 +144,7 @@ class OrderedASHA(TrialScheduler):  # type: ignore[misc]
         return [*values[: epoch - 1], value if self._mode == "max" else -value]
 
     def _end(self, tune_controller: Any, trial: Trial, how: str) -> None:
-        number = self._numbers[trial.trial_id]
+        number = self._number(trial)
         self._paused.pop(number, None)
         if not self._search.status(number):
             self._search.tell(number, self._search.values(number), how)
@@ -135,9 +152,11 @@ class OrderedASHA(TrialScheduler):  # type: ignore[misc]
 
     def _stop_decided(self, tune_controller: Any) -> None:
         """Stop the paused trials that have turned out to be too weak."""
-        for number, trial in sorted(self._paused.items()):
-            is_paused = trial.status == Trial.PAUSED or trial.is_saving
-            if number in self._paused and is_paused and self._search.verdict(number) == "stop":
+        for number in sorted(self._paused.keys() - self._search.waiting):
+            trial = self._paused.get(number)  # stopping one may have stopped others
+            if trial is None or not (trial.status == Trial.PAUSED or trial.is_saving):
+                continue
+            if self._search.status(number) or self._search.verdict(number) == "stop":
                 del self._paused[number]
                 self._search.stop(number)
                 tune_controller.stop_trial(trial)

@@ -8,7 +8,7 @@ from mlic.config.base import Model
 from mlic.metrics.measurement import Measurement, aligned
 from mlic.tune.confirm import Confirmation
 from mlic.tune.ensemble import Ensemble
-from mlic.tune.pbt import Exchange
+from mlic.tune.exploit import Exploit
 from mlic.tune.trial import Trial, table
 
 _SHOWN = 20  # trials in the printed table
@@ -18,7 +18,7 @@ class TuneReport(Model):
     """The report of a search: its trials, best first, and the winner's model and configuration file.
 
     `rungs` has the number of trials that were trained for so many epochs, `epochs` those of all trials together, of
-    `possible` ones if none had been stopped. `exchanges` are those of a population. `no_ensemble` says why there is
+    `possible` ones if none had been stopped. `exploits` are those of a population. `no_ensemble` says why there is
     none where one was asked for.
     """
 
@@ -37,7 +37,7 @@ class TuneReport(Model):
     confirmation: Confirmation | None
     ensemble: Ensemble | None = None
     no_ensemble: str = ""
-    exchanges: tuple[Exchange, ...] = ()
+    exploits: tuple[Exploit, ...] = ()
 
     @property
     def split(self) -> str:
@@ -57,7 +57,7 @@ class TuneReport(Model):
                 *more,
                 *failed,
                 f"{ended}; {self.epochs:,} epochs, {share:.0%} of {self.possible:,}; trial {self.trials[0].number} won",
-                *([f"{len(self.exchanges)} times a trial took over a better one"] if self.exchanges else []),
+                *([f"{len(self.exploits)} times a trial copied a better one"] if self.exploits else []),
                 f"{self.split}, {self.measurement.samples:,} samples, "
                 "cross-fitted thresholds (the best of several trials looks better than it is)",
                 self.measurement.table(),

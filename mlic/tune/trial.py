@@ -33,8 +33,8 @@ def table(trials: Sequence[Trial], objective: str) -> list[list[str]]:
     rows = [["trial", "status", "epochs", objective, *names]]
     for trial in trials:
         value = "-" if trial.value is None else f"{trial.value:.4f}"
-        given = [short(trial.drawn.get(name)) for name in names]
-        rows.append([f"{trial.number}", trial.status, f"{trial.epochs}", value, *given])
+        cells = [short(trial.drawn.get(name)) for name in names]
+        rows.append([f"{trial.number}", trial.status, f"{trial.epochs}", value, *cells])
     return rows
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from mlic.config.space import Value
 from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig
+from mlic.runs.files import write_json
 from mlic.train import checkpoints, epoch_choice, setup
 from mlic.tune.early_stopping import Search
-from mlic.tune.pbt import Population
 from mlic.tune.worker import TOGETHER, folder_of, parts
 
+_PRUNED = "pruned.json"
 Draw = Callable[[int], "dict[str, Value] | None"]
 
 
@@ -25,8 +26,7 @@ class Trials:
 
     `draw` has the settings of a trial by its number, None while they wait for other trials; `plan` makes a
     configuration of them. With `folds` a trial is a model for each of them; its metrics by epoch are their means, its
-    value is what all folds come to `together`. A
-    `population` is what the draws come from, where trials take over each other.
+    value is what all folds come to `together`.
     """
 
     search: Search
@@ -35,7 +35,6 @@ class Trials:
     plan: Callable[[dict[str, Value]], TrainConfig]
     config: TuneConfig
     folds: int = 0
-    population: Population | None = None
     together: dict[int, float] = field(default_factory=dict)
 
     @property
@@ -87,7 +86,7 @@ class Trials:
 
     def distinct(self, numbers: Sequence[int]) -> list[int]:
         """Those of some trials whose kept epochs are models of their own: members of a population share their past."""
-        seen, found = set[str](), []
+        seen, distinct = set[str](), []
         for number in numbers:
             settings, best = self.draw(number) or {}, self.kept_epoch(number) or 0
             past = {
@@ -97,8 +96,8 @@ class Trials:
             }
             if repr(past) not in seen:
                 seen.add(repr(past))
-                found.append(number)
-        return found
+                distinct.append(number)
+        return distinct
 
     def recall(self, metric: str) -> None:
         """Tell the search the values in the trials' folders."""
@@ -106,7 +105,13 @@ class Trials:
             if not self.folder(number).is_dir():
                 break  # trials are begun in the order of their numbers
             values = [row[metric] for row in checkpoints.read_history(self.folder(number))]
-            self.search.tell(number, values, "failed" if self.failure(number) is not None else None)
+            pruned = (self.folder(number) / _PRUNED).is_file()
+            ended = "failed" if self.failure(number) is not None else "pruned" if pruned else None
+            self.search.tell(number, values, ended)
+
+    def note_pruned(self, number: int) -> None:
+        """Note that a scheduler of Ray Tune has stopped a trial: what it decided cannot be computed again."""
+        write_json(self.folder(number) / _PRUNED, {"epochs": len(self.search.values(number))})
 
     def drop_checkpoints(self, ended: Sequence[int], keep: int) -> list[int]:
         """Remove the checkpoints of ended trials, except the best epochs of the best trials.

@@ -31,16 +31,17 @@ from mlic.runs.run import Run
 from mlic.train import checkpoints, epoch_choice, out_of_fold, setup
 from mlic.train.cross_validation import check_folds
 from mlic.train.launch import finish
+from mlic.tune import exploit
 from mlic.tune.confirm import confirm
-from mlic.tune.driver import kept, rule, seconds_spent, train_on
-from mlic.tune.early_stopping import Search
+from mlic.tune.driver import train_on
+from mlic.tune.early_stopping import Kind, Rule, Search
 from mlic.tune.ensemble import ensemble, lack
 from mlic.tune.page import render
-from mlic.tune.pbt import Population
+from mlic.tune.progress import kept, seconds_spent
 from mlic.tune.result import TuneReport
 from mlic.tune.tpe import Tpe
 from mlic.tune.trial import Trial
-from mlic.tune.trial_store import Trials
+from mlic.tune.trial_store import Draw, Trials
 from mlic.tune.worker import folder_of, parts
 
 logger = logging.getLogger(__name__)
@@ -64,15 +65,11 @@ def tune(config: TuneConfig) -> TuneReport:
     folder = config.runs / str(config.name)
     inputs = {"shards": index["fingerprint"], "weights": " ".join(begins_with)}
     with Run.open(folder, "tune", config, inputs, config.fresh) as run:
-        search = Search(rule(config), config.trials)
+        kind: Kind = "asha" if config.scheduler == "asha" else "none"
+        rule = Rule(kind, config.epochs, config.grace_epochs, config.reduction_factor)
+        search = Search(rule, config.trials)
         base = folder / "trials"
-        population = None
-        if config.scheduler == "pbt":
-            population = Population(config, folder, lambda number: folder_of(base, number), search)
-        draw = (
-            Tpe(config.space, config.seed, search, _LAG) if config.searcher == "tpe" else population or config.draws()
-        )
-        trials = Trials(search, base, draw, config.plan, config, folds, population)
+        trials = Trials(search, base, _draws(config, search, base), config.plan, config, folds)
         if config.fresh and config.checkpoint_copy is not None:
             for number in range(trials.count):
                 checkpoints.forget_copy(config.checkpoint_copy, trials.folder(number), folder)
@@ -95,6 +92,16 @@ def tune(config: TuneConfig) -> TuneReport:
     return report
 
 
+def _draws(config: TuneConfig, search: Search, base: Path) -> Draw:
+    """The settings of trials by their numbers; those of a population as they have become."""
+    if config.searcher == "tpe":
+        return Tpe(config.space, config.seed, search, _LAG)
+    drawn = config.draws()
+    if config.scheduler != "pbt":
+        return drawn
+    return lambda number: exploit.read_settings(folder_of(base, number)) or drawn(number)
+
+
 def _kept(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport | None:
     """The stored report of a finished search, unless more trials, more time or another confirmation is asked for."""
     ended = trials.search.done or _time_is_up(config, run.folder)
@@ -102,9 +109,9 @@ def _kept(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport | No
         return None
     report = TuneReport(**run.report)
     confirmed = 0 if report.confirmation is None else report.confirmation.seeds
-    whole = len(report.trials) == trials.count or not trials.search.done
+    is_complete = len(report.trials) == trials.count or not trials.search.done
     averaged = config.ensemble if report.no_ensemble else 0 if report.ensemble is None else report.ensemble.asked
-    return report if whole and config.confirm in (0, confirmed) and config.ensemble in (0, averaged) else None
+    return report if is_complete and config.confirm in (0, confirmed) and config.ensemble in (0, averaged) else None
 
 
 def _time_is_up(config: TuneConfig, folder: Path) -> bool:
@@ -116,7 +123,7 @@ def _check_networks(config: TuneConfig, labels: tuple[str, ...]) -> list[str]:
     setup.check_names(config, labels)
     named = config.space.get("arch")
     archs = [config.arch] if named is None else [str(value) for value in named.ends]
-    found = []
+    digests = []
     for arch in archs:
         zoo.check(arch)
         path = weights.resolve(arch, config.weights)
@@ -125,12 +132,12 @@ def _check_networks(config: TuneConfig, labels: tuple[str, ...]) -> list[str]:
                 f"the weights {path} are those of one architecture, and space.arch has {len(archs)}.",
                 "give space.arch one, or --weights default.",
             )
-        found.append("none" if path is None else weights.digest(path))
+        digests.append("none" if path is None else weights.digest(path))
     drawn = config.draws()
     for number in range(min(config.trials, 50)):
         plan = config.plan(drawn(number))
         losses.check(plan.loss, plan.loss_options)
-    return found
+    return digests
 
 
 def _finish(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport:
@@ -170,7 +177,7 @@ def _finish(config: TuneConfig, trials: Trials, run: Run[Path]) -> TuneReport:
         confirmation=confirm(config, contest, run) if config.confirm else None,
         ensemble=averaged,
         no_ensemble="" if averaged or not config.ensemble else _no_ensemble(config),
-        exchanges=() if trials.population is None else tuple(trials.population.exchanges),
+        exploits=tuple(taken for number in begun for taken in exploit.read_exploits(trials.folder(number))),
     )
     curves = {number: search.values(number) for number in begun}
     text, pictures = render(report, config, curves)
@@ -189,9 +196,11 @@ def _of_folds(winner: TrainConfig, trials: Trials, trial: Trial) -> Measurement 
     """The value of a cross-validated trial over all folds; None without folds."""
     if not trials.folds:
         return None
-    whole = out_of_fold.together(out_of_fold.read(winner, parts(trials.folder(trial.number), trials.folds)))
+    all_folds = out_of_fold.together(out_of_fold.read(winner, parts(trials.folder(trial.number), trials.folds)))
     labels = tuple(read_index(winner.shards)["labels"])
-    return measure(labels, whole.decisions, whole.targets, whole.scores, _RESAMPLES, winner.seed, whole.ranked)
+    return measure(
+        labels, all_folds.decisions, all_folds.targets, all_folds.scores, _RESAMPLES, winner.seed, all_folds.ranked
+    )
 
 
 def _trial(trials: Trials, number: int) -> Trial:
@@ -215,12 +224,12 @@ def _write_tables(config: TuneConfig, trials: Trials, rows: Sequence[Trial]) -> 
     of_trials, of_epochs = [], []
     for trial in rows:
         plan = config.plan(trial.settings).model_dump(mode="json", exclude={"address", "workers", "fresh", "name"})
-        plain = {
+        settings = {
             key: value if isinstance(value, bool | int | float | str | None) else str(value)
             for key, value in plan.items()
         }
-        kept = trial.model_dump(exclude={"settings", "epochs"}) | {"epochs_trained": trial.epochs}
-        of_trials.append(kept | {f"space.{name}": _column(value) for name, value in trial.drawn.items()} | plain)
+        ranked = trial.model_dump(exclude={"settings", "epochs"}) | {"epochs_trained": trial.epochs}
+        of_trials.append(ranked | {f"space.{name}": _column(value) for name, value in trial.drawn.items()} | settings)
         for row in checkpoints.read_history(trials.folder(trial.number)):
             of_epochs.append({"trial": trial.number, **row})
     for name, records in (("trials", of_trials), ("epochs", of_epochs)):

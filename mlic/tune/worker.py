@@ -1,13 +1,17 @@
-"""Train a trial up to a number of epochs, in a worker of Ray Tune."""
+"""Train the trials of a search in the workers of Ray Tune."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import json
+import math
 import os
+import time
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +19,16 @@ from mlic.cluster import placement, signals
 from mlic.cluster.resources import Share
 from mlic.config.fit_checks import STORED
 from mlic.config.train import TrainConfig
-from mlic.errors import MlicError
+from mlic.config.tune import TuneConfig
+from mlic.errors import MlicError, RunError
 from mlic.runs.files import write_atomic, write_json
 from mlic.runs.run import is_current
 from mlic.train import checkpoints, epoch_choice, out_of_fold, training_loop
-from mlic.train.rank import Place
+from mlic.train.rank import RankContext
 from mlic.train.workers import group, raise_failure
+from mlic.tune import exploit
 
+_REPORT_EVERY_S = 1.0  # for the driver to answer a report takes milliseconds, and short epochs take no more
 TOGETHER = "together.json"  # what all folds of a trial together come to
 
 
@@ -38,97 +45,192 @@ def parts(folder: Path, folds: int) -> list[Path]:
 def trainable(arguments: dict[str, Any]) -> Any:
     """The trainable of Ray Tune. The class is defined here because it needs Ray.
 
-    A piece of work is one step and reports once, at its end: each report more is a round to the driver and back that
-    the worker waits for, and a function in place of a class is one more, too.
+    A class and not a function: Ray Tune runs a function in a thread of its own, and each report waits for the driver.
     """
     from ray import tune as ray_tune
 
-    class Worker(ray_tune.Trainable):  # type: ignore[misc]
+    class TrialWorker(ray_tune.Trainable):  # type: ignore[misc]
+        def setup(self, config: dict[str, Any]) -> None:
+            self.training = TrialTraining(int(self.trial_name), config, arguments)
+
         def step(self) -> dict[str, Any]:
-            return {**_do(self.config, arguments), "done": True}
+            return self.training.step()
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
-            """Whether this process can run another task: always, since a task leaves no state."""
-            return bool(new_config)
+            """Take another trial into this process, which has PyTorch loaded already."""
+            self.training.close()
+            self.training = TrialTraining(int(self.trial_name), new_config, arguments)
+            return True
 
-        def save_checkpoint(self, checkpoint_dir: str) -> None:
-            """The trials' own folders have them."""
+        def cleanup(self) -> None:
+            self.training.close()
+
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, int] | None:
+            """What another trial may take over. Else nothing, since every process resumes from the trial's folder."""
+            if arguments["population"] is None:
+                return {"trial": self.training.number}
+            exploit.leave(self.training.folder, self.training.number, Path(checkpoint_dir))
+            return None
 
         def load_checkpoint(self, checkpoint: Any) -> None:
-            """As `save_checkpoint`."""
+            """Take over what another trial has left."""
+            if arguments["population"] is not None:
+                self.training.take_over(Path(checkpoint))
 
-    return Worker
+    return TrialWorker
 
 
-def _do(config: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Resume a trial and train it up to `until` epochs.
+class TrialTraining:
+    """A trial in training, from its last checkpoint on, step by step.
 
-    Returns the `values` of all its epochs, what all its folds come to `together` and why it `failed`, None where there
-    is nothing of the kind. The driver takes them from here: a network file system may not show it the files yet.
+    A step ends at a milestone, where the search decides about the trial, where the training ends, and between epochs
+    after a second at most, so that Ray Tune hears of every trial often, and of short epochs not one by one.
     """
-    owner = Path(arguments["folder"])
-    if not is_current(owner, arguments["attempt"]):
-        return {"values": [], "together": None, "failed": "a newer attempt of this search is active."}
-    folder = folder_of(Path(arguments["base"]), config["number"])
-    folder.mkdir(parents=True, exist_ok=True)
-    plan, failed, together = TrainConfig.model_validate(json.loads(config["plan"]), context=STORED), None, None
-    try:
-        if config["folds"]:
-            for fold, part in enumerate(parts(folder, config["folds"])):
-                part.mkdir(exist_ok=True)
-                own = plan.model_copy(update={"fold": fold})
-                _fit(own, part, config["until"], arguments)
-            together = _join_folds(plan, folder, config["folds"])
-        else:
-            _fit(plan, folder, config["until"], arguments)
-    except Exception as error:
-        failed = _reason(error)
-        if is_current(owner, arguments["attempt"]):
-            with (folder / "log.txt").open("a", encoding="utf-8") as file:
+
+    def __init__(self, number: int, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+        self.number, self.config, self.arguments = number, config, arguments
+        self.folder = folder_of(Path(arguments["base"]), number)
+        self.folds: int = config["folds"]
+        self.milestones = frozenset[int](config["milestones"])
+        # A worker that was lost may have come to a milestone of which the search has not heard.
+        self.asks_again: bool = config["asks_again"]
+        self.history: list[dict[str, float]] | None = None  # metrics of the epochs so far; None before the first step
+        self.together: float | None = None
+        self._epochs: Generator[list[dict[str, float]], None, None] | None = None
+
+    @functools.cached_property
+    def plan(self) -> TrainConfig:
+        """The configuration of the trial; in a population, as it has become."""
+        if self.arguments["population"] is None:
+            return TrainConfig.model_validate(json.loads(self.config["plan"]), context=STORED)
+        exploit.complete(self.folder)
+        search = TuneConfig.model_validate(json.loads(self.arguments["population"]), context=STORED)
+        return search.plan(exploit.read_settings(self.folder) or {})
+
+    def take_over(self, left: Path) -> None:
+        """Continue as the copy of another trial, if that is what Ray Tune restores; see `exploit`."""
+        if not is_current(Path(self.arguments["folder"]), self.arguments["attempt"]):
+            return
+        exploit.complete(self.folder)
+        history = checkpoints.read_history(self.folder)
+        value = history[-1][self.arguments["objective"]] if history else 0.0
+        if exploit.take_over(self.folder, self.number, value, left, self.config["settings"]):
+            del self.plan  # it is read again
+
+    def step(self) -> dict[str, Any]:
+        """Train on; returns the last epoch's metrics and, since the driver may not see the files yet, more.
+
+        `values` are those of all epochs so far, `together` is the value over all folds, `failed` says why the trial
+        failed, and `ended` whether it has nothing left to train. `done` says the same to Ray Tune, which sets it too.
+        """
+        failed = None
+        try:
+            if not is_current(Path(self.arguments["folder"]), self.arguments["attempt"]):
+                raise RunError("a newer attempt of this search is active.", "let that one finish.")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            ended = self._train()
+        except Exception as error:
+            failed, ended = _reason(error), True
+            self._note_failure(failed)
+        history, objective = self.history or [], self.arguments["objective"]
+        values = [row[objective] for row in history]
+        last = history[-1] if history else {objective: math.nan}
+        known = {"values": values, "together": self.together, "failed": failed, "ended": ended, "done": ended}
+        return {**last, "epoch": len(values), **known}
+
+    def close(self) -> None:
+        """Let go of the network and the data; the process may have other trials to come."""
+        if self._epochs is not None:
+            self._epochs.close()
+            self._epochs = None
+            gc.collect()
+            _empty_cuda_cache()
+
+    def _train(self) -> bool:
+        """Train to the end of this step; returns whether the training has ended."""
+        if self.folds or Share(*self.arguments["share"]).workers > 1:
+            return self._train_to_milestone()
+        if self._epochs is None:
+            self._epochs = _epochs(self.plan, self.folder, self.arguments)
+        began = time.monotonic()
+        for history in self._epochs:
+            is_resumed, self.history = self.history is None, history
+            if len(history) in self.milestones and (self.asks_again or not is_resumed):
+                return False
+            if history and time.monotonic() - began >= _REPORT_EVERY_S and not epoch_choice.is_done(self.plan, history):
+                return False
+        return True
+
+    def _train_to_milestone(self) -> bool:
+        """As `_train`, for the folds of a trial, one after the other, and for trials with a group of workers."""
+        if self.history is None:
+            self.history = checkpoints.read_history(self.folder)
+            if len(self.history) in self.milestones and self.asks_again:
+                return False
+        done = len(self.history)
+        until = min((epoch for epoch in self.milestones if epoch > done), default=self.plan.epochs)
+        for fold, folder in enumerate(parts(self.folder, self.folds)):
+            folder.mkdir(exist_ok=True)
+            plan = self.plan.model_copy(update={"fold": fold}) if self.folds else self.plan
+            _fit(plan, folder, until, self.arguments)
+        if self.folds:
+            self.together = _join_folds(self.plan, self.folder, self.folds)
+        os.listdir(self.folder)  # noqa: PTH208 - looks past what a network file system has cached
+        self.history = checkpoints.read_history(self.folder)
+        return len(self.history) < until or until >= self.plan.epochs
+
+    def _note_failure(self, failed: str) -> None:
+        if is_current(Path(self.arguments["folder"]), self.arguments["attempt"]):
+            with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
                 traceback.print_exc(file=file)
-            write_json(folder / "failed.json", {"error": failed})
-    os.listdir(folder)  # noqa: PTH208 - looks past what a network file system has cached
-    values = [row[epoch_choice.objective(plan)] for row in checkpoints.read_history(folder)]
-    return {"values": values, "together": together, "failed": failed}
+            write_json(self.folder / "failed.json", {"error": failed})
+
+
+def _epochs(
+    plan: TrainConfig, folder: Path, arguments: Mapping[str, Any]
+) -> Generator[list[dict[str, float]], None, None]:
+    """The epochs of one model that this process trains alone."""
+    import torch
+
+    device = torch.device(placement.assigned_device())
+    context = RankContext(0, 1, device, folder, Path(arguments["folder"]), arguments["attempt"])
+    dtype, keep_scores = _dtype(plan, arguments), plan.fold is not None
+    return training_loop.epochs(plan, context, arguments["deadline"], dtype, keep_scores)
 
 
 def _fit(plan: TrainConfig, folder: Path, until: int, arguments: Mapping[str, Any]) -> None:
     """Train one model of a trial, in this process or on a group of workers."""
-    import torch
-
     deadline, share = arguments["deadline"], Share(*arguments["share"])
     if share.workers > 1:
         where = {
             "folder": str(folder),
             "owner": arguments["folder"],
             "attempt": arguments["attempt"],
-            "arithmetic": _arithmetic(plan, arguments),
+            "dtype": _dtype(plan, arguments),
             "keep_scores": plan.fold is not None,
         }
         name = f"attempt-{arguments['attempt']}-{uuid.uuid4().hex[:8]}"  # what another start left there is not taken up
         failed = signals.run_beside(group(plan, where, share, arguments["embedded"], name, until, deadline).fit)
         raise_failure(folder, arguments["attempt"], failed)
         return
-    device = torch.device(placement.assigned_device())
-    try:
-        place = Place(0, 1, device, folder, Path(arguments["folder"]), arguments["attempt"])
-        training_loop.fit(
-            plan,
-            place,
-            until=until,
-            deadline=deadline,
-            arithmetic=_arithmetic(plan, arguments),
-            keep_scores=plan.fold is not None,
-        )
-    finally:  # the process has other trials to come
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    with contextlib.closing(_epochs(plan, folder, arguments)) as histories:
+        for history in histories:
+            if len(history) >= until:
+                break
+    gc.collect()
+    _empty_cuda_cache()
 
 
-def _arithmetic(plan: TrainConfig, arguments: Mapping[str, Any]) -> Any:
-    """The arithmetic of a trial: its own, where one is set, else that of the search."""
-    return arguments["arithmetic"] if plan.precision == "auto" else plan.precision
+def _empty_cuda_cache() -> None:
+    """Give back the GPU's memory: the process has other trials to come."""
+    import torch
+
+    torch.cuda.empty_cache()  # does nothing where no GPU is used
+
+
+def _dtype(plan: TrainConfig, arguments: Mapping[str, Any]) -> Any:
+    """The dtype of a trial: its own, where one is set, else that of the search."""
+    return arguments["dtype"] if plan.precision == "auto" else plan.precision
 
 
 def _join_folds(plan: TrainConfig, folder: Path, folds: int) -> float | None:

@@ -253,7 +253,7 @@ def test_a_stopped_search(shards: Path, tmp_path: Path, number: signal.Signals) 
     _, err = process.communicate(timeout=60)
     if number == signal.SIGINT:
         assert process.returncode == 6, err
-        assert "trials are done, and the others keep their epochs" in err
+        assert "trials are done; the others keep their epochs" in err
     code, out, err = run(tmp_path, *command)
     assert code == 0, err
     assert "4 trials" in out

@@ -33,7 +33,7 @@ def test_a_group_of_workers_reports_every_epoch_to_ray_train(shards: Path, ray_c
         "folder": str(tmp_path),
         "owner": str(tmp_path),
         "attempt": 1,
-        "arithmetic": "fp32",
+        "dtype": "fp32",
         "keep_scores": False,
     }
     trainer = group(settings(shards, epochs=2), where, Share(2, 1, 0), embedded=True, name="attempt-1-0")

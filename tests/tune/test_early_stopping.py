@@ -24,7 +24,7 @@ from mlic.tune.importance import code, importance
 from mlic.tune.tpe import Tpe
 
 EPOCHS = 9
-KINDS: tuple[Kind, ...] = ("asha", "hyperband", "median", "none")
+KINDS: tuple[Kind, ...] = ("asha", "none")
 
 
 def value(trial: int, epoch: int) -> float:
@@ -117,11 +117,10 @@ def test_asha_stops_the_trials_that_ray_tune_stops_on_one_worker() -> None:
     assert len(set(epochs)) == 3
 
 
-def test_brackets_of_hyperband() -> None:
-    rule = Rule("hyperband", 27, 1, 3)
-    assert rule.brackets() == 4
-    assert [rule.milestones(number) for number in (0, 26, 27, 36, 39)] == [[1, 3, 9], [1, 3, 9], [3, 9], [9], []]
-    assert Rule("asha", 9, 2, 3).milestones(5) == [2, 6]
+def test_the_epochs_of_decisions() -> None:
+    assert Rule("asha", 27, 1, 3).milestones() == [1, 3, 9]
+    assert Rule("asha", 9, 2, 3).milestones() == [2, 6]
+    assert Rule("none", 9, 1, 3).milestones() == []
 
 
 def test_a_trial_that_ends_by_itself_stops_nobody() -> None:

@@ -6,11 +6,13 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from ray import tune
+from ray.tune.experiment import Trial
 
 from mlic.tune import OrderedASHA
 
@@ -76,6 +78,20 @@ def test_the_same_trials_stop_however_many_run_at_once(ray_cluster: None, tmp_pa
     stopped = search(tmp_path, cpus)
     assert stopped == expected()
     assert 1 < sum(epochs < EPOCHS for epochs in stopped.values()) < TRIALS - 1
+
+
+def test_a_trial_that_lost_its_worker_has_not_failed() -> None:
+    scheduler = OrderedASHA(metric="score", mode="max")
+    trials = [SimpleNamespace(trial_id=name, status=Trial.RUNNING) for name in "ab"]
+    for trial in trials:
+        scheduler.on_trial_add(None, trial)
+    trials[0].status = Trial.ERROR  # what Ray Tune does before it starts a trial again
+    scheduler.on_trial_error(None, trials[0])
+    scheduler.on_trial_error(None, trials[1])
+    assert [scheduler._search.status(number) for number in (0, 1)] == ["", "failed"]
+    scheduler.on_trial_add(None, trials[0])
+    result = {"training_iteration": 1, "score": 0.5}
+    assert scheduler.on_trial_result(None, trials[0], result) == OrderedASHA.CONTINUE
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,8 @@ from mlic.errors import ClusterError, ConfigError
 from mlic.evaluate.evaluate import evaluate
 from mlic.model import bundle, zoo
 from mlic.report.report import report as page_of
-from mlic.runs.run import Run
 from mlic.train import checkpoints
 from mlic.train.launch import fit as train
-from mlic.tune import driver as search_driver
-from mlic.tune import trial_store
-from mlic.tune.early_stopping import Search
 from mlic.tune.tune import tune
 from tests.end_to_end.test_pipeline import FIT
 
@@ -150,45 +145,28 @@ def test_a_search_ends_when_its_time_is_up(shards: Path, tmp_path: Path) -> None
 def test_all_workers_of_a_search_are_started_at_once(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ray.tune.experiment import Trial as Piece
+    from ray.tune.experiment import Trial
+
+    from mlic.tune.scheduler import TrialSearcher
 
     events = list[str]()
-    suggest, started = search_driver._Driver.suggest, Piece.init_local_path
+    suggest, init_local_path = TrialSearcher.suggest, Trial.init_local_path
 
-    def asked(driver: search_driver._Driver, name: str) -> dict[str, Any] | None:
-        found = suggest(driver, name)
-        events.extend(["work"] if found is not None else [])
-        return found
+    def note_trial(searcher: TrialSearcher, trial_id: str) -> Any:
+        config = suggest(searcher, trial_id)
+        events.extend(["trial"] if isinstance(config, dict) else [])
+        return config
 
-    def seen(piece: Piece) -> None:
+    def note_worker(trial: Trial) -> None:
         events.append("worker")
-        started(piece)
+        init_local_path(trial)
 
-    monkeypatch.setattr(search_driver._Driver, "suggest", asked)
-    monkeypatch.setattr(Piece, "init_local_path", seen)
+    monkeypatch.setattr(TrialSearcher, "suggest", note_trial)
+    monkeypatch.setattr(Trial, "init_local_path", note_worker)
     tune(
         TuneConfig(shards=shards, runs=tmp_path, num_samples=4, color="rgb", scheduler="none", **(FIT | {"epochs": 1}))
     )
-    assert events[:4] == ["work", "work", "worker", "worker"]
-
-
-def test_a_worker_that_is_done_leaves_a_piece_to_the_one_that_is_started_for_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    order = search_driver._order()
-    pieces = [
-        SimpleNamespace(trial_id=name, status=status, PENDING="wait")
-        for name, status in (("first", "wait"), ("at work", "run"), ("second", "wait"))
-    ]
-    controller = SimpleNamespace(get_live_trials=lambda: pieces[::-1] if order.asked else [])
-    assert order.choose_trial_to_run(controller) is None
-    for piece in pieces:
-        order.on_trial_add(controller, piece)
-    assert order.choose_trial_to_run(controller).trial_id == "second"
-    order.on_trial_add(controller, pieces[0])  # its worker was lost
-    assert order.choose_trial_to_run(controller).trial_id == "first"
-    monkeypatch.setattr(search_driver, "_STARTS_WITHIN_S", 0.0)
-    assert order.choose_trial_to_run(controller).trial_id == "second"
+    assert events[:4] == ["trial", "trial", "worker", "worker"]
 
 
 def test_a_search_over_heads_shares_the_features(shards: Path, tmp_path: Path) -> None:
@@ -253,25 +231,6 @@ def test_a_search_with_failing_trials_says_so(shards: Path, tmp_path: Path) -> N
         tune(config.model_copy(update={"cpus_per_trial": 64, "name": "big"}))
 
 
-def test_a_trial_at_work_may_live_where_those_that_died_did_not(tmp_path: Path) -> None:
-    config = TuneConfig(shards=tmp_path, num_samples=5, **FIT)
-    with Run.open(tmp_path / "tune", "tune", config, {}, False) as run:
-        rest = trial_store.Trials(
-            Search(search_driver.rule(config), 5), run.folder / "trials", config.drawn, config.plan, config
-        )
-        driver = search_driver._Driver(config, rest, run, at_once=2, timed=True)
-        assert [(driver.suggest(name) or {})["number"] for name in "ab"] == [0, 1]
-        driver.took("a", "no memory")
-        for name, number in (("c", 2), ("d", 3)):
-            assert (driver.suggest(name) or {})["number"] == number
-            driver.took(name, "no memory")
-        assert driver.hopeless is None
-        driver.took("b", "no memory")
-        assert driver.hopeless == "no memory"
-        with pytest.raises(StopIteration):
-            driver.suggest("e")
-
-
 def test_the_best_trials_are_averaged(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     space = {"lr": Dimension(grid=(1e-3, 2e-3)), "arch": Dimension(grid=("b-final", "small"))}
     config = TuneConfig(
@@ -312,7 +271,7 @@ def test_the_best_trials_are_averaged(shards: Path, tmp_path: Path, caplog: pyte
     assert "an ensemble of 3 was asked for: 2 of 4 trials finished with images of the winner's size" in caplog.text
 
 
-def test_a_population_is_the_same_on_any_number_of_workers(shards: Path, tmp_path: Path) -> None:
+def test_a_population_copies_better_trials(shards: Path, tmp_path: Path) -> None:
     """And what came of it can be trained again by one run whose settings change at the same epochs."""
     space = {"lr": Dimension(loguniform=(1e-4, 1e-1)), "weight_decay": Dimension(uniform=(0, 0.2))}
     config = TuneConfig(
@@ -325,15 +284,14 @@ def test_a_population_is_the_same_on_any_number_of_workers(shards: Path, tmp_pat
         arch="a-cnn1",
         reduction_factor=2,
         name="one",
-        workers=1,
         **(FIT | {"epochs": 4, "optimizer": "sgd", "schedule": "constant"}),
     )
-    one = tune(config)
-    assert [trial.epochs for trial in one.trials] == [4] * 5
-    two = tune(config.model_copy(update={"workers": 2, "name": "two"}))
-    assert two.trials == one.trials
-    assert tune(config) == one
-    trial = next(each for each in one.trials if any(name.startswith("changes.") for name in each.settings))
+    report = tune(config)
+    assert [(trial.status, trial.epochs) for trial in report.trials] == [("finished", 4)] * 5
+    assert report.exploits
+    assert tune(config) == report
+    assert "Copies" in report.page.read_text()
+    trial = next(trial for trial in report.trials if any(name.startswith("changes.") for name in trial.settings))
     plan = config.plan(trial.settings)
     changes = {"lr": plan.lr, "weight_decay": plan.weight_decay, "changes": plan.changes}
     alone = {"space": {"seed": Dimension(choice=(plan.seed,))}, "num_samples": 1, "scheduler": "none", "name": "alone"}
@@ -342,9 +300,34 @@ def test_a_population_is_the_same_on_any_number_of_workers(shards: Path, tmp_pat
         checkpoints.read_history(tmp_path / name) for name in (f"one/trials/{trial.number:05d}", "alone/trials/00000")
     ]
     timed = ("time/images_per_s", "time/data_pct")
-    plain = [[{name: value for name, value in row.items() if name not in timed} for row in each] for each in rows]
+    plain = [[{name: value for name, value in row.items() if name not in timed} for row in part] for part in rows]
     assert plain[0] == plain[1]
-    assert len({row["lr"] for row in rows[0]}) > 1
+
+
+@pytest.mark.parametrize("scheduler", ["hyperband", "median"])
+def test_schedulers_of_ray_tune_stop_trials_that_stay_stopped(shards: Path, tmp_path: Path, scheduler: str) -> None:
+    space = {"lr": Dimension(grid=(1e-3, 1e-7, 1e-3, 1e-7))}
+    config = TuneConfig(
+        shards=shards,
+        runs=tmp_path,
+        num_samples=8,
+        scheduler=scheduler,
+        color="rgb",
+        arch="a-cnn1",
+        space=space,
+        **(FIT | {"epochs": 9, "image_size": 32}),
+    )
+    report = tune(config)
+    assert {trial.status for trial in report.trials} == {"finished", "pruned"}
+    assert all((trial.epochs == 9) == (trial.status == "finished") for trial in report.trials)
+    assert tune(config) == report
+    state = json.loads((report.run / "run.json").read_text())
+    (report.run / "run.json").write_text(json.dumps(state | {"status": "running"}))
+    logs = {path: path.read_text() for path in report.run.glob("trials/*/log.txt")}
+    more = tune(config.model_copy(update={"num_samples": 9}))
+    assert len(more.trials) == 9
+    assert [trial for trial in more.trials if trial.number < 8] == list(report.trials)
+    assert all(path.read_text() == text for path, text in logs.items())
 
 
 def test_the_winner_has_one_number_everywhere(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -429,22 +412,3 @@ def test_an_ensemble_keeps_the_trials_that_it_can_average(shards: Path, tmp_path
     assert len(report.ensemble.trials) == 2
     archs = {trial.number: trial.settings["arch"] for trial in report.trials}
     assert len({archs[number] for number in report.ensemble.trials}) == 1
-
-
-def test_a_trial_fails_by_its_result_and_not_by_what_a_file_system_shows(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = TuneConfig(shards=shards, num_samples=4, **FIT)
-    with Run.open(tmp_path / "tune", "tune", config, {}, False) as run:
-        rest = trial_store.Trials(
-            Search(search_driver.rule(config), 4), run.folder / "trials", config.drawn, config.plan, config
-        )
-        monkeypatch.setattr(trial_store.Trials, "failure", lambda *_: None)  # a negative look-up that is still cached
-        driver = search_driver._Driver(config, rest, run, at_once=2, timed=True)
-        driver.suggest("a")
-        driver.took("a", "out of memory")
-        assert rest.search.status(0) == "failed"
-        driver.suggest("b")
-        driver.heard(1, [0.5])
-        driver.took("b", None)
-        assert rest.search.status(1) != "failed"
