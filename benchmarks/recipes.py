@@ -37,7 +37,7 @@ from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle, losses, weights
 from mlic.pack.pack import pack
 from mlic.train import checkpoints, evaluation, launch, readers, setup, training_loop
-from mlic.train.rank import Place
+from mlic.train.rank import RankContext
 
 RESULTS = Path(__file__).parent / "recipes.json"
 TABLE = Path(__file__).parents[1] / "jobs" / "README.md"
@@ -195,9 +195,9 @@ def warm(config: TrainConfig) -> None:
             reader.use_cache(config.cache_gb, 1)
 
 
-def place(folder: Path) -> Place:
+def place(folder: Path) -> RankContext:
     """One process on the CPU."""
-    return Place(0, 1, torch.device("cpu"), folder, folder, 1)
+    return RankContext(0, 1, torch.device("cpu"), folder, folder, 1)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from benchmarks.tune import busy, plans
 from mlic.config.train import TrainConfig
 from mlic.train import training_loop
-from mlic.train.rank import Place
+from mlic.train.rank import RankContext
 
 
 def fit(config: TrainConfig, folder: Path, say: Any = lambda _: None) -> float:
@@ -32,7 +32,7 @@ def fit(config: TrainConfig, folder: Path, say: Any = lambda _: None) -> float:
         values.append(found["val/f1_micro"])
         say(found)
 
-    training_loop.fit(config, Place(0, 1, torch.device("cpu"), folder, folder, 1), row)
+    training_loop.fit(config, RankContext(0, 1, torch.device("cpu"), folder, folder, 1), row)
     return max(values)
 
 

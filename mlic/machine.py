@@ -23,28 +23,28 @@ def usable_cpus(cgroups: Path = _CGROUPS) -> int:
 
 def _quota(cgroups: Path) -> float | None:
     """CPUs by the quota of the control group, the smallest on the way up to the root; None where there is none."""
-    found = []
+    limits = []
     for folder in _own_groups(cgroups):
         limit = _read(folder / "cpu.max").split()  # version 2: "QUOTA PERIOD" in microseconds, or "max PERIOD"
         if len(limit) == 2 and limit[0].isdigit():
-            found.append(int(limit[0]) / int(limit[1]))
+            limits.append(int(limit[0]) / int(limit[1]))
         quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")  # version 1
         if quota.isdigit() and period.isdigit() and int(period):
-            found.append(int(quota) / int(period))
-    return min(found, default=None)
+            limits.append(int(quota) / int(period))
+    return min(limits, default=None)
 
 
 def _own_groups(cgroups: Path) -> list[Path]:
     """The folders of this process's control groups and of those above them."""
-    found = [cgroups, cgroups / "cpu"]
+    groups = [cgroups, cgroups / "cpu"]
     for line in _read(Path("/proc/self/cgroup")).splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         base = cgroups if not controllers else cgroups / controllers
         if controllers and "cpu" not in controllers.split(","):
             continue
-        own = base / path.lstrip("/")
-        found += [own, *(parent for parent in own.parents if parent.is_relative_to(base))]
-    return found
+        group = base / path.lstrip("/")
+        groups += [group, *(parent for parent in group.parents if parent.is_relative_to(base))]
+    return groups
 
 
 def _read(path: Path) -> str:

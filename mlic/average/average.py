@@ -66,7 +66,7 @@ def average(config: AverageConfig) -> AverageReport:
         settled, measurement = fuse(
             config.out,
             list(bests.values()),
-            [_member(each) for each in models.values()],
+            [_member(loaded) for loaded in models.values()],
             model.labels,
             model.preprocessing,
             config.policy,
@@ -87,14 +87,14 @@ def average(config: AverageConfig) -> AverageReport:
             for name in models
         }
         leads = {
-            name: lead(_OBJECTIVE, settled, each, bests[first].targets, config.seed) for name, each in alone.items()
+            name: lead(_OBJECTIVE, settled, loaded, bests[first].targets, config.seed) for name, loaded in alone.items()
         }
         best = min(leads, key=lambda name: leads[name][0])
         value = measurement.values[_OBJECTIVE]
         report = AverageReport(
             model=config.out / "model",
             objective=_OBJECTIVE,
-            alone={name: value - each[0] for name, each in leads.items()},
+            alone={name: value - loaded[0] for name, loaded in leads.items()},
             best=best,
             lead=leads[best],
             measurement=measurement,
@@ -129,10 +129,10 @@ def _check_same(
     first: str, one: bundle.Bundle, best: checkpoints.Best, name: str, other: bundle.Bundle, others: checkpoints.Best
 ) -> None:
     """Raise DataError where two models cannot be averaged, or not be measured by the same images."""
-    prep, own = one.preprocessing, other.preprocessing
+    prep, expected = one.preprocessing, other.preprocessing
     for what, a, b in (
         ("labels", one.labels, other.labels),
-        ("images", (prep.image_size, prep.color), (own.image_size, own.color)),
+        ("images", (prep.image_size, prep.color), (expected.image_size, expected.color)),
         ("shards", one.provenance["shards"], other.provenance["shards"]),
     ):
         if a != b:

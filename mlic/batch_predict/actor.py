@@ -104,9 +104,9 @@ class Trail:
     def watched(self, image: int, decode: Callable[[], Any]) -> Any:
         """Note the start and the end of decoding an image."""
         self._note(f"+{image}")
-        found = decode()
+        decoded = decode()
         self._note(f"-{image}")
-        return found
+        return decoded
 
 
 class Predictor:
@@ -135,19 +135,19 @@ class Predictor:
             decode = functools.partial(self._carefully if trail.careful else self._decode, read, trail)
             threads = 0 if trail.careful else self._threads
             for batch, (pixels, bad) in zip(batches, ahead(decode, batches, threads), strict=True):
-                found = self._scores(pixels)
-                for position in np.flatnonzero(~np.isfinite(found).all(axis=1)).tolist():
+                predicted = self._scores(pixels)
+                for position in np.flatnonzero(~np.isfinite(predicted).all(axis=1)).tolist():
                     bad.setdefault(position, "the scores that the model gives it are not numbers")
-                    found[position] = 0
-                scores.append(found)
+                    predicted[position] = 0
+                scores.append(predicted)
                 errors += [bad.get(position) for position in range(len(batch))]
             write_part(out, items, np.concatenate(scores), errors)
         return len(items), sum(error is not None for error in errors), self._model.said
 
     def _scores(self, pixels: Array) -> Array:
         """The scores float32 (B, L) of images uint8 (B, H, W, C), as test-time augmentation makes them."""
-        found = self._model(pixels)
-        return (found + self._model(np.ascontiguousarray(pixels[:, :, ::-1]))) / 2 if self._mirrors else found
+        scores = self._model(pixels)
+        return (scores + self._model(np.ascontiguousarray(pixels[:, :, ::-1]))) / 2 if self._mirrors else scores
 
     def _decode(self, read: Callable[[int], bytes], _: Trail, batch: range) -> tuple[Array, dict[int, str]]:
         readers = [functools.partial(read, i) for i in batch]
@@ -184,9 +184,9 @@ def write_part(path: Location, items: Items, scores: Array, errors: Sequence[str
     )
     with disk_errors(path):
         if isinstance(path, str):
-            whole = io.BytesIO()
-            pq.write_table(table, whole)
-            storage.put(path, whole.getvalue())
+            buffer = io.BytesIO()
+            pq.write_table(table, buffer)
+            storage.put(path, buffer.getvalue())
             return
         with temporary(path) as part:
             pq.write_table(table, part)

@@ -51,12 +51,12 @@ class Network:
 
     def __call__(self, pixels: Array) -> Array:
         """Scores float32 (B, L) of images uint8 (B, H, W, C)."""
-        found = self._run(pixels)
+        scores = self._run(pixels)
         if not self._settled:
             self._settled = True
-            self._try(pixels, found)
-            found = self._run(pixels)  # so that which batch is the first of a process makes no difference
-        return found
+            self._try(pixels, scores)
+            scores = self._run(pixels)  # so that which batch is the first of a process makes no difference
+        return scores
 
     def _by_torch(self, reduced: bool, pixels: Array) -> Array:
         import torch
@@ -65,37 +65,37 @@ class Network:
 
         with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=reduced):
             logits = self.net(self._normalize(torch.from_numpy(pixels)))
-            found: Array = losses.scores(self.bundle.activation, logits).cpu().numpy()
-        return found
+            scores: Array = losses.scores(self.bundle.activation, logits).cpu().numpy()
+        return scores
 
     def _try(self, pixels: Array, expected: Array) -> None:
         """Continue with what was asked for when it gives a batch what PyTorch gives it in fp32."""
         reduced, name = self._precision == "bf16", self._backend
         try:
             run = functools.partial(self._by_torch, True) if name == "torch" else self._engine(pixels)
-            found = run(pixels)
+            scores = run(pixels)
         except Exception as error:  # of whatever an engine does not support
             self.said = f"torch{INSTEAD}{name} does not take this network: {' '.join(str(error).split())[:200]}"
             return
-        said = f"{name}{' in bf16' * reduced}"
-        share = agreement(self.bundle, found, expected)
-        apart = float(np.abs(found - expected).max())
+        engine = f"{name}{' in bf16' * reduced}"
+        share = agreement(self.bundle, scores, expected)
+        apart = float(np.abs(scores - expected).max())
         if reduced:
             if share >= _AGREEMENT:
-                self._run, self.said = run, f"{said}, {_as_plain(share)}"
+                self._run, self.said = run, f"{engine}, {_as_plain(share)}"
             else:
-                self.said = f"torch{INSTEAD}by {said} {_as_plain(share)}"
+                self.said = f"torch{INSTEAD}by {engine} {_as_plain(share)}"
         elif apart > _TOLERANCE or share < 1:
             self.said = f"torch{INSTEAD}the scores of {name} are up to {apart:.1g} apart from its own"
         else:
-            self._run, self.said = run, said
+            self._run, self.said = run, engine
 
     def _engine(self, pixels: Array) -> runtimes.Scorer:
         from mlic.model import converters
 
-        whole = converters.Whole(self.net, self.bundle.preprocessing, self.bundle.activation).eval()
+        full_model = converters.Whole(self.net, self.bundle.preprocessing, self.bundle.activation).eval()
         shape: tuple[int, int, int] = pixels.shape[1:]
-        return converters.engine(self._backend, whole, self.batch_size, shape, self._precision)
+        return converters.engine(self._backend, full_model, self.batch_size, shape, self._precision)
 
     def _fitting(self) -> int:
         """The largest batch, a power of two, that the memory of the GPU takes twice: once for the next one."""
@@ -134,18 +134,18 @@ class Exported:
 
     def __call__(self, pixels: Array) -> Array:
         """Scores float32 (B, L) of images uint8 (B, H, W, C)."""
-        found = self._run(pixels)
+        scores = self._run(pixels)
         if not self._settled:
             self._settled = True
-            plain = runtimes.filled(runtimes.open_openvino(self._file, runtimes.threads()), self.batch_size)
-            expected = plain(pixels)
-            share = agreement(self.bundle, found, expected)
+            scorer = runtimes.filled(runtimes.open_openvino(self._file, runtimes.threads()), self.batch_size)
+            expected = scorer(pixels)
+            share = agreement(self.bundle, scores, expected)
             if share < _AGREEMENT:
-                self._run, found = plain, expected
+                self._run, scores = scorer, expected
                 self.said = f"{self.said} in fp32{INSTEAD}in bf16 {_as_plain(share)}"
             else:
                 self.said = f"{self.said} in bf16, {_as_plain(share)}"
-        return found
+        return scores
 
 
 def _as_plain(share: float) -> str:
@@ -181,8 +181,8 @@ def _open_torchscript(model: Path, count: int) -> runtimes.Scorer:
 
     def run(images: Array) -> Array:
         with torch.inference_mode():
-            found: Array = network(torch.from_numpy(images)).numpy()
-        return found
+            scores: Array = network(torch.from_numpy(images)).numpy()
+        return scores
 
     return run
 
@@ -190,5 +190,5 @@ def _open_torchscript(model: Path, count: int) -> runtimes.Scorer:
 def agreement(model: bundle.Bundle, one: Array, other: Array) -> float:
     """The share of the decisions that two arrays of scores (B, L) give alike, as the bundle calibrates and decides."""
     cuts, maps = np.array(model.thresholds), Calibration.read(model.calibration)
-    decided = [thresholds.decide(maps.apply(each), cuts, model.top_k) for each in (one, other)]
+    decided = [thresholds.decide(maps.apply(scores), cuts, model.top_k) for scores in (one, other)]
     return float((decided[0] == decided[1]).mean())

@@ -119,9 +119,9 @@ def list_items(images: Location, name: str | None) -> Items:
     listing = image_sources.list_images(images)
     if listing.others:
         logger.info("skipped %d files in %s without an image extension", listing.others, images)
-    _, doubled, kept = listing.unique()
+    _, doubled, first_rows = listing.unique()
     full = np.zeros(len(listing), dtype=bool)
-    full[doubled], full[kept] = True, True
+    full[doubled], full[first_rows] = True, True
     keys = pc.if_else(pa.array(full), listing.paths, listing.keys) if full.any() else listing.keys
     return Items(listing, np.arange(len(listing)), keys, listing.paths)
 
@@ -161,9 +161,9 @@ def _backend(config: PredictConfig, model: bundle.Bundle, count: int, run: Run[L
     best = runtimes.best()
     if config.precision == "bf16" and best == "onnx":
         best = "torch"
-    found = noted or ("torch" if count < _FEW else best)
-    run.note(backend=found)
-    return found
+    backend = noted or ("torch" if count < _FEW else best)
+    run.note(backend=backend)
+    return backend
 
 
 def _is_here(config: PredictConfig, model: bundle.Bundle, count: int) -> bool:
@@ -180,18 +180,18 @@ def _predict_parts(
     parts, backend = run.folder, _backend(config, model, len(items), run)
     progress = Progress(logger, "predict", len(todo), "parts", "images")
     failed: dict[int, str] = {}
-    said: set[str] = set()
+    warned: set[str] = set()
     try:
         if _is_here(config, model, len(items)):
             for rows, bad, used in _make_here(config, items, todo, parts, backend):
-                said.add(used)
+                warned.add(used)
                 progress.add(rows, bad)
         else:
             with connect(config.address) as cluster:
                 shared_folders.check_shared(cluster, parts, config.images, config.model)
                 share = task_share(cluster, config.workers, use_gpus=True)
                 for number, rows, bad, used, error in _map_parts(config, items, todo, parts, share, backend):
-                    said.add(used)
+                    warned.add(used)
                     if error is not None:
                         failed[number] = error
                         logger.warning("part %d failed: %s", number, error)
@@ -202,11 +202,11 @@ def _predict_parts(
             f"stopped after {count - left:,} of {count:,} parts.",
             "run the same command again to resume.",
         ) from None
-    said.discard("")  # of a part that failed
-    for used in sorted(said - {"torch", model.export.engine if model.export else backend}):
+    warned.discard("")  # of a part that failed
+    for used in sorted(warned - {"torch", model.export.engine if model.export else backend}):
         logger.log(logging.WARNING if INSTEAD in used else logging.INFO, "computed by %s", used)
     before = (read_state(parts) or {}).get("computed_by") or []
-    run.note(computed_by=sorted({*before, *said}))
+    run.note(computed_by=sorted({*before, *warned}))
     if failed:
         number, error = min(failed.items())
         raise PartialError(
@@ -256,9 +256,9 @@ def _map_parts(
         for reference in signals.done(running):
             number, worker = running.pop(reference)
             try:
-                found = ray.get(reference)
+                result = ray.get(reference)
                 if number is not None:
-                    yield number, *found, None
+                    yield number, *result, None
                 in_vain = 0
                 idle.append(worker)
             except ray.exceptions.RayTaskError as error:

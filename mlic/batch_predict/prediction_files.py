@@ -207,8 +207,8 @@ def _read_table(path: Path) -> Predictions:
     files = texts_read[-1]
     keys = texts_read[0] if texts == 2 else tuple(_without_extension(name) for name in files)
     columns = {name: table.column(i).to_numpy() for i, name in enumerate(names) if i >= texts}
-    found = _from_columns(keys, files, columns)
-    return dataclasses.replace(found, labels=()) if spaces else found
+    predictions = _from_columns(keys, files, columns)
+    return dataclasses.replace(predictions, labels=()) if spaces else predictions
 
 
 def _read_jsonl(path: Path) -> Predictions:

@@ -64,14 +64,14 @@ class _Check:
                 raise ConfigError("shards is not given.", "name SHARDS on storage that all nodes of the cluster see.")
 
 
-def _told(work: Callable[..., int]) -> Callable[..., int]:
+def _told(command: Callable[..., int]) -> Callable[..., int]:
     """Errors as users meet them, and as JSON where that is asked for."""
 
-    @wraps(work)
+    @wraps(command)
     def run(*arguments: Any, **given: Any) -> int:
         console.set_up_logging(0)
         try:
-            return work(*arguments, **given)
+            return command(*arguments, **given)
         except MlicError as error:
             return console.fail(error, bool(given.get("as_json")))
         except KeyboardInterrupt:
@@ -135,16 +135,18 @@ def _queueing() -> list[click.Parameter]:
     ]
 
 
-def _slurm_config(stage: str, given: Mapping[str, Any], arguments: Sequence[str] = ()) -> SlurmConfig:
+def _slurm_config(stage: str, options: Mapping[str, Any], arguments: Sequence[str] = ()) -> SlurmConfig:
     """Defaults < the site's file < what it has below the stage's name < flags."""
     file = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "mlic" / "site.yaml"
     site = load.read_file(file) if file.is_file() else {}
-    own = site.get(stage) or {}
-    if not isinstance(own, dict):
-        raise ConfigError(f"{file}: {stage} should be a mapping of settings, not {own!r}.", "see mlic slurm --help.")
+    of_stage = site.get(stage) or {}
+    if not isinstance(of_stage, dict):
+        raise ConfigError(
+            f"{file}: {stage} should be a mapping of settings, not {of_stage!r}.", "see mlic slurm --help."
+        )
     common = {key: value for key, value in site.items() if key not in STAGES}
-    flags = {key: value for key, value in given.items() if value not in (None, ())}
-    return load.build(SlurmConfig, common, own, flags, {"stage": stage, "arguments": tuple(arguments)})
+    flags = {key: value for key, value in options.items() if value not in (None, ())}
+    return load.build(SlurmConfig, common, of_stage, flags, {"stage": stage, "arguments": tuple(arguments)})
 
 
 def _give(wanted: Sequence[SlurmConfig], submit: bool, wait: bool, as_json: bool) -> int:
@@ -152,7 +154,7 @@ def _give(wanted: Sequence[SlurmConfig], submit: bool, wait: bool, as_json: bool
     from mlic.cluster import slurm_client
     from mlic.cluster.sbatch import render
 
-    scripts = [render(each) for each in wanted]
+    scripts = [render(option) for option in wanted]
     if not (submit or wait):
         if as_json:
             click.echo(json.dumps({"script": scripts[0]} if len(scripts) == 1 else {"scripts": scripts}))
@@ -162,9 +164,9 @@ def _give(wanted: Sequence[SlurmConfig], submit: bool, wait: bool, as_json: bool
     for script in scripts:
         slurm_client.check(script)
     ids: list[str] = []
-    for each, script in zip(wanted, scripts, strict=True):
+    for option, script in zip(wanted, scripts, strict=True):
         click.echo(script, err=True)
-        name = each.job_name or f"mlic-{each.stage}"
+        name = option.job_name or f"mlic-{option.stage}"
         ids.append(slurm_client.submit(script, name, after=ids[-1] if ids else None))
         if not as_json:
             click.echo(ids[-1])
@@ -210,12 +212,12 @@ def _pipeline(check: _Check) -> click.Command:
 def _status(ids: Sequence[str], as_json: bool) -> int:
     from mlic.cluster import slurm_client
 
-    found = slurm_client.jobs(ids)
+    jobs = slurm_client.jobs(ids)
     if as_json:
-        click.echo(json.dumps({"jobs": [slurm_client.plain(job) for job in found]}))
+        click.echo(json.dumps({"jobs": [slurm_client.plain(job) for job in jobs]}))
         return 0
     rows = [("job", "name", "state", "code", "time", "starts", "nodes", "reason")]
-    for job in found:
+    for job in jobs:
         code = "" if job.code is None else str(job.code)
         rows.append((job.id, job.name, job.state, code, job.elapsed, str(job.restarts + 1), job.nodes, job.reason))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -314,13 +316,13 @@ def cluster() -> None:
 def _check(as_json: bool, **given: Any) -> int:
     from mlic.cluster import check
 
-    found = check.check(load.build(ClusterCheckConfig, {k: v for k, v in given.items() if v is not None}))
-    click.echo(found.model_dump_json() if as_json else found.text())
-    return found.exit_code
+    report = check.check(load.build(ClusterCheckConfig, {k: v for k, v in given.items() if v is not None}))
+    click.echo(report.model_dump_json() if as_json else report.text())
+    return report.exit_code
 
 
-def _model_command(name: str, model: type[BaseModel], work: Callable[..., int], text: str) -> click.Command:
-    return click.Command(name, callback=_told(work), params=[*console.parameters(model), _JSON], help=text)
+def _model_command(name: str, model: type[BaseModel], command: Callable[..., int], text: str) -> click.Command:
+    return click.Command(name, callback=_told(command), params=[*console.parameters(model), _JSON], help=text)
 
 
 cluster.add_command(

@@ -94,17 +94,17 @@ def _type(field: Any) -> Any:
     """The click type of a setting; what click cannot express is left to the configuration model to check."""
     annotation = field.annotation
     options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    plain = [option for option in options if option is not type(None)]
-    if Path in plain:  # or the URL of an object store
+    types = [option for option in options if option is not type(None)]
+    if Path in types:  # or the URL of an object store
         return click.Path()
-    if len(plain) == 1:
-        if get_origin(plain[0]) is Literal:
-            return click.Choice(get_args(plain[0]))
+    if len(types) == 1:
+        if get_origin(types[0]) is Literal:
+            return click.Choice(get_args(types[0]))
         if any(isinstance(item, BeforeValidator) for item in field.metadata):
             return click.STRING
-        found = {int: click.INT, float: click.FLOAT}.get(plain[0])
-        if found is not None:
-            return found
+        click_type = {int: click.INT, float: click.FLOAT}.get(types[0])
+        if click_type is not None:
+            return click_type
     return click.STRING
 
 

@@ -285,9 +285,9 @@ def _stage_command(name: str) -> click.Command:
     )
 
 
-def _settings(model: type[BaseModel], given: dict[str, Any]) -> Any:
+def _settings(model: type[BaseModel], options: dict[str, Any]) -> Any:
     """Defaults < the recipe's stem as the run's name < --config < --set < flags."""
-    path, sets = given.pop("config"), given.pop("set")
+    path, sets = options.pop("config"), options.pop("set")
     layers: list[dict[str, Any]] = []
     if path is not None:
         file = load.find_file(path)
@@ -295,7 +295,7 @@ def _settings(model: type[BaseModel], given: dict[str, Any]) -> Any:
             layers.append({"name": file.stem})
         layers.append(load.read_file(file))
     layers.append(load.read_sets(sets))
-    layers.append({key: value for key, value in given.items() if value not in (None, ())})
+    layers.append({key: value for key, value in options.items() if value not in (None, ())})
     return load.build(model, *layers)
 
 
@@ -329,15 +329,15 @@ def _recipes(name: str | None, as_json: bool) -> int:
                 raise ConfigError(f"there is no recipe {name!r}.", recipes.near_recipe(name))
             click.echo(file.read_text(encoding="utf-8"), nl=False)
             return 0
-        found = recipes.recipes()
+        recipe_names = recipes.recipes()
     except MlicError as error:
         return console.fail(error, as_json)
     if as_json:
-        plain = [{"name": r.name, "path": str(r.path), "what": r.what, "reported": r.reported} for r in found]
-        click.echo(json.dumps({"recipes": plain}))
+        rows = [{"name": r.name, "path": str(r.path), "what": r.what, "reported": r.reported} for r in recipe_names]
+        click.echo(json.dumps({"recipes": rows}))
         return 0
-    width = max(len(recipe.name) for recipe in found)
-    for recipe in found:
+    width = max(len(recipe.name) for recipe in recipe_names)
+    for recipe in recipe_names:
         click.echo(f"{recipe.name:{width}}  {recipe.what}" + (f": {recipe.reported}" if recipe.reported else ""))
     return 0
 
@@ -346,12 +346,12 @@ for _name in _STAGES:
     cli.add_command(_stage_command(_name))
 
 
-def _try_settings(stage: str, given: dict[str, Any]) -> BaseModel:
+def _try_settings(stage: str, options: dict[str, Any]) -> BaseModel:
     """The settings that a stage's command would be given. Raises ConfigError for what it would raise it for."""
-    found: BaseModel = _settings(
-        _STAGES[stage][0], {key: value for key, value in given.items() if key not in ("json", "verbose", "quiet")}
+    settings: BaseModel = _settings(
+        _STAGES[stage][0], {key: value for key, value in options.items() if key not in ("json", "verbose", "quiet")}
     )
-    return found
+    return settings
 
 
 for _command in cluster_commands.commands(cli.commands, _try_settings):

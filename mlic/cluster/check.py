@@ -74,8 +74,8 @@ class ClusterReport(BaseModel):
         rows = [head, *(_row(node) for node in self.nodes)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        found = [f"wrong  {problem}" for problem in self.problems] or ["nothing is wrong"]
-        return "\n".join([*lines, "", *found])
+        conclusion = [f"wrong  {problem}" for problem in self.problems] or ["nothing is wrong"]
+        return "\n".join([*lines, "", *conclusion])
 
 
 def _row(node: NodeReport) -> list[str]:
@@ -108,8 +108,8 @@ def check(config: ClusterCheckConfig) -> ClusterReport:
             witness.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote()
             for node in cluster.nodes
         ]
-        looks = ray.get([each.look.remote() for each in witnesses], timeout=300)
-        skews = [_skew(each) for each in witnesses]
+        looks = ray.get([actor.look.remote() for actor in witnesses], timeout=300)
+        skews = [_skew(actor) for actor in witnesses]
         speeds = _speeds(witnesses)
         sees = [None] * len(witnesses) if config.folder is None else _sharing(witnesses, config.folder)
         nodes = [
@@ -130,29 +130,41 @@ def check(config: ClusterCheckConfig) -> ClusterReport:
 
 def problems(nodes: Sequence[NodeReport]) -> list[str]:
     """What is wrong, in words, with what to do."""
-    found = []
+    problems_found = []
     for name in ("python", *_PACKAGES):
         has = {node.host: node.python if name == "python" else node.versions.get(name, "none") for node in nodes}
         if len(set(has.values())) > 1:
             usual = statistics.mode(has.values())
             other = next(host for host, version in has.items() if version != usual)
-            found.append(f"{name} is {usual} on most nodes and {has[other]} on {other}: install the same on all.")
+            problems_found.append(
+                f"{name} is {usual} on most nodes and {has[other]} on {other}: install the same on all."
+            )
     for node in nodes:
         if node.sees is False:
-            found.append(f"{node.host} does not share the folder: use storage that all nodes mount at one path.")
+            problems_found.append(
+                f"{node.host} does not share the folder: use storage that all nodes mount at one path."
+            )
         if abs(node.skew_s) > _MOST_SKEW_S:
-            found.append(f"the clock of {node.host} is {node.skew_s:+.1f} s off: synchronize it (chrony).")
+            problems_found.append(f"the clock of {node.host} is {node.skew_s:+.1f} s off: synchronize it (chrony).")
         if node.mb_per_s is not None and node.mb_per_s < _LEAST_MB_PER_S:
-            found.append(f"{node.host} sends {node.mb_per_s:.0f} MB/s to the next node: see which interface Ray uses.")
+            problems_found.append(
+                f"{node.host} sends {node.mb_per_s:.0f} MB/s to the next node: see which interface Ray uses."
+            )
         if node.files < _LEAST_FILES:
-            found.append(f"a process on {node.host} may open {node.files} files: ulimit -n {_LEAST_FILES}, or more.")
+            problems_found.append(
+                f"a process on {node.host} may open {node.files} files: ulimit -n {_LEAST_FILES}, or more."
+            )
         if node.store < _LEAST_STORE:
-            found.append(f"the object store of {node.host} has {node.store / 2**20:.0f} MiB: --object-store-memory.")
+            problems_found.append(
+                f"the object store of {node.host} has {node.store / 2**20:.0f} MiB: --object-store-memory."
+            )
         if node.disk < _LEAST_DISK:
-            found.append(f"{node.host} has {node.disk / 2**30:.1f} GiB of disk left for Ray: free some.")
+            problems_found.append(f"{node.host} has {node.disk / 2**30:.1f} GiB of disk left for Ray: free some.")
     if len({node.gpus for node in nodes if node.gpus}) > 1:
-        found.append("nodes have different numbers of GPUs: each worker gets the CPUs that the poorest can give.")
-    return found
+        problems_found.append(
+            "nodes have different numbers of GPUs: each worker gets the CPUs that the poorest can give."
+        )
+    return problems_found
 
 
 class _Witness:
@@ -183,12 +195,12 @@ class _Witness:
 
         return [ray.put(np.ones(size, np.uint8))]
 
-    def take(self, made: list[Any]) -> float:
+    def take(self, data: list[Any]) -> float:
         """Seconds to fetch what another node has."""
         import ray
 
         begun = time.perf_counter()
-        ray.get(made[0])
+        ray.get(data[0])
         return time.perf_counter() - begun
 
     def write(self, folder: Path, name: str) -> bool:
@@ -225,18 +237,18 @@ def _speeds(witnesses: Sequence[Any]) -> list[float | None]:
 
     if len(witnesses) < 2:
         return [None] * len(witnesses)
-    found: list[float | None] = []
+    speeds: list[float | None] = []
     for number, witness in enumerate(witnesses):
         if number >= _MEASURED:
-            found.append(None)
+            speeds.append(None)
             continue
         following = witnesses[(number + 1) % len(witnesses)]
         seconds = []
         for size in (1, _SENT):  # the first one opens the connection
-            made = ray.get(witness.make.remote(size))
-            seconds.append(ray.get(following.take.remote(made)))
-        found.append(_SENT / 1e6 / seconds[-1])
-    return found
+            data = ray.get(witness.make.remote(size))
+            seconds.append(ray.get(following.take.remote(data)))
+        speeds.append(_SENT / 1e6 / seconds[-1])
+    return speeds
 
 
 def _sharing(witnesses: Sequence[Any], folder: Path) -> list[bool | None]:
@@ -245,9 +257,9 @@ def _sharing(witnesses: Sequence[Any], folder: Path) -> list[bool | None]:
 
     names = [f".probe-{uuid.uuid4().hex}.part" for _ in witnesses]
     try:
-        wrote = ray.get([each.write.remote(folder, name) for each, name in zip(witnesses, names, strict=True)])
+        wrote = ray.get([witness.write.remote(folder, name) for witness, name in zip(witnesses, names, strict=True)])
         written = [name for name, done in zip(names, wrote, strict=True) if done]
-        saw = ray.get([each.see.remote(folder, written) for each in witnesses])
+        saw = ray.get([witness.see.remote(folder, written) for witness in witnesses])
         here = all((folder / name).is_file() for name in written)
         return [bool(done and seen and here) for done, seen in zip(wrote, saw, strict=True)]
     finally:

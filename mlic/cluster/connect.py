@@ -76,7 +76,7 @@ def foreseen(address: str | None) -> Cluster | None:
 
     So what cannot fit is refused at once and not after the seconds that a start takes.
     """
-    if not is_embedded(address) or any(Path(each).exists() for each in _GPU_DEVICES):
+    if not is_embedded(address) or any(Path(pattern).exists() for pattern in _GPU_DEVICES):
         return None
     return Cluster((Node("", "", _usable_cpus(), 0),), True)
 
@@ -153,11 +153,11 @@ def _init(address: str | None) -> None:
 
 def _child_processes() -> set[int]:
     """The running child processes of this process; empty if the system does not list them."""
-    found = set[int]()
+    children = set[int]()
     for thread in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):  # a thread that has ended since it was listed
-            found |= {int(pid) for pid in thread.read_text().split()}
-    return found
+            children |= {int(pid) for pid in thread.read_text().split()}
+    return children
 
 
 def _usable_cpus() -> int:

@@ -48,20 +48,20 @@ def watching_room(share: Share, fewest: int) -> Iterator[None]:
 def _watch_room(share: Share, fewest: int, over: threading.Event) -> None:
     missed, warned = 0, False
     while not over.wait(_ROOM_LOOK_S):
-        found = room(describe_cluster(embedded=False), share)
-        missed = missed + 1 if found < fewest else 0
+        room_now = room(describe_cluster(embedded=False), share)
+        missed = missed + 1 if room_now < fewest else 0
         if missed * _ROOM_LOOK_S >= _ROOM_WARNING_S and not warned:
             logger.warning(
                 "waiting for a node: the remaining nodes have room for %d of %d workers with %g CPUs and %g GPUs%s.",
-                found,
+                room_now,
                 fewest,
                 share.cpus,
                 share.gpus,
-                "; to continue with those alone, stop this and run it again" if found else "",
+                "; to continue with those alone, stop this and run it again" if room_now else "",
             )
             warned = True
         elif not missed and warned:
-            logger.info("there is room for %d workers again", found)
+            logger.info("there is room for %d workers again", room_now)
             warned = False
 
 

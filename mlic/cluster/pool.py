@@ -31,7 +31,7 @@ class _Piece(Generic[P]):
 
 
 def run(
-    work: Callable[[P, Any], R],
+    function: Callable[[P, Any], R],
     pieces: Iterator[P],
     shared: Any,
     workers: int,
@@ -40,13 +40,13 @@ def run(
 ) -> Iterator[tuple[P, R]]:
     """Yield each task and its result, as they finish; at most one task per worker exists at a time.
 
-    `work(piece, shared)` is done by tasks. `cut` parts a piece into smaller ones, or returns it alone where it cannot;
-    `lost` says what comes of one that ended worker after worker, from the piece and the reason. What `work` raises is
-    raised here. Raises ClusterError when Ray itself fails, and KeyboardInterrupt.
+    `function(piece, shared)` is done by tasks. `cut` parts a piece into smaller ones, or returns it where it cannot;
+    `lost` says what comes of one that ended worker after worker, from the piece and the reason. What `function`
+    raises is raised here. Raises ClusterError when Ray itself fails, and KeyboardInterrupt.
     """
     import ray
 
-    task = ray.remote(num_cpus=1, max_retries=0)(work)
+    task = ray.remote(num_cpus=1, max_retries=0)(function)
     reference = ray.put(shared)
     running, again = dict[Any, _Piece[P]](), list[_Piece[P]]()
     more = True

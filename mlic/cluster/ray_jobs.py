@@ -55,17 +55,17 @@ def submit(config: SubmitConfig, stage: str, say: Callable[[str], None]) -> str:
 def follow(address: str, name: str, say: Callable[[str], None]) -> int:
     """Print the log of a job until it ends, across lost connections; returns its exit code, 6 if it was stopped."""
     client = _client(address)
-    said = 0
+    shown = 0
     answered = time.monotonic()
 
     async def tail() -> None:
-        nonlocal said, answered
-        skip = said  # a connection begins with the first line again
+        nonlocal shown, answered
+        skip = shown  # a connection begins with the first line again
         async for text in client.tail_job_logs(name):
             answered = time.monotonic()
             new = text[min(skip, len(text)) :]
             skip -= len(text) - len(new)
-            said += len(new)
+            shown += len(new)
             if new:
                 say(new.rstrip("\n"))
 

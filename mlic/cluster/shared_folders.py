@@ -57,7 +57,7 @@ def _answer(node: Node, reference: Any) -> Path | None:
     try:
         path: Path | None = ray.get(reference, timeout=120)
     except ray.exceptions.RayError as error:
-        if not any(each["NodeID"] == node.id and each["Alive"] for each in ray.nodes()):
+        if not any(info["NodeID"] == node.id and info["Alive"] for info in ray.nodes()):
             return None
         text = " ".join(str(error).split())[:200]
         raise ClusterError(f"the node {node.host} does not answer: {text}.", "try again, or leave it out.") from None

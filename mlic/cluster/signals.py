@@ -42,8 +42,8 @@ def done(running: Collection[Any]) -> list[Any]:
 
 
 @_heard_once()
-def run_beside(work: Callable[[], object], look: Callable[[], object] = lambda: None) -> BaseException | None:
-    """Run `work` in a thread and call `look` three times a second; returns the exception of `work`, if any.
+def run_beside(function: Callable[[], object], look: Callable[[], object] = lambda: None) -> BaseException | None:
+    """Run `function` in a thread and call `look` three times a second; returns its exception, if any.
 
     For the loops of Ray Train and Ray Tune: in the main thread they would take Ctrl-C for themselves, and now and then
     lose it. Here it is raised to the caller, and the thread ends with the process.
@@ -53,7 +53,7 @@ def run_beside(work: Callable[[], object], look: Callable[[], object] = lambda: 
 
     def target() -> None:
         try:
-            work()
+            function()
         except BaseException as error:  # handed to the main thread, which is waiting for it
             failed.append(error)
         finally:

@@ -85,13 +85,13 @@ def jobs(ids: Sequence[str]) -> list[Job]:
 
     Raises ClusterError for an id that neither the queue nor the accounting knows, and when SLURM does not answer.
     """
-    found = []
+    states = []
     for job in ids or _known():
         tasks = _from_queue(job) or _from_accounts(job)
         if not tasks and ids:
             raise ClusterError(f"SLURM knows no job {job} (any more).", "mlic slurm status lists those it knows.")
-        found += tasks
-    return found
+        states += tasks
+    return states
 
 
 def log_of(job: Job) -> Path:
@@ -99,7 +99,7 @@ def log_of(job: Job) -> Path:
     path = Path(job.log) if job.log else None
     if path is None:
         folders = [Path(row["folder"]) for row in _submitted() if row["id"] == job.id.partition("_")[0]]
-        path = next((each for folder in folders for each in folder.glob(f"*-{job.id}.log")), None)
+        path = next((log for folder in folders for log in folder.glob(f"*-{job.id}.log")), None)
     if path is None or not path.is_file():
         raise ClusterError(
             f"job {job.id} has no log{f' at {path}' if path else ''} ({job.state}, {job.reason}).",
@@ -131,10 +131,10 @@ def follow(job: str, say: Callable[[str], None], every_s: float = 2.0) -> Job:
             with Path(tasks[0].log).open("rb") as file:
                 file.seek(position)
                 text = file.read()
-            whole = text[: text.rfind(b"\n") + 1]
-            position += len(whole)
-            if whole:
-                say(whole.decode("utf-8", "replace").rstrip("\n"))
+            complete_lines = text[: text.rfind(b"\n") + 1]
+            position += len(complete_lines)
+            if complete_lines:
+                say(complete_lines.decode("utf-8", "replace").rstrip("\n"))
         if tasks and all(task.has_ended for task in tasks):
             return max(tasks, key=lambda task: task.exit_code)
         time.sleep(every_s)

@@ -13,14 +13,14 @@ from mlic.config.types import Workers
 Group = Literal["", "data", "model", "optimisation", "search", "resources", "run"]
 
 
-def setting(default: Any, help: str, *, cli: str = "", place: bool = False, group: Group = "", **limits: Any) -> Any:
+def setting(default: Any, help: str, *, cli: str = "", runtime: bool = False, group: Group = "", **limits: Any) -> Any:
     """Declare one setting.
 
-    `cli` is "argument", "flag" or "" (reached by --set alone). `place` marks what only says where a command runs and
+    `cli` is "argument", "flag" or "" (reached by --set alone). `runtime` marks what only says where a command runs and
     where its files lie: it may differ when a stopped run is started again. What input files hold is compared by
     their fingerprints instead. `group` is the heading that its flag stands under in the help.
     """
-    extra: dict[str, Any] = {"cli": cli, "place": place} | ({"group": group} if group else {})
+    extra: dict[str, Any] = {"cli": cli, "runtime": runtime} | ({"group": group} if group else {})
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
@@ -37,12 +37,16 @@ class Settings(Model):
         None,
         "Ray cluster to use; default: RAY_ADDRESS, else Ray inside this process",
         cli="flag",
-        place=True,
+        runtime=True,
         group="resources",
     )
-    workers: Workers = setting("auto", "Parallel workers, or auto", cli="flag", place=True, group="resources")
+    workers: Workers = setting("auto", "Parallel workers, or auto", cli="flag", runtime=True, group="resources")
     fresh: bool = setting(
-        False, "Delete the results of an earlier run of this name and start again", cli="flag", place=True, group="run"
+        False,
+        "Delete the results of an earlier run of this name and start again",
+        cli="flag",
+        runtime=True,
+        group="run",
     )
 
     @model_validator(mode="after")
@@ -55,7 +59,7 @@ class Settings(Model):
 def result_settings(config: BaseModel) -> dict[str, Any]:
     """The settings that decide a stage's result, as plain values: all but those of where and how often it runs."""
     plain = config.model_dump(mode="json")
-    return {key: plain[key] for key, field in type(config).model_fields.items() if not _extra(field).get("place")}
+    return {key: plain[key] for key, field in type(config).model_fields.items() if not _extra(field).get("runtime")}
 
 
 def _extra(field: Any) -> dict[str, Any]:
@@ -64,8 +68,8 @@ def _extra(field: Any) -> dict[str, Any]:
 
 def group_of(field: Any) -> Group:
     """The heading that the flag of a field stands under in the help, "" for none."""
-    found: Group = _extra(field).get("group", "")
-    return found
+    group: Group = _extra(field).get("group", "")
+    return group
 
 
 def cli_kind(field: Any) -> str:

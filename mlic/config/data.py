@@ -42,23 +42,23 @@ class PackConfig(Settings):
         ...,
         "Images: a folder, a .tar or .zip, a list of paths, a folder of shards, or s3://...",
         cli="argument",
-        place=True,
+        runtime=True,
     )
     labels: AnyPath = setting(
         ...,
         "Label files: a folder of LABEL.txt lists, a table, or another format of the README",
         cli="flag",
-        place=True,
+        runtime=True,
     )
     format: LabelFormat = setting("auto", "Format of the label files; auto: recognise it", cli="flag")
     corrections: AnyPath | None = setting(
         None,
         "Table of suspected label errors from mlic noise; its verdicts are applied to the labels",
         cli="flag",
-        place=True,
+        runtime=True,
     )
     out: AnyPath = setting(
-        Path("shards"), "Folder to write the shards to, or s3://...", cli="flag", place=True, validate_default=True
+        Path("shards"), "Folder to write the shards to, or s3://...", cli="flag", runtime=True, validate_default=True
     )
     unlabelled: Literal["keep", "drop", "as-label"] = setting(
         "keep", "Images without a label: keep them, drop them, or give them the label none", cli="flag"
@@ -72,10 +72,10 @@ class PackConfig(Settings):
     )
     split_column: str | None = setting(None, "Column of the label table with the split of each image", cli="flag")
     split_files: AnyPath | None = setting(
-        None, "Files that list the images of each split, in any label format", cli="flag", place=True
+        None, "Files that list the images of each split, in any label format", cli="flag", runtime=True
     )
     keep_test: AnyPath | None = setting(
-        None, "Earlier shards whose test images stay the test images", cli="flag", place=True
+        None, "Earlier shards whose test images stay the test images", cli="flag", runtime=True
     )
     limit: int | None = setting(
         None, "Maximum number of images to pack, drawn at random; for a quick try", cli="flag", ge=2
@@ -117,7 +117,7 @@ class PackConfig(Settings):
     max_pixels: int = setting(
         100_000_000, "Maximum number of pixels of an image; larger ones count as unreadable", ge=1
     )
-    verify: bool = setting(False, "Read every shard again and compare it with the index", cli="flag", place=True)
+    verify: bool = setting(False, "Read every shard again and compare it with the index", cli="flag", runtime=True)
 
     @model_validator(mode="after")
     def _splits_make_sense(self) -> Self:
@@ -129,9 +129,9 @@ class PackConfig(Settings):
             raise ValueError(f"the shares of the splits should sum to 1, not {total:g}")
         if self.folds == 1:
             raise ValueError("folds should be 0 or at least 2, not 1")
-        given = [name for name in ("split_column", "split_files", "keep_test") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{given[0]} and {given[1]} both say what the splits are; give one of them")
+        sources = [name for name in ("split_column", "split_files", "keep_test") if getattr(self, name) is not None]
+        if len(sources) > 1:
+            raise ValueError(f"{sources[0]} and {sources[1]} both say what the splits are; give one of them")
         if self.keep_test is not None and not 0 < self.split.get("test", 0) < 1:
             raise ValueError("keep_test needs a split named test, and others beside it")
         return self
@@ -161,15 +161,15 @@ class ExploreConfig(Settings):
     """Show what a data set is like: its labels, images, splits and duplicates, as a page with figures."""
 
     data: AnyPath = setting(
-        Path("shards"), "Shards, or images as for mlic pack", cli="argument", place=True, validate_default=True
+        Path("shards"), "Shards, or images as for mlic pack", cli="argument", runtime=True, validate_default=True
     )
-    labels: AnyPath | None = setting(None, "Label files, if the data are images", cli="flag", place=True)
+    labels: AnyPath | None = setting(None, "Label files, if the data are images", cli="flag", runtime=True)
     format: LabelFormat = setting("auto", "Format of the label files; auto: recognise it", cli="flag")
     out: LocalPath = setting(
         Path("explore"),
         "Folder for the page, its figures and explore.json",
         cli="flag",
-        place=True,
+        runtime=True,
         validate_default=True,
     )
     max_images: int = setting(
@@ -182,5 +182,5 @@ class DoctorConfig(ShardSettings):
     """Examine shards: do the labels belong to the images, and can every label be learnt and measured?"""
 
     max_samples: int = setting(10_000, "Maximum number of training samples to check", cli="flag", ge=100)
-    ranks: int = setting(1, "Number of training workers that will read the shards", cli="flag", ge=1, place=True)
+    ranks: int = setting(1, "Number of training workers that will read the shards", cli="flag", ge=1, runtime=True)
     seed: int = setting(42, "Seed for choosing samples and for shuffling", ge=0, le=2**31 - 1)

@@ -52,7 +52,7 @@ class EvaluateConfig(Settings):
 class ThresholdConfig(Settings):
     """Fit the decision thresholds of a trained model again, and its calibration, without training."""
 
-    model: LocalPath = setting(..., "Run folder, or the bundle inside one", cli="argument", place=True)
+    model: LocalPath = setting(..., "Run folder, or the bundle inside one", cli="argument", runtime=True)
     policy: Policy = setting(
         "per-label",
         "fixed=T, global, per-label, one-at-a-time=T, joint, f-beta=B, precision=P, recall=R, cost=C, cardinality or "
@@ -64,7 +64,7 @@ class ThresholdConfig(Settings):
         None,
         "Shards to predict and to fit thresholds on; default: the validation scores of the run",
         cli="flag",
-        place=True,
+        runtime=True,
     )
     split: str = setting("val", "Split to fit thresholds on, with --labels", cli="flag")
     resamples: int = setting(1000, "Number of bootstrap resamples for the intervals", cli="flag", ge=100)

@@ -49,7 +49,7 @@ class ShardSettings(Settings):
         Path("shards"),
         "Folder of shards that mlic pack wrote, or s3://...",
         cli="argument",
-        place=True,
+        runtime=True,
         validate_default=True,
         group="data",
     )
@@ -59,13 +59,13 @@ class RunSettings(ShardSettings):
     """What `train` and `tune` share: the run's folder, and what is held out."""
 
     runs: LocalPath = setting(
-        Path("runs"), "Folder that holds the run folders", cli="flag", place=True, validate_default=True, group="run"
+        Path("runs"), "Folder that holds the run folders", cli="flag", runtime=True, validate_default=True, group="run"
     )
     name: str | None = setting(
         None,
         "Name of the run; default: the recipe or the architecture, and tune for a search",
         cli="flag",
-        place=True,
+        runtime=True,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         group="run",
     )
@@ -179,25 +179,25 @@ class FitSettings(Settings):
         "Minutes between checkpoints within an epoch",
         cli="flag",
         gt=0,
-        place=True,
+        runtime=True,
         group="resources",
     )
     checkpoint_copy: AnyPath | None = setting(
         None,
         "Folder or s3://... for a second copy of the checkpoints, used if the run folder is lost",
-        place=True,
+        runtime=True,
     )
     changes: dict[int, dict[str, bool | int | float]] = setting(
         {},
         f"Settings to change during training, by epoch, such as {{5: {{lr: 1e-4}}}}; allowed: {', '.join(MOVABLE)}",
     )
     max_bad: Share = setting(0.01, "Maximum fraction of samples that cannot be decoded", ge=0, le=1)
-    doctor: bool = setting(True, "Check the shards first, as mlic doctor does", cli="flag", place=True, group="run")
+    doctor: bool = setting(True, "Check the shards first, as mlic doctor does", cli="flag", runtime=True, group="run")
     cache_gb: float = setting(
         8.0,
         "Maximum size of a node's cache of decoded images, in GB; 0: no cache",
         cli="flag",
-        place=True,
+        runtime=True,
         ge=0,
         group="resources",
     )

@@ -32,8 +32,8 @@ def unused(info: ValidationInfo) -> Collection[str] | None:
     """The settings that may be there without being used: None for all, which an earlier run may have, and those that
     are fixed in a search, where other draws use them."""
     context = info.context or {}
-    found: Collection[str] = context.get("fixed", ())
-    return None if context.get("stored") else found
+    fixed: Collection[str] = context.get("fixed", ())
+    return None if context.get("stored") else fixed
 
 
 def check_fit(config: FitSettings, train: Trained, power: float, unused: Collection[str] | None = ()) -> None:

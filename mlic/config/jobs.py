@@ -51,8 +51,8 @@ class SlurmConfig(Model):
     @model_validator(mode="after")
     def _values_are_slurms(self) -> Self:
         lines = {name: getattr(self, name) for name in ("mem", "time", "partition", "account", "job_name")}
-        given = {name: value for name, value in self.options.items() if value}  # an option may have no value
-        for field, value in {**lines, **given}.items():
+        options = {name: value for name, value in self.options.items() if value}  # an option may have no value
+        for field, value in {**lines, **options}.items():
             if value is not None and (not value.strip() or any(ord(c) < 32 for c in value)):
                 raise ValueError(f"{field} should be one line of text, not {value!r}")
         if not _TIME.fullmatch(self.time):
@@ -94,16 +94,16 @@ class PipelineConfig(Model):
     def stages(self) -> dict[Stage, tuple[str, ...]]:
         """The stages in their order, each with its arguments."""
         shards, runs = self.out / "shards", self.out / "runs"
-        found: dict[Stage, tuple[str, ...]] = {
+        commands: dict[Stage, tuple[str, ...]] = {
             "pack": (f"{self.images}", "--labels", f"{self.labels}", "--out", f"{shards}"),
             "tune": (f"{shards}", "--runs", f"{runs}", "--name", "tune"),
             "train": (f"{shards}", "--config", f"{runs / 'tune' / 'best.yaml'}", "--runs", f"{runs}", "--name", "best"),
         }
         if self.num_samples is not None:
-            found["tune"] += ("--num-samples", f"{self.num_samples}")
+            commands["tune"] += ("--num-samples", f"{self.num_samples}")
         if self.test is not None:
-            found["batch-predict"] = (f"{runs / 'best'}", f"{self.test}", "--out", f"{self.out / 'preds.tsv'}")
-        return {stage: (*arguments, *self._own_file(stage)) for stage, arguments in found.items()}
+            commands["batch-predict"] = (f"{runs / 'best'}", f"{self.test}", "--out", f"{self.out / 'preds.tsv'}")
+        return {stage: (*arguments, *self._own_file(stage)) for stage, arguments in commands.items()}
 
     def _own_file(self, stage: Stage) -> tuple[str, ...]:
         if self.jobs is None or stage == "train":  # which takes what the search has found

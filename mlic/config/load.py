@@ -77,9 +77,9 @@ def _as_config_error(model: type[BaseModel], values: Mapping[str, Any], error: V
         return ConfigError(f"there is no setting {_named(first, values)}.", hint)
     what = first["msg"].removeprefix("Value error, ")
     if where:
-        given = first["input"]
+        value = first["input"]
         text = f"{_named(first, values)}: {what[0].lower()}{what[1:]}" + (
-            "" if repr(given) in what or ", not " in what else f", not {given!r}"
+            "" if repr(value) in what or ", not " in what else f", not {value!r}"
         )
     else:
         text = what

@@ -30,30 +30,30 @@ from mlic.config.types import (
 class PredictConfig(Settings):
     """Predict every image of a folder or of shards with a trained model."""
 
-    model: LocalPath = setting(..., "Run folder, or the bundle inside one", cli="argument", place=True)
+    model: LocalPath = setting(..., "Run folder, or the bundle inside one", cli="argument", runtime=True)
     images: AnyPath = setting(
-        ..., "Images as for mlic pack, a folder of its shards, or one image", cli="argument", place=True
+        ..., "Images as for mlic pack, a folder of its shards, or one image", cli="argument", runtime=True
     )
     out: Output | None = setting(
         None,
         "File to write: .tsv, .csv, .txt, .jsonl or .parquet; a name without extension: a folder of "
         "Parquet files; -: standard output; default: predictions.tsv, or - for one image",
         cli="flag",
-        place=True,
+        runtime=True,
     )
     split: str | None = setting(None, "Split of the shards to predict; default: all", cli="flag")
     values: Literal["auto", "decisions", "scores", "both"] = setting(
         "auto",
         "What to write; auto: decisions for .tsv and .txt, scores and decisions for other formats",
         cli="flag",
-        place=True,
+        runtime=True,
     )
     top_k: int = setting(
         0,
         "Predict this many labels with the highest scores per image; 0: use the thresholds of the model",
         cli="flag",
         ge=0,
-        place=True,
+        runtime=True,
     )
     batch_size: Workers = setting(
         "auto", "Images per forward pass; auto: 8 or 16 on CPUs, as many as fit into memory on a GPU", cli="flag"
@@ -103,12 +103,12 @@ class AverageConfig(Model):
     """Make one model of several trained ones: its scores are the means of theirs, its thresholds its own."""
 
     runs: Paths = setting(
-        ..., "Runs of mlic train or mlic tune, on the same shards", cli="argument", min_length=2, place=True
+        ..., "Runs of mlic train or mlic tune, on the same shards", cli="argument", min_length=2, runtime=True
     )
-    out: LocalPath = setting(Path("runs/average"), "Folder to write", cli="flag", place=True, validate_default=True)
+    out: LocalPath = setting(Path("runs/average"), "Folder to write", cli="flag", runtime=True, validate_default=True)
     policy: Policy = setting("per-label", "Threshold policy, as for mlic threshold", cli="flag")
     calibration: Calibrator = setting("auto", CALIBRATION, cli="flag")
-    fresh: bool = setting(False, "Delete the content of the folder and start again", cli="flag", place=True)
+    fresh: bool = setting(False, "Delete the content of the folder and start again", cli="flag", runtime=True)
     seed: int = setting(42, "Seed for the folds and the bootstrap", ge=0, le=2**31 - 1)
 
 

@@ -45,14 +45,14 @@ class Dimension(Model):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        given = [name for name in _KINDS if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(_KINDS)}, not {' and '.join(given) or 'none'}")
+        kinds = [name for name in _KINDS if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"give exactly one of {', '.join(_KINDS)}, not {' and '.join(kinds) or 'none'}")
         if self.listed is None:
             low, high = self.bounds
-            if not low <= high or (given[0].startswith("log") and low <= 0):
-                above = " above 0" if given[0].startswith("log") else ""
-                raise ValueError(f"{given[0]} should be [low, high]{above}, not [{low:g}, {high:g}]")
+            if not low <= high or (kinds[0].startswith("log") and low <= 0):
+                above = " above 0" if kinds[0].startswith("log") else ""
+                raise ValueError(f"{kinds[0]} should be [low, high]{above}, not [{low:g}, {high:g}]")
         return self
 
     def __repr__(self) -> str:
@@ -69,7 +69,9 @@ class Dimension(Model):
     @property
     def bounds(self) -> tuple[float, float]:
         """The smallest and the largest value of an interval."""
-        return next(given for given in (self.uniform, self.loguniform, self.int, self.logint) if given is not None)
+        return next(
+            interval for interval in (self.uniform, self.loguniform, self.int, self.logint) if interval is not None
+        )
 
     @property
     def whole(self) -> bool:
@@ -123,18 +125,18 @@ def grid(space: Mapping[str, Dimension]) -> list[dict[str, Value]]:
     for name, dimension in space.items():
         if dimension.listed is None:
             raise ValueError(f"space.{name} is an interval, which has no grid; give it as choice or grid")
-    found = {repr(settings): settings for cell in _cells(space) for settings in [active(space, cell)]}
-    return list(found.values())
+    combinations = {repr(settings): settings for cell in _cells(space) for settings in [active(space, cell)]}
+    return list(combinations.values())
 
 
 def active(space: Mapping[str, Dimension], values: Mapping[str, Value]) -> dict[str, Value]:
     """Those of the values whose conditions hold; one that depends on another that does not is left out, too."""
-    kept: dict[str, Value] = {}
+    drawn: dict[str, Value] = {}
     for name in order(space):
         wanted = space[name].when
-        if all(other in kept and kept[other] in allowed for other, allowed in wanted.items()):
-            kept[name] = values[name]
-    return {name: kept[name] for name in space if name in kept}
+        if all(other in drawn and drawn[other] in allowed for other, allowed in wanted.items()):
+            drawn[name] = values[name]
+    return {name: drawn[name] for name in space if name in drawn}
 
 
 def order(space: Mapping[str, Dimension]) -> list[str]:
@@ -155,14 +157,14 @@ def order(space: Mapping[str, Dimension]) -> list[str]:
 
 def nested(values: Mapping[str, Value]) -> dict[str, Any]:
     """`{"arch_options.hidden": 5}` as `{"arch_options": {"hidden": 5}}`."""
-    found: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for name, value in values.items():
         *parents, leaf = name.split(".")
-        into = found
+        into = tree
         for parent in parents:
             into = into.setdefault(parent, {})
         into[leaf] = value
-    return found
+    return tree
 
 
 def _cells(space: Mapping[str, Dimension]) -> list[dict[str, Value]]:

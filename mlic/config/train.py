@@ -37,7 +37,7 @@ class NetworkSettings(Settings):
         "none",
         "Initial weights: none, default (published for the architecture), a file or a run",
         cli="flag",
-        place=True,
+        runtime=True,
         group="model",
     )
     train: Trained = setting(
@@ -69,11 +69,11 @@ class ModelSettings(NetworkSettings):
         None,
         "Minimum number of workers to continue with after a node is lost; default: wait for the node",
         cli="flag",
-        place=True,
+        runtime=True,
         ge=1,
         group="resources",
     )
-    max_failures: int = setting(3, "How often training restarts after it loses a worker", ge=0, place=True)
+    max_failures: int = setting(3, "How often training restarts after it loses a worker", ge=0, runtime=True)
 
 
 class TrainConfig(ModelSettings, FitSettings, RunSettings):
@@ -101,7 +101,7 @@ class NoiseConfig(ModelSettings, FitSettings, ShardSettings):
         Path("noise"),
         "Folder for the table of suspects, noise.json and the runs of the folds",
         cli="flag",
-        place=True,
+        runtime=True,
         validate_default=True,
     )
     max_suspects: int | None = setting(
@@ -109,7 +109,7 @@ class NoiseConfig(ModelSettings, FitSettings, ShardSettings):
         "Maximum rows of the table; default: the estimated number of errors, and all exceptions to rules",
         cli="flag",
         ge=1,
-        place=True,
+        runtime=True,
     )
     rule_support: int = setting(30, "Minimum samples of a label for a rule (label A implies label B)", ge=1)
     rule_confidence: Share = setting(

@@ -96,23 +96,23 @@ def distortions(num_samples: int, augment: Mapping[Distortion, float], seed: int
 def distort(images: torch.Tensor, index: Array, drawn: Mapping[str, Array]) -> torch.Tensor:
     """Images uint8 (B, H, W, C) of the samples `index` (B,), changed as `distortions` drew it; new uint8 ones."""
     mine = {name: torch.from_numpy(np.asarray(values[index], dtype=np.float32)) for name, values in drawn.items()}
-    found = images.permute(0, 3, 1, 2).float().div_(255)
+    pixels = images.permute(0, 3, 1, 2).float().div_(255)
     if "rotate" in mine or "shift" in mine:
-        found = _moved(found, mine)
+        pixels = _moved(pixels, mine)
     if "brightness" in mine:
-        found = (found * _each(mine["brightness"])).clamp_(0, 1)
+        pixels = (pixels * _each(mine["brightness"])).clamp_(0, 1)
     if "contrast" in mine:
-        grey = _grey(found).mean(dim=(1, 2, 3), keepdim=True)
-        found = torch.lerp(grey.expand_as(found), found, _each(mine["contrast"])).clamp_(0, 1)
-    if "saturation" in mine and found.shape[1] == 3:
-        found = torch.lerp(_grey(found).expand_as(found), found, _each(mine["saturation"])).clamp_(0, 1)
-    if "hue" in mine and found.shape[1] == 3:
-        found = _hue_turned(found, mine["hue"])
+        grey = _grey(pixels).mean(dim=(1, 2, 3), keepdim=True)
+        pixels = torch.lerp(grey.expand_as(pixels), pixels, _each(mine["contrast"])).clamp_(0, 1)
+    if "saturation" in mine and pixels.shape[1] == 3:
+        pixels = torch.lerp(_grey(pixels).expand_as(pixels), pixels, _each(mine["saturation"])).clamp_(0, 1)
+    if "hue" in mine and pixels.shape[1] == 3:
+        pixels = _hue_turned(pixels, mine["hue"])
     if "invert" in mine:
-        found = torch.where(_each(mine["invert"]) > 0, 1 - found, found)
+        pixels = torch.where(_each(mine["invert"]) > 0, 1 - pixels, pixels)
     if "erase" in mine:
-        found = found * ~_within(mine["erase"], found.shape[2], found.shape[3])
-    return found.mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        pixels = pixels * ~_within(mine["erase"], pixels.shape[2], pixels.shape[3])
+    return pixels.mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def rand_augment(
@@ -125,12 +125,12 @@ def rand_augment(
     from torchvision.transforms import RandAugment
 
     change = RandAugment(operations, magnitude, num_magnitude_bins=31)
-    found = torch.empty_like(images)
+    augmented = torch.empty_like(images)
     with torch.random.fork_rng(devices=[]):
-        for place, sample in enumerate(index.tolist()):
+        for position, sample in enumerate(index.tolist()):
             torch.manual_seed(int(np.random.SeedSequence([seed, epoch, 30, sample]).generate_state(1)[0]))
-            found[place] = change(images[place].permute(2, 0, 1)).permute(1, 2, 0)
-    return found
+            augmented[position] = change(images[position].permute(2, 0, 1)).permute(1, 2, 0)
+    return augmented
 
 
 def mix(
@@ -182,8 +182,8 @@ def _hue_turned(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     sides = torch.stack([(green - blue) / safe, 2 + (blue - red) / safe, 4 + (red - green) / safe], dim=1)
     sixth = sides.gather(1, where[:, None])[:, 0] + 6 * turns.view(-1, 1, 1)
     # Each channel as a function of the hue in sixths of the circle (Smith, Color Gamut Transform Pairs, 1978).
-    place = (torch.tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1) + sixth[:, None]) % 6
-    return high[:, None] - span[:, None] * torch.minimum(place, 4 - place).clamp(0, 1)
+    sector = (torch.tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1) + sixth[:, None]) % 6
+    return high[:, None] - span[:, None] * torch.minimum(sector, 4 - sector).clamp(0, 1)
 
 
 def _within(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:

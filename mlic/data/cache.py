@@ -122,20 +122,20 @@ def _reserve(path: Path, size: int) -> None:
 def _read_bad(path: Path, size: int) -> dict[int, str] | None:
     """What the cache's description says, or None when there is no whole cache."""
     try:
-        plain = json.loads(path.with_suffix(".json").read_text())
-        if path.stat().st_size != size or plain["size"] != size:
+        state = json.loads(path.with_suffix(".json").read_text())
+        if path.stat().st_size != size or state["size"] != size:
             return None
-        return {int(number): str(reason) for number, reason in plain["bad"].items()}
+        return {int(number): str(reason) for number, reason in state["bad"].items()}
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _make_room(folder: Path, own: Path, allowed: int) -> None:
+def _make_room(folder: Path, keep: Path, allowed: int) -> None:
     """Remove caches, the longest unused first, until the others take no more than `allowed` bytes.
 
     A process that has one mapped keeps it until it ends; only the name goes.
     """
-    others = storage.longest_unused(path for path in [*folder.glob("*.u8"), *folder.glob("*.f32")] if path != own)
+    others = storage.longest_unused(path for path in [*folder.glob("*.u8"), *folder.glob("*.f32")] if path != keep)
     sizes = {path: _size(path) for path in others}
     total = sum(sizes.values())
     for path in others:

@@ -111,34 +111,36 @@ def read(path: Location) -> Corrections:
             raise DataError(
                 f"{path} has no column {absent[0]!r}.", "keep the header of suspects.tsv, and tabs between columns."
             )
-        place = [header.index(name) for name in _READ]
-        rows = [(lines.line_num, *_cells(path, lines.line_num, line, place)) for line in lines if any(line)]
+        columns = [header.index(name) for name in _READ]
+        rows = [(lines.line_num, *_cells(path, lines.line_num, line, columns)) for line in lines if any(line)]
     except csv.Error as error:
         raise DataError(f"{path}:{lines.line_num}: {error}.", "save the table as text with tabs.") from None
-    given = [int(row[3]) for row in rows]
+    labels_given = [int(row[3]) for row in rows]
     decided = np.array([row[4] != _OPEN for row in rows], bool)
-    verdict = [int(row[4]) if yes else was for row, yes, was in zip(rows, decided, given, strict=True)]
+    verdict = [int(row[4]) if yes else was for row, yes, was in zip(rows, decided, labels_given, strict=True)]
     return Corrections(
         path,
         tuple(row[1] for row in rows),
         tuple(row[2] for row in rows),
-        np.array(given, np.int8),
+        np.array(labels_given, np.int8),
         np.array(verdict, np.int8),
         decided,
         np.array([row[0] for row in rows], np.int64),
     )
 
 
-def _cells(path: Location, number: int, line: Sequence[str], place: Sequence[int]) -> tuple[str, str, str, str]:
-    if len(line) <= max(place):
+def _cells(path: Location, number: int, line: Sequence[str], columns: Sequence[int]) -> tuple[str, str, str, str]:
+    if len(line) <= max(columns):
         raise DataError(f"{path}:{number} has {len(line)} cells, fewer than the header.", "fix or delete that line.")
-    name, label, given, verdict = (line[i] for i in place)
-    given, verdict = given.strip(), verdict.strip()
+    name, label, label_given, verdict = (line[i] for i in columns)
+    label_given, verdict = label_given.strip(), verdict.strip()
     if verdict not in (*_VALUES, _OPEN):
         raise DataError(f"{path}:{number}: the verdict is {verdict!r}.", "write 1, 0, -1 for unknown, or leave it ?.")
-    if given not in _VALUES:
-        raise DataError(f"{path}:{number}: given is {given!r}, not 1, 0 or -1.", "leave that column as it was written.")
-    return name, label, given, verdict
+    if label_given not in _VALUES:
+        raise DataError(
+            f"{path}:{number}: given is {label_given!r}, not 1, 0 or -1.", "leave that column as it was written."
+        )
+    return name, label, label_given, verdict
 
 
 def apply(corrections: Corrections, names: Sequence[str], paths: pa.Array, targets: Array) -> tuple[Array, int]:
@@ -173,9 +175,9 @@ def apply(corrections: Corrections, names: Sequence[str], paths: pa.Array, targe
             f"{corrections.given[row]}, and the label files say {targets[image[row], label[row]]}.",
             "the table is older than the label files: delete such rows, or run mlic noise again.",
         )
-    said: dict[tuple[int, int], int] = {}
+    verdicts: dict[tuple[int, int], int] = {}
     for row in decided.tolist():
-        before = said.setdefault((int(image[row]), int(label[row])), row)
+        before = verdicts.setdefault((int(image[row]), int(label[row])), row)
         if corrections.verdict[before] != corrections.verdict[row]:
             raise DataError(
                 f"{corrections.where(row)}: {corrections.labels[row]!r} of {corrections.names[row]!r} has another "

@@ -32,11 +32,11 @@ def decode_batch(
     bad: dict[int, str] = {}
     for position, (read, target) in enumerate(zip(readers, pixels, strict=True)):
         try:
-            found = images.decode(read(), preprocessing.color, max_pixels, side=size, out=target)
-            if found.shape[:2] != (size, size):
-                target[:] = resize(found, size)
-            elif found is not target:
-                target[:] = found
+            image = images.decode(read(), preprocessing.color, max_pixels, side=size, out=target)
+            if image.shape[:2] != (size, size):
+                target[:] = resize(image, size)
+            elif image is not target:
+                target[:] = image
         except images.BadImage as error:
             target[:] = 0
             bad[position] = str(error)
@@ -55,8 +55,8 @@ def resize(pixels: Array, size: int) -> Array:
 def _resize_by_torch(pixels: Array, size: int) -> Array:
     import torch
 
-    whole = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    small = torch.nn.functional.interpolate(whole, (size, size), mode="bilinear", antialias=True)
+    batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    small = torch.nn.functional.interpolate(batch, (size, size), mode="bilinear", antialias=True)
     return small[0].permute(1, 2, 0).numpy()
 
 
@@ -67,15 +67,15 @@ def resize_by_numpy(pixels: Array, size: int) -> Array:
     float32, which matrix products are fast in.
     """
     height, width, channels = pixels.shape
-    found = pixels
+    resized = pixels
     if width != size:
         weights, bits = _weights(width, size)
-        columns = found.transpose(1, 0, 2).reshape(width, -1).astype(np.float32)
-        found = _rounded(weights @ columns, bits).reshape(size, height, channels).transpose(1, 0, 2)
+        columns = resized.transpose(1, 0, 2).reshape(width, -1).astype(np.float32)
+        resized = _rounded(weights @ columns, bits).reshape(size, height, channels).transpose(1, 0, 2)
     if height != size:
         weights, bits = _weights(height, size)
-        found = _rounded(weights @ found.reshape(height, -1).astype(np.float32), bits)
-    return found.reshape(size, size, channels)
+        resized = _rounded(weights @ resized.reshape(height, -1).astype(np.float32), bits)
+    return resized.reshape(size, size, channels)
 
 
 def _rounded(products: Array, bits: int) -> Array:
@@ -99,19 +99,19 @@ def _weights(source: int, size: int) -> tuple[Array, int]:
     return np.floor(weights * 2**bits + 0.5).astype(np.float32), bits
 
 
-def ahead(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
+def ahead(function: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
     """`map(work, items)` in order, computed ahead of the consumer in threads; with none, when it is asked for."""
     if threads == 0:
-        yield from map(work, items)
+        yield from map(function, items)
         return
     waiting: deque[Future[R]] = deque()
     todo = iter(items)
     with ThreadPoolExecutor(threads, thread_name_prefix="loader") as pool:
         try:
-            waiting.extend(pool.submit(work, item) for item in islice(todo, threads * _AHEAD))
+            waiting.extend(pool.submit(function, item) for item in islice(todo, threads * _AHEAD))
             while waiting:
                 yield waiting.popleft().result()
-                waiting.extend(pool.submit(work, item) for item in islice(todo, 1))
+                waiting.extend(pool.submit(function, item) for item in islice(todo, 1))
         finally:
             for future in waiting:
                 future.cancel()

@@ -78,7 +78,7 @@ def near_pairs(hashes: Array) -> Array:
     usable = np.flatnonzero((ones >= _FLAT) & (ones <= 8 * HASH_BYTES - _FLAT))
     _, first, of = np.unique(hashes[usable], axis=0, return_index=True, return_inverse=True)
     same = np.stack([usable[first[of.reshape(-1)]], usable], axis=1)
-    found: list[Array] = [np.zeros((0, 2), np.int64), same[same[:, 0] != same[:, 1]]]
+    pair_lists: list[Array] = [np.zeros((0, 2), np.int64), same[same[:, 0] != same[:, 1]]]
     usable = usable[np.sort(first)]
     for values in _bands(hashes[usable]):
         order = np.argsort(values, kind="stable")
@@ -86,8 +86,8 @@ def near_pairs(hashes: Array) -> Array:
         starts, ends = np.concatenate([[0], edges]), np.concatenate([edges, [len(order)]])
         crowds = np.flatnonzero(ends - starts >= 2)
         for start, end in zip(starts[crowds], ends[crowds], strict=True):
-            found += _near_in(hashes, usable[order[start:end]])
-    return np.unique(np.concatenate(found), axis=0)
+            pair_lists += _near_in(hashes, usable[order[start:end]])
+    return np.unique(np.concatenate(pair_lists), axis=0)
 
 
 def _near_in(hashes: Array, members: Array) -> Iterator[Array]:
@@ -121,8 +121,8 @@ def _bands(hashes: Array) -> Iterator[Array]:
 def _same_rows(rows: Array) -> Array:
     """Pairs (P, 2) that link equal digests, uint8 (N, 32): those whose first 8 bytes are equal and then all."""
     pairs = _same_values(np.ascontiguousarray(rows[:, :8]).view(np.uint64).ravel())
-    found: Array = pairs[(rows[pairs[:, 0]] == rows[pairs[:, 1]]).all(axis=1)]
-    return found
+    same_pairs: Array = pairs[(rows[pairs[:, 0]] == rows[pairs[:, 1]]).all(axis=1)]
+    return same_pairs
 
 
 def _same_values(values: Array) -> Array:

@@ -66,10 +66,10 @@ def _kind(location: Location) -> str:
 
 def _one_image(location: Location) -> Listing:
     """A single image as a listing of its folder."""
-    found = _Columns()
+    columns = _Columns()
     stamp = location.stat().st_mtime_ns if isinstance(location, Path) else 0
-    found.add(storage.name(location), storage.size(location) or 0, stamp)
-    return found.listing(storage.parent(location))
+    columns.add(storage.name(location), storage.size(location) or 0, stamp)
+    return columns.listing(storage.parent(location))
 
 
 def _exists(location: Location) -> bool:
@@ -134,19 +134,19 @@ def is_image(name: str) -> bool:
 
 
 def _folder(folder: Location) -> Listing:
-    found = _Columns()
+    columns = _Columns()
     archives: list[str] = []
     files = _walk(str(folder), "") if isinstance(folder, Path) else storage.walk(folder)
     for name, size, stamp in files:
         if is_image(name):
-            found.add(name, size, stamp)
+            columns.add(name, size, stamp)
         else:
-            found.others += 1
+            columns.others += 1
             if os.path.splitext(name)[1].lower() == ".tar":  # noqa: PTH122
                 archives.append(name)
-    if archives and not found.names and not found.chunks:
+    if archives and not columns.names and not columns.chunks:
         return _archives(folder, tuple(storage.join(folder, name) for name in sorted(archives)))
-    return found.listing(folder)
+    return columns.listing(folder)
 
 
 def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
@@ -166,19 +166,19 @@ def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
 
 def _list_of_paths(file: Location) -> Listing:
     """Paths one a line, or in the column `path` of a Parquet table; relative ones start where the list lies."""
-    found = _Columns()
+    columns = _Columns()
     root = storage.parent(file)
     for name in _listed(file):
         size, stamp = 0, 0
-        place = resolve(root, name)
-        if isinstance(place, Path):
-            if place.is_file():
-                stat = place.stat()
+        location = resolve(root, name)
+        if isinstance(location, Path):
+            if location.is_file():
+                stat = location.stat()
                 size, stamp = stat.st_size, stat.st_mtime_ns
         else:
-            size = storage.size(place) or 0
-        found.add(name, size, stamp)
-    return found.listing(root)
+            size = storage.size(location) or 0
+        columns.add(name, size, stamp)
+    return columns.listing(root)
 
 
 def _listed(file: Location) -> Iterator[str]:
@@ -199,22 +199,22 @@ def _listed(file: Location) -> Iterator[str]:
 
 
 def _archives(root: Location, archives: Sequence[Location]) -> Listing:
-    found = _Columns()
+    columns = _Columns()
     for number, archive in enumerate(archives):
         for name, size, *member in members(archive):
             if is_image(name):
-                found.add(name, size, 0, number, *member)
+                columns.add(name, size, 0, number, *member)
             elif not name.endswith(_RECORDS):
-                found.others += 1
-    listing = found.listing(root, archives)
+                columns.others += 1
+    listing = columns.listing(root, archives)
     if len(archives) > 1 and len(listing.unique()[1]):
         # Keys that are unique within their archive only: each is told apart by the archive's name.
-        found = _Columns()
+        columns = _Columns()
         for number, archive in enumerate(archives):
             for name, size, *member in members(archive):
                 if is_image(name):
-                    found.add(f"{stem(archive)}/{name}", size, 0, number, *member)
-        listing = replace(found.listing(root, archives), by_archive=True)
+                    columns.add(f"{stem(archive)}/{name}", size, 0, number, *member)
+        listing = replace(columns.listing(root, archives), by_archive=True)
     return listing
 
 

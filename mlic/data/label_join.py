@@ -60,9 +60,9 @@ class Annotations:
     def fingerprint(self) -> str:
         """Changes with what the files say, not with the order of the lines in which they say it."""
         order = pc.sort_indices(self.names).to_numpy()
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
-        marks = np.stack([place[self.image], self.label, self.value])
+        rank_of = np.empty(len(order), np.int64)
+        rank_of[order] = np.arange(len(order))
+        marks = np.stack([rank_of[self.image], self.label, self.value])
         marks = marks[:, np.lexsort(marks)]
         digest = hashlib.sha256(repr(self.labels).encode())
         for column in (self.names, *(self.columns[name] for name in sorted(self.columns))):
@@ -181,8 +181,8 @@ def check_names(names: Sequence[str]) -> None:
     """Raise DataError for a label whose name prediction files could not hold: it has to be text, on one line, not a
     column's name of theirs and not the name of a score column."""
     for name in names:
-        plain = name.isprintable() and name == name.strip() and name
-        if not plain or name in _COLUMNS or name.endswith("_score"):
+        is_plain = name.isprintable() and name == name.strip() and name
+        if not is_plain or name in _COLUMNS or name.endswith("_score"):
             raise DataError(
                 f"{name!r} cannot be the name of a label: prediction files have columns key, file, Filename and "
                 "LABEL_score, and names of one printed line.",
@@ -209,8 +209,8 @@ def join(annotations: Annotations, paths: pa.Array) -> Joined:
                 "name of an image.",
                 "fix or delete that line.",
             )
-    found = np.flatnonzero(image_of >= 0)
-    if len(annotations.names) and not len(found):
+    matched = np.flatnonzero(image_of >= 0)
+    if len(annotations.names) and not len(matched):
         raise _nothing_found(annotations, paths)
     targets = np.zeros((len(paths), len(annotations.labels)), dtype=np.int8)
     marked = image_of[annotations.image]
@@ -221,7 +221,7 @@ def join(annotations: Annotations, paths: pa.Array) -> Joined:
             raise _contradiction(annotations, paths, marked, int(np.flatnonzero(chosen)[before == -value][0]))
         targets[marked[chosen], annotations.label[chosen]] = value
     names = np.full(len(paths), -1, dtype=np.int64)
-    names[image_of[found][::-1]] = found[::-1]
+    names[image_of[matched][::-1]] = matched[::-1]
     return Joined(targets, names >= 0, names, np.flatnonzero(image_of < 0))
 
 
@@ -245,37 +245,37 @@ def resolve(annotations: Annotations, paths: pa.Array) -> Array:
     if pc.any(pc.starts_with(names, "./")).as_py():
         names = pc.replace_substring_regex(names, r"^\./", "")
     names = names.cast(pa.large_binary())
-    found = np.full(len(names), -1, dtype=np.int64)
+    image_of = np.full(len(names), -1, dtype=np.int64)
     column = paths
     for level in range(4):  # what a name is compared with, the most definite first
-        if (found >= 0).all():
-            return found
+        if (image_of >= 0).all():
+            return image_of
         if level == 1:
             column = pc.replace_substring_regex(paths, _EXTENSION, b"")
         elif level == 2:
             column = _file_names(paths)
         elif level == 3:
             column = pc.replace_substring_regex(_file_names(paths), _EXTENSION, b"")
-        open_ = np.flatnonzero(found < 0)
-        found[open_] = _look_up(annotations, open_, names.take(pa.array(open_)), column, paths)
-    open_ = np.flatnonzero((found < 0) & _are_numbers(annotations.names))
+        open_ = np.flatnonzero(image_of < 0)
+        image_of[open_] = _look_up(annotations, open_, names.take(pa.array(open_)), column, paths)
+    open_ = np.flatnonzero((image_of < 0) & _are_numbers(annotations.names))
     if len(open_):
         numbers = _as_numbers(annotations.names.take(pa.array(open_)))
         stems = _as_text(pc.replace_substring_regex(_file_names(paths), _EXTENSION, b""))
-        found[open_] = _look_up(annotations, open_, numbers, _as_numbers(stems), paths)
-    return found
+        image_of[open_] = _look_up(annotations, open_, numbers, _as_numbers(stems), paths)
+    return image_of
 
 
 def _look_up(annotations: Annotations, asked: Array, names: pa.Array, column: pa.Array, paths: pa.Array) -> Array:
     """The row of `column` (N,) that equals each of `names`; `asked` are the names' numbers. Null equals nothing."""
     hit: Array = pc.index_in(names, value_set=column, skip_nulls=True).fill_null(-1).to_numpy().astype(np.int64)
-    found = np.flatnonzero(hit >= 0)
-    if not len(found) or column is paths or pc.count_distinct(column).as_py() == len(column) - column.null_count:
+    hits = np.flatnonzero(hit >= 0)
+    if not len(hits) or column is paths or pc.count_distinct(column).as_py() == len(column) - column.null_count:
         return hit
     encoded = column.dictionary_encode()
     code = encoded.indices.fill_null(-1).to_numpy()
     count = np.bincount(code[code >= 0])
-    twice = found[count[code[hit[found]]] > 1]
+    twice = hits[count[code[hit[hits]]] > 1]
     if len(twice):
         number = int(asked[twice[0]])
         a, b = (_show(paths[int(row)]) for row in np.flatnonzero(code == code[hit[twice[0]]])[:2])
@@ -295,15 +295,15 @@ def _as_text(column: pa.Array) -> pa.Array:
     try:
         return column.cast(pa.large_string())
     except pa.ArrowInvalid:
-        plain = [
+        texts = [
             None if (text := value.decode("utf-8", "replace")).count("\ufffd") else text for value in column.to_pylist()
         ]
-        return pa.array(plain, pa.large_string())
+        return pa.array(texts, pa.large_string())
 
 
 def _are_numbers(names: pa.Array) -> Array:
-    found: Array = pc.match_substring_regex(names, r"^[0-9]+$").to_numpy(zero_copy_only=False)
-    return found
+    numeric: Array = pc.match_substring_regex(names, r"^[0-9]+$").to_numpy(zero_copy_only=False)
+    return numeric
 
 
 def _as_numbers(texts: pa.Array) -> pa.Array:

@@ -26,8 +26,8 @@ class Implication:
 
 def together(targets: Array) -> Array:
     """How many samples have both labels, int64 (L, L), of targets (N, L) with 1 where a label is given."""
-    given = (targets == 1).astype(np.float32)
-    return np.asarray(np.rint(given.T @ given), np.int64)
+    positive = (targets == 1).astype(np.float32)
+    return np.asarray(np.rint(positive.T @ positive), np.int64)
 
 
 def cardinality(targets: Array) -> Array:
@@ -41,7 +41,7 @@ def implications(targets: Array, least_support: int, least_confidence: float) ->
     Samples for which either label is unknown say nothing. A second label that most samples have anyway is no news: the
     pair has to leave clearly less than half of the exceptions that chance would.
     """
-    found = []
+    rules = []
     both, known = together(targets), targets >= 0
     for first in range(targets.shape[1]):
         for second in range(targets.shape[1]):
@@ -54,8 +54,8 @@ def implications(targets: Array, least_support: int, least_confidence: float) ->
                 continue
             by_chance = support * (targets[known[:, second], second] == 0).mean()
             if 2 * len(exceptions) + 3 <= by_chance:
-                found.append(Implication(first, second, support, exceptions))
-    return sorted(found, key=lambda item: (-item.confidence, -item.support))
+                rules.append(Implication(first, second, support, exceptions))
+    return sorted(rules, key=lambda item: (-item.confidence, -item.support))
 
 
 def label_sets(targets: Array) -> tuple[int, int]:

@@ -17,13 +17,13 @@ def rates(targets: Array, labels: Sequence[str], repeat_below: float, thin: floa
     share below t (repeat factor sampling of Gupta et al., LVIS, CVPR 2019). `thin` leaves samples whose labels are all
     in `common` out with this probability (reference system E).
     """
-    given = targets == 1
-    found = np.ones(len(targets))
+    positive = targets == 1
+    weights = np.ones(len(targets))
     if repeat_below:
-        share = given.sum(axis=0) / np.maximum(1, (targets >= 0).sum(axis=0))
+        share = positive.sum(axis=0) / np.maximum(1, (targets >= 0).sum(axis=0))
         factor = np.where(share > 0, np.sqrt(repeat_below / np.maximum(share, 1e-12)), 1.0).clip(min=1.0)
-        found = np.where(given, factor, 1.0).max(axis=1, initial=1.0)
+        weights = np.where(positive, factor, 1.0).max(axis=1, initial=1.0)
     if thin:
         rare = [i for i, label in enumerate(labels) if label not in common]
-        found = np.where(given[:, rare].any(axis=1), found, found * (1 - thin))
-    return found
+        weights = np.where(positive[:, rare].any(axis=1), weights, weights * (1 - thin))
+    return weights

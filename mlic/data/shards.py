@@ -136,9 +136,9 @@ def _to_pack(folder: Path) -> tuple[str, str]:
         for path, what in ((pictures, "images"), (labels, "label files"))
         if path is not None
     ]
-    said = f"; {' and '.join(here)}" if here else ""
+    folders = f"; {' and '.join(here)}" if here else ""
     names = ("IMAGES" if pictures is None else _short(pictures), "LABELS" if labels is None else _short(labels))
-    return said, _PACK.format(*names)
+    return folders, _PACK.format(*names)
 
 
 def _holds(folder: Path, endings: Collection[str]) -> bool:
@@ -207,8 +207,8 @@ def read_split(folder: Location, split: str | None, fold: int | None = None, che
     encoded = table.column("shard").combine_chunks().dictionary_encode()
     names = encoded.dictionary.to_pylist()
     order = np.argsort(np.array(names, dtype=object)) if names else np.zeros(0, np.int64)
-    place = np.empty(len(names), np.int64)
-    place[order] = np.arange(len(names))
+    rank_of = np.empty(len(names), np.int64)
+    rank_of[order] = np.arange(len(names))
     labels = tuple(index["labels"])
     flat = table.column("target").combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return Split(
@@ -218,7 +218,7 @@ def read_split(folder: Location, split: str | None, fold: int | None = None, che
         table.column("key").combine_chunks(),
         table.column("file").combine_chunks(),
         flat.astype(np.int8).reshape(-1, len(labels)),
-        place[encoded.indices.to_numpy()],
+        rank_of[encoded.indices.to_numpy()],
         table.column("offset").to_numpy(),
         table.column("size").to_numpy(),
         index["fingerprint"],
@@ -260,12 +260,12 @@ def check_sizes(folder: Location, index: Mapping[str, Any], split: str | None) -
     listed = {name: size for name, size, _ in storage.walk(folder)} if isinstance(folder, str) else None
     for name, size in expected.items():
         path = storage.join(folder, name)
-        found = storage.size(path) if listed is None else listed.get(name)
+        actual = storage.size(path) if listed is None else listed.get(name)
         hint = "run the same mlic pack command again."
-        if found is None:
+        if actual is None:
             raise DataError(f"the shard {path} is missing.", hint)
-        if found != size:
-            raise DataError(f"the shard {path} has {found:,} bytes where index.json says {size:,}.", hint)
+        if actual != size:
+            raise DataError(f"the shard {path} has {actual:,} bytes where index.json says {size:,}.", hint)
 
 
 def verify(path: Location, expected: Mapping[str, Any], max_pixels: int) -> str | None:

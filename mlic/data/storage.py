@@ -106,8 +106,8 @@ class File:
 def node_folder() -> Path:
     """Where a node keeps what it can make or fetch again: MLIC_CACHE_DIR, else a folder of the user's own among the
     temporary files."""
-    given = os.environ.get("MLIC_CACHE_DIR")
-    return Path(given) if given else Path(tempfile.gettempdir()) / f"mlic-cache-{os.getuid()}"
+    folder = os.environ.get("MLIC_CACHE_DIR")
+    return Path(folder) if folder else Path(tempfile.gettempdir()) / f"mlic-cache-{os.getuid()}"
 
 
 @contextlib.contextmanager
@@ -242,8 +242,8 @@ def names(location: Location) -> list[str]:
     from pyarrow import fs
 
     files, path = _store(location)
-    found = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in found)
+    infos = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos)
 
 
 def walk(location: str) -> Iterator[tuple[str, int, int]]:
@@ -291,8 +291,8 @@ def _file_system(scheme: str, query: str) -> Any:
     options: dict[str, Any] = dict(parse_qsl(query))
     endpoint = options.pop("endpoint_override", None) or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
-        plain = urlsplit(endpoint if "://" in endpoint else f"{options.pop('scheme', 'https')}://{endpoint}")
-        options |= {"endpoint_override": plain.netloc, "scheme": plain.scheme}
+        parts = urlsplit(endpoint if "://" in endpoint else f"{options.pop('scheme', 'https')}://{endpoint}")
+        options |= {"endpoint_override": parts.netloc, "scheme": parts.scheme}
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         options.setdefault("region", region)
     if scheme != "s3":

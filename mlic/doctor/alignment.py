@@ -92,23 +92,23 @@ def stretches(features: Array, targets: Array, seed: int) -> list[Stretch]:
     num_samples = len(features)
     if num_samples < _MIN_WINDOW * _MIN_WINDOWS:
         return []
-    scores, given = _agreement(features, targets, seed)
+    scores, residuals = _agreement(features, targets, seed)
     if not scores.shape[1]:
         return []
     rng = np.random.default_rng([seed, 11])
-    whole = _window_z(scores, given, rng)
-    if whole <= 0:
+    overall = _window_z(scores, residuals, rng)
+    if overall <= 0:
         return []
-    width = max(_MIN_WINDOW, int(np.ceil(num_samples * (_WINDOW_Z / whole) ** 2)))
+    width = max(_MIN_WINDOW, int(np.ceil(num_samples * (_WINDOW_Z / overall) ** 2)))
     if width * _MIN_WINDOWS > num_samples:
         return []
     lost: list[Stretch] = []
-    spread = given.var(axis=0).sum()
+    spread = residuals.var(axis=0).sum()
     for start in [*range(0, num_samples - width, width // 4), num_samples - width]:
         window = slice(start, start + width)
-        if given[window].var(axis=0).sum() < spread / 2:
+        if residuals[window].var(axis=0).sum() < spread / 2:
             continue
-        if _window_z(scores[window], given[window], rng) < _LOST_Z:
+        if _window_z(scores[window], residuals[window], rng) < _LOST_Z:
             if lost and lost[-1].end + width >= start:
                 lost[-1] = Stretch(lost[-1].start, start + width)
             else:
@@ -118,8 +118,8 @@ def stretches(features: Array, targets: Array, seed: int) -> list[Stretch]:
 
 def doubtful(features: Array, targets: Array, seed: int, count: int) -> Array:
     """The numbers of the samples whose labels agree least with their images, the worst first."""
-    scores, given = _agreement(features, targets, seed)
-    worst: Array = np.argsort((scores * given).sum(axis=1), kind="stable")[:count]
+    scores, residuals = _agreement(features, targets, seed)
+    worst: Array = np.argsort((scores * residuals).sum(axis=1), kind="stable")[:count]
     return worst
 
 
@@ -130,18 +130,18 @@ def _agreement(features: Array, targets: Array, seed: int) -> tuple[Array, Array
     fold = np.random.default_rng([seed, 7]).permutation(len(features)) % _FOLDS
     known = chosen >= 0
     shares = (chosen == 1).sum(axis=0) / np.maximum(1, known.sum(axis=0))
-    given = np.where(known, (chosen == 1) - shares, 0.0) / np.sqrt(shares * (1 - shares))
+    residuals = np.where(known, (chosen == 1) - shares, 0.0) / np.sqrt(shares * (1 - shares))
     scores = np.zeros(chosen.shape)
     for k in range(_FOLDS):
         solver = _solver(features, fold != k, fold == k)
-        scores[fold == k] = solver @ given[fold != k].astype(solver.dtype)
-    return (scores - scores.mean(axis=0)) / (scores.std(axis=0) + 1e-9), given
+        scores[fold == k] = solver @ residuals[fold != k].astype(solver.dtype)
+    return (scores - scores.mean(axis=0)) / (scores.std(axis=0) + 1e-9), residuals
 
 
-def _window_z(scores: Array, given: Array, rng: np.random.Generator, shuffles: int = 40) -> float:
+def _window_z(scores: Array, residuals: Array, rng: np.random.Generator, shuffles: int = 40) -> float:
     """How many standard deviations the agreement is above that of shuffled labels."""
-    null = [float((scores * given[rng.permutation(len(given))]).sum()) for _ in range(shuffles)]
-    return float(((scores * given).sum() - np.mean(null)) / (np.std(null, ddof=1) + 1e-9))
+    null = [float((scores * residuals[rng.permutation(len(residuals))]).sum()) for _ in range(shuffles)]
+    return float(((scores * residuals).sum() - np.mean(null)) / (np.std(null, ddof=1) + 1e-9))
 
 
 def _solver(features: Array, fitted: Array, held: Array) -> Array:
@@ -155,14 +155,14 @@ def _solver(features: Array, fitted: Array, held: Array) -> Array:
 
 def _aucs(solvers: list[Array], fold: Array, targets: Array) -> Array:
     """Area under the ROC curve (L,) of the scores of held samples, the mean over folds."""
-    found = np.zeros((len(solvers), targets.shape[1]))
+    aucs = np.zeros((len(solvers), targets.shape[1]))
     for k, solver in enumerate(solvers):
         fitted, held = targets[fold != k], targets[fold == k]
         shares = np.array([column[column >= 0].mean() if (column >= 0).any() else 0 for column in fitted.T])
         scores = solver @ np.where(fitted >= 0, fitted - shares, 0).astype(solver.dtype)
         for i in range(targets.shape[1]):
-            found[k, i] = _auc(scores[:, i], held[:, i])
-    mean: Array = found.mean(axis=0)
+            aucs[k, i] = _auc(scores[:, i], held[:, i])
+    mean: Array = aucs.mean(axis=0)
     return mean
 
 

@@ -65,10 +65,10 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     index = read_index(config.shards)
     known = fingerprint(index["fingerprint"], config.max_samples, config.seed)
     check_sizes(config.shards, index, None)  # the kept answer is for whole shards
-    kept = None if config.fresh else _read_kept(config.shards, known)
-    if kept is None:
+    stored = None if config.fresh else _read_kept(config.shards, known)
+    if stored is None:
         with connect(config.address) as cluster:
-            kept = _look(config, index, cluster)
+            stored = _look(config, index, cluster)
         with contextlib.suppress(MlicError):  # shards may lie where nothing can be written; then it is done again
             write_json(
                 storage.join(config.shards, _KEPT),
@@ -76,11 +76,11 @@ def doctor(config: DoctorConfig) -> DoctorReport:
                     "format": 1,
                     "kind": "doctor",
                     "fingerprint": known,
-                    "checks": [check.model_dump() for check in kept],
+                    "checks": [check.model_dump() for check in stored],
                 },
             )
     checks = [
-        *kept,
+        *stored,
         _labels(index),
         _account(index),
         _leakage(config.shards),
@@ -101,10 +101,10 @@ def doctor(config: DoctorConfig) -> DoctorReport:
 
 def _read_kept(shards: Location, known: str) -> list[Check] | None:
     try:
-        plain = json.loads(storage.read(storage.join(shards, _KEPT)))
+        document = json.loads(storage.read(storage.join(shards, _KEPT)))
     except (OSError, ValueError):
         return None
-    return [Check(**check) for check in plain["checks"]] if plain.get("fingerprint") == known else None
+    return [Check(**check) for check in document["checks"]] if document.get("fingerprint") == known else None
 
 
 def _look(config: DoctorConfig, index: dict[str, Any], cluster: Cluster) -> list[Check]:
@@ -113,9 +113,9 @@ def _look(config: DoctorConfig, index: dict[str, Any], cluster: Cluster) -> list
     chosen = np.random.default_rng([config.seed, 8]).permutation(len(split))[: config.max_samples]
     chosen = chosen[natural_order([split.key(i) for i in chosen])]
     split = split.take(chosen)
-    found, differ = _features(split, cluster, config)
-    bad = np.isnan(found[:, 0])
-    features, targets = found[~bad], split.targets[~bad]
+    extracted, differ = _features(split, cluster, config)
+    bad = np.isnan(extracted[:, 0])
+    features, targets = extracted[~bad], split.targets[~bad]
     keys = [split.key(i) for i in np.flatnonzero(~bad).tolist()]
     checks = [_alignment(probe(features, targets, config.seed))]
     if checks[0].status == "ok":
@@ -129,14 +129,14 @@ def _look(config: DoctorConfig, index: dict[str, Any], cluster: Cluster) -> list
 def _features(split: Split, cluster: Cluster, config: DoctorConfig) -> tuple[np.ndarray[Any, Any], list[int]]:
     """Features (N, F) of the samples, NaN where one cannot be decoded, and those whose record says other labels."""
     share = task_share(cluster, config.workers, use_gpus=False)
-    found, differ = np.full((len(split), features_of.NUM_FEATURES), np.nan, dtype=np.float32), list[int]()
+    extracted, differ = np.full((len(split), features_of.NUM_FEATURES), np.nan, dtype=np.float32), list[int]()
     starts = range(0, len(split), _CHUNK)
     numbers = (np.arange(start, min(start + _CHUNK, len(split))) for start in starts)
     pieces = ((some, split.take(some)) for some in numbers)
     for (some, _), (features, rows) in pool.run(_extract, pieces, None, share.workers, _halves, _deadly):
-        found[some] = features
+        extracted[some] = features
         differ += [int(some[row]) for row in rows]
-    return found, sorted(differ)
+    return extracted, sorted(differ)
 
 
 _Piece = tuple[np.ndarray[Any, Any], Split]  # numbers of samples, and the samples
@@ -157,7 +157,7 @@ def _extract(piece: _Piece, _shared: None) -> tuple[np.ndarray[Any, Any], list[i
     """A Ray task: features (n, F) of images in shards; a row of NaN for one that cannot be decoded. And the numbers of
     those whose record in the shard says another key or other labels than the table."""
     _, split = piece
-    found = np.full((len(split), features_of.NUM_FEATURES), np.nan, dtype=np.float32)
+    features = np.full((len(split), features_of.NUM_FEATURES), np.nan, dtype=np.float32)
     differ = []
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(split.open_shard(number)) for number in range(len(split.shards))]
@@ -166,8 +166,8 @@ def _extract(piece: _Piece, _shared: None) -> tuple[np.ndarray[Any, Any], list[i
             if record is not None and not _says_the_same(record, split, row):
                 differ.append(row)
             with contextlib.suppress(images.BadImage):
-                found[row] = features_of.extract(data, images.MAX_PIXELS)
-    return found, differ
+                features[row] = features_of.extract(data, images.MAX_PIXELS)
+    return features, differ
 
 
 def _says_the_same(record: dict[str, Any], split: Split, row: int) -> bool:
@@ -225,8 +225,8 @@ def _labels(index: dict[str, Any]) -> Check:
     """Labels that a split has no positive sample of cannot be learnt, thresholded or measured there."""
     lacking = [
         f"{label} in {split}"
-        for split, found in index["splits"].items()
-        for label, count in found["label_counts"].items()
+        for split, counts in index["splits"].items()
+        for label, count in counts["label_counts"].items()
         if not count
     ]
     if lacking:
@@ -250,9 +250,9 @@ def _account(index: dict[str, Any]) -> Check:
 def _leakage(shards: Location) -> Check:
     """Images that are the same or nearly are learnt in one split and measured in the other; so are versions of one."""
     table = read_table(shards, ["key", "split", "sha256", "group", "version"]).to_pandas()
-    whole = table[table["version"] == 0]
-    found = [("byte for byte", whole, "sha256"), ("nearly", table[table["group"] >= 0], "group")]
-    for how, rows, column in found:
+    originals = table[table["version"] == 0]
+    kinds = [("byte for byte", originals, "sha256"), ("nearly", table[table["group"] >= 0], "group")]
+    for how, rows, column in kinds:
         crossing = rows.groupby(column)["split"].transform("nunique") > 1
         if crossing.any():
             first = rows[crossing].sort_values(column)["key"].tolist()[:2]
@@ -282,9 +282,9 @@ def _readers(index: dict[str, Any], ranks: int) -> Check:
 
 
 def _machine(shards: Location) -> list[Check]:
-    place = shards if isinstance(shards, Path) else Path(tempfile.gettempdir())
-    disk, files = shutil.disk_usage(place).free, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    rows = [("disk", disk < _LITTLE_DISK, f"{disk / 2**30:,.1f} GB free in {place}")]
+    folder = shards if isinstance(shards, Path) else Path(tempfile.gettempdir())
+    disk, files = shutil.disk_usage(folder).free, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    rows = [("disk", disk < _LITTLE_DISK, f"{disk / 2**30:,.1f} GB free in {folder}")]
     if Path("/dev/shm").is_dir():  # noqa: S108 - macOS has none
         shm = shutil.disk_usage("/dev/shm").free  # noqa: S108
         rows.append(("shared memory", shm < _LITTLE_SHM, f"{shm / 2**30:,.1f} GB free in /dev/shm"))

@@ -19,8 +19,8 @@ def extract(data: bytes, max_pixels: int) -> np.ndarray[Any, Any]:
 
     Raises BadImage.
     """
-    whole = Image.fromarray(images.decode(data, "rgb", max_pixels, side=_SIDE))
-    pixels = np.asarray(whole.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)).astype(np.float32) / 255
+    image = Image.fromarray(images.decode(data, "rgb", max_pixels, side=_SIDE))
+    pixels = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)).astype(np.float32) / 255
     cells = _cells(pixels)  # (16, 64, 3)
     gray = pixels.mean(axis=2)
     dy, dx = np.gradient(gray)

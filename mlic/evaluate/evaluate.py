@@ -111,12 +111,12 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         file = predict_split(config, file, truth, config.split)
     if truth is None:
         raise ConfigError("--labels is not given.", "name shards, a folder of per-label lists, or a CSV file.")
-    found = prediction_files.read(file)
-    decided = _decisions(config, file, found)
-    joined = join(found, truth, config.split, config.format, config.unlabelled)
+    predictions = prediction_files.read(file)
+    decided = _decisions(config, file, predictions)
+    joined = join(predictions, truth, config.split, config.format, config.unlabelled)
     names, rows, targets = joined.labels, joined.rows, joined.targets
-    columns = [found.labels.index(name) for name in names] if found.labels else list(range(len(names)))
-    scores = None if found.scores is None else found.scores[rows][:, columns]
+    columns = [predictions.labels.index(name) for name in names] if predictions.labels else list(range(len(names)))
+    scores = None if predictions.scores is None else predictions.scores[rows][:, columns]
     if scores is not None:
         decision.check_finite(scores)
     decisions = decided[rows][:, columns]
@@ -135,23 +135,23 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         measurement=measurement,
     )
     title = f"{file.name} against {storage.name(truth)}"
-    keys = [found.keys[i] for i in rows]
+    keys = [predictions.keys[i] for i in rows]
     evidence = of_predictions(title, names, keys, targets, decisions, scores, measurement, truth, config.split)
     _write(out, report, evidence, config.seed)
     return report
 
 
-def _decisions(config: EvaluateConfig, file: Path, found: prediction_files.Predictions) -> Array:
+def _decisions(config: EvaluateConfig, file: Path, predictions: prediction_files.Predictions) -> Array:
     """The decisions (N, L) of a file, or those that a threshold makes of its scores."""
-    if found.decisions is not None:
+    if predictions.decisions is not None:
         if config.threshold is not None:
             raise ConfigError(f"{file} holds decisions already.", "leave --threshold out.")
-        return found.decisions
-    if config.threshold is None or found.scores is None:
+        return predictions.decisions
+    if config.threshold is None or predictions.scores is None:
         raise ConfigError(
             f"{file} holds scores and no decisions.", "predict with --values both, or give --threshold 0.5."
         )
-    return thresholds.decide(found.scores, np.full(found.columns, config.threshold, dtype=np.float32))
+    return thresholds.decide(predictions.scores, np.full(predictions.columns, config.threshold, dtype=np.float32))
 
 
 def _check_gates(gates: Sequence[str]) -> None:
@@ -174,12 +174,12 @@ def _said_of_split(file: Path, truth: Location, split: str) -> tuple[str, ...]:
         return ()  # predictions of another program, or labels that are no shards: nothing is known
     fit = index.get("threshold_fit") or {}
     fitted = fit.get("split") or str(fit.get("fitted_on", "")).partition(" of ")[0]
-    said = []
+    sentences = []
     if index.get("trained_on") == data and split == "train":
-        said.append("the model was trained on this split, so new images will give less.")
+        sentences.append("the model was trained on this split, so new images will give less.")
     if fit.get("data") == data and fitted == split:
-        said.append("the thresholds of the model were fitted to this split, so new images will give less.")
-    return tuple(said)
+        sentences.append("the thresholds of the model were fitted to this split, so new images will give less.")
+    return tuple(sentences)
 
 
 def _check(gate: str, measurement: Measurement) -> Gate:
@@ -244,7 +244,7 @@ class Joined:
 
 
 def join(
-    found: prediction_files.Predictions,
+    predictions: prediction_files.Predictions,
     truth: Location,
     split: str,
     format: LabelFormat,
@@ -256,23 +256,23 @@ def join(
     has a list of its images (`auto`), an image in none of them is one without a label. Raises DataError for keys of the
     split without a prediction, keys that stand twice, names that could mean two images and other labels.
     """
-    position = {key: i for i, key in enumerate(found.keys)}
-    if len(position) < len(found.keys):
-        twice = next(key for i, key in enumerate(found.keys) if position[key] != i)
+    position = {key: i for i, key in enumerate(predictions.keys)}
+    if len(position) < len(predictions.keys):
+        twice = next(key for i, key in enumerate(predictions.keys) if position[key] != i)
         raise DataError(f"the key {twice!r} is predicted twice.", "name each image once.")
     if storage.size(storage.join(truth, INDEX)) is not None:
         if unlabelled != "auto" or format != "auto":
             raise ConfigError(
                 f"{truth} are shards, which have a label of each sample.", "leave --unlabelled and format out."
             )
-        return _join_split(found, position, truth, split)
+        return _join_split(predictions, position, truth, split)
     if split != "test":
         raise ConfigError(f"{truth} holds label files, which have no split {split!r}.", "leave --split out.")
     annotations = read_annotations(truth, format)
-    _same_labels(found.labels, found.columns, annotations.labels)
-    joined = label_join.join(annotations, label_join.as_paths(found.files))
+    _same_labels(predictions.labels, predictions.columns, annotations.labels)
+    joined = label_join.join(annotations, label_join.as_paths(predictions.files))
     negative = unlabelled == "negative" or (unlabelled == "auto" and annotations.by_label)
-    rows = np.arange(len(found.keys)) if negative else np.flatnonzero(joined.labelled)
+    rows = np.arange(len(predictions.keys)) if negative else np.flatnonzero(joined.labelled)
     return Joined(
         rows,
         joined.targets[rows],
@@ -283,10 +283,12 @@ def join(
     )
 
 
-def _join_split(found: prediction_files.Predictions, position: dict[str, int], truth: Location, split: str) -> Joined:
+def _join_split(
+    predictions: prediction_files.Predictions, position: dict[str, int], truth: Location, split: str
+) -> Joined:
     """Predictions of a split of shards, in the order of its samples."""
     samples = read_split(truth, split)
-    _same_labels(found.labels, found.columns, samples.labels)
+    _same_labels(predictions.labels, predictions.columns, samples.labels)
     keys = samples.keys.to_pylist()
     if not len(samples):
         raise DataError(f"the split {split!r} of {truth} is empty.", "name another by --split.")
@@ -330,7 +332,7 @@ def _same_labels(predicted: tuple[str, ...], columns: int, annotated: tuple[str,
         return
     sides = {"predicted": set(predicted) - set(annotated), "annotated": set(annotated) - set(predicted)}
     if any(sides.values()):
-        only = [f"only {side}: {', '.join(sorted(found)[:5])}" for side, found in sides.items() if found]
+        only = [f"only {side}: {', '.join(sorted(names)[:5])}" for side, names in sides.items() if names]
         raise DataError(
             f"predictions and labels have different labels ({'; '.join(only)}).",
             "measure with the labels that the model was trained on.",
@@ -349,6 +351,6 @@ def _write(out: Path, report: EvaluateReport, evidence: Evidence, seed: int) -> 
         raise ConfigError(f"{out} holds files that mlic did not write.", "name another folder by --out.")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    plain = report.model_dump(mode="json")
-    write_json(report.metrics, {"format": 1, "kind": "metrics", **plain["measurement"]})
+    document = report.model_dump(mode="json")
+    write_json(report.metrics, {"format": 1, "kind": "metrics", **document["measurement"]})
     page.write(out, [evidence], seed)

@@ -127,9 +127,9 @@ def _refuse_foreign(out: Path) -> None:
 
 def _samples_of_labels(data: Data, rng: np.random.Generator) -> dict[str, Array]:
     """A few samples of each label, at random, and of those without any."""
-    given = {label: np.flatnonzero(data.targets[:, i] == 1) for i, label in enumerate(data.labels)}
-    given["(no label)"] = np.flatnonzero(~(data.targets == 1).any(axis=1))
-    return {label: rng.permutation(found)[:_PER_LABEL] for label, found in given.items() if len(found)}
+    rows_of = {label: np.flatnonzero(data.targets[:, i] == 1) for i, label in enumerate(data.labels)}
+    rows_of["(no label)"] = np.flatnonzero(~(data.targets == 1).any(axis=1))
+    return {label: rng.permutation(found)[:_PER_LABEL] for label, found in rows_of.items() if len(found)}
 
 
 def _look(data: Data, rows: Array, shown: set[int], cluster: Cluster, config: ExploreConfig) -> Look:
@@ -137,13 +137,13 @@ def _look(data: Data, rows: Array, shown: set[int], cluster: Cluster, config: Ex
     share = task_share(cluster, config.workers, use_gpus=False)
     starts = range(0, len(rows), _CHUNK)
     progress = Progress(logger, "explore", len(starts), "chunks", "images")
-    place = {int(row): i for i, row in enumerate(rows)}
+    position_of = {int(row): i for i, row in enumerate(rows)}
     seen: list[dict[str, Any] | None] = [None] * len(rows)
     hashes, thumbnails = np.zeros((len(rows), 48), np.uint8), dict[int, bytes]()
     pieces = (_piece(data.source, rows[start : start + _CHUNK], shown) for start in starts)
     for (numbers, _, _), (records, some, pictures) in pool.run(_open, pieces, None, share.workers, _halves, _deadly):
         for i, number in enumerate(numbers.tolist()):
-            seen[place[number]], hashes[place[number]] = records[i], some[i]
+            seen[position_of[number]], hashes[position_of[number]] = records[i], some[i]
         thumbnails |= {int(numbers[i]): picture for i, picture in pictures.items()}
         progress.add(len(records), sum(record is None for record in records))
     return Look(rows, seen, hashes, thumbnails)
@@ -171,9 +171,9 @@ def _deadly(piece: _Piece, _reason: str) -> _Seen:
 
 def _unread(key: str) -> Array:
     """The hashes uint8 (1, 48) of an image that is not read: its digest is that of its name."""
-    found = np.zeros((1, 48), np.uint8)
-    found[0, :32] = np.frombuffer(duplicates.digest(key.encode("utf-8", "replace")), np.uint8)
-    return found
+    thumbnail = np.zeros((1, 48), np.uint8)
+    thumbnail[0, :32] = np.frombuffer(duplicates.digest(key.encode("utf-8", "replace")), np.uint8)
+    return thumbnail
 
 
 def _open(piece: _Piece, _shared: None) -> _Seen:
@@ -223,8 +223,8 @@ def _summary(config: ExploreConfig, data: Data, look: Look) -> ExploreReport:
     good = [record for record in look.seen if record is not None]
     group = duplicates.clusters(look.hashes[:, :32], look.hashes[:, 32:])
     names, sizes = np.unique(group, return_counts=True)
-    many = names[sizes > 1]
-    found = label_stats.implications(targets, _SUPPORT, _CONFIDENCE)
+    repeated = names[sizes > 1]
+    rules = label_stats.implications(targets, _SUPPORT, _CONFIDENCE)
     different, once = label_stats.label_sets(targets)
     splits: dict[str, dict[str, int]] = {}
     if data.split is not None:
@@ -249,7 +249,7 @@ def _summary(config: ExploreConfig, data: Data, look: Look) -> ExploreReport:
                 exceptions=len(item.exceptions),
                 keys=tuple(data.key(i) for i in item.exceptions[:_LISTED]),
             )
-            for item in found
+            for item in rules
         ),
         splits=splits,
         looked_at=len(look.seen),
@@ -258,9 +258,9 @@ def _summary(config: ExploreConfig, data: Data, look: Look) -> ExploreReport:
         formats=_tally(good, "format"),
         sizes=_tally(good, "size"),
         brightness=brightness.tolist(),
-        duplicate_groups=len(many),
+        duplicate_groups=len(repeated),
         duplicates=tuple(
-            tuple(data.key(i) for i in look.rows[np.flatnonzero(group == name)[:_LISTED]]) for name in many[:100]
+            tuple(data.key(i) for i in look.rows[np.flatnonzero(group == name)[:_LISTED]]) for name in repeated[:100]
         ),
         page=config.out / "explore.html",
     )

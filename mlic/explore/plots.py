@@ -13,17 +13,17 @@ from mlic.html.plots import _MOST, BAR, INK, LINE, PARTS, SOFT, canvas, drawn, s
 def figures_of(report: ExploreReport) -> dict[str, bytes]:
     """The figures of a data set by name."""
     counts = sorted(report.labels.items(), key=lambda item: -item[1])[:_MOST]
-    found = {
+    figures = {
         "labels": _bars([name for name, _ in counts], [count for _, count in counts], "images"),
         "cardinality": _columns([str(i) for i in range(len(report.cardinality))], report.cardinality, "labels"),
         "together": _matrix(report),
     }
     if report.splits:
-        found["splits"] = _splits(report)
+        figures["splits"] = _splits(report)
     if sum(report.brightness):
         edges = [str(8 * i) if i % 4 == 0 else "" for i in range(len(report.brightness))]
-        found["brightness"] = _columns(edges, report.brightness, "mean brightness, 0 to 255")
-    return found
+        figures["brightness"] = _columns(edges, report.brightness, "mean brightness, 0 to 255")
+    return figures
 
 
 def _bars(names: Sequence[str], values: Sequence[int], unit: str) -> bytes:
@@ -34,8 +34,8 @@ def _bars(names: Sequence[str], values: Sequence[int], unit: str) -> bytes:
     axes.invert_yaxis()
     axes.set_xlabel(unit, color=SOFT)
     axes.grid(axis="x", color=LINE)
-    for place, value in zip(places, values, strict=True):
-        axes.annotate(f" {value:,}", (value, place), va="center", color=SOFT, fontsize=9)
+    for position, value in zip(places, values, strict=True):
+        axes.annotate(f" {value:,}", (value, position), va="center", color=SOFT, fontsize=9)
     axes.margins(x=0.1, y=0.01)
     return drawn(figure)
 
@@ -49,8 +49,8 @@ def _columns(names: Sequence[str], values: Sequence[int], unit: str) -> bytes:
     axes.set_ylabel("images", color=SOFT)
     axes.grid(axis="y", color=LINE)
     if len(values) <= 16:
-        for place, value in zip(places, values, strict=True):
-            axes.annotate(f"{value:,}", (place, value), ha="center", va="bottom", color=SOFT, fontsize=9)
+        for position, value in zip(places, values, strict=True):
+            axes.annotate(f"{value:,}", (position, value), ha="center", va="bottom", color=SOFT, fontsize=9)
     return drawn(figure)
 
 

@@ -76,15 +76,17 @@ def export(config: ExportConfig) -> ExportReport:
     _check_out(out)
     model, net = bundle.load_model(config.model)
     pixels, where = _images(config, model, source)
-    whole = converters.Whole(net.to(memory_format=torch.channels_last), model.preprocessing, model.activation).eval()
-    expected = _by_torch(whole, pixels)
-    plain = bundle.Export(config.to, config.precision, {})
+    full_model = converters.Whole(
+        net.to(memory_format=torch.channels_last), model.preprocessing, model.activation
+    ).eval()
+    expected = _by_torch(full_model, pixels)
+    description = bundle.Export(config.to, config.precision, {})
     with disk_errors(out), bundle.written(out) as part:
         file = part / bundle.FILES[config.to][0]
         try:
-            _write(config, whole, pixels, file)
-            run = opened(file, plain, _BATCH)
-            found = np.concatenate([run(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)])
+            _write(config, full_model, pixels, file)
+            run = opened(file, description, _BATCH)
+            scores = np.concatenate([run(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)])
         except Exception as error:  # of whatever an engine does not support
             why = " ".join(str(error).split())[:300]
             raise RunError(f"{config.to} does not take {model.arch}: {why}.", "export it to another engine.") from error
@@ -95,18 +97,18 @@ def export(config: ExportConfig) -> ExportReport:
             model=source,
             images=len(pixels),
             compared_on=where,
-            max_difference=float(np.abs(found - expected).max()),
+            max_difference=float(np.abs(scores - expected).max()),
             decisions=expected.size,
-            same_decisions=agreement(model, found, expected),
+            same_decisions=agreement(model, scores, expected),
         )
         _check_parity(config, report)
         parity = report.model_dump(include={"images", "max_difference", "decisions", "same_decisions"})
-        made = dataclasses.replace(
+        exported = dataclasses.replace(
             model,
-            export=dataclasses.replace(plain, parity=parity),
+            export=dataclasses.replace(description, parity=parity),
             provenance=model.provenance | {"exported_from": model.fingerprint},
         )
-        bundle.describe(made, part)
+        bundle.describe(exported, part)
     return report
 
 
@@ -147,24 +149,24 @@ def _images(config: ExportConfig, model: bundle.Bundle, source: Path) -> tuple[A
     return pixels[good], f"the split {split}" if split else str(images)
 
 
-def _by_torch(whole: converters.Whole, pixels: Array) -> Array:
+def _by_torch(full_model: converters.Whole, pixels: Array) -> Array:
     with torch.inference_mode():
-        batches = [whole(torch.from_numpy(pixels[i : i + _BATCH])) for i in range(0, len(pixels), _BATCH)]
+        batches = [full_model(torch.from_numpy(pixels[i : i + _BATCH])) for i in range(0, len(pixels), _BATCH)]
     return torch.cat(batches).numpy()
 
 
-def _write(config: ExportConfig, whole: converters.Whole, pixels: Array, file: Path) -> None:
+def _write(config: ExportConfig, full_model: converters.Whole, pixels: Array, file: Path) -> None:
     example = torch.from_numpy(pixels[: min(2, len(pixels))])
     if len(example) < 2:  # one image would be taken for a batch that is always of one
         example = example.repeat(2, 1, 1, 1)
     if config.to == "onnx":
-        file.write_bytes(converters.to_onnx(whole, example, any_batch=True))
+        file.write_bytes(converters.to_onnx(full_model, example, any_batch=True))
     elif config.to == "torchscript":
-        converters.to_torchscript(whole, example).save(str(file))
+        converters.to_torchscript(full_model, example).save(str(file))
     else:
         import openvino
 
-        model = converters.to_openvino(whole, example, any_batch=True)
+        model = converters.to_openvino(full_model, example, any_batch=True)
         if config.precision == "int8":
             model = converters.to_int8(model, pixels)
         openvino.save_model(model, str(file), compress_to_fp16=False)

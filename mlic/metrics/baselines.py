@@ -27,20 +27,20 @@ def baselines(decisions: Array, targets: Array, scores: Array | None, seed: int)
     """
     num_labels = targets.shape[1]
     share = metrics.ratio((targets == 1).sum(axis=0), (targets >= 0).sum(axis=0))
-    found: dict[str, dict[str, float]] = {}
+    by_baseline: dict[str, dict[str, float]] = {}
     ranked = np.argsort(-share, kind="stable")
     for k in (0, *(k for k in _TOP_K if k < num_labels)):
-        given = np.zeros(num_labels, dtype=bool)
-        given[ranked[:k]] = True
-        everywhere = np.broadcast_to(given, targets.shape)
-        found["all_negative" if k == 0 else f"always_top_{k}"] = metrics.decision_metrics(everywhere, targets)
-    found["prevalence"] = _prevalence(targets, share)
+        predicted = np.zeros(num_labels, dtype=bool)
+        predicted[ranked[:k]] = True
+        everywhere = np.broadcast_to(predicted, targets.shape)
+        by_baseline["all_negative" if k == 0 else f"always_top_{k}"] = metrics.decision_metrics(everywhere, targets)
+    by_baseline["prevalence"] = _prevalence(targets, share)
     if scores is not None:
         rows = np.random.default_rng([seed, 10]).permutation(len(targets))[:_SHUFFLED_ROWS]
         constant = np.broadcast_to(share.astype(np.float32), (len(rows), num_labels))
-        found["prevalence"] |= metrics.score_metrics(constant, targets[rows]) | {"map": float(share.mean())}
-    found["shuffled"] = _shuffled(decisions, targets, scores, seed)
-    return found
+        by_baseline["prevalence"] |= metrics.score_metrics(constant, targets[rows]) | {"map": float(share.mean())}
+    by_baseline["shuffled"] = _shuffled(decisions, targets, scores, seed)
+    return by_baseline
 
 
 def _prevalence(targets: Array, share: Array) -> dict[str, float]:
@@ -90,14 +90,14 @@ def warnings(
             below.append(f"{name} {values[name]:.4f} ({beside})")
         elif limits[name][0] <= best:
             unsure.append(f"{name} {values[name]:.4f}, from {limits[name][0]:.4f} ({beside})")
-    said = []
+    messages = []
     if below:
-        said.append(f"{len(below)} of {len(names)} metrics do not beat a trivial baseline: {', '.join(below)}")
+        messages.append(f"{len(below)} of {len(names)} metrics do not beat a trivial baseline: {', '.join(below)}")
     if unsure:
         some = f"{len(unsure)} more" if below else f"{len(unsure)} of {len(names)} metrics"
         what = "one" if below else "a trivial baseline"
-        said.append(f"{some} do not significantly beat {what}: {', '.join(unsure)}")
-    return ["; ".join(said) + "."] if said else []
+        messages.append(f"{some} do not significantly beat {what}: {', '.join(unsure)}")
+    return ["; ".join(messages) + "."] if messages else []
 
 
 def best_baseline(metric: str, trivial: Mapping[str, Mapping[str, float]]) -> tuple[str, float]:

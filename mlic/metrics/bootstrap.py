@@ -64,8 +64,8 @@ def draws(
 
 def _limits(drawn: dict[str, Array]) -> Limits:
     edges = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
-    found = {name: np.nanquantile(values, edges) for name, values in drawn.items() if not np.isnan(values).all()}
-    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+    limits = {name: np.nanquantile(values, edges) for name, values in drawn.items() if not np.isnan(values).all()}
+    return {name: (float(low), float(high)) for name, (low, high) in limits.items()}
 
 
 def _blocks(count: int, most: int, seed: int) -> tuple[Array, Array]:
@@ -109,16 +109,16 @@ def _area_draws(scores: Array, ranked: Array, targets: Array, resamples: int, se
     micro = _binned(scores[known], targets[known] == 1, block[row], weights, _MICRO_BINS)
 
     def of_label(i: int) -> tuple[Array, Array]:
-        own = known[:, i]
-        return _binned(ranked[own, i], targets[own, i] == 1, block[own], weights, _BINS)
+        rows = known[:, i]
+        return _binned(ranked[rows, i], targets[rows, i] == 1, block[rows], weights, _BINS)
 
     if num_samples > _SCORE_BLOCKS:
         with ThreadPoolExecutor(ranking.THREADS) as pool:
-            each = list(pool.map(of_label, range(targets.shape[1])))
+            by_label = list(pool.map(of_label, range(targets.shape[1])))
     else:
-        each = _exact(ranked, targets, resamples, seed)
-    precision = np.mean([own[0] for own in each], axis=0)
-    area = np.array([own[1] for own in each])
+        by_label = _exact(ranked, targets, resamples, seed)
+    precision = np.mean([own[0] for own in by_label], axis=0)
+    area = np.array([own[1] for own in by_label])
     defined = ~np.isnan(area)
     return {
         "map": precision,
@@ -155,15 +155,15 @@ def _binned(scores: Array, positive: Array, block: Array, weights: Array, bins: 
     exact = ranking.cuts(scores, positive)
     places = len(scores) - 1 - np.linspace(0, len(scores) - 1, bins + 1).astype(int)
     edges = np.unique(exact.score[np.searchsorted(exact.count, places, side="right")])
-    place = len(edges) - np.searchsorted(edges, scores, side="right")  # the highest scores first
+    bin_of = len(edges) - np.searchsorted(edges, scores, side="right")  # the highest scores first
     width = len(edges) + 1
-    flat = np.bincount((block * width + place) * 2 + positive, minlength=blocks * width * 2)
+    flat = np.bincount((block * width + bin_of) * 2 + positive, minlength=blocks * width * 2)
     histogram = flat.reshape(blocks, width * 2).astype(np.float32)
     parts = [_of_bins(weights[i : i + _AT_ONCE] @ histogram) for i in range(0, resamples, _AT_ONCE)]
     drawn = [np.concatenate(part) for part in zip(*parts, strict=True)]
-    whole = _of_bins(histogram.sum(axis=0, dtype=np.float64)[None])
+    overall = _of_bins(histogram.sum(axis=0, dtype=np.float64)[None])
     exactly = (exact.average_precision(), exact.roc_auc())
-    precision, area = (value + (now - about) for value, now, about in zip(drawn, exactly, whole, strict=True))
+    precision, area = (value + (now - about) for value, now, about in zip(drawn, exactly, overall, strict=True))
     return precision, area
 
 

@@ -68,11 +68,11 @@ class Calibration:
         }
 
     @staticmethod
-    def read(plain: dict[str, Any]) -> Calibration:
-        """Raises KeyError, TypeError or ValueError for values that are none of `plain`'s."""
-        knots = tuple((tuple(map(float, x)), tuple(map(float, y))) for x, y in plain["knots"])
-        scale, shift = (tuple(map(float, plain[name])) for name in ("scale", "shift"))
-        return Calibration(str(plain["method"]), scale, shift, knots)
+    def read(stored: dict[str, Any]) -> Calibration:
+        """Raises KeyError, TypeError or ValueError for values that are none of `stored`'s."""
+        knots = tuple((tuple(map(float, x)), tuple(map(float, y))) for x, y in stored["knots"])
+        scale, shift = (tuple(map(float, stored[name])) for name in ("scale", "shift"))
+        return Calibration(str(stored["method"]), scale, shift, knots)
 
 
 def fit(method: str, scores: Array, targets: Array, weights: Array) -> Calibration:
@@ -90,8 +90,8 @@ def fit(method: str, scores: Array, targets: Array, weights: Array) -> Calibrati
         scale = _newton(logits[known], (targets[known] == 1).astype(np.float64), with_shift=False)[0]
         return Calibration(method, (scale,) * num_labels, (0.0,) * num_labels)
     if method == "platt":
-        found = [_platt(logits[k, i], targets[k, i] == 1) for i, k in enumerate(known.T)]
-        return Calibration(method, tuple(scale for scale, _ in found), tuple(shift for _, shift in found))
+        parameters = [_platt(logits[k, i], targets[k, i] == 1) for i, k in enumerate(known.T)]
+        return Calibration(method, tuple(scale for scale, _ in parameters), tuple(shift for _, shift in parameters))
     raise ValueError(f"unknown calibration {method!r}")
 
 
@@ -144,8 +144,8 @@ def _platt(logits: Array, positive: Array) -> tuple[float, float]:
 def _newton(logits: Array, goals: Array, with_shift: bool) -> tuple[float, float]:
     """Scale and shift of logits (N,) with the lowest log loss against goals (N,) in [0, 1]; a convex problem."""
     columns = np.stack([logits, np.ones_like(logits)], axis=1) if with_shift else logits[:, None]
-    found = np.zeros(columns.shape[1])
-    found[0] = 1.0
+    solution = np.zeros(columns.shape[1])
+    solution[0] = 1.0
     if not len(logits):
         return 1.0, 0.0
 
@@ -153,21 +153,21 @@ def _newton(logits: Array, goals: Array, with_shift: bool) -> tuple[float, float
         values = columns @ at
         return float((np.logaddexp(0, values) - goals * values).sum())
 
-    now = loss(found)
+    now = loss(solution)
     for _ in range(_STEPS):
-        share = sigmoid(columns @ found)
+        share = sigmoid(columns @ solution)
         gradient = columns.T @ (share - goals)
-        hessian = (columns * (share * (1 - share))[:, None]).T @ columns + 1e-9 * np.eye(len(found))
+        hessian = (columns * (share * (1 - share))[:, None]).T @ columns + 1e-9 * np.eye(len(solution))
         step = np.linalg.solve(hessian, gradient)
         size = 1.0
-        while size > 1e-6 and loss(found - size * step) > now:
+        while size > 1e-6 and loss(solution - size * step) > now:
             size /= 2
-        new = loss(found - size * step)
+        new = loss(solution - size * step)
         if not new < now - 1e-10 * abs(now):
             break
-        found, now = found - size * step, new
+        solution, now = solution - size * step, new
     # Scores that part the classes without a mistake would have a scale without bounds.
-    return float(np.clip(found[0], 1 / _MOST_SCALE, _MOST_SCALE)), float(found[1]) if with_shift else 0.0
+    return float(np.clip(solution[0], 1 / _MOST_SCALE, _MOST_SCALE)), float(solution[1]) if with_shift else 0.0
 
 
 def _isotonic(scores: Array, targets: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -177,9 +177,9 @@ def _isotonic(scores: Array, targets: Array) -> tuple[tuple[float, ...], tuple[f
     positive = targets[known] == 1
     if min(positive.sum(), (~positive).sum()) < _MIN_POSITIVES:
         return (), ()
-    value, place = np.unique(scores[known].astype(np.float64), return_inverse=True)
-    weight = np.bincount(place).astype(np.float64)
-    share = np.bincount(place, weights=positive) / weight
+    value, index = np.unique(scores[known].astype(np.float64), return_inverse=True)
+    weight = np.bincount(index).astype(np.float64)
+    share = np.bincount(index, weights=positive) / weight
     rising = isotonic_regression(share, sample_weight=weight)
     starts = np.flatnonzero(np.append(True, rising[1:] != rising[:-1]))
     ends = np.append(starts[1:], len(value))
@@ -193,5 +193,5 @@ def _isotonic(scores: Array, targets: Array) -> tuple[tuple[float, ...], tuple[f
 def log_losses(scores: Array, targets: Array) -> Array:
     """Log loss (N,) of each sample, summed over its known labels."""
     inside = np.clip(scores.astype(np.float64), _EDGE, 1 - _EDGE)
-    each = np.where(targets == 1, -np.log(inside), -np.log1p(-inside))
-    return np.asarray(np.where(targets >= 0, each, 0).sum(axis=1))
+    losses = np.where(targets == 1, -np.log(inside), -np.log1p(-inside))
+    return np.asarray(np.where(targets >= 0, losses, 0).sum(axis=1))

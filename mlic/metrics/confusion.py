@@ -24,8 +24,8 @@ class Slice:
 
 def swapped(decisions: Array, targets: Array) -> Array:
     """In how many samples the label of the row was missed and that of the column wrongly given, int64 (L, L)."""
-    given = decisions.astype(bool)
-    missed, wrong = (targets == 1) & ~given, (targets == 0) & given
+    predicted = decisions.astype(bool)
+    missed, wrong = (targets == 1) & ~predicted, (targets == 0) & predicted
     return np.asarray(np.rint(missed.astype(np.float32).T @ wrong.astype(np.float32)), np.int64)
 
 
@@ -35,9 +35,9 @@ def cardinality(decisions: Array, targets: Array, most: int = 10) -> Array:
     Labels of which the truth is unknown count on neither side.
     """
     true = (targets == 1).sum(axis=1)
-    given = (decisions.astype(bool) & (targets >= 0)).sum(axis=1)
-    side = int(min(most, max(true.max(initial=0), given.max(initial=0)))) + 1
-    flat = np.minimum(true, side - 1) * side + np.minimum(given, side - 1)
+    predicted = (decisions.astype(bool) & (targets >= 0)).sum(axis=1)
+    side = int(min(most, max(true.max(initial=0), predicted.max(initial=0)))) + 1
+    flat = np.minimum(true, side - 1) * side + np.minimum(predicted, side - 1)
     return np.bincount(flat, minlength=side * side).reshape(side, side)
 
 
@@ -45,15 +45,15 @@ def slices(
     names: Sequence[str], group: Array, decisions: Array, targets: Array, resamples: int, seed: int
 ) -> list[Slice]:
     """Micro F1 by group, of samples that `group` (N,) numbers into `names`; a negative number is in none of them."""
-    found = []
+    slices_found = []
     counts = _counts(decisions, targets)
     for number, name in enumerate(names):
         rows = counts[group == number]
         if len(rows):
             drawn = f1(resampled(rows, resamples, np.random.default_rng([seed, 14, number])))
             low, high = np.quantile(drawn, [0.025, 0.975])
-            found.append(Slice(name, len(rows), float(f1(rows.sum(axis=0))), float(low), float(high)))
-    return found
+            slices_found.append(Slice(name, len(rows), float(f1(rows.sum(axis=0))), float(low), float(high)))
+    return slices_found
 
 
 def resampled(rows: Array, resamples: int, rng: np.random.Generator) -> Array:
@@ -74,6 +74,6 @@ def f1(sums: Array) -> Array:
 
 def _counts(decisions: Array, targets: Array) -> Array:
     """True positives, false positives and false negatives of each sample, int64 (N, 3)."""
-    given = decisions.astype(bool)
-    parts = [given & (targets == 1), given & (targets == 0), ~given & (targets == 1)]
+    predicted = decisions.astype(bool)
+    parts = [predicted & (targets == 1), predicted & (targets == 0), ~predicted & (targets == 1)]
     return np.stack([part.sum(axis=1) for part in parts], axis=1)

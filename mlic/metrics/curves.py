@@ -48,11 +48,11 @@ def curve(scores: Array, targets: Array, most: int = 200) -> Curve:
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)  # last of each run of equal scores
-    true, given = np.cumsum(positive[order])[last].astype(float), last + 1.0
+    true, predicted = np.cumsum(positive[order])[last].astype(float), last + 1.0
     recall = true / total if total else np.zeros(len(last))
-    f1 = 2 * true / (given + total)
+    f1 = 2 * true / (predicted + total)
     chosen = _thin(ranked[last], true, int(np.argmax(f1)), most)
-    return Curve(ranked[last][chosen].astype(float), (true / given)[chosen], recall[chosen], f1[chosen])
+    return Curve(ranked[last][chosen].astype(float), (true / predicted)[chosen], recall[chosen], f1[chosen])
 
 
 def _thin(values: Array, true: Array, best: int, most: int) -> Array:
@@ -69,10 +69,10 @@ def reliability(scores: Array, targets: Array, bins: int = 10) -> Reliability:
     """How often scores come true, of scores and targets of one shape; unknown targets count nowhere."""
     known = targets >= 0
     values, positive = scores[known].astype(float), targets[known] == 1
-    place = np.minimum((values * bins).astype(int), bins - 1)
-    counts = np.bincount(place, minlength=bins)
+    bin_of = np.minimum((values * bins).astype(int), bins - 1)
+    counts = np.bincount(bin_of, minlength=bins)
     some = np.maximum(counts, 1)
-    means = np.bincount(place, values, minlength=bins) / some
-    shares = np.bincount(place, positive, minlength=bins) / some
+    means = np.bincount(bin_of, values, minlength=bins) / some
+    shares = np.bincount(bin_of, positive, minlength=bins) / some
     error = float((counts * np.abs(means - shares)).sum() / max(1, len(values)))
     return Reliability(counts, means, shares, error)

@@ -58,15 +58,15 @@ def settle(
     losses = dict[str, float]()
     if method == "auto":
         method, losses = choose(scores, targets, weights, seed)
-    plain = thresholds.fit(policy, scores, targets, seed)
-    whole = calibration.fit(method, scores, targets, weights)
+    uncalibrated_cuts = thresholds.fit(policy, scores, targets, seed)
+    fitted = calibration.fit(method, scores, targets, weights)
     return Settled(
-        whole,
-        whole.carry(plain.thresholds),
-        plain.choice,
+        fitted,
+        fitted.carry(uncalibrated_cuts.thresholds),
+        uncalibrated_cuts.choice,
         crossed(method, scores, targets, weights, seed),
         scores,
-        plain.decisions,
+        uncalibrated_cuts.decisions,
         losses,
         {},
     )
@@ -97,15 +97,15 @@ def decide(
 def choose(scores: Array, targets: Array, weights: Array, seed: int) -> tuple[str, dict[str, float]]:
     """The strictly rising method with the lowest cross-fitted log loss, if it is significantly lower than that of the
     scores themselves, else none; and the mean log loss of each method that was tried."""
-    own = calibration.log_losses(scores, targets)
-    losses, best, method = {"none": float(own.mean())}, own, "none"
+    uncalibrated = calibration.log_losses(scores, targets)
+    losses, best, method = {"none": float(uncalibrated.mean())}, uncalibrated, "none"
     for name in calibration.STRICT[1:]:
         if name == "prior" and np.all(np.asarray(weights) == 1):
             continue
-        each = calibration.log_losses(crossed(name, scores, targets, weights, seed), targets)
-        losses[name] = float(each.mean())
-        if calibration.surely_higher(own, each) and each.mean() < best.mean():
-            best, method = each, name
+        calibrated = calibration.log_losses(crossed(name, scores, targets, weights, seed), targets)
+        losses[name] = float(calibrated.mean())
+        if calibration.surely_higher(uncalibrated, calibrated) and calibrated.mean() < best.mean():
+            best, method = calibrated, name
     return method, losses
 
 
@@ -113,12 +113,12 @@ def crossed(method: str, scores: Array, targets: Array, weights: Array, seed: in
     """Calibrated scores float32 (N, L), each by a map that was fitted without the sample's fold."""
     if method == "none":
         return scores
-    fold, found = calibration.folds(len(scores), seed), np.empty(scores.shape, dtype=np.float32)
+    fold, calibrated = calibration.folds(len(scores), seed), np.empty(scores.shape, dtype=np.float32)
     for k in range(calibration.FOLDS):
         held = fold == k
         if held.any():
-            found[held] = calibration.fit(method, scores[~held], targets[~held], weights).apply(scores[held])
-    return found
+            calibrated[held] = calibration.fit(method, scores[~held], targets[~held], weights).apply(scores[held])
+    return calibrated
 
 
 def value_of(objective: str, decisions: Array, ranked: Array, targets: Array) -> float:
@@ -152,7 +152,7 @@ def _best_by_objective(
 
     One that significantly raises the log loss is not taken: its scores would say less, whatever they decide.
     """
-    own = calibration.log_losses(scores, targets)
+    uncalibrated = calibration.log_losses(scores, targets)
     losses, objectives, tried = dict[str, float](), dict[str, float](), dict[str, Settled]()
     for name in calibration.METHODS:
         if name == "prior" and np.all(np.asarray(weights) == 1):
@@ -161,7 +161,7 @@ def _best_by_objective(
         loss = calibration.log_losses(settled.scores, targets)
         losses[name] = float(loss.mean())
         objectives[name] = value_of(objective, settled.decisions, settled.ranked, targets)
-        if name == "none" or not calibration.surely_higher(loss, own):
+        if name == "none" or not calibration.surely_higher(loss, uncalibrated):
             tried[name] = settled
     best = max(tried, key=lambda name: (objectives[name], -losses[name]))
     return replace(tried[best], losses=losses, objectives=objectives)
@@ -170,12 +170,21 @@ def _best_by_objective(
 def _refitted(policy: str, method: str, scores: Array, targets: Array, weights: Array, seed: int) -> Settled:
     """Thresholds by the policy on calibrated scores, in each fold on those of the others."""
     if method == "none":
-        plain = thresholds.fit(policy, scores, targets, seed)
-        return Settled(Calibration(), plain.thresholds, plain.choice, scores, scores, plain.decisions, {}, {})
-    whole = calibration.fit(method, scores, targets, weights)
-    final, choice = thresholds.thresholds(policy, whole.apply(scores), targets, seed)
+        uncalibrated_cuts = thresholds.fit(policy, scores, targets, seed)
+        return Settled(
+            Calibration(),
+            uncalibrated_cuts.thresholds,
+            uncalibrated_cuts.choice,
+            scores,
+            scores,
+            uncalibrated_cuts.decisions,
+            {},
+            {},
+        )
+    calibration_fitted = calibration.fit(method, scores, targets, weights)
+    final, choice = thresholds.thresholds(policy, calibration_fitted.apply(scores), targets, seed)
     fold = calibration.folds(len(scores), seed)
-    found, decisions = np.empty(scores.shape, dtype=np.float32), np.empty(scores.shape, dtype=bool)
+    calibrated, decisions = np.empty(scores.shape, dtype=np.float32), np.empty(scores.shape, dtype=bool)
     top_k = thresholds.top_k(policy)
     for k in range(calibration.FOLDS):
         held = fold == k
@@ -183,7 +192,7 @@ def _refitted(policy: str, method: str, scores: Array, targets: Array, weights: 
             continue
         part = calibration.fit(method, scores[~held], targets[~held], weights)
         fitted, _ = thresholds.thresholds(policy, part.apply(scores[~held]), targets[~held], seed)
-        found[held] = part.apply(scores[held])
-        decisions[held] = thresholds.decide(found[held], fitted, top_k)
-    ranked = scores if method in calibration.STRICT else found
-    return Settled(whole, final, choice, found, ranked, decisions, {}, {})
+        calibrated[held] = part.apply(scores[held])
+        decisions[held] = thresholds.decide(calibrated[held], fitted, top_k)
+    ranked = scores if method in calibration.STRICT else calibrated
+    return Settled(calibration_fitted, final, choice, calibrated, ranked, decisions, {}, {})

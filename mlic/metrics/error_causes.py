@@ -59,13 +59,13 @@ def assign(
     `rules` are pairs of labels (i, j) of which i nearly always brings j. Without `scores` no decision is sure; without
     `train_positives` (L,) no label is rare.
     """
-    given, positive, negative = decisions.astype(bool), targets == 1, targets == 0
-    wrong, missed = given & negative, positive & ~given
-    suspected = by_rule = _restores(given, positive, negative, rules) & (wrong | missed)
+    predicted, positive, negative = decisions.astype(bool), targets == 1, targets == 0
+    wrong, missed = predicted & negative, positive & ~predicted
+    suspected = by_rule = _restores(predicted, positive, negative, rules) & (wrong | missed)
     if scores is not None:
         share = positive.sum(axis=0) / np.maximum(1, (targets >= 0).sum(axis=0))
         suspected = suspected | (wrong & (scores >= SURE)) | (missed & (scores < DOUBT * share))
-    misled = _misled(given, targets, wrong, missed)
+    misled = _misled(predicted, targets, wrong, missed)
     kind = np.where(wrong | missed, np.int8(4), np.int8(0))
     kind[(misled >= 0) & (kind > 0)] = 3
     if train_positives is not None:
@@ -74,17 +74,17 @@ def assign(
     return Causes(kind, by_rule, np.where(kind == 3, misled, -1))
 
 
-def _restores(given: Array, positive: Array, negative: Array, rules: Sequence[tuple[int, int]]) -> Array:
+def _restores(predicted: Array, positive: Array, negative: Array, rules: Sequence[tuple[int, int]]) -> Array:
     """Where the labels given break a rule and the decision would fix it, bool (N, L)."""
-    found = np.zeros(given.shape, bool)
+    restored = np.zeros(predicted.shape, bool)
     for first, second in rules:
         broken = positive[:, first] & negative[:, second]
-        found[:, second] |= broken & given[:, second]
-        found[:, first] |= broken & ~given[:, first] & ~given[:, second]
-    return found
+        restored[:, second] |= broken & predicted[:, second]
+        restored[:, first] |= broken & ~predicted[:, first] & ~predicted[:, second]
+    return restored
 
 
-def _misled(given: Array, targets: Array, wrong: Array, missed: Array) -> Array:
+def _misled(predicted: Array, targets: Array, wrong: Array, missed: Array) -> Array:
     """The label that goes with this kind of error, (N, L), or -1."""
     positive = (targets == 1).astype(np.float32)
     # A label wrongly given (column), by a label that the image has (row).
@@ -92,17 +92,17 @@ def _misled(given: Array, targets: Array, wrong: Array, missed: Array) -> Array:
     chances_with = positive.T @ (targets == 0).astype(np.float32)
     lured = _lift(with_it, chances_with, wrong.sum(axis=0), (targets == 0).sum(axis=0))
     # A label missed (column), by a label that the image was wrongly given (row).
-    pairs = swapped(given, targets).T.astype(np.float32)
+    pairs = swapped(predicted, targets).T.astype(np.float32)
     chances = wrong.astype(np.float32).T @ positive
     hidden = _lift(pairs, chances, missed.sum(axis=0), (targets == 1).sum(axis=0))
-    found = np.full(given.shape, -1, np.int64)
+    misled_by = np.full(predicted.shape, -1, np.int64)
     for where, lift, has in ((wrong, lured, positive > 0), (missed, hidden, wrong)):
-        for label in range(given.shape[1]):
+        for label in range(predicted.shape[1]):
             rows = np.flatnonzero(where[:, label])
             strength = np.where(has[rows], lift[:, label], 0)
             best = strength.argmax(axis=1) if len(rows) else np.zeros(0, np.int64)
-            found[rows, label] = np.where(strength[np.arange(len(rows)), best] >= LIFT, best, -1)
-    return found
+            misled_by[rows, label] = np.where(strength[np.arange(len(rows)), best] >= LIFT, best, -1)
+    return misled_by
 
 
 def _lift(errors: Array, chances: Array, all_errors: Array, all_chances: Array) -> Array:

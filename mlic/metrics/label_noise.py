@@ -70,12 +70,12 @@ def suspects(scores: Array, targets: Array, fold: Array, rules: Sequence[Rule], 
     logits = _logit(scores.astype(np.float64))
     known = targets >= 0
     shares = (targets == 1).sum(axis=0) / np.maximum(1, known.sum(axis=0))
-    given = np.where(known, targets, shares)  # an unknown label says nothing about those beside it
-    others = _associated(given) if context else [np.zeros(0, np.int64)] * targets.shape[1]
+    filled = np.where(known, targets, shares)  # an unknown label says nothing about those beside it
+    others = _associated(filled) if context else [np.zeros(0, np.int64)] * targets.shape[1]
     evidence, beside = np.full(scores.shape, -np.inf), np.full(scores.shape, -1)
     rates = np.zeros((targets.shape[1], 2))
     for label, near in enumerate(others):
-        features = np.column_stack([logits[:, label], given[:, near]])
+        features = np.column_stack([logits[:, label], filled[:, near]])
         features = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-9)
         positive = targets[:, label] == 1
         for held in (fold == number for number in np.unique(fold)):
@@ -110,20 +110,22 @@ def confident(scores: Array, targets: Array) -> Array:
     """Where confident learning takes a label to be wrong, bool (N, L): cleanlab's filter, each label by itself."""
     from cleanlab.filter import find_label_issues
 
-    found = np.zeros(targets.shape, bool)
+    suspected = np.zeros(targets.shape, bool)
     for label in range(targets.shape[1]):
         rows = np.flatnonzero(targets[:, label] >= 0)
-        given = targets[rows, label].astype(np.int64)
-        if 0 < given.sum() < len(given):
-            own = scores[rows, label].astype(np.float64)
+        labels = targets[rows, label].astype(np.int64)
+        if 0 < labels.sum() < len(labels):
+            confidence = scores[rows, label].astype(np.float64)
             with warnings.catch_warnings(action="ignore"):  # rare labels, of which it says that it may miss some
-                found[rows, label] = find_label_issues(given, np.column_stack([1 - own, own]), n_jobs=1)
-    return found
+                suspected[rows, label] = find_label_issues(
+                    labels, np.column_stack([1 - confidence, confidence]), n_jobs=1
+                )
+    return suspected
 
 
-def _associated(given: Array) -> list[Array]:
+def _associated(filled: Array) -> list[Array]:
     """The labels that go with each label, or without it, most clearly, by the correlation of what is given."""
-    centred = given - given.mean(axis=0)
+    centred = filled - filled.mean(axis=0)
     scaled = centred / (np.sqrt((centred**2).sum(axis=0)) + 1e-9)
     strength = np.abs(scaled.T @ scaled)
     np.fill_diagonal(strength, -1)

@@ -95,13 +95,13 @@ def score_metrics(scores: Array, targets: Array, areas: tuple[Array, Array] | No
     known = targets >= 0
     precision, area = areas or ranking.areas(scores, targets)
     micro = ranking.cuts(scores[known], targets[known] == 1)
-    found = {"map": float(precision.mean()), "map_micro": micro.average_precision()}
+    values = {"map": float(precision.mean()), "map_micro": micro.average_precision()}
     if not np.isnan(area).all():
-        found["roc_auc"] = float(np.nanmean(area))
+        values["roc_auc"] = float(np.nanmean(area))
     if not np.isnan(micro.roc_auc()):
-        found["roc_auc_micro"] = micro.roc_auc()
+        values["roc_auc_micro"] = micro.roc_auc()
     means = ranking.per_sample(scores, targets).mean(axis=0)
-    return found | {name: float(mean) for name, mean in zip(ranking.SAMPLE_METRICS, means, strict=True)}
+    return values | {name: float(mean) for name, mean in zip(ranking.SAMPLE_METRICS, means, strict=True)}
 
 
 def label_metrics(decisions: Array, targets: Array) -> dict[str, Array]:
@@ -167,12 +167,12 @@ def per_sample(decisions: Array, targets: Array) -> Array:
 def from_sums(sums: Array, num_labels: int) -> dict[str, Array]:
     """DECISION_METRICS, arrays (R,), from R rows of summed `per_sample`."""
     tp, fp, fn, tn = _label_counts(sums, num_labels)
-    whole, precision, recall, f1, jaccard, count = sums[:, 4 * num_labels :].T
+    subset, precision, recall, f1, jaccard, count = sums[:, 4 * num_labels :].T
     return rates(tp, fp, fn) | {
         "precision_samples": ratio(precision, count),
         "recall_samples": ratio(recall, count),
         "f1_samples": ratio(f1, count),
-        "subset_accuracy": ratio(whole, count),
+        "subset_accuracy": ratio(subset, count),
         "hamming_accuracy": ratio((tp + tn).sum(axis=1), (tp + fp + fn + tn).sum(axis=1)),
         "jaccard_samples": ratio(jaccard, count),
     }
@@ -180,16 +180,16 @@ def from_sums(sums: Array, num_labels: int) -> dict[str, Array]:
 
 def rates(tp: Array, fp: Array, fn: Array) -> dict[str, Array]:
     """Those metrics (R,) that are made of counts (R, L)."""
-    found = {}
+    by_name = {}
     micro = (tp.sum(axis=1), fp.sum(axis=1), fn.sum(axis=1))
     support = tp + fn
     for name, function in _RATES.items():
-        each = function(tp, fp, fn)
-        found[f"{name}_micro"] = function(*micro)
-        found[f"{name}_macro"] = each.mean(axis=1)
+        per_label = function(tp, fp, fn)
+        by_name[f"{name}_micro"] = function(*micro)
+        by_name[f"{name}_macro"] = per_label.mean(axis=1)
         if name in ("f1", "precision", "recall"):
-            found[f"{name}_weighted"] = ratio((each * support).sum(axis=1), support.sum(axis=1))
-    return found
+            by_name[f"{name}_weighted"] = ratio((per_label * support).sum(axis=1), support.sum(axis=1))
+    return by_name
 
 
 def ratio(a: Array, b: Array) -> Array:

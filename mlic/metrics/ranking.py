@@ -57,12 +57,12 @@ def areas(scores: Array, targets: Array) -> tuple[Array, Array]:
 
     def of_label(i: int) -> tuple[float, float]:
         known = targets[:, i] >= 0
-        own = cuts(scores[known, i], targets[known, i] == 1)
-        return own.average_precision(), own.roc_auc()
+        label_cuts = cuts(scores[known, i], targets[known, i] == 1)
+        return label_cuts.average_precision(), label_cuts.roc_auc()
 
     with ThreadPoolExecutor(THREADS) as pool:
-        found = np.array(list(pool.map(of_label, range(targets.shape[1])))).reshape(-1, 2)
-    return found[:, 0], found[:, 1]
+        areas_of = np.array(list(pool.map(of_label, range(targets.shape[1])))).reshape(-1, 2)
+    return areas_of[:, 0], areas_of[:, 1]
 
 
 def per_sample(scores: Array, targets: Array) -> Array:
@@ -86,8 +86,8 @@ def _per_sample(scores: Array, targets: Array) -> Array:
     ends = np.append(ranked[:, 1:] != ranked[:, :-1], np.ones((len(ranked), 1), bool), axis=1)
     num_known = known.sum(axis=1)
     ends[np.arange(len(ranked)), np.maximum(num_known - 1, 0)] = True  # a known label ties with no unknown one
-    place = np.where(ends, np.arange(num_labels), num_labels)
-    last = np.minimum.accumulate(place[:, ::-1], axis=1)[:, ::-1]
+    end_of = np.where(ends, np.arange(num_labels), num_labels)
+    last = np.minimum.accumulate(end_of[:, ::-1], axis=1)[:, ::-1]
     rank = last + 1.0
     above = np.take_along_axis(np.cumsum(right, axis=1), last, axis=1)
     num_right = right.sum(axis=1)

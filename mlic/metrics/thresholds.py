@@ -87,8 +87,8 @@ def fit(policy: str, scores: Array, targets: Array, seed: int) -> Fit:
     num_samples, num_labels = scores.shape
     if name in ("top-k", "fixed") or num_samples < FOLDS:
         # With so few samples there is nothing to fit without the sample itself; the middle is as good as any.
-        middle = np.full(num_labels, value if name == "fixed" else 0.5, dtype=np.float32)
-        return Fit(thresholds(policy, scores, targets, seed)[0], decide(scores, middle, top_k(policy)))
+        default_cuts = np.full(num_labels, value if name == "fixed" else 0.5, dtype=np.float32)
+        return Fit(thresholds(policy, scores, targets, seed)[0], decide(scores, default_cuts, top_k(policy)))
     search = _Search(name, value, scores, targets, seed)
     decisions = np.zeros(scores.shape, dtype=bool)
     for k in range(FOLDS):
@@ -163,11 +163,11 @@ class _Search:
         if choice is None:
             chosen = list(folds)
             return self._by_policy(chosen, _best(self.all, chosen, _f_beta(1)))
-        together, own = self._family(tuple(folds))
+        together, separate = self._family(tuple(folds))
         positives = np.array([ranking.positives[list(folds)].sum() for ranking in self.labels], dtype=np.float64)
         share = np.where(positives > 0, positives / np.maximum(positives + choice.strength, 1), 0)
-        drawn = share * logit(own[choice.own]) + (1 - share) * logit(np.full(len(positives), together))
-        return np.where(share == 1, own[choice.own], sigmoid(drawn)).astype(np.float32)
+        drawn = share * logit(separate[choice.own]) + (1 - share) * logit(np.full(len(positives), together))
+        return np.where(share == 1, separate[choice.own], sigmoid(drawn)).astype(np.float32)
 
     def choose(self, folds: Sequence[int]) -> Choice | None:
         """The member of the family with the best macro-F1, on folds that its thresholds were not fitted to.
@@ -178,13 +178,13 @@ class _Search:
         if self.name != "per-label":
             return None
         counts = np.zeros((len(folds), len(FAMILY), 3, self.scores.shape[1]))
-        for place, k in enumerate(folds):
+        for position, k in enumerate(folds):
             held = np.flatnonzero(self.fold == k)[:_JUDGED]
             scores, targets = self.scores[held], self.targets[held]
             positive, known = targets == 1, targets >= 0
             for i, choice in enumerate(FAMILY):
-                given = decide(scores, self.fit([j for j in folds if j != k], choice)) & known
-                counts[place, i] = (given & positive).sum(axis=0), given.sum(axis=0), positive.sum(axis=0)
+                decided = decide(scores, self.fit([j for j in folds if j != k], choice)) & known
+                counts[position, i] = (decided & positive).sum(axis=0), decided.sum(axis=0), positive.sum(axis=0)
         gains = _micro_f1(counts) - _micro_f1(counts[:, :1])
         error = gains.std(axis=0, ddof=1) / np.sqrt(len(folds))
         tp, count, positives = counts.sum(axis=0).transpose(1, 0, 2)
@@ -197,14 +197,14 @@ class _Search:
             chosen = list(folds)
             together = _best(self.all, chosen, _f_beta(1))
             _, common = self._joint(chosen, together)
-            found: dict[float, list[np.float32]] = {choice.own: [] for choice in FAMILY}
+            cuts_of: dict[float, list[np.float32]] = {choice.own: [] for choice in FAMILY}
             for ranking in self.labels:
                 cuts = _of_folds(ranking, chosen)
                 best = float(np.max(2 * cuts[1] / (cuts[2] + ranking.positives[chosen].sum()), initial=0))
-                for own, values in found.items():
+                for own, values in cuts_of.items():
                     price = (1 - own) * common + own * best
                     values.append(_cut(cuts, 2 * cuts[1] - price * cuts[2], 0.0) if len(cuts[0]) else together)
-            self._families[folds] = together, {own: np.array(v, dtype=np.float32) for own, v in found.items()}
+            self._families[folds] = together, {own: np.array(v, dtype=np.float32) for own, v in cuts_of.items()}
         return self._families[folds]
 
     def _by_policy(self, folds: list[int], together: np.float32) -> Array:
@@ -218,8 +218,8 @@ class _Search:
         if self.name == "one-at-a-time":
             return self._one_at_a_time(folds)
         goal = _GOALS[self.name](self.value)
-        found = [_best(ranking, folds, goal) if ranking.positives[folds].any() else together for ranking in self.labels]
-        return np.array(found, dtype=np.float32)
+        cuts = [_best(ranking, folds, goal) if ranking.positives[folds].any() else together for ranking in self.labels]
+        return np.array(cuts, dtype=np.float32)
 
     def _matching(self, folds: list[int]) -> np.float32:
         """The threshold that gives as many labels as there are, to the nearest count that a cut-off has."""
@@ -237,15 +237,15 @@ class _Search:
     def _one_at_a_time(self, folds: list[int]) -> Array:
         start = np.float32(self.value)
         rows = np.isin(self.fold, folds)
-        given = (self.scores[rows] >= start) & (self.targets[rows] >= 0)
-        tp, count = (given & (self.targets[rows] == 1)).sum(axis=0), given.sum(axis=0)
+        decided = (self.scores[rows] >= start) & (self.targets[rows] >= 0)
+        tp, count = (decided & (self.targets[rows] == 1)).sum(axis=0), decided.sum(axis=0)
         positives = sum(int(ranking.positives[folds].sum()) for ranking in self.labels)
-        found = [start] * len(self.labels)
+        cuts = [start] * len(self.labels)
         for i, ranking in enumerate(self.labels):
             if ranking.positives[folds].any():
                 others = _micro_f1_with(int(tp.sum() - tp[i]), int(count.sum() - count[i]), positives)
-                found[i] = _best(ranking, folds, others)
-        return np.array(found, dtype=np.float32)
+                cuts[i] = _best(ranking, folds, others)
+        return np.array(cuts, dtype=np.float32)
 
     def _joint(self, folds: list[int], together: np.float32) -> tuple[Array, float]:
         """The thresholds with the best micro-F1 of all labels together, and that F1.
@@ -270,11 +270,11 @@ class _Search:
                 if picks[i] >= 0:
                     tp, count = tp + int(own[picks[i]]), count + int(own_count[picks[i]])
             best = 2 * tp / (count + positives)
-        found = [
+        cuts = [
             _between(score[pick], lower[pick]) if pick >= 0 else NEVER
             for (score, _, _, lower), pick in zip(labels, picks, strict=True)
         ]
-        return np.array(found, dtype=np.float32), best
+        return np.array(cuts, dtype=np.float32), best
 
 
 def _f_beta(beta: float) -> Goal:
@@ -318,9 +318,9 @@ def _cut(cuts: tuple[Array, Array, Array, Array], values: Array, nothing: float)
 def _of_folds(ranking: _Ranking, folds: list[int]) -> tuple[Array, Array, Array, Array]:
     """score, tp, count and lower (C',) of the cut-offs that are just below a positive of these folds."""
     tp = ranking.tp[:, folds].sum(axis=1)
-    kept = np.diff(tp, prepend=0) > 0
+    is_end = np.diff(tp, prepend=0) > 0
     lower = ranking.lower[:, folds].max(axis=1, initial=0)
-    return ranking.score[kept], tp[kept], ranking.count[:, folds].sum(axis=1)[kept], lower[kept]
+    return ranking.score[is_end], tp[is_end], ranking.count[:, folds].sum(axis=1)[is_end], lower[is_end]
 
 
 def _rank(scores: Array, positive: Array, fold: Array) -> _Ranking:
@@ -350,8 +350,8 @@ def _rank(scores: Array, positive: Array, fold: Array) -> _Ranking:
 
 def _between(upper: np.float32, lower: np.float32) -> np.float32:
     """Halfway to the next lower score, so that a score that differs in its last bits is decided alike."""
-    middle = np.float32((np.float64(upper) + np.float64(lower)) / 2)
-    return np.float32(middle if lower < middle <= upper else upper)
+    midpoint = np.float32((np.float64(upper) + np.float64(lower)) / 2)
+    return np.float32(midpoint if lower < midpoint <= upper else upper)
 
 
 def _micro_f1(counts: Array) -> Array:

@@ -13,13 +13,13 @@ import torch
 
 from mlic.config.types import Precision
 
-Arithmetic = Literal["fp32", "bf16", "fp16"]
+Dtype = Literal["fp32", "bf16", "fp16"]
 
 _TENSOR_CORES = (7, 0)  # the first GPUs on which half precision is faster
 
 
-def of_device(precision: Precision, device: torch.device) -> Arithmetic:
-    """The arithmetic of a setting on a device: with `auto` bf16 on GPUs that have it, fp16 on others with tensor cores,
+def of_device(precision: Precision, device: torch.device) -> Dtype:
+    """The dtype of a setting on a device: with `auto` bf16 on GPUs that have it, fp16 on others with tensor cores,
     and fp32 on everything else."""
     if precision != "auto":
         return precision
@@ -31,8 +31,8 @@ def of_device(precision: Precision, device: torch.device) -> Arithmetic:
     return "fp32"
 
 
-def autocast(arithmetic: Arithmetic, device: torch.device) -> Any:
+def autocast(dtype: Dtype, device: torch.device) -> Any:
     """The context in which the forward pass runs."""
-    if arithmetic == "fp32":
+    if dtype == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16 if arithmetic == "bf16" else torch.float16)
+    return torch.autocast(device.type, dtype=torch.bfloat16 if dtype == "bf16" else torch.float16)

@@ -209,7 +209,7 @@ def read(path: Path) -> Bundle:
             spec["calibration"],
             spec["provenance"],
             spec["weights_sha256"],
-            tuple(_member(each, nets) for each in spec.get("members", ())),
+            tuple(_member(member, nets) for member in spec.get("members", ())),
             Export(**spec["export"]) if spec["kind"] == "export" else None,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -229,10 +229,10 @@ def _as_made(arch: str, options: dict[str, float], nets: int) -> tuple[str, dict
     return zoo.as_made(arch, options, nets)
 
 
-def _member(plain: dict[str, Any], nets: int) -> Member:
-    arch, options = _as_made(plain["arch"], plain["arch_options"], nets)
-    arrays = {name: tuple(plain[name]) for name in ("mean", "std")}
-    return Member(**{**plain, **arrays, "arch": arch, "arch_options": options})
+def _member(stored: dict[str, Any], nets: int) -> Member:
+    arch, options = _as_made(stored["arch"], stored["arch_options"], nets)
+    arrays = {name: tuple(stored[name]) for name in ("mean", "std")}
+    return Member(**{**stored, **arrays, "arch": arch, "arch_options": options})
 
 
 def check_weights(path: Path) -> None:

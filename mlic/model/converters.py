@@ -40,33 +40,33 @@ class Whole(nn.Module):
 
 
 def engine(
-    name: Backend, whole: Whole, batch_size: int, shape: tuple[int, int, int], precision: Reduced = "fp32"
+    name: Backend, full_model: Whole, batch_size: int, shape: tuple[int, int, int], precision: Reduced = "fp32"
 ) -> Scorer:
     """What computes the scores (B, L) of images uint8 (B, H, W, C) of `shape`, for B up to `batch_size`."""
     example = torch.zeros(batch_size, *shape, dtype=torch.uint8)
     if name == "openvino":
-        model = to_openvino(whole, example)
+        model = to_openvino(full_model, example)
         return runtimes.filled(runtimes.open_openvino(model, runtimes.threads(), precision), batch_size)
     if name == "onnx":
-        program = to_onnx(whole, example)
+        program = to_onnx(full_model, example)
         return runtimes.filled(runtimes.open_onnx(program, runtimes.threads()), batch_size)
-    compiled = torch.compile(whole)
+    compiled = torch.compile(full_model)
 
     def run(images: Array) -> Array:
         with torch.inference_mode():
-            found: torch.Tensor = compiled(torch.from_numpy(images))
-        return found.numpy()
+            scores: torch.Tensor = compiled(torch.from_numpy(images))
+        return scores.numpy()
 
     return runtimes.filled(run, batch_size)
 
 
-def to_openvino(whole: Whole, example: torch.Tensor, any_batch: bool = False) -> Any:
+def to_openvino(full_model: Whole, example: torch.Tensor, any_batch: bool = False) -> Any:
     """An `openvino.Model` for batches of the size of the example, or of any."""
     import openvino
 
     with _silence():  # of the tracer, about shapes that are fixed, as they are to be
         return openvino.convert_model(
-            whole, example_input=example, input=[-1 if any_batch else len(example), *example.shape[1:]]
+            full_model, example_input=example, input=[-1 if any_batch else len(example), *example.shape[1:]]
         )
 
 
@@ -78,12 +78,12 @@ def to_int8(model: Any, images: Array) -> Any:
         return nncf.quantize(model, nncf.Dataset([images[i : i + 1] for i in range(len(images))]))
 
 
-def to_onnx(whole: Whole, example: torch.Tensor, any_batch: bool = False) -> bytes:
+def to_onnx(full_model: Whole, example: torch.Tensor, any_batch: bool = False) -> bytes:
     """An ONNX file for batches of the size of the example, or of any. Raises RuntimeError."""
     shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
     with _silence():
         program = torch.onnx.export(
-            whole,
+            full_model,
             (example,),
             dynamo=True,
             verbose=False,
@@ -98,22 +98,22 @@ def to_onnx(whole: Whole, example: torch.Tensor, any_batch: bool = False) -> byt
     return serialized
 
 
-def to_torchscript(whole: Whole, example: torch.Tensor) -> Any:
+def to_torchscript(full_model: Whole, example: torch.Tensor) -> Any:
     """A `torch.jit.ScriptModule` for batches of any size."""
     with _silence(), torch.inference_mode():
-        return torch.jit.freeze(torch.jit.trace(whole, example))  # type: ignore[no-untyped-call]
+        return torch.jit.freeze(torch.jit.trace(full_model, example))  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.utils.cpp_extension", "nncf")]
-    before = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
+    before = [logger_name.level for logger_name in loggers]
+    for logger_name in loggers:
+        logger_name.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for each, level in zip(loggers, before, strict=True):
-            each.setLevel(level)
+        for logger_name, level in zip(loggers, before, strict=True):
+            logger_name.setLevel(level)

@@ -40,12 +40,12 @@ class Average(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         total: torch.Tensor | None = None
         for net, activation, scale in zip(self.nets, self.activations, self.scales, strict=True):
-            own = images
+            resized = images
             if scale is not None:
                 factor, shift = (tensor.to(images.device, images.dtype) for tensor in scale)
-                own = images * factor + shift
-            found = losses.scores(activation, net(own))
-            total = found if total is None else total + found
+                resized = images * factor + shift
+            scores = losses.scores(activation, net(resized))
+            total = scores if total is None else total + scores
         if total is None:
             raise ValueError("an average needs a network")
         return total / len(self.nets)

@@ -18,26 +18,26 @@ def stages(net: nn.Module, head: nn.Module) -> list[list[nn.Parameter]]:
     A normalisation belongs to the stage before it. A ResNet has its layers as stages, the last of them as blocks; an
     EfficientNet or a vision transformer its blocks.
     """
-    own = {id(parameter) for parameter in head.parameters()}
+    in_head = {id(parameter) for parameter in head.parameters()}
 
     def mine(module: nn.Module) -> list[nn.Parameter]:
-        return [parameter for parameter in module.parameters() if id(parameter) not in own]
+        return [parameter for parameter in module.parameters() if id(parameter) not in in_head]
 
-    found = [(net, mine(net))]
+    groups = [(net, mine(net))]
     while True:
-        sizes = [sum(parameter.numel() for parameter in parameters) for _, parameters in found]
-        largest = max(range(len(found)), key=sizes.__getitem__)
-        if len(found) > 1 and sizes[largest] <= _SHARE * sum(sizes):
+        sizes = [sum(parameter.numel() for parameter in parameters) for _, parameters in groups]
+        largest = max(range(len(groups)), key=sizes.__getitem__)
+        if len(groups) > 1 and sizes[largest] <= _SHARE * sum(sizes):
             break
-        module, parameters = found[largest]
+        module, parameters = groups[largest]
         parts = [(child, mine(child)) for child in module.children() if mine(child)]
         if not parts:
             break
         below = {id(parameter) for _, inner in parts for parameter in inner}
         parts[0][1][:0] = [parameter for parameter in parameters if id(parameter) not in below]
-        found[largest : largest + 1] = parts
+        groups[largest : largest + 1] = parts
     joined: list[list[nn.Parameter]] = []
-    for _, parameters in found:
+    for _, parameters in groups:
         if joined and all(parameter.ndim <= 1 for parameter in parameters):
             joined[-1] += parameters
         elif parameters:
@@ -47,10 +47,10 @@ def stages(net: nn.Module, head: nn.Module) -> list[list[nn.Parameter]]:
 
 def train_last(net: nn.Module, head: nn.Module, count: int) -> None:
     """Let the head and the last `count` stages have gradients. Raises ConfigError when there are fewer stages."""
-    found = stages(net, head)
-    if count > len(found):
-        raise ConfigError(f"this network has {len(found)} stages, not {count}.", f"--train {len(found)}, or all.")
-    for parameters in found[: len(found) - count]:
+    groups = stages(net, head)
+    if count > len(groups):
+        raise ConfigError(f"this network has {len(groups)} stages, not {count}.", f"--train {len(groups)}, or all.")
+    for parameters in groups[: len(groups) - count]:
         for parameter in parameters:
             parameter.requires_grad_(False)
 
@@ -58,8 +58,8 @@ def train_last(net: nn.Module, head: nn.Module, count: int) -> None:
 def settle_frozen(net: nn.Module) -> None:
     """Put what is not trained at all into evaluation: its dropout is off and its batch norms keep their statistics."""
     for module in net.modules():
-        own = list(module.parameters())
-        if own and not any(parameter.requires_grad for parameter in own):
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
 
 
@@ -70,9 +70,9 @@ def parameter_groups(net: nn.Module, head: nn.Module, decay: float) -> list[dict
     """
     if decay == 1:
         return [{"params": [parameter for parameter in net.parameters() if parameter.requires_grad], "scale": 1.0}]
-    found = [*stages(net, head), list(head.parameters())]
+    groups = [*stages(net, head), list(head.parameters())]
     return [
-        {"params": trained, "scale": decay ** (len(found) - 1 - i)}
-        for i, parameters in enumerate(found)
+        {"params": trained, "scale": decay ** (len(groups) - 1 - i)}
+        for i, parameters in enumerate(groups)
         if (trained := [parameter for parameter in parameters if parameter.requires_grad])
     ]

@@ -54,7 +54,7 @@ def loss_sum(
     `logits` is (B, L), `targets` (B, L) with 1, 0 and -1 for unknown or float targets between 0 and 1 of mixed images,
     `weight` (L,) is that of positives. `smoothing` moves targets that much of the way to a half.
     """
-    given = _OPTIONS.get(name, {}) | dict(options or {})
+    chosen = _OPTIONS.get(name, {}) | dict(options or {})
     logits = logits.float()
     known = targets >= 0
     truth = targets.clamp(min=0).float() * (1 - smoothing) + smoothing / 2
@@ -62,21 +62,21 @@ def loss_sum(
         return _softmax(logits, targets, known)
     if name in ("mse", "l1"):
         gap = torch.sigmoid(logits) - truth
-        each = gap.square() if name == "mse" else gap.abs()
+        distance = gap.square() if name == "mse" else gap.abs()
     elif name in ("focal", "asymmetric"):
-        each = _asymmetric(logits, truth, weight, *_gammas(name, given))
+        distance = _asymmetric(logits, truth, weight, *_gammas(name, chosen))
     else:
-        own = weight if name in WEIGHTED else torch.ones_like(weight)
-        each = functional.binary_cross_entropy_with_logits(logits, truth, pos_weight=own, reduction="none")
+        label_weight = weight if name in WEIGHTED else torch.ones_like(weight)
+        distance = functional.binary_cross_entropy_with_logits(logits, truth, pos_weight=label_weight, reduction="none")
     if name == "soft-margin":  # the mean over a sample's known labels, as heavy as the labels that all samples have
-        each = each * (targets.shape[1] / known.sum(dim=1, keepdim=True).clamp(min=1))
-    return torch.where(known, each, 0.0).sum()
+        distance = distance * (targets.shape[1] / known.sum(dim=1, keepdim=True).clamp(min=1))
+    return torch.where(known, distance, 0.0).sum()
 
 
-def _gammas(name: str, given: Mapping[str, float]) -> tuple[float, float, float]:
+def _gammas(name: str, chosen: Mapping[str, float]) -> tuple[float, float, float]:
     if name == "focal":
-        return given["gamma"], given["gamma"], 0.0
-    return given["gamma_positive"], given["gamma_negative"], given["margin"]
+        return chosen["gamma"], chosen["gamma"], 0.0
+    return chosen["gamma_positive"], chosen["gamma_negative"], chosen["margin"]
 
 
 def _asymmetric(
@@ -97,8 +97,8 @@ def _softmax(logits: torch.Tensor, targets: torch.Tensor, known: torch.Tensor) -
     """A sample's cross-entropy counts as often as it has known labels; one without a right label not at all."""
     right = targets.clamp(min=0).float()
     share = right / right.sum(dim=1, keepdim=True).clamp(min=1)
-    own = -(share * functional.log_softmax(logits.masked_fill(~known, -1e4), dim=1)).sum(dim=1)
-    return (own * known.sum(dim=1)).sum()
+    entropy = -(share * functional.log_softmax(logits.masked_fill(~known, -1e4), dim=1)).sum(dim=1)
+    return (entropy * known.sum(dim=1)).sum()
 
 
 def activation(name: Loss) -> Activation:

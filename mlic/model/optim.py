@@ -68,7 +68,7 @@ def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def average(shadow: dict[str, torch.Tensor], net: nn.Module, decay: float, updates: int) -> None:
+def average(ema_weights: dict[str, torch.Tensor], net: nn.Module, decay: float, updates: int) -> None:
     """Move averaged weights towards those of a network, in place.
 
     Over the first updates the decay grows to its value, so that the average forgets the untrained weights. Counters,
@@ -79,6 +79,6 @@ def average(shadow: dict[str, torch.Tensor], net: nn.Module, decay: float, updat
     # One kernel for all tensors on a GPU, where one for each would take as long as a small step.
     now = min(decay, (1 + updates) / (10 + updates))
     move = get_ema_multi_avg_fn(now)  # type: ignore[no-untyped-call]
-    move([shadow[name] for name in averaged], [state[name] for name in averaged], updates)
+    move([ema_weights[name] for name in averaged], [state[name] for name in averaged], updates)
     for name in state.keys() - set(averaged):
-        shadow[name].copy_(state[name])
+        ema_weights[name].copy_(state[name])

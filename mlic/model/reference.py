@@ -80,15 +80,17 @@ def b_drawn(
     if odd is not None:
         raise ValueError(f"there is no option {odd}")
     drawn = {"width_2": 64.0, **layers}
-    own = [{what: drawn.get(f"{what}_{i}", usual) for what, usual in _DRAWN.items()} for i in range(1, _MOST_DRAWN + 1)]
+    per_layer = [
+        {what: drawn.get(f"{what}_{i}", usual) for what, usual in _DRAWN.items()} for i in range(1, _MOST_DRAWN + 1)
+    ]
     net: list[nn.Module] = []
     before = channels
-    for layer in own[: int(convs)]:
+    for layer in per_layer[: int(convs)]:
         net += _drawn_conv(before, layer)
         before = int(layer["width"])
     net.append(nn.Flatten())
     before = _flat_size(nn.Sequential(*net), channels, image_size)
-    for layer in own[: int(denses)]:
+    for layer in per_layer[: int(denses)]:
         dense = _truncated(nn.Linear(before, int(layer["hidden"])))
         net += [dense, nn.Tanh() if layer["dense_tanh"] else nn.ReLU(), nn.Dropout(layer["dropout"])]
         before = dense.out_features
@@ -200,14 +202,14 @@ def b_drawn_1(
     net: list[nn.Module] = []
     before = channels
     for i in range(1, int(convs) + 1):
-        own = {what: int(layers.get(f"{what}_{i}", default)) for what, default in _FIRST_DRAWN.items()}
-        net.append(nn.Conv2d(before, own["width"], own["kernel"], padding="same"))
-        net.append(nn.Tanh() if own["tanh"] else nn.ReLU())
-        if own["norm"]:
-            net.append(nn.BatchNorm2d(own["width"]))
-        if own["pool"]:
-            net.append(nn.MaxPool2d(2) if own["pool"] == 1 else nn.AvgPool2d(2))
-        before = own["width"]
+        sizes = {what: int(layers.get(f"{what}_{i}", default)) for what, default in _FIRST_DRAWN.items()}
+        net.append(nn.Conv2d(before, sizes["width"], sizes["kernel"], padding="same"))
+        net.append(nn.Tanh() if sizes["tanh"] else nn.ReLU())
+        if sizes["norm"]:
+            net.append(nn.BatchNorm2d(sizes["width"]))
+        if sizes["pool"]:
+            net.append(nn.MaxPool2d(2) if sizes["pool"] == 1 else nn.AvgPool2d(2))
+        before = sizes["width"]
     hidden = [int(layers.get(f"hidden_{i}", _FIRST_DRAWN["hidden"])) for i in range(1, int(denses) + 1)]
     return _with_head(net, num_labels, channels, image_size, hidden, dropout)
 

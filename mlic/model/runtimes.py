@@ -50,8 +50,8 @@ def check_runs(name: str) -> None:
 
 def threads() -> int:
     """How many threads this process is to compute in: as many as Ray, or a user, has set, else one for each CPU."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) else usable_cpus()
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    return int(setting) if setting.isdigit() and int(setting) else usable_cpus()
 
 
 def open_onnx(model: Path | bytes, count: int) -> Scorer:
@@ -66,8 +66,8 @@ def open_onnx(model: Path | bytes, count: int) -> Scorer:
     name = session.get_inputs()[0].name
 
     def run(images: Array) -> Array:
-        found: Array = session.run(None, {name: images})[0]
-        return found
+        scores: Array = session.run(None, {name: images})[0]
+        return scores
 
     return run
 
@@ -88,8 +88,8 @@ def open_openvino(model: Any, count: int, precision: Precise = "fp32") -> Scorer
     request = openvino.compile_model(model, "CPU", settings).create_infer_request()
 
     def run(images: Array) -> Array:
-        found: Array = request.infer({0: images}, share_inputs=True)[0]
-        return found
+        scores: Array = request.infer({0: images}, share_inputs=True)[0]
+        return scores
 
     return run
 

@@ -42,10 +42,12 @@ def maps(net: nn.Module, images: torch.Tensor, labels: np.ndarray[Any, Any]) -> 
         for hook in hooks:
             hook.remove()
     if source is pixels:
-        found = (gradient * pixels).abs().sum(dim=1, keepdim=True).detach()
-        found = functional.adaptive_avg_pool2d(found, min(_BLUR, *found.shape[2:]))
+        relevance = (gradient * pixels).abs().sum(dim=1, keepdim=True).detach()
+        relevance = functional.adaptive_avg_pool2d(relevance, min(_BLUR, *relevance.shape[2:]))
     else:
-        found = functional.relu((gradient.mean(dim=(2, 3), keepdim=True) * source).sum(dim=1, keepdim=True)).detach()
-    found = functional.interpolate(found, images.shape[2:], mode="bilinear", align_corners=False)
-    peak = found.amax(dim=(1, 2, 3), keepdim=True)
-    return (found / peak.clamp_min(1e-12))[:, 0].numpy(), "input gradients" if source is pixels else "Grad-CAM"
+        relevance = functional.relu(
+            (gradient.mean(dim=(2, 3), keepdim=True) * source).sum(dim=1, keepdim=True)
+        ).detach()
+    relevance = functional.interpolate(relevance, images.shape[2:], mode="bilinear", align_corners=False)
+    peak = relevance.amax(dim=(1, 2, 3), keepdim=True)
+    return (relevance / peak.clamp_min(1e-12))[:, 0].numpy(), "input gradients" if source is pixels else "Grad-CAM"

@@ -40,16 +40,16 @@ def layers(net: nn.Module, channels: int, image_size: int) -> list[Layer]:
         net.train(training)
         for hook in hooks:
             hook.remove()
-    own = dict.fromkeys(seen, 0)
+    counts = dict.fromkeys(seen, 0)
     for name, values in net.named_parameters():
         holder = name.rpartition(".")[0]
-        while holder not in own:
+        while holder not in counts:
             holder = holder.rpartition(".")[0]
-        own[holder] += values.numel()
+        counts[holder] += values.numel()
     return [
-        Layer(name or type(module).__name__, type(module).__name__, shape, own[name])
+        Layer(name or type(module).__name__, type(module).__name__, shape, counts[name])
         for name, (module, shape) in seen.items()
-        if own[name] or not any(True for _ in module.children())
+        if counts[name] or not any(True for _ in module.children())
     ]
 
 

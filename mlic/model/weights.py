@@ -77,26 +77,28 @@ def load_into(net: nn.Module, head: nn.Module, path: Path) -> str:
     By name, after prefixes that training scripts add; or, where names differ, in the order of the file, when all shapes
     agree. Raises DataError when neither fits.
     """
-    found = _read(path)
-    own = net.state_dict()
-    kept = {f"{name}.{leaf}" for name, module in net.named_modules() if module is head for leaf in head.state_dict()}
+    state = _read(path)
+    expected = net.state_dict()
+    of_head = {f"{name}.{leaf}" for name, module in net.named_modules() if module is head for leaf in head.state_dict()}
     wanted = {
-        name: tensor for name, tensor in own.items() if name not in kept and not name.endswith("num_batches_tracked")
+        name: tensor
+        for name, tensor in expected.items()
+        if name not in of_head and not name.endswith("num_batches_tracked")
     }
-    named = {name: found[name] for name in wanted if name in found and found[name].shape == wanted[name].shape}
+    named = {name: state[name] for name in wanted if name in state and state[name].shape == wanted[name].shape}
     if len(named) >= _NAMED * len(wanted):
         lost = sorted(set(wanted) - set(named))
         if lost:
             raise DataError(f"{path} has no tensor {lost[0]!r} of the right shape.", "give weights of this network.")
-        net.load_state_dict(own | named)
+        net.load_state_dict(expected | named)
         return f"{len(named)} tensors by name"
-    ordered = [tensor for name, tensor in found.items() if not name.endswith("num_batches_tracked")]
+    ordered = [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
     pairs = list(zip(wanted.items(), ordered, strict=False))
     odd = next((name for (name, mine), theirs in pairs if mine.shape != theirs.shape), None)
     if odd is not None or len(ordered) < len(wanted):
         what = f"{odd!r} has another shape there" if odd else f"it has {len(ordered)} tensors, not {len(wanted)}"
         raise DataError(f"{path} fits this network neither by name nor by order: {what}.", "give other weights.")
-    net.load_state_dict(own | {name: theirs for (name, _), theirs in pairs})
+    net.load_state_dict(expected | {name: theirs for (name, _), theirs in pairs})
     return f"{len(pairs)} tensors by order and shape"
 
 
@@ -106,18 +108,18 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
     try:
         if path.suffix == ".safetensors":
-            plain: Any = load_file(path)
+            loaded: Any = load_file(path)
         else:
-            plain = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError, _unpickling()) as error:
         line = " ".join(str(error).split())[:200]
         raise DataError(f"the weights {path} cannot be read: {line}.", "give a state dict.") from None
     for wrapper in _WRAPPERS:
-        if isinstance(plain, Mapping) and isinstance(plain.get(wrapper), Mapping):
-            plain = plain[wrapper]
-    if not isinstance(plain, Mapping) or not any(isinstance(value, torch.Tensor) for value in plain.values()):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping) or not any(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise DataError(f"{path} holds no state dict.", "give a file of named tensors.")
-    tensors = {str(name): value for name, value in plain.items() if isinstance(value, torch.Tensor)}
+    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}

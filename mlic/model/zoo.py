@@ -54,9 +54,9 @@ def build(arch: str, num_labels: int, channels: int, image_size: int, options: M
     check(arch)
     own_nets = NETS | reference.EARLIER
     make = own_nets[arch][0] if arch in own_nets else partial(_timm if arch.startswith(TIMM) else _torchvision, arch)
-    own = {name: value for name, value in options.items() if name not in HEAD_OPTIONS}
+    net_options = {name: value for name, value in options.items() if name not in HEAD_OPTIONS}
     try:
-        model = make(num_labels, channels, image_size, **own)
+        model = make(num_labels, channels, image_size, **net_options)
         if options.get("head_hidden"):
             _deepen_head(model, num_labels, int(options["head_hidden"]), options.get("head_dropout", 0.0))
         if options.get("head_decoder"):
@@ -181,10 +181,14 @@ def set_head_bias(model: nn.Module, bias: torch.Tensor) -> None:
     Raises ConfigError when the network ends without such a layer.
     """
     for module in reversed(list(model.modules())):
-        own = getattr(module, "bias", None)
-        if isinstance(module, nn.Linear | nn.Conv2d | MLDecoder) and own is not None and own.shape == bias.shape:
+        parameter = getattr(module, "bias", None)
+        if (
+            isinstance(module, nn.Linear | nn.Conv2d | MLDecoder)
+            and parameter is not None
+            and parameter.shape == bias.shape
+        ):
             with torch.no_grad():
-                own.copy_(bias)
+                parameter.copy_(bias)
             return
     raise ConfigError("this architecture has no output bias to start at the labels' shares.", "--set head_prior=false.")
 

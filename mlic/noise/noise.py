@@ -142,17 +142,17 @@ def _report(config: NoiseConfig, folds: int, labels: list[str]) -> NoiseReport:
     """Rank, and write the table, unless a person has edited it, and the summary."""
     files, scores, targets, fold = read_scores(config.out / SCORES, labels)
     rules = implications(targets, config.rule_support, config.rule_confidence)
-    found = score.suspects(scores, targets, fold, [(rule.first, rule.second) for rule in rules])
+    suspects = score.suspects(scores, targets, fold, [(rule.first, rule.second) for rule in rules])
     confident = score.confident(scores, targets)
-    rows = _chosen(found, config.max_suspects)
+    rows = _chosen(suspects, config.max_suspects)
     table = corrections.table(
-        _suspect(int(row), found, scores, targets, files, labels, rules, confident) for row in rows
+        _suspect(int(row), suspects, scores, targets, files, labels, rules, confident) for row in rows
     )
     edited = _is_edited(config.out, table)
     if not edited:
         write_atomic(config.out / TABLE, table)
     listed = np.zeros(targets.shape, bool)
-    listed[found.sample[rows], found.label[rows]] = True
+    listed[suspects.sample[rows], suspects.label[rows]] = True
     report = NoiseReport(
         out=config.out,
         table=config.out / TABLE,
@@ -160,7 +160,7 @@ def _report(config: NoiseConfig, folds: int, labels: list[str]) -> NoiseReport:
         samples=len(targets),
         folds=folds,
         suspects=len(rows),
-        errors=found.errors,
+        errors=suspects.errors,
         edited=edited,
         decided=int(corrections.read(config.out / TABLE).decided.sum()) if edited else 0,
         labels=tuple(
@@ -170,8 +170,8 @@ def _report(config: NoiseConfig, folds: int, labels: list[str]) -> NoiseReport:
                 confident=int(confident[:, i].sum()),
                 extra=int((listed[:, i] & (targets[:, i] == 1)).sum()),
                 missing=int((listed[:, i] & (targets[:, i] == 0)).sum()),
-                extra_rate=float(found.rates[i, 0]),
-                missing_rate=float(found.rates[i, 1]),
+                extra_rate=float(suspects.rates[i, 0]),
+                missing_rate=float(suspects.rates[i, 1]),
             )
             for i, name in enumerate(labels)
         ),
@@ -186,16 +186,16 @@ def _report(config: NoiseConfig, folds: int, labels: list[str]) -> NoiseReport:
     return report
 
 
-def _chosen(found: score.Suspects, most: int | None) -> Array:
+def _chosen(suspects: score.Suspects, most: int | None) -> Array:
     """The rows of the table: as many of the first as errors are expected, and all exceptions to rules behind them."""
     if most is None:
-        return np.flatnonzero((np.arange(len(found.sample)) < round(found.errors)) | (found.rule >= 0))
-    return np.arange(min(most, len(found.sample)))
+        return np.flatnonzero((np.arange(len(suspects.sample)) < round(suspects.errors)) | (suspects.rule >= 0))
+    return np.arange(min(most, len(suspects.sample)))
 
 
 def _suspect(
     row: int,
-    found: score.Suspects,
+    suspects: score.Suspects,
     scores: Array,
     targets: Array,
     files: Sequence[str],
@@ -203,26 +203,28 @@ def _suspect(
     rules: Sequence[Implication],
     confident: Array,
 ) -> corrections.Suspect:
-    sample, label = int(found.sample[row]), int(found.label[row])
-    given = int(targets[sample, label])
-    reasons = [f"score {scores[sample, label]:.4f} for a label that is {'given' if given else 'not given'}"]
-    if found.rule[row] >= 0:
-        rule = rules[found.rule[row]]
+    sample, label = int(suspects.sample[row]), int(suspects.label[row])
+    label_given = int(targets[sample, label])
+    reasons = [
+        f"score {scores[sample, label]:.4f} for a label that is {'label_given' if label_given else 'not label_given'}"
+    ]
+    if suspects.rule[row] >= 0:
+        rule = rules[suspects.rule[row]]
         first, second = labels[rule.first], labels[rule.second]
         reasons.append(f"{first} is given and {second} is not: {rule.confidence:.1%} of {first} are {second}")
-    elif found.beside[row] >= 0:
-        other = int(found.beside[row])
-        beside = f"{labels[other]} is {'given' if targets[sample, other] == 1 else 'not given'}"
-        reasons.append(f"{beside}, and {labels[label]} is then {'rare' if given else 'usual'}")
+    elif suspects.beside[row] >= 0:
+        other = int(suspects.beside[row])
+        beside = f"{labels[other]} is {'label_given' if targets[sample, other] == 1 else 'not label_given'}"
+        reasons.append(f"{beside}, and {labels[label]} is then {'rare' if label_given else 'usual'}")
     if confident[sample, label]:
         reasons.append("confident learning lists it")
     return corrections.Suspect(
         files[sample],
         labels[label],
-        given,
-        1 - given,
+        label_given,
+        1 - label_given,
         float(scores[sample, label]),
-        float(found.evidence[row]),
+        float(suspects.evidence[row]),
         "; ".join(reasons),
     )
 
@@ -238,7 +240,7 @@ def _written(out: Path) -> str | None:
 def _is_edited(out: Path, again: bytes | None = None) -> bool:
     """Whether the table is there and neither what was written last nor what would be written again."""
     try:
-        found = (out / TABLE).read_bytes()
+        content = (out / TABLE).read_bytes()
     except OSError:
         return False
-    return found != again and hashlib.sha256(found).hexdigest() != _written(out)
+    return content != again and hashlib.sha256(content).hexdigest() != _written(out)

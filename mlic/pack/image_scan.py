@@ -42,9 +42,9 @@ class Scan:
 
 def scan(listing: Listing, out: Location, max_pixels: int, share: Share, known: str) -> Scan:
     """Scan images by Ray tasks. The answer is kept in `out` under the fingerprint `known`, for a run that stops."""
-    kept = _read_kept(storage.join(out, _KEPT), known)
-    if kept is not None:
-        return kept
+    stored = _read_kept(storage.join(out, _KEPT), known)
+    if stored is not None:
+        return stored
     starts = range(0, len(listing), _CHUNK)
     progress = Progress(logger, "scan", len(starts), "chunks", "images")
     rows = np.zeros((len(listing), 32 + duplicates.HASH_BYTES), dtype=np.uint8)
@@ -52,10 +52,10 @@ def scan(listing: Listing, out: Location, max_pixels: int, share: Share, known: 
     pieces = ((np.arange(start, min(start + _CHUNK, len(listing))), listing) for start in starts)
     try:
         looks = pool.run(_look, (_taken(*piece) for piece in pieces), max_pixels, share.workers, _halves, _deadly)
-        for (numbers, _), (found, reasons) in looks:
-            rows[numbers] = found
+        for (numbers, _), (headers, reasons) in looks:
+            rows[numbers] = headers
             bad |= {int(numbers[row]): reason for row, reason in reasons.items()}
-            progress.add(len(found), len(reasons))
+            progress.add(len(headers), len(reasons))
     except KeyboardInterrupt:
         raise PartialError(
             f"stopped after scanning {progress.images:,} of {len(listing):,} images.", "run the same command again."
@@ -117,11 +117,11 @@ def _keep(path: Location, known: str, rows: Array, bad: dict[int, str]) -> None:
 
 def _read_kept(path: Location, known: str) -> Scan | None:
     try:
-        with np.load(io.BytesIO(storage.read(path)), allow_pickle=False) as kept:
-            if str(kept["known"]) != known:
+        with np.load(io.BytesIO(storage.read(path)), allow_pickle=False) as stored:
+            if str(stored["known"]) != known:
                 return None
-            bad = dict(zip(kept["numbers"].tolist(), kept["reasons"].tolist(), strict=True))
-            return Scan(kept["rows"][:, :32], kept["rows"][:, 32:], bad)
+            bad = dict(zip(stored["numbers"].tolist(), stored["reasons"].tolist(), strict=True))
+            return Scan(stored["rows"][:, :32], stored["rows"][:, 32:], bad)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError) as error:

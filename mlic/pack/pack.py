@@ -71,8 +71,8 @@ def pack(config: PackConfig) -> PackReport:
     workers and however often the command was stopped on the way. Raises DataError for folders, label files or more
     unreadable images than `max_bad` allows, and PartialError when it is interrupted.
     """
-    found = find(config)
-    with Run.open(config.out, "pack", config, found.inputs, config.fresh) as run:
+    listing = find(config)
+    with Run.open(config.out, "pack", config, listing.inputs, config.fresh) as run:
         finished = run.finished and _whole(config.out)
         if finished and not config.verify:
             _clean_up(config.out)
@@ -84,7 +84,7 @@ def pack(config: PackConfig) -> PackReport:
         with connect(config.address) as cluster:
             shared_folders.check_shared(cluster, config.out, config.images)
             share = task_share(cluster, config.workers, use_gpus=False)
-            report = PackReport(**run.report) if finished else _pack(config, found, share)
+            report = PackReport(**run.report) if finished else _pack(config, listing, share)
             if not finished:
                 run.finish(report)
             if config.verify:
@@ -100,9 +100,10 @@ def find(config: PackConfig) -> Found:
     annotations = read_annotations(config.labels, config.format, columns)
     if listing.others:
         logger.info("skipped %d files in %s without an image extension", listing.others, config.images)
-    unique, doubled, kept = listing.unique()
+    unique, doubled, first_rows = listing.unique()
     duplicate = tuple(
-        (listing.path(int(i)), f"has the key of {listing.path(int(j))}") for i, j in zip(doubled, kept, strict=True)
+        (listing.path(int(i)), f"has the key of {listing.path(int(j))}")
+        for i, j in zip(doubled, first_rows, strict=True)
     )
     joined = label_join.join(annotations, unique.paths)
     verdicts = None if config.corrections is None else corrections.read(config.corrections)
@@ -179,21 +180,21 @@ def _given_splits(
     if config.split_column is not None:
         encoded = annotations.columns["split"].dictionary_encode()
         names = _all_splits(names, encoded.dictionary.to_pylist())
-        place = np.array([names.index(name) if name else -1 for name in encoded.dictionary.to_pylist()] + [-1])
-        given = encoded.indices.to_numpy()
-        fixed = np.where(joined.names >= 0, place[given[joined.names]], -1)
+        split_number = np.array([names.index(name) if name else -1 for name in encoded.dictionary.to_pylist()] + [-1])
+        split_of = encoded.indices.to_numpy()
+        fixed = np.where(joined.names >= 0, split_number[split_of[joined.names]], -1)
     elif config.split_files is not None:
-        said = read_annotations(config.split_files)
-        members = label_join.join(said, listing.paths).targets == 1
+        listed = read_annotations(config.split_files)
+        members = label_join.join(listed, listing.paths).targets == 1
         twice = np.flatnonzero(members.sum(axis=1) > 1)
         if len(twice):
-            both = [said.labels[i] for i in np.flatnonzero(members[twice[0]])]
+            both = [listed.labels[i] for i in np.flatnonzero(members[twice[0]])]
             raise DataError(
                 f"{config.split_files}: {listing.path(int(twice[0]))} is in {' and '.join(both)}.", "keep one of them."
             )
-        names = _all_splits(names, said.labels)
-        place = np.array([names.index(name) for name in said.labels])
-        fixed = np.where(members.any(axis=1), place[members.argmax(axis=1)], -1)
+        names = _all_splits(names, listed.labels)
+        split_number = np.array([names.index(name) for name in listed.labels])
+        fixed = np.where(members.any(axis=1), split_number[members.argmax(axis=1)], -1)
     elif config.keep_test is not None:
         fixed = _earlier_test(config.keep_test, listing, names.index("test"))
     if (fixed >= 0).any() and (fixed < 0).any() and config.keep_test is None:
@@ -201,11 +202,11 @@ def _given_splits(
     return names, fixed
 
 
-def _all_splits(names: tuple[str, ...], given: Sequence[str]) -> tuple[str, ...]:
-    wrong = [name for name in given if name and not is_split_name(name)]
+def _all_splits(names: tuple[str, ...], splits_given: Sequence[str]) -> tuple[str, ...]:
+    wrong = [name for name in splits_given if name and not is_split_name(name)]
     if wrong:
         raise DataError(f"a split is named {wrong[0]!r}.", "name splits by one lower-case word.")
-    return (*names, *(name for name in dict.fromkeys(given) if name and name not in names))
+    return (*names, *(name for name in dict.fromkeys(splits_given) if name and name not in names))
 
 
 def _earlier_test(folder: Location, listing: Listing, number: int) -> Array:
@@ -221,58 +222,58 @@ def _earlier_test(folder: Location, listing: Listing, number: int) -> Array:
     return np.where(again, number, -1)
 
 
-def _pack(config: PackConfig, found: Found, share: Share) -> PackReport:
-    samples, seen = _arrange(config, found, share)
+def _pack(config: PackConfig, listing: Found, share: Share) -> PackReport:
+    samples, seen = _arrange(config, listing, share)
     expansion = shard_plan.Expansion(
         config.expand,
         config.expand_by,
         config.thin,
-        tuple(found.labels.index(name) for name in config.thin_labels),
+        tuple(listing.labels.index(name) for name in config.thin_labels),
         config.seed,
     )
-    plan = shard_plan.plan(samples, found.splits, config.shard_mb, config.min_shards, config.seed, expansion)
-    written = write_all(config, plan, samples, found.labels, expansion, share, seen.bad)
+    plan = shard_plan.plan(samples, listing.splits, config.shard_mb, config.min_shards, config.seed, expansion)
+    written = write_all(config, plan, samples, listing.labels, expansion, share, seen.bad)
     account, trouble = accounts.settle(seen, written)
     if not any(shard.samples for shard in written):
         raise DataError(
             f"none of the {account.unreadable:,} images in {config.images} can be read.", "check the folder."
         )
-    index = accounts.index(config, found.labels, found.source, seen, account, trouble, found.splits, written)
+    index = accounts.index(config, listing.labels, listing.source, seen, account, trouble, listing.splits, written)
     table = shard_writer.table_bytes(tables(config.out, [shard.name for shard in written]))
     accounts.warn(trouble, index["label_counts"], index["leakage"])
     accounts.write_files(config.out, trouble, table, index)
     return accounts.report(config, index, account.packed_labelled + account.packed_unlabelled)
 
 
-def _arrange(config: PackConfig, found: Found, share: Share) -> tuple[shard_plan.Samples, Seen]:
+def _arrange(config: PackConfig, inputs: Found, share: Share) -> tuple[shard_plan.Samples, Seen]:
     """Look at the images where that is asked for, leave out what is not to be packed, and deal out the splits."""
-    listing, targets = found.listing, found.targets
+    listing, targets = inputs.listing, inputs.targets
     group, digest, bad = None, None, dict[int, str]()
-    if config.group_by != "none" or found.column is not None:
-        known = fingerprint(sorted(found.inputs.items()), config.max_pixels)
+    if config.group_by != "none" or inputs.column is not None:
+        known = fingerprint(sorted(inputs.inputs.items()), config.max_pixels)
         seen = scan(listing, config.out, config.max_pixels, share, known)
-        group, digest, bad = seen.groups(config.group_by, found.column), seen.digests, seen.bad
+        group, digest, bad = seen.groups(config.group_by, inputs.column), seen.digests, seen.bad
         _warn_of_chain(group)
     usable = np.ones(len(listing), bool)
     usable[list(bad)] = False
     dropped = usable & ~(targets == 1).any(axis=1) if config.unlabelled == "drop" else np.zeros(len(listing), bool)
     rows = np.flatnonzero(usable & ~dropped)
-    kept = shard_plan.Samples(listing, targets, np.zeros(len(listing), np.int64), group, None, digest).take(rows)
-    if not len(kept) and not bad:
+    samples = shard_plan.Samples(listing, targets, np.zeros(len(listing), np.int64), group, None, digest).take(rows)
+    if not len(samples) and not bad:
         raise DataError("every image is unlabelled, and those are dropped.", "give --unlabelled keep.")
-    split = deal(config, kept, found.splits, found.fixed[rows])
-    kept = replace(kept, split=split, fold=_folds(config, kept, split, found.splits))
+    split = deal(config, samples, inputs.splits, inputs.fixed[rows])
+    samples = replace(samples, split=split, fold=_folds(config, samples, split, inputs.splits))
     reasons = {listing.path(i): reason for i, reason in bad.items()}
-    return kept, Seen(
-        kept.listing,
-        kept.targets,
+    return samples, Seen(
+        samples.listing,
+        samples.targets,
         split,
-        kept.group,
+        samples.group,
         int(dropped.sum()),
-        found.duplicate,
-        found.missing,
+        inputs.duplicate,
+        inputs.missing,
         reasons,
-        found.corrected,
+        inputs.corrected,
     )
 
 

@@ -127,12 +127,12 @@ def plan(
 def _versions(rows: Array, targets: Array, expansion: Expansion) -> tuple[Array, Array]:
     """The versions of the training images that are packed, as rows and version numbers."""
     count = expansion.versions + 1
-    kept = np.ones((len(rows), count), dtype=bool)
+    is_kept = np.ones((len(rows), count), dtype=bool)
     if expansion.thin:
         rng = np.random.default_rng([expansion.seed, 9])
         others = np.setdiff1d(np.arange(targets.shape[1]), expansion.thin_labels)
         common = ~(targets[:, others] == 1).any(axis=1)
-        kept = ~(common[:, None] & (rng.random(kept.shape) < expansion.thin))
-        kept[np.arange(len(rows)), rng.integers(0, count, len(rows))] |= ~kept.any(axis=1)
-    number, version = np.nonzero(kept)
+        is_kept = ~(common[:, None] & (rng.random(is_kept.shape) < expansion.thin))
+        is_kept[np.arange(len(rows)), rng.integers(0, count, len(rows))] |= ~is_kept.any(axis=1)
+    number, version = np.nonzero(is_kept)
     return rows[number], version.astype(np.int16)

@@ -59,15 +59,15 @@ def write_all(
     for written in done.values():
         known |= dict(written.bad)
     settings = _Settings(config.out, labels, config.max_pixels, expansion)
-    found = len(samples) + len(bad)
+    total = len(samples) + len(bad)
     try:
-        _stop_at_too_many_bad(config, known, found)
+        _stop_at_too_many_bad(config, known, total)
         jobs = (_Job(shard, samples.take(shard.rows)) for shard in todo)
         for written in _written(jobs, settings, share.workers):
             done[written.name] = written
             known |= dict(written.bad)
             progress.add(written.samples, len(written.bad))
-            _stop_at_too_many_bad(config, known, found)
+            _stop_at_too_many_bad(config, known, total)
     except KeyboardInterrupt:
         raise PartialError(
             f"stopped after {len(done):,} of {len(plan):,} shards.", "run the same command again to resume."
@@ -75,14 +75,14 @@ def write_all(
     return [done[shard.name] for shard in plan]
 
 
-def _stop_at_too_many_bad(config: PackConfig, bad: Mapping[str, str], found: int) -> None:
+def _stop_at_too_many_bad(config: PackConfig, bad: Mapping[str, str], total: int) -> None:
     if not bad:
         return
     file, reason = min(bad.items())
     hint = "fix or remove them, or allow more by --max-bad SHARE."
     if config.on_bad == "fail":
         raise DataError(f"{file} cannot be read: {reason}.", "fix or remove it, or give --on-bad quarantine.")
-    if len(bad) > max(_ALLOWED_BAD, config.max_bad * found):
+    if len(bad) > max(_ALLOWED_BAD, config.max_bad * total):
         raise DataError(
             f"{len(bad):,} images cannot be read, more than max_bad allows ({config.max_bad:.1%}); "
             f"the first is {file}: {reason}.",
@@ -119,8 +119,8 @@ def _written(jobs: Iterator[_Job], settings: _Settings, workers: int) -> Iterato
 
 
 def _halves(rows: list[Any]) -> list[list[Any]]:
-    middle = len(rows) // 2
-    return [rows[:middle], rows[middle:]] if middle else [rows]
+    half = len(rows) // 2
+    return [rows[:half], rows[half:]] if half else [rows]
 
 
 def _deadly(_: list[Any], reason: str) -> dict[int, str]:

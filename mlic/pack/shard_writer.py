@@ -67,12 +67,12 @@ def write(
             tar.put_member(name + ".json", record)
             rows.append((i, key, file, offset, size, info.width, info.height, info.format, digest))
     size, sha256 = tar.close()
-    kept = np.array([row[0] for row in rows], np.int64)
-    targets = samples.targets[kept]
+    row_numbers = np.array([row[0] for row in rows], np.int64)
+    targets = samples.targets[row_numbers]
     counts = tuple(int(count) for count in (targets == 1).sum(axis=0))
     unlabelled = int((~(targets == 1).any(axis=1)).sum())
     written = Written(plan.name, plan.split, size, sha256, len(rows), counts, unlabelled, tuple(bad))
-    return written, _table(plan, samples, kept, rows)
+    return written, _table(plan, samples, row_numbers, rows)
 
 
 def _image(
@@ -111,21 +111,21 @@ class _Records:
     def record(self, key: str, file: str, target: Array) -> bytes:
         code = target.tobytes()
         if code not in self._known:
-            given: dict[str, Any] = {"labels": [self._labels[i] for i in np.flatnonzero(target == 1).tolist()]}
+            record: dict[str, Any] = {"labels": [self._labels[i] for i in np.flatnonzero(target == 1).tolist()]}
             if (target == -1).any():
-                given["unknown"] = [self._labels[i] for i in np.flatnonzero(target == -1).tolist()]
-            self._known[code] = json.dumps(given, sort_keys=True)[1:]
+                record["unknown"] = [self._labels[i] for i in np.flatnonzero(target == -1).tolist()]
+            self._known[code] = json.dumps(record, sort_keys=True)[1:]
         return f'{{"file": {quote(file)}, "key": {quote(key)}, {self._known[code]}'.encode()
 
 
-def _table(plan: ShardPlan, samples: Samples, kept: Array, rows: Sequence[tuple[Any, ...]]) -> Any:
+def _table(plan: ShardPlan, samples: Samples, row_numbers: Array, rows: Sequence[tuple[Any, ...]]) -> Any:
     """The rows of samples.parquet for a shard."""
     import pyarrow as pa
 
     count = len(rows)
-    group = np.full(count, -1) if samples.group is None else samples.group[kept]
-    fold = np.full(count, -1) if samples.fold is None else samples.fold[kept]
-    targets = samples.targets[kept]
+    group = np.full(count, -1) if samples.group is None else samples.group[row_numbers]
+    fold = np.full(count, -1) if samples.fold is None else samples.fold[row_numbers]
+    targets = samples.targets[row_numbers]
     return pa.table(
         {
             "key": pa.array([_utf8(row[1]) for row in rows], pa.string()),
@@ -140,7 +140,7 @@ def _table(plan: ShardPlan, samples: Samples, kept: Array, rows: Sequence[tuple[
             "sha256": pa.array([row[8].hex() for row in rows], pa.string()),
             "group": pa.array(group, pa.int64()),
             "fold": pa.array(fold, pa.int16()),
-            "version": pa.array(plan.versions[kept], pa.int16()),
+            "version": pa.array(plan.versions[row_numbers], pa.int16()),
             "target": pa.ListArray.from_arrays(
                 pa.array(np.arange(count + 1) * targets.shape[1], pa.int32()), pa.array(targets.ravel(), pa.int8())
             ),
@@ -172,9 +172,9 @@ def parse_account(data: bytes) -> tuple[Written, Any]:
         table = pq.read_table(pa.BufferReader(data))
     except (OSError, pa.ArrowException) as error:
         raise ValueError(str(error)) from None
-    plain = json.loads((table.schema.metadata or {})[_META])
-    bad = tuple((file, reason) for file, reason in plain.pop("bad"))
-    written = Written(**{**plain, "label_counts": tuple(plain["label_counts"])}, bad=bad)
+    document = json.loads((table.schema.metadata or {})[_META])
+    bad = tuple((file, reason) for file, reason in document.pop("bad"))
+    written = Written(**{**document, "label_counts": tuple(document["label_counts"])}, bad=bad)
     return written, table.replace_schema_metadata(None)
 
 

@@ -44,12 +44,12 @@ def stratified_split(
     num_samples = len(targets)
     names, of = (np.arange(num_samples),) * 2 if groups is None else np.unique(groups, return_inverse=True)
     sizes = np.bincount(of, minlength=len(names))
-    given = np.full(len(names), -1)
+    split_of = np.full(len(names), -1)
     if fixed is not None:
         known = np.flatnonzero(fixed >= 0)[::-1]
-        given[of[known]] = fixed[known]
+        split_of[of[known]] = fixed[known]
     kinds, kind_of = _kinds(targets, of, sizes)
-    chosen = _deal(kinds, kind_of, sizes, given, np.array(list(shares.values())), np.random.default_rng([seed, 6]))
+    chosen = _deal(kinds, kind_of, sizes, split_of, np.array(list(shares.values())), np.random.default_rng([seed, 6]))
     result: Array = chosen[of]
     if fixed is not None:
         result = np.where(fixed >= 0, fixed, result)
@@ -78,22 +78,24 @@ def _kinds(targets: Array, of: Array, sizes: Array) -> tuple[Array, Array]:
     rows, inverse = np.unique(bits[alone], axis=0, return_inverse=True)
     kind_of[of[alone]] = inverse.reshape(-1)
     held = np.unpackbits(rows, axis=1, count=targets.shape[1]).astype(np.int64)
-    many = np.flatnonzero(sizes > 1)
-    if not len(many):
+    repeated = np.flatnonzero(sizes > 1)
+    if not len(repeated):
         return held, kind_of
-    place = np.full(len(sizes), -1)
-    place[many] = np.arange(len(many))
-    sums = np.zeros((len(many), targets.shape[1]), np.int64)
-    np.add.at(sums, place[of[~alone]], targets[~alone] == 1)
-    kind_of[many] = len(held) + np.arange(len(many))
+    numbers = np.full(len(sizes), -1)
+    numbers[repeated] = np.arange(len(repeated))
+    sums = np.zeros((len(repeated), targets.shape[1]), np.int64)
+    np.add.at(sums, numbers[of[~alone]], targets[~alone] == 1)
+    kind_of[repeated] = len(held) + np.arange(len(repeated))
     return np.concatenate([held, sums]), kind_of
 
 
-def _deal(kinds: Array, kind_of: Array, sizes: Array, given: Array, shares: Array, rng: np.random.Generator) -> Array:
+def _deal(
+    kinds: Array, kind_of: Array, sizes: Array, split_of: Array, shares: Array, rng: np.random.Generator
+) -> Array:
     """The split (G,) of each group, given the kinds (K, L), the kind, the size and the fixed split (G,) of each."""
-    chosen = given.copy()
-    need, room = _lacking(kinds, kind_of, sizes, given, shares)
-    has = np.stack([kinds[kind_of[given == split]].sum(axis=0) > 0 for split in range(len(shares))])
+    chosen = split_of.copy()
+    need, room = _lacking(kinds, kind_of, sizes, split_of, shares)
+    has = np.stack([kinds[kind_of[split_of == split]].sum(axis=0) > 0 for split in range(len(shares))])
     order = rng.permutation(len(sizes))
     order = order[chosen[order] < 0]
     order = order[np.argsort(kind_of[order], kind="stable")]  # the free groups of each kind lie together, shuffled
@@ -129,13 +131,13 @@ def _deal(kinds: Array, kind_of: Array, sizes: Array, given: Array, shares: Arra
     return chosen
 
 
-def _lacking(kinds: Array, kind_of: Array, sizes: Array, given: Array, shares: Array) -> tuple[Array, Array]:
+def _lacking(kinds: Array, kind_of: Array, sizes: Array, split_of: Array, shares: Array) -> tuple[Array, Array]:
     """What each split still lacks of each label (S, L), and of samples (S,), beyond the groups that are fixed."""
     of_kind = np.bincount(kind_of, minlength=len(kinds))
     need = np.outer(shares, of_kind @ kinds)
     for split in range(len(shares)):
-        need[split] -= np.bincount(kind_of[given == split], minlength=len(kinds)) @ kinds
-    return need, _room(shares, given, sizes)
+        need[split] -= np.bincount(kind_of[split_of == split], minlength=len(kinds)) @ kinds
+    return need, _room(shares, split_of, sizes)
 
 
 def _room(shares: Array, fixed: Array, sizes: Array) -> Array:
@@ -163,8 +165,8 @@ def _one(need: Array, room: Array, has: Array, shares: Array, remaining: int) ->
 def _fill(chosen: Array, rest: Array, sizes: Array, room: Array, shares: Array) -> None:
     """Give the groups without a label to the splits with most room: large ones first, single samples all at once."""
     usable = np.flatnonzero(shares > 0)
-    many = rest[sizes[rest] > 1]
-    for group in many[np.argsort(-sizes[many], kind="stable")]:
+    groups = rest[sizes[rest] > 1]
+    for group in groups[np.argsort(-sizes[groups], kind="stable")]:
         split = int(usable[room[usable].argmax()])
         chosen[group] = split
         room[split] -= sizes[group]

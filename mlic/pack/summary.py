@@ -43,8 +43,8 @@ class Account(Model):
     duplicate: int
 
     def balances(self) -> bool:
-        kept = self.packed_labelled + self.packed_unlabelled
-        return self.found == kept + self.dropped + self.missing + self.unreadable + self.duplicate
+        packed = self.packed_labelled + self.packed_unlabelled
+        return self.found == packed + self.dropped + self.missing + self.unreadable + self.duplicate
 
 
 class PackReport(Model):
@@ -179,18 +179,18 @@ def index(
     """index.json: everything about the shards but their samples."""
     total = sum(config.split.values())
     counts = _counts(labels, written)
-    given = any((config.split_column, config.split_files, config.keep_test))  # then a split's size is its target
+    is_given = any((config.split_column, config.split_files, config.keep_test))  # then a split's size is its target
     images = (seen.targets == 1).sum(axis=0)  # of each label; versions of an image are not counted in shares
     splits: dict[str, Any] = {}
     for name in names:
-        own = [shard for shard in written if shard.split == name]
+        of_split = [shard for shard in written if shard.split == name]
         inside = seen.split == names.index(name)
         share = (seen.targets[inside] == 1).sum(axis=0) / np.maximum(1, images)
         splits[name] = {
-            "samples": sum(shard.samples for shard in own),
+            "samples": sum(shard.samples for shard in of_split),
             "images": int(inside.sum()),
-            "target_share": float(inside.mean()) if given else config.split[name] / total,
-            "label_counts": _counts(labels, own),
+            "target_share": float(inside.mean()) if is_given else config.split[name] / total,
+            "label_counts": _counts(labels, of_split),
             "label_shares": dict(zip(labels, share.tolist(), strict=True)),
         }
     return {
@@ -228,50 +228,50 @@ def _groups(seen: Seen) -> dict[str, Any] | None:
     if seen.group is None:
         return None
     names, sizes = np.unique(seen.group, return_counts=True)
-    many = names[sizes > 1]
-    first = [[seen.files.path(int(i)) for i in np.flatnonzero(seen.group == name)[:10]] for name in many[:_LISTED]]
-    return {"groups": len(many), "images": seen.grouped, "examples": first}
+    repeated = names[sizes > 1]
+    first = [[seen.files.path(int(i)) for i in np.flatnonzero(seen.group == name)[:10]] for name in repeated[:_LISTED]]
+    return {"groups": len(repeated), "images": seen.grouped, "examples": first}
 
 
-def largest_deviation(found: Mapping[str, Any]) -> str:
+def largest_deviation(index: Mapping[str, Any]) -> str:
     """The label and split whose share of the label's samples is furthest from the split's share, in words."""
     worst, label, name = max(
         (
             (abs(share - split["target_share"]), label, name)
-            for name, split in found["splits"].items()
+            for name, split in index["splits"].items()
             for label, share in split["label_shares"].items()
-            if found["label_counts"][label]
+            if index["label_counts"][label]
         ),
         default=(0.0, "no label", "any split"),
     )
     return f"largest deviation of a label's share {worst:.1%} ({label} in {name})"
 
 
-def report(config: PackConfig, found: Mapping[str, Any], images: int) -> PackReport:
+def report(config: PackConfig, index: Mapping[str, Any], images: int) -> PackReport:
     """The report that the index amounts to."""
-    groups = found["near_duplicates"]
+    groups = index["near_duplicates"]
     return PackReport(
         out=config.out,
-        source=found["source"],
+        source=index["source"],
         images=images,
-        samples=found["samples"],
-        shards=len(found["shards"]),
-        splits={name: split["samples"] for name, split in found["splits"].items()},
+        samples=index["samples"],
+        shards=len(index["shards"]),
+        splits={name: split["samples"] for name, split in index["splits"].items()},
         folds=config.folds,
-        label_counts=found["label_counts"],
-        account=Account(**found["account"]),
+        label_counts=index["label_counts"],
+        account=Account(**index["account"]),
         near_duplicates=None if groups is None else groups["images"],
-        leakage=found["leakage"],
-        largest_deviation=largest_deviation(found),
-        trouble={k: v[:3] for k, v in found["trouble"].items() if v},
-        corrected=found["corrected"],
+        leakage=index["leakage"],
+        largest_deviation=largest_deviation(index),
+        trouble={k: v[:3] for k, v in index["trouble"].items() if v},
+        corrected=index["corrected"],
     )
 
 
 def write_files(
-    out: Location, trouble: Mapping[str, Sequence[tuple[str, str]]], table: bytes, found: Mapping[str, Any]
+    out: Location, trouble: Mapping[str, Sequence[tuple[str, str]]], table: bytes, index: Mapping[str, Any]
 ) -> None:
     """Write the table, the list of what was left out and, last, the index."""
     write_atomic(storage.join(out, LEFT_OUT), left_out(trouble))
     write_atomic(storage.join(out, shards.TABLE), table)
-    write_json(storage.join(out, shards.INDEX), found)
+    write_json(storage.join(out, shards.INDEX), index)

@@ -46,7 +46,7 @@ def analyse(evidence: Sequence[Evidence], look: Look | None, seed: int) -> Conte
     Raises DataError when they are of other samples or labels.
     """
     first = evidence[0]
-    found, rules = _causes(first)
+    causes, rules = _causes(first)
     known = first.labels
     scores = first.scores
     curve = (
@@ -69,7 +69,7 @@ def analyse(evidence: Sequence[Evidence], look: Look | None, seed: int) -> Conte
         settings=_settings(evidence),
         arch="" if training is None else training.config.arch,
         layers=tuple(layers),
-        labels=_labels(first, found),
+        labels=_labels(first, causes),
         curves=curve,
         reliability=None if first.scores is None else _bins(first.scores, first.targets),
         swapped=tuple(tuple(row) for row in swapped.tolist()),
@@ -78,8 +78,8 @@ def analyse(evidence: Sequence[Evidence], look: Look | None, seed: int) -> Conte
         slices=_slices(first, look, seed),
         looked_at=0 if look is None else look.seen,
         rules=tuple(f"{known[i]} ⇒ {known[j]}" for i, j in rules),
-        kinds={name: int((found.kind == number).sum()) for number, name in enumerate(error_causes.KINDS, 1)},
-        examples=_examples(first, found),
+        kinds={name: int((causes.kind == number).sum()) for number, name in enumerate(error_causes.KINDS, 1)},
+        examples=_examples(first, causes),
     )
 
 
@@ -87,17 +87,17 @@ def _causes(evidence: Evidence) -> tuple[error_causes.Causes, list[tuple[int, in
     basis = evidence.targets if evidence.train_targets is None else evidence.train_targets
     basis = basis[:: -(-len(basis) // _LEARN_FROM)] if len(basis) else basis
     rules = [(item.first, item.second) for item in label_stats.implications(basis, _SUPPORT, _CONFIDENCE)]
-    found = error_causes.assign(
+    causes = error_causes.assign(
         evidence.decisions, evidence.targets, evidence.scores, _train_positives(evidence), rules
     )
-    return found, rules
+    return causes, rules
 
 
 def _train_positives(evidence: Evidence) -> Array | None:
     return None if evidence.train_targets is None else (evidence.train_targets == 1).sum(axis=0)
 
 
-def _labels(evidence: Evidence, found: error_causes.Causes) -> tuple[LabelErrors, ...]:
+def _labels(evidence: Evidence, causes: error_causes.Causes) -> tuple[LabelErrors, ...]:
     matrices = metrics.count(evidence.decisions, evidence.targets).matrices()
     absent, wrong, missed, right = matrices.reshape(-1, 4).T.tolist()
     positives = _train_positives(evidence)
@@ -110,15 +110,15 @@ def _labels(evidence: Evidence, found: error_causes.Causes) -> tuple[LabelErrors
             absent=absent[i],
             threshold=None if evidence.thresholds is None else float(evidence.thresholds[i]),
             train_positives=None if positives is None else int(positives[i]),
-            kinds={name: int((found.kind[:, i] == n).sum()) for n, name in enumerate(error_causes.KINDS, 1)},
+            kinds={name: int((causes.kind[:, i] == n).sum()) for n, name in enumerate(error_causes.KINDS, 1)},
         )
         for i, label in enumerate(evidence.labels)
     )
 
 
 def _curve(label: str, scores: Array, targets: Array) -> LabelCurve:
-    found = curves.curve(scores, targets)
-    parts = {name: _rounded(getattr(found, name)) for name in ("thresholds", "precision", "recall", "f1")}
+    curve = curves.curve(scores, targets)
+    parts = {name: _rounded(getattr(curve, name)) for name in ("thresholds", "precision", "recall", "f1")}
     return LabelCurve(label=label, positives=int((targets == 1).sum()), **parts)
 
 
@@ -127,12 +127,12 @@ def _rounded(values: Array) -> tuple[float, ...]:
 
 
 def _bins(scores: Array, targets: Array) -> Bins:
-    found = curves.reliability(scores, targets)
+    bins = curves.reliability(scores, targets)
     return Bins(
-        counts=tuple(found.counts.tolist()),
-        scores=_rounded(found.scores),
-        shares=_rounded(found.shares),
-        error=found.error,
+        counts=tuple(bins.counts.tolist()),
+        scores=_rounded(bins.scores),
+        shares=_rounded(bins.shares),
+        error=bins.error,
     )
 
 
@@ -145,9 +145,11 @@ def _swaps(labels: Sequence[str], counts: Array) -> tuple[Swap, ...]:
 
 
 def _slices(evidence: Evidence, look: Look | None, seed: int) -> tuple[SliceRow, ...]:
-    given = (evidence.targets == 1).sum(axis=1)
+    label_counts = (evidence.targets == 1).sum(axis=1)
     names = [str(i) for i in range(_MOST_LABELS)] + [f"{_MOST_LABELS} or more"]
-    kinds: dict[str, tuple[Sequence[str], Array]] = {"labels of the image": (names, np.minimum(given, _MOST_LABELS))}
+    kinds: dict[str, tuple[Sequence[str], Array]] = {
+        "labels of the image": (names, np.minimum(label_counts, _MOST_LABELS))
+    }
     if look is not None:
         kinds["colour"] = (("colour", "grey"), look.gray)
         level = np.where(np.isnan(look.brightness), -1, np.nan_to_num(look.brightness) // 64).astype(int)
@@ -159,7 +161,7 @@ def _slices(evidence: Evidence, look: Look | None, seed: int) -> tuple[SliceRow,
     rows = []
     right = ~((evidence.decisions.astype(bool) != (evidence.targets == 1)) & (evidence.targets >= 0)).any(axis=1)
     for by, (groups, group) in kinds.items():
-        found = confusion.slices(groups, group, evidence.decisions, evidence.targets, _RESAMPLES, seed)
+        measured = confusion.slices(groups, group, evidence.decisions, evidence.targets, _RESAMPLES, seed)
         rows += [
             SliceRow(
                 by=by,
@@ -170,46 +172,46 @@ def _slices(evidence: Evidence, look: Look | None, seed: int) -> tuple[SliceRow,
                 high=item.high,
                 subset_accuracy=float(right[group == groups.index(item.name)].mean()),
             )
-            for item in found
-            if len(found) > 1
+            for item in measured
+            if len(measured) > 1
         ]
     return tuple(rows)
 
 
-def _examples(evidence: Evidence, found: error_causes.Causes) -> tuple[Example, ...]:
+def _examples(evidence: Evidence, causes: error_causes.Causes) -> tuple[Example, ...]:
     """Of each kind the images that are furthest from right, few of them for the same label."""
-    score = np.zeros(found.kind.shape) if evidence.scores is None else evidence.scores
+    score = np.zeros(causes.kind.shape) if evidence.scores is None else evidence.scores
     loss = np.abs(score - (evidence.targets == 1))
     examples = []
     for number, name in enumerate(error_causes.KINDS, 1):
-        rows, columns = np.nonzero(found.kind == number)
+        rows, columns = np.nonzero(causes.kind == number)
         used: dict[int, int] = {}
         taken: set[int] = set()
-        for place in np.argsort(-loss[rows, columns], kind="stable"):
-            row, column = int(rows[place]), int(columns[place])
+        for rank in np.argsort(-loss[rows, columns], kind="stable"):
+            row, column = int(rows[rank]), int(columns[rank])
             if row in taken or used.get(column, 0) >= _PER_LABEL:
                 continue
             taken.add(row)
             used[column] = used.get(column, 0) + 1
-            examples.append(_example(evidence, found, row, number, name))
+            examples.append(_example(evidence, causes, row, number, name))
             if len(taken) == _PER_KIND:
                 break
     return tuple(examples)
 
 
-def _example(evidence: Evidence, found: error_causes.Causes, row: int, number: int, kind: str) -> Example:
+def _example(evidence: Evidence, causes: error_causes.Causes, row: int, number: int, kind: str) -> Example:
     def score(i: int) -> float | None:
         return None if evidence.scores is None else round(float(evidence.scores[row, i]), 4)
 
-    wrong = [int(i) for i in np.flatnonzero(found.kind[row])]
-    wrong.sort(key=lambda i: (found.kind[row, i] != number, -abs((score(i) or 0) - (evidence.targets[row, i] == 1))))
+    wrong = [int(i) for i in np.flatnonzero(causes.kind[row])]
+    wrong.sort(key=lambda i: (causes.kind[row, i] != number, -abs((score(i) or 0) - (evidence.targets[row, i] == 1))))
     right = np.flatnonzero((evidence.targets[row] == 1) & evidence.decisions[row])
     mistakes = [
         Mistake(
             label=evidence.labels[i],
             missed=bool(evidence.targets[row, i] == 1),
             score=score(i),
-            why=_why(evidence, found, row, i),
+            why=_why(evidence, causes, row, i),
         )
         for i in wrong
     ]
@@ -222,23 +224,23 @@ def _example(evidence: Evidence, found: error_causes.Causes, row: int, number: i
     )
 
 
-def _why(evidence: Evidence, found: error_causes.Causes, row: int, i: int) -> str:
+def _why(evidence: Evidence, causes: error_causes.Causes, row: int, i: int) -> str:
     """Why this error is under its kind, in few words."""
-    if found.by_rule[row, i]:
+    if causes.by_rule[row, i]:
         return "the labels given break a rule"
-    if found.misled[row, i] >= 0:
-        other = evidence.labels[found.misled[row, i]]
+    if causes.misled[row, i] >= 0:
+        other = evidence.labels[causes.misled[row, i]]
         return f"{other} in its place" if evidence.targets[row, i] == 1 else f"comes with {other}"
     positives = _train_positives(evidence)
-    if found.kind[row, i] == 2 and positives is not None:
+    if causes.kind[row, i] == 2 and positives is not None:
         return f"{int(positives[i]):,} training positives"
-    return "the model is sure" if found.kind[row, i] == 1 else ""
+    return "the model is sure" if causes.kind[row, i] == 1 else ""
 
 
 def _layers(training: Training) -> list[LayerRow]:
     prep = setup.preprocessing(training.config)
-    found = summary.layers(training.net, prep.channels, prep.image_size)
-    return [LayerRow(name=item.name, kind=item.kind, shape=item.shape, parameters=item.parameters) for item in found]
+    layers = summary.layers(training.net, prep.channels, prep.image_size)
+    return [LayerRow(name=item.name, kind=item.kind, shape=item.shape, parameters=item.parameters) for item in layers]
 
 
 def _histories(evidence: Sequence[Evidence]) -> dict[str, tuple[dict[str, float], ...]]:
@@ -254,10 +256,10 @@ def _histories(evidence: Sequence[Evidence]) -> dict[str, tuple[dict[str, float]
 
 def _settings(evidence: Sequence[Evidence]) -> tuple[SettingRow, ...]:
     """The settings of all runs, those that differ first, then those that are not the default."""
-    found = [settings_of(item.training.config) for item in evidence if item.training is not None]
+    settings = [settings_of(item.training.config) for item in evidence if item.training is not None]
     rows = []
-    for name, (_, default, meaning) in (found[0] if found else {}).items():
-        values = [run[name][0] for run in found]
+    for name, (_, default, meaning) in (settings[0] if settings else {}).items():
+        values = [run[name][0] for run in settings]
         changed = any(value != default for value in values)
         differs = any(value != values[0] for value in values)
         text = tuple("–" if value is None or value == {} else str(value) for value in values)
@@ -269,12 +271,12 @@ def _compare(evidence: Sequence[Evidence], seed: int) -> tuple[RunRow, ...]:
     if len(evidence) < 2:
         return ()
     first, *others = evidence
-    own = bootstrap.draws(first.decisions, first.targets, first.scores, _RESAMPLES, seed)
+    first_draws = bootstrap.draws(first.decisions, first.targets, first.scores, _RESAMPLES, seed)
     differences: list[dict[str, tuple[float, float, float]]] = [{}]
     for item in others:
         decisions, scores = _aligned(first, item)
         drawn = bootstrap.draws(decisions, first.targets, scores, _RESAMPLES, seed)
-        limits, values = bootstrap.differences(drawn, own), item.measurement.values
+        limits, values = bootstrap.differences(drawn, first_draws), item.measurement.values
         differences.append(
             {
                 name: (values[name] - first.measurement.values[name], *limits[name])
@@ -291,9 +293,9 @@ def _compare(evidence: Sequence[Evidence], seed: int) -> tuple[RunRow, ...]:
             parameters=0 if item.training is None else summary.parameters(item.training.net),
             values=dict(item.measurement.values),
             intervals=dict(item.measurement.intervals),
-            differences=found,
+            differences=difference,
         )
-        for item, found in zip(evidence, differences, strict=True)
+        for item, difference in zip(evidence, differences, strict=True)
     )
 
 

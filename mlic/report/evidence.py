@@ -247,9 +247,9 @@ def _plain(value: Any) -> Any:
 
 def settings_of(config: TrainConfig) -> dict[str, tuple[Any, Any, str]]:
     """Each setting that makes the model what it is: its value, its default and its meaning."""
-    plain = config.model_dump(mode="json")
+    settings = config.model_dump(mode="json")
     return {
-        key: (plain[key], _plain(field.get_default(call_default_factory=True)), str(field.description))
+        key: (settings[key], _plain(field.get_default(call_default_factory=True)), str(field.description))
         for key, field in TrainConfig.model_fields.items()
         if key not in Settings.model_fields and key not in ("name", "runs")
     }

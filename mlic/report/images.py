@@ -75,7 +75,7 @@ def pictures(
     """
     part = source.take(np.array(rows, np.int64))
     maps, method = ({}, "") if training is None else _maps(part, about, training)
-    found: dict[int, Picture] = {}
+    pictures_of: dict[int, Picture] = {}
     spent = 0
     with part.opened() as read:
         for number, row in enumerate(rows):
@@ -91,8 +91,8 @@ def pictures(
             spent += sum(4 * len(data) // 3 for data in (picture.thumbnail, *overlays.values()))
             if spent > budget:
                 break
-            found[row] = picture
-    return found, method
+            pictures_of[row] = picture
+    return pictures_of, method
 
 
 def _maps(part: Split, about: Sequence[Sequence[int]], training: Training) -> tuple[dict[tuple[int, int], Array], str]:
@@ -100,7 +100,7 @@ def _maps(part: Split, about: Sequence[Sequence[int]], training: Training) -> tu
     prep: Preprocessing = setup.preprocessing(training.config)
     wanted = [(number, label) for number, some in enumerate(about) for label in some]
     normalize = Normalizer(prep.mean, prep.std, torch.device("cpu"))
-    found: dict[tuple[int, int], Array] = {}
+    maps_of: dict[tuple[int, int], Array] = {}
     method = ""
     with ShardReader(part, prep) as reader:
         chunks = [wanted[i : i + _BATCH] for i in range(0, len(wanted), _BATCH)]
@@ -108,14 +108,14 @@ def _maps(part: Split, about: Sequence[Sequence[int]], training: Training) -> tu
         for chunk, batch in zip(chunks, batches, strict=True):
             numbers = np.array([label for _, label in chunk])
             values, method = saliency.maps(training.net, normalize(batch.images), numbers)
-            found.update(zip(chunk, values, strict=True))
-    return found, method
+            maps_of.update(zip(chunk, values, strict=True))
+    return maps_of, method
 
 
 def _overlay(image: Image.Image, heat: Array) -> Image.Image:
     """The image in grey, with warm colours where the map is high."""
-    whole = Image.fromarray((255 * heat).astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
-    strength = np.asarray(whole, dtype=np.float32)[:, :, None] / 255
+    enlarged = Image.fromarray((255 * heat).astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
+    strength = np.asarray(enlarged, dtype=np.float32)[:, :, None] / 255
     gray = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32) * 0.75
     warm = np.concatenate([np.full_like(strength, 255), 60 + 170 * strength, 30 * np.ones_like(strength)], axis=2)
     return Image.fromarray((gray * (1 - 0.65 * strength) + warm * 0.65 * strength).clip(0, 255).astype(np.uint8))

@@ -35,7 +35,7 @@ NAMES = (
 
 def of_report(content: Content) -> dict[str, bytes]:
     """The figures that there is something for, by name."""
-    found: dict[str, bytes | None] = {
+    figures: dict[str, bytes | None] = {
         "comparison": _comparison(content) if len(content.runs) > 1 else None,
         "runs": _runs(content) if len(content.histories) > 1 else None,
         "history": _history(content) if content.history else None,
@@ -48,7 +48,7 @@ def of_report(content: Content) -> dict[str, bytes]:
         "reliability": _reliability(content) if content.reliability else None,
         "swapped": _swapped(content) if content.swaps else None,
     }
-    return {name: picture for name, picture in found.items() if picture is not None}
+    return {name: picture for name, picture in figures.items() if picture is not None}
 
 
 def by_frequency(content: Content) -> list[int]:
@@ -182,11 +182,11 @@ def _distribution(content: Content) -> bytes:
     """How many images have a label, and how many are given it."""
     chosen = by_frequency(content)[: 2 * MOST]
     true = [content.labels[i].right + content.labels[i].missed for i in chosen]
-    given = [content.labels[i].right + content.labels[i].wrong for i in chosen]
+    predicted = [content.labels[i].right + content.labels[i].wrong for i in chosen]
     figure, axes = canvas(8, 1.2 + 0.34 * len(chosen))
     places = np.arange(len(chosen))
     axes.barh(places - 0.19, true, color=INK, height=0.36, label="have the label")
-    axes.barh(places + 0.19, given, color=BAR, height=0.36, label="are given it")
+    axes.barh(places + 0.19, predicted, color=BAR, height=0.36, label="are given it")
     axes.set_yticks(places, [short(content.labels[i].label) for i in chosen])
     axes.invert_yaxis()
     axes.set_xlabel("images", color=SOFT)
@@ -255,10 +255,10 @@ def _precision_recall(content: Content) -> bytes:
     def draw(axes: Any, number: int) -> None:
         curve, label = content.curves[chosen[number]], content.labels[chosen[number]]
         axes.step(curve.recall, curve.precision, color=BAR, linewidth=1.4, where="pre")
-        have, given = label.right + label.missed, label.right + label.wrong
+        have, predicted = label.right + label.missed, label.right + label.wrong
         axes.axhline(have / max(1, have + label.wrong + label.absent), color=SOFT, linewidth=0.9, linestyle=":")
-        if have and given:
-            axes.plot([label.right / have], [label.right / given], "o", color=PARTS[4], markersize=5)
+        if have and predicted:
+            axes.plot([label.right / have], [label.right / predicted], "o", color=PARTS[4], markersize=5)
         area = average.get(names[number])
         if area is not None:
             axes.annotate(f"AP {area:.2f}", (0.97, 0.9), xycoords="axes fraction", ha="right", fontsize=8.5, color=SOFT)
@@ -317,13 +317,13 @@ def _comparison(content: Content) -> bytes:
     figure, axes = canvas(8, 1.1 + 0.3 * len(metrics) * len(others))
     for number, run in enumerate(others):
         places = np.arange(len(metrics)) * len(others) + number * 0.8
-        found = np.array([run.differences[name] for name in metrics])
+        differences = np.array([run.differences[name] for name in metrics])
         color = PARTS[number % len(PARTS)]
-        axes.hlines(places, found[:, 1], found[:, 2], color=color, linewidth=2)
-        axes.plot(found[:, 0], places, "o", color=color, markersize=5.5, label=short(run.name))
+        axes.hlines(places, differences[:, 1], differences[:, 2], color=color, linewidth=2)
+        axes.plot(differences[:, 0], places, "o", color=color, markersize=5.5, label=short(run.name))
     axes.axvline(0, color=INK, linewidth=1)
-    middle = np.arange(len(metrics)) * len(others) + 0.4 * (len(others) - 1)
-    axes.set_yticks(middle, [metric_name(name) for name in metrics])
+    centres = np.arange(len(metrics)) * len(others) + 0.4 * (len(others) - 1)
+    axes.set_yticks(centres, [metric_name(name) for name in metrics])
     axes.invert_yaxis()
     axes.set_xlabel(f"difference from {short(content.runs[0].name)}, with its 95% interval", color=SOFT)
     axes.grid(axis="x", color=LINE)

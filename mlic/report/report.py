@@ -39,8 +39,10 @@ class ReportReport(Model):
             metrics = list(self.comparison[1].differences)
             rows = [["less " + self.comparison[0].name, *metrics]]
             for run in self.comparison[1:]:
-                found = [run.differences[name] for name in metrics]
-                rows.append([run.name, *(f"{value:+.4f} ({low:+.4f} to {high:+.4f})" for value, low, high in found)])
+                differences = [run.differences[name] for name in metrics]
+                rows.append(
+                    [run.name, *(f"{value:+.4f} ({low:+.4f} to {high:+.4f})" for value, low, high in differences)]
+                )
             lines += ["", *aligned(rows)]
         return "\n".join([*lines, *self.notes, f"report  {self.page}"])
 
@@ -82,8 +84,8 @@ def write(out: Path, evidence: list[Evidence], seed: int) -> Content:
             (out / f"{name}.png").unlink(missing_ok=True)
     for name, data in figures.items():
         write_atomic(out / f"{name}.png", data)
-    plain = {"format": 1, "kind": "report", **content.model_dump(mode="json")}
-    write_atomic(out / CONTENT, (json.dumps(plain, separators=(",", ":")) + "\n").encode())
+    document = {"format": 1, "kind": "report", **content.model_dump(mode="json")}
+    write_atomic(out / CONTENT, (json.dumps(document, separators=(",", ":")) + "\n").encode())
     write_atomic(out / PAGE, report_page.render(content, figures, pictures, method).encode())
     return content
 

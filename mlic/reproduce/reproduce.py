@@ -61,20 +61,21 @@ class Reproduced(Model):
 
     def lines(self) -> list[str]:
         """A table of the metrics that were reported and of the usual ones."""
-        found = self.measurement
+        measurement = self.measurement
         rows = [["metric", "reported", "measured", "95% interval", "best trivial"]]
         for name in dict.fromkeys([*self.reported, *SHOWN]):
-            if name in found.values:
+            if name in measurement.values:
                 told = f"{self.reported[name]:.4f}" if name in self.reported else "-"
-                low, high = found.intervals[name]
-                trivial, best = best_baseline(name, found.baselines)
+                low, high = measurement.intervals[name]
+                trivial, best = best_baseline(name, measurement.baselines)
                 beside = f"{best:.4f} {trivial.replace('_', '-')}"
-                rows.append([name, told, f"{found.values[name]:.4f}", f"{low:.4f}-{high:.4f}", beside])
+                rows.append([name, told, f"{measurement.values[name]:.4f}", f"{low:.4f}-{high:.4f}", beside])
         cut = self.epochs == self.asked < self.of
         return [
-            f"{self.recipe}: {self.epochs} of {self.of} epochs, {found.samples:,} samples of the split {self.split}",
+            f"{self.recipe}: {self.epochs} of {self.of} epochs, "
+            f"{measurement.samples:,} samples of the split {self.split}",
             *aligned(rows),
-            *(f"Warning: {text}" for text in found.warnings),
+            *(f"Warning: {text}" for text in measurement.warnings),
             f"They may differ: {self.why}" + (f" It had {self.epochs} of its {self.of} epochs." if cut else ""),
         ]
 
@@ -101,49 +102,49 @@ def reproduce(config: ReproduceConfig) -> ReproduceReport:
     names = _chosen(config, told)
     files = {recipe.name: recipe.path for recipe in recipes()}
     plans = {name: read_file(files[name]) for name in names}
-    for plain in plans.values():
-        _check_weights(config, plain)
+    for settings in plans.values():
+        _check_weights(config, settings)
     if config.num_samples is not None and not any(name.startswith("tune-") for name in names):
         raise ConfigError(f"{names[0]} is not a search, which num_samples is for.", "leave --num-samples out.")
-    if config.weights is not None and not any(plain.get("weights") == "default" for plain in plans.values()):
+    if config.weights is not None and not any(settings.get("weights") == "default" for settings in plans.values()):
         raise ConfigError(f"{names[0]} begins with no published weights.", "leave --weights out.")
-    found = []
+    rows = []
     with connect(config.address):
         packed = {told[name].pack: read_file(files[told[name].pack]) for name in names}
         folders = {name: _shards(config, told[name]) for name in names}
         for folder, name in {folder: name for name, folder in folders.items()}.items():
             _pack(config, told[name], packed[told[name].pack], folder)
-        for name, plain in plans.items():
+        for name, settings in plans.items():
             shards = folders[name]
-            found.append(_reproduced(config, name, told[name], plain, shards))
-            _keep(config.out, found[-1])
-    return ReproduceReport(system=config.system, out=config.out, rows=tuple(found))
+            rows.append(_reproduced(config, name, told[name], settings, shards))
+            _keep(config.out, rows[-1])
+    return ReproduceReport(system=config.system, out=config.out, rows=tuple(rows))
 
 
 def _chosen(config: ReproduceConfig, told: Mapping[str, Told]) -> list[str]:
     """The names of the recipes to run, in an order in which each finds what it resumes from."""
-    own = [name for name in told if name.startswith(f"{config.system}-")]
+    recipes_of = [name for name in told if name.startswith(f"{config.system}-")]
     search = f"tune-{config.system}"
     if config.row is None:
         return list(_HEADLINES[config.system])
     if config.row == "all":
-        return own
-    names = {name.removeprefix(f"{config.system}-"): name for name in own} | {name: name for name in own}
+        return recipes_of
+    names = {name.removeprefix(f"{config.system}-"): name for name in recipes_of} | {name: name for name in recipes_of}
     if search in told:
         names |= {"search": search, search: search}
     if config.row not in names:
         near = near_name(config.row, names)
-        hint = f"did you mean {near}?" if near else f"there are {', '.join(own)}."
+        hint = f"did you mean {near}?" if near else f"there are {', '.join(recipes_of)}."
         raise ConfigError(f"system {config.system} has no row {config.row!r}.", hint)
     name = names[config.row]
     return [_GOES_ON[name], name] if name in _GOES_ON else [name]
 
 
-def _check_weights(config: ReproduceConfig, plain: Mapping[str, Any]) -> None:
+def _check_weights(config: ReproduceConfig, settings: Mapping[str, Any]) -> None:
     """Raise ConfigError where published weights are neither given nor on this machine."""
-    if plain.get("weights") == "default":
-        zoo.check(plain["arch"])
-        weights.resolve(plain["arch"], config.weights or "default")
+    if settings.get("weights") == "default":
+        zoo.check(settings["arch"])
+        weights.resolve(settings["arch"], config.weights or "default")
 
 
 def _shards(config: ReproduceConfig, told: Told) -> Path:
@@ -152,34 +153,36 @@ def _shards(config: ReproduceConfig, told: Told) -> Path:
     return config.out / (f"shards-{told.pack.removeprefix('pack-')}" + (f"-{folds}-folds" if folds else ""))
 
 
-def _pack(config: ReproduceConfig, told: Told, plain: Mapping[str, Any], out: Path) -> None:
+def _pack(config: ReproduceConfig, told: Told, recipe_settings: Mapping[str, Any], out: Path) -> None:
     """Pack the shards that a recipe is for, as its team packed them."""
-    own = {"images": config.images, "labels": config.labels, "out": out, "limit": config.limit}
-    own |= {"address": config.address, "workers": config.workers, "fresh": config.fresh}
-    pack(build(PackConfig, plain, told.pack_settings, own))
+    settings = {"images": config.images, "labels": config.labels, "out": out, "limit": config.limit}
+    settings |= {"address": config.address, "workers": config.workers, "fresh": config.fresh}
+    pack(build(PackConfig, recipe_settings, told.pack_settings, settings))
 
 
-def _reproduced(config: ReproduceConfig, name: str, told: Told, plain: dict[str, Any], shards: Path) -> Reproduced:
+def _reproduced(
+    config: ReproduceConfig, name: str, told: Told, recipe_settings: dict[str, Any], shards: Path
+) -> Reproduced:
     """Run a recipe and measure it: on the test split where its team held one out, else where it measured itself."""
     logger.info("%s on %s", name, shards)
     runs = config.out / "runs"
-    own: dict[str, Any] = {"shards": shards, "runs": runs, "name": name, "address": config.address}
-    own |= {"fresh": config.fresh, "workers": config.workers}
-    if plain.get("weights") == "default" and config.weights is not None:
-        own["weights"] = config.weights
+    settings: dict[str, Any] = {"shards": shards, "runs": runs, "name": name, "address": config.address}
+    settings |= {"fresh": config.fresh, "workers": config.workers}
+    if recipe_settings.get("weights") == "default" and config.weights is not None:
+        settings["weights"] = config.weights
     if name in _GOES_ON:
-        own["weights"] = str(runs / _GOES_ON[name])
-    of = int(plain.get("epochs", 1))
-    if config.epochs is not None and "epochs" in plain:
-        own["epochs"] = min(of, config.epochs)
+        settings["weights"] = str(runs / _GOES_ON[name])
+    of = int(recipe_settings.get("epochs", 1))
+    if config.epochs is not None and "epochs" in recipe_settings:
+        settings["epochs"] = min(of, config.epochs)
     report: TrainReport | TuneReport
     if name.startswith("tune-"):
         if config.num_samples is not None:
-            own["num_samples"] = min(config.num_samples, plain.get("num_samples", config.num_samples))
-        report = tune(build(TuneConfig, plain, config.overrides, own))
+            settings["num_samples"] = min(config.num_samples, recipe_settings.get("num_samples", config.num_samples))
+        report = tune(build(TuneConfig, recipe_settings, config.overrides, settings))
         epochs = max(trial.epochs for trial in report.trials)
     else:
-        report = fit(build(TrainConfig, plain, config.overrides, own))
+        report = fit(build(TrainConfig, recipe_settings, config.overrides, settings))
         epochs = report.epochs
     split, measurement = "val", report.measurement
     if read_index(shards)["splits"].get("test", {}).get("samples"):
@@ -211,5 +214,5 @@ def _keep(out: Path, row: Reproduced) -> None:
 
 def read_rows(out: Path) -> Sequence[Reproduced]:
     """The rows of all recipes that were run in a folder."""
-    plain = json.loads((out / _FILE).read_text(encoding="utf-8"))
-    return [Reproduced(**row) for row in plain["rows"].values()]
+    document = json.loads((out / _FILE).read_text(encoding="utf-8"))
+    return [Reproduced(**row) for row in document["rows"].values()]

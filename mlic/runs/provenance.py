@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from mlic.config.base import result_settings
 
-_DECIDED = ("arithmetic", "backend", "computed_by")  # once for a run, whatever machine it continues on
+_DECIDED = ("dtype", "arithmetic", "backend", "computed_by")  # once for a run, whatever machine it continues on
 _PACKAGES = ("mlic", "ray", "torch", "torchvision", "numpy", "pillow", "simplejpeg")
 
 
@@ -54,10 +54,10 @@ def _version(package: str) -> str | None:
 def _git_commit() -> str | None:
     """The commit of the working tree that the command runs in, when there is one."""
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)  # noqa: S607
+        completed = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)  # noqa: S607
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return completed.stdout.strip() or None
 
 
 def now() -> str:

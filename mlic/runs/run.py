@@ -82,7 +82,7 @@ class Run(Generic[Folder]):
                 _remove_leftovers(folder)
             state = read_state(folder)
             if state is not None and (fresh or _made_nothing(folder, state) or state.get("status") == _CLEARED):
-                _refuse_foreign(folder, own=_OWN)
+                _refuse_foreign(folder, ours=_OWN)
                 state = _clear(folder, kind, state)
             elif state is None:
                 _refuse_foreign(folder)
@@ -92,8 +92,8 @@ class Run(Generic[Folder]):
             if state.get("status") != "finished":
                 state = provenance(state, kind, config, inputs)
                 with disk_errors(folder):
-                    plain = config.model_dump(mode="json", exclude=set(Settings.model_fields))
-                    write_json(storage.join(folder, "config.json"), plain)
+                    settings = config.model_dump(mode="json", exclude=set(Settings.model_fields))
+                    write_json(storage.join(folder, "config.json"), settings)
                     write_json(storage.join(folder, "run.json"), state)
         except BaseException:
             if lock is not None:
@@ -209,9 +209,9 @@ def _remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _refuse_foreign(folder: Location, own: re.Pattern[str] = _LOCK_ALONE) -> None:
+def _refuse_foreign(folder: Location, ours: re.Pattern[str] = _LOCK_ALONE) -> None:
     """Raise ConfigError when the folder holds anything but what mlic writes to such folders."""
-    foreign = [name for name in storage.names(folder) if not own.fullmatch(name)]
+    foreign = [name for name in storage.names(folder) if not ours.fullmatch(name)]
     if foreign:
         raise ConfigError(
             f"{folder} holds files that mlic did not write ({foreign[0]!r}).", "move them, or name another folder."
@@ -220,10 +220,10 @@ def _refuse_foreign(folder: Location, own: re.Pattern[str] = _LOCK_ALONE) -> Non
 
 def _made_nothing(folder: Location, state: Mapping[str, Any]) -> bool:
     """Whether an earlier attempt failed before it wrote anything, so that its settings do not matter."""
-    made = {name for name in storage.names(folder) if not name.startswith(LEASE)} - {LOCK, ".ray", ".failure.json"}
+    names = {name for name in storage.names(folder) if not name.startswith(LEASE)} - {LOCK, ".ray", ".failure.json"}
     return (
         state.get("status") == "failed"
-        and made <= {"run.json", "config.json", "log.txt", "metrics.jsonl"}
+        and names <= {"run.json", "config.json", "log.txt", "metrics.jsonl"}
         and not storage.size(storage.join(folder, "metrics.jsonl"))
     )
 
@@ -231,13 +231,13 @@ def _made_nothing(folder: Location, state: Mapping[str, Any]) -> bool:
 def _clear(folder: Location, kind: str, state: Mapping[str, Any]) -> dict[str, Any]:
     """Remove what an earlier run left, but for the number of its starts, which continues: a worker of a start that was
     thrown away, if one still lives, is never taken for one of a later start. Returns what is kept."""
-    kept = {"format": 1, "kind": kind, "status": _CLEARED, "attempt": int(state.get("attempt", 0))}
+    remembered = {"format": 1, "kind": kind, "status": _CLEARED, "attempt": int(state.get("attempt", 0))}
     with disk_errors(folder):
-        write_json(storage.join(folder, "run.json"), kept)
+        write_json(storage.join(folder, "run.json"), remembered)
         for name in storage.names(folder):
             if name not in (LOCK, "run.json") and not name.startswith(LEASE):
                 storage.delete(storage.join(folder, name))
-    return kept
+    return remembered
 
 
 def _compare(

@@ -177,9 +177,9 @@ def _of_shards(config: ThresholdConfig, model: bundle.Bundle) -> _Basis:
     if config.labels is None or storage.size(storage.join(config.labels, INDEX)) is None:
         raise ConfigError(f"{config.labels} is not a folder of shards.", "pack the images and their labels first.")
     file = predict_split(config, config.model, config.labels, config.split)
-    found = prediction_files.read(file)
-    joined = join(found, config.labels, config.split, "auto")
-    if found.scores is None or tuple(joined.labels) != model.labels:
+    predictions = prediction_files.read(file)
+    joined = join(predictions, config.labels, config.split, "auto")
+    if predictions.scores is None or tuple(joined.labels) != model.labels:
         raise DataError(f"{config.labels} has different labels from the model.", "fit to the labels it was trained on.")
     noted = {
         "fitted_on": f"{config.split} of {config.labels}",
@@ -187,7 +187,7 @@ def _of_shards(config: ThresholdConfig, model: bundle.Bundle) -> _Basis:
         "data": read_index(config.labels)["fingerprint"],
     }
     ones = np.ones(len(joined.labels))
-    return _Basis("none", found.scores[joined.rows], joined.targets, ones, _objective(model), noted)
+    return _Basis("none", predictions.scores[joined.rows], joined.targets, ones, _objective(model), noted)
 
 
 def _objective(model: bundle.Bundle) -> str:

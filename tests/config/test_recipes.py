@@ -25,7 +25,7 @@ from mlic.model import losses, reference, zoo
 from mlic.pack.pack import pack
 from mlic.report.report import report as page_of
 from mlic.train import checkpoints, training_loop
-from mlic.train.rank import Place
+from mlic.train.rank import RankContext
 from mlic.tune.tune import tune
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "reference"
@@ -146,7 +146,7 @@ def test_a_recipe_runs(path: Path, few: Path, tmp_path: Path, monkeypatch: pytes
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({"format": 1, "attempt": 1}))
-    training_loop.fit(found, Place(0, 1, torch.device("cpu"), folder, folder, 1), lambda _: None)
+    training_loop.fit(found, RankContext(0, 1, torch.device("cpu"), folder, folder, 1), lambda _: None)
     (row,) = checkpoints.read_history(folder)
     assert row["val/loss"] > 0
     assert checkpoints.read_best(folder).epoch == 1

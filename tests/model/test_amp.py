@@ -1,4 +1,4 @@
-"""The arithmetic of a step: what is set holds, and what is not set depends on the kind of device alone."""
+"""The dtype of a step: what is set holds, and what is not set depends on the kind of device alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_gpus_compute_in_what_they_have(
     assert amp.of_device("auto", torch.device("cuda")) == wanted
 
 
-def test_autocast_is_of_the_arithmetic() -> None:
+def test_autocast_is_of_the_dtype() -> None:
     layer = nn.Linear(4, 2)
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     for name, dtype in kinds.items():

@@ -58,11 +58,11 @@ def test_schedules() -> None:
 
 def test_an_average_follows_and_forgets_the_start() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    shadow = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    ema_weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with torch.no_grad():
         for tensor in net.state_dict().values():
             tensor.fill_(5)
     for update in range(200):
-        optim.average(shadow, net, 0.9, update)
-    for tensor in shadow.values():
+        optim.average(ema_weights, net, 0.9, update)
+    for tensor in ema_weights.values():
         torch.testing.assert_close(tensor, torch.full_like(tensor, 5))

@@ -12,7 +12,7 @@ from mlic.config.train import TrainConfig
 from mlic.errors import ConfigError, DataError
 from mlic.model import weights, zoo
 from mlic.train import checkpoints, training_loop
-from mlic.train.rank import Place
+from mlic.train.rank import RankContext
 
 
 def network(labels: int = 3, arch: str = "resnet18") -> nn.Module:
@@ -114,7 +114,7 @@ def test_published_weights_of_another_port_see_something(shards: Path, tmp_path:
         config = TrainConfig(
             shards=shards, arch="timm/tf_efficientnet_lite0", weights=file, train="head", image_size=96, epochs=15
         )
-        training_loop.fit(config, Place(0, 1, torch.device("cpu"), folder, folder, 1), lambda _: None)
+        training_loop.fit(config, RankContext(0, 1, torch.device("cpu"), folder, folder, 1), lambda _: None)
         maps[name] = checkpoints.read_best(folder).metrics["val/map"]
     log = (tmp_path / "published" / "log.txt").read_text()
     assert f"begins with {path.name}, 245 tensors by order and shape" in log

@@ -27,7 +27,7 @@ from mlic.report.evidence import Evidence, of_predictions
 from mlic.report.report import report, write
 from mlic.runs.run import Run
 from mlic.train import checkpoints, launch, training_loop
-from mlic.train.rank import Place
+from mlic.train.rank import RankContext
 from tests import chromium
 
 SECTIONS = [
@@ -56,7 +56,7 @@ def fitted(shards: Path, folder: Path, **changes: Any) -> Path:
     base = {"shards": shards, "arch": "b-final", "image_size": 48, "epochs": 2, "batch_size": 32, "color": "rgb"}
     config = TrainConfig(**base | {"arch_options": {"hidden": 32}} | changes, runs=folder.parent, name=folder.name)
     with Run.open(folder, "train", config, {"shards": read_index(shards)["fingerprint"]}, fresh=False) as run:
-        training_loop.fit(config, Place(0, 1, torch.device("cpu"), folder, folder, run.attempt), lambda _: None)
+        training_loop.fit(config, RankContext(0, 1, torch.device("cpu"), folder, folder, run.attempt), lambda _: None)
         run.finish(launch.finish(config, folder, folder))
     return folder
 

@@ -259,14 +259,14 @@ def test_folders_are_locked_where_there_is_no_flock(tmp_path: Path, monkeypatch:
 
 def test_what_was_decided_for_a_run_holds_after_every_restart(tmp_path: Path) -> None:
     run = opened(tmp_path)
-    run.note(arithmetic="bf16", backend="onnx", workers=3)
+    run.note(dtype="bf16", backend="onnx", workers=3)
     run.__exit__(PartialError, PartialError("stopped.", ""), None)
     with opened(tmp_path):
         state = json.loads((tmp_path / "run.json").read_text())
-    assert (state["arithmetic"], state["backend"]) == ("bf16", "onnx")
+    assert (state["dtype"], state["backend"]) == ("bf16", "onnx")
     assert "workers" not in state
     opened(tmp_path, fresh=True).__exit__(None, None, None)
-    assert "arithmetic" not in json.loads((tmp_path / "run.json").read_text())
+    assert "dtype" not in json.loads((tmp_path / "run.json").read_text())
 
 
 def test_fresh_knows_what_a_killed_prediction_left(tmp_path: Path) -> None:

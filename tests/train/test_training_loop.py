@@ -25,15 +25,15 @@ from mlic.metrics import metrics
 from mlic.model import losses, zoo
 from mlic.train import checkpoints, epoch_choice, evaluation, setup, training_loop
 from mlic.train.launch import finish
-from mlic.train.rank import Place
+from mlic.train.rank import RankContext
 from mlic.train.train import train
 
 
-def place(folder: Path, rank: int = 0, world_size: int = 1) -> Place:
+def place(folder: Path, rank: int = 0, world_size: int = 1) -> RankContext:
     folder.mkdir(exist_ok=True)
     if rank == 0 and not (folder / "run.json").exists():
         (folder / "run.json").write_text(json.dumps({"format": 1, "attempt": 1}))
-    return Place(rank, world_size, torch.device("cpu"), folder, folder, 1)
+    return RankContext(rank, world_size, torch.device("cpu"), folder, folder, 1)
 
 
 def settings(shards: Path, **changes: Any) -> TrainConfig:
@@ -62,7 +62,7 @@ def without_times(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
 
-def goes_on_alike(config: TrainConfig, stopped: Place, straight: Path) -> None:
+def goes_on_alike(config: TrainConfig, stopped: RankContext, straight: Path) -> None:
     """Whether a run that was asked to stop comes to the history and the weights of one that was not."""
     (stopped.folder / ".stop-1").unlink()
     training_loop.fit(config, stopped)
@@ -76,7 +76,7 @@ class Killed(Exception):
     pass
 
 
-def fit_until(config: TrainConfig, here: Place, epoch: int) -> None:
+def fit_until(config: TrainConfig, here: RankContext, epoch: int) -> None:
     """Train, and stop as a killed process does when an epoch has been reported."""
 
     def stop(row: dict[str, float]) -> None:
@@ -386,7 +386,7 @@ def test_a_network_is_measured_as_it_begins(shards: Path, tmp_path: Path) -> Non
 def _evaluating_rank(rank: int, world_size: int, shards: str, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}.store", rank=rank, world_size=world_size)
-    here = Place(rank, world_size, torch.device("cpu"), Path(folder), Path(folder), 1)
+    here = RankContext(rank, world_size, torch.device("cpu"), Path(folder), Path(folder), 1)
     torch.manual_seed(0)
     split = read_split(Path(shards), "val").take(np.arange(23))
     net = zoo.build("resnet18", len(split.labels), 3, 48, {})
@@ -687,7 +687,7 @@ def _resuming_rank(rank: int, world_size: int, folder: str, config: str, blind_s
         checkpoints.Checkpoints._load = late  # type: ignore[method-assign]
     training_loop.fit(
         TrainConfig(**json.loads(config)),
-        Place(rank, world_size, torch.device("cpu"), Path(folder), Path(folder), 1),
+        RankContext(rank, world_size, torch.device("cpu"), Path(folder), Path(folder), 1),
     )
 
 

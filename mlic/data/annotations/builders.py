@@ -26,12 +26,12 @@ class Columns:
 NO_COLUMNS = Columns()
 
 
-def build_named(found: Builder, labels: Collection[str] | None, source: str, once: bool = True) -> Annotations:
+def build_named(builder: Builder, labels: Collection[str] | None, source: str, once: bool = True) -> Annotations:
     """Annotations from label names; the labels are those of `labels` in order, else all that occur, sorted."""
-    vocabulary = tuple(dict.fromkeys(labels)) if labels is not None else tuple(sorted(found.numbers))
+    vocabulary = tuple(dict.fromkeys(labels)) if labels is not None else tuple(sorted(builder.numbers))
     if not vocabulary:
         raise DataError(f"no label at all in {source}.", "give each image its labels.")
-    return found.build(vocabulary, f"{len(vocabulary)} labels from {source}", once=once)
+    return builder.build(vocabulary, f"{len(vocabulary)} labels from {source}", once=once)
 
 
 def image_name(file: Path, line: int, cell: str) -> str:

@@ -13,7 +13,7 @@ from mlic.errors import DataError
 
 def read_lists(folder: Path) -> Annotations:
     files = sorted(file for file in folder.iterdir() if file.suffix == ".txt" and not file.name.startswith("."))
-    found = Builder()
+    builder = Builder()
     numbers = 0
     for label, file in enumerate(files):
         for line, text in text_lines(file):
@@ -22,27 +22,27 @@ def read_lists(folder: Path) -> Annotations:
                 continue
             if any(ord(char) < 32 for char in name):
                 raise DataError(f"{file}:{line}: {name!r} is not one image's name.", "write one image per line.")
-            found.image(name, str(file), line)
-            found.mark(label, 1)
+            builder.image(name, str(file), line)
+            builder.mark(label, 1)
             numbers += is_number(name)
-    if not len(found):
+    if not len(builder):
         raise DataError(f"the {len(files)} lists in {folder} are all empty.", "write one image per line.")
     source = f"{len(files)} labels from per-label lists in {folder}"
     passed = sorted(file.name for file in folder.iterdir() if file.suffix in (".jsonl", ".json", *TABLES))
     if passed:
         source += f" (passed over {', '.join(passed[:3])}{' ...' if len(passed) > 3 else ''})"
     names = tuple(file.stem for file in files)
-    return replace(found.build(names, source, bare_numbers=numbers * 2 > len(found), once=False), by_label=True)
+    return replace(builder.build(names, source, bare_numbers=numbers * 2 > len(builder), once=False), by_label=True)
 
 
 def read_folders(folder: Path) -> Annotations:
     labels = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    found = Builder()
+    builder = Builder()
     for number, label in enumerate(labels):
         for file in sorted((folder / label).rglob("*")):
             if file.suffix.lower() in EXTENSIONS:
-                found.image(file.relative_to(folder).as_posix(), str(folder), 0)
-                found.mark(number, 1)
-    if not len(found):
+                builder.image(file.relative_to(folder).as_posix(), str(folder), 0)
+                builder.mark(number, 1)
+    if not len(builder):
         raise DataError(f"the folders in {folder} hold no images.", "give a folder of LABEL.txt lists, or a table.")
-    return replace(found.build(tuple(labels), f"{len(labels)} labels from the folders in {folder}"), by_label=True)
+    return replace(builder.build(tuple(labels), f"{len(labels)} labels from the folders in {folder}"), by_label=True)

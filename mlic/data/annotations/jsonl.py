@@ -16,7 +16,7 @@ _NAME_KEYS = ("file", "image", "filename", "file_name", "image_name", "path", "k
 
 def read_jsonl(file: Path, columns: Columns) -> Annotations:
     extra = [name for name in (columns.split, columns.group) if name]
-    found = Builder(tuple(kind for kind in ("split", "group") if getattr(columns, kind)))
+    builder = Builder(tuple(kind for kind in ("split", "group") if getattr(columns, kind)))
     for line, text in text_lines(file):
         if not text.strip():
             continue
@@ -27,11 +27,11 @@ def read_jsonl(file: Path, columns: Columns) -> Annotations:
         lacking = [name for name in extra if name not in record]
         if lacking:
             raise DataError(f"{file}:{line}: no {lacking[0]!r}.", "give it on every line.")
-        found.image(image_name(file, line, record[key]), str(file), line, *(str(record[name]) for name in extra))
-        mark_json(found, record, f"{file}:{line}")
-    if not len(found):
+        builder.image(image_name(file, line, record[key]), str(file), line, *(str(record[name]) for name in extra))
+        mark_json(builder, record, f"{file}:{line}")
+    if not len(builder):
         raise DataError(f"{file} holds no line.", "write one JSON object for each image.")
-    return build_named(found, None, f"the lines of {file}")
+    return build_named(builder, None, f"the lines of {file}")
 
 
 def json_object(text: str | bytes, where: str) -> Mapping[str, Any]:
@@ -42,7 +42,7 @@ def json_object(text: str | bytes, where: str) -> Mapping[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def mark_json(found: Builder, record: Mapping[str, Any], where: str) -> None:
+def mark_json(builder: Builder, record: Mapping[str, Any], where: str) -> None:
     labels, unknown = record.get("labels"), record.get("unknown", [])
     if isinstance(labels, list):
         labels = {str(label) if isinstance(label, int) else label: 1 for label in labels}
@@ -51,6 +51,6 @@ def mark_json(found: Builder, record: Mapping[str, Any], where: str) -> None:
     for label, value in {**labels, **dict.fromkeys(unknown, -1)}.items():
         if not isinstance(label, str) or value not in (1, 0, -1):
             raise DataError(f"{where}: {value!r} for the label {label!r} is not 1, 0 or -1.", "fix that line.")
-        number = found.label(label)
+        number = builder.label(label)
         if value:
-            found.mark(number, int(value))
+            builder.mark(number, int(value))

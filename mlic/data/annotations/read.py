@@ -43,14 +43,14 @@ def read_annotations(path: Location, format: LabelFormat = "auto", columns: Colu
         return _read_remote(path, format, columns)
     if not path.exists():
         raise DataError(f"the labels {path} do not exist.", "check the path given to --labels.")
-    found = _recognise(path) if format == "auto" else format
-    if found is None:
+    kind = _recognise(path) if format == "auto" else format
+    if kind is None:
         raise DataError(
             f"cannot tell the format of the labels {path}.",
             "give a folder of LABEL.txt lists, a table, a .jsonl or a COCO .json file, or name it by --format.",
         )
-    if columns and found in _PLAIN_FORMATS:
-        raise DataError(f"{found} labels have no columns.", "name the splits by --split-files.")
+    if columns and kind in _PLAIN_FORMATS:
+        raise DataError(f"{kind} labels have no columns.", "name the splits by --split-files.")
     readers: dict[str, Callable[[Path], Annotations]] = {
         "lists": read_lists,
         "coco": read_coco,
@@ -58,16 +58,16 @@ def read_annotations(path: Location, format: LabelFormat = "auto", columns: Colu
         "folders": read_folders,
         "webdataset": read_webdataset,
     }
-    if found in readers:
-        if found != "webdataset":
-            _check_kind(path, found, folder=found in ("lists", "voc", "folders"))
-        return readers[found](path)
-    if found == "jsonl":
-        _check_kind(path, found, folder=False)
+    if kind in readers:
+        if kind != "webdataset":
+            _check_kind(path, kind, folder=kind in ("lists", "voc", "folders"))
+        return readers[kind](path)
+    if kind == "jsonl":
+        _check_kind(path, kind, folder=False)
         return read_jsonl(path, columns)
     if path.is_dir():
         path = _only_table(path)
-    return read_table(path, None if found == "table" else found, columns)
+    return read_table(path, None if kind == "table" else kind, columns)
 
 
 def _read_remote(location: str, format: LabelFormat, columns: Columns) -> Annotations:

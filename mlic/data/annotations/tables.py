@@ -25,7 +25,7 @@ def read_table(file: Path, format: str | None, columns: Columns) -> Annotations:
     _check_header(file, header)
     extra = _extra_columns(file, header, columns)
     places = [i for i in range(1, len(header)) if i not in extra.values()]
-    found = Builder(tuple(extra))
+    builder = Builder(tuple(extra))
     if format is None:
         format = "wide" if len(places) != 1 else _two_columns(file, places[0])
     if format != "wide" and len(places) != 1:
@@ -37,20 +37,20 @@ def read_table(file: Path, format: str | None, columns: Columns) -> Annotations:
             raise DataError(
                 f"{file}:{line}: {len(cells)} columns where the header has {len(header)}.", "fix that line."
             )
-        found.image(image_name(file, line, cells[0]), str(file), line, *(cells[i].strip() for i in extra.values()))
+        builder.image(image_name(file, line, cells[0]), str(file), line, *(cells[i].strip() for i in extra.values()))
         if format == "wide":
-            _mark_wide(found, file, line, labels, [cells[i] for i in places])
+            _mark_wide(builder, file, line, labels, [cells[i] for i in places])
         else:
-            given = cells[places[0]].split(delimiter) if delimiter else [cells[places[0]]]
-            for label in given:
+            values = cells[places[0]].split(delimiter) if delimiter else [cells[places[0]]]
+            for label in values:
                 if label.strip():
-                    found.mark(found.label(label.strip()), 1)
-    if not len(found):
+                    builder.mark(builder.label(label.strip()), 1)
+    if not len(builder):
         raise DataError(f"{file} holds a header and nothing else.", "add one line for each image.")
     if format == "wide":
-        return found.build(labels, f"{len(labels)} labels from the columns of {file}")
+        return builder.build(labels, f"{len(labels)} labels from the columns of {file}")
     source = f"one label per line in {file}" if format == "long" else f"the lists (by {delimiter!r}) in {file}"
-    return build_named(found, None, source, once=format != "long")
+    return build_named(builder, None, source, once=format != "long")
 
 
 def _check_header(file: Path, header: Sequence[str]) -> None:
@@ -78,7 +78,7 @@ def _label_columns(file: Path, header: Sequence[str]) -> tuple[str, ...]:
     return labels
 
 
-def _mark_wide(found: Builder, file: Path, line: int, labels: Sequence[str], cells: Sequence[str]) -> None:
+def _mark_wide(builder: Builder, file: Path, line: int, labels: Sequence[str], cells: Sequence[str]) -> None:
     for label, cell in enumerate(cells):
         value = _CELLS.get(cell) if cell in _CELLS else _CELLS.get(cell.strip().lower())
         if value is None:
@@ -86,7 +86,7 @@ def _mark_wide(found: Builder, file: Path, line: int, labels: Sequence[str], cel
                 f"{file}:{line}: {cell!r} for the label {labels[label]!r} is not 1, 0 or -1.", "fix that cell."
             )
         if value:
-            found.mark(label, value)
+            builder.mark(label, value)
 
 
 def _two_columns(file: Path, place: int) -> str:
@@ -127,8 +127,10 @@ def _rows(file: Path) -> Iterator[Row]:
     """Rows of a CSV or TSV with the line that each ends on; blank lines are skipped."""
     text = (line for _, line in text_lines(file))
     first = next(text, "")
-    plain = re.sub(r'"[^"]*"', "", first)
-    delimiter = "\t" if file.suffix == ".tsv" or "\t" in plain else ";" if plain.count(";") > plain.count(",") else ","
+    unquoted = re.sub(r'"[^"]*"', "", first)
+    delimiter = (
+        "\t" if file.suffix == ".tsv" or "\t" in unquoted else ";" if unquoted.count(";") > unquoted.count(",") else ","
+    )
     reader = csv.reader((line for part in ([first], text) for line in part), delimiter=delimiter)
     try:
         for row in reader:

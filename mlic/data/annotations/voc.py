@@ -11,14 +11,14 @@ from mlic.errors import DataError
 
 
 def read_voc(folder: Path) -> Annotations:
-    found = Builder()
+    builder = Builder()
     files = sorted(file for file in folder.iterdir() if file.suffix == ".xml")
     for file in files:
         try:
             root = ElementTree.parse(file).getroot()  # noqa: S314 - expat itself stops entities that explode
         except (ElementTree.ParseError, OSError) as error:
             raise DataError(f"{file} is not valid XML: {error}.", "fix that file.") from None
-        found.image((root.findtext("filename") or file.stem).strip(), str(file), 0)
+        builder.image((root.findtext("filename") or file.stem).strip(), str(file), 0)
         marks: dict[str, int] = {}
         for item in root.iter("object"):
             label = (item.findtext("name") or "").strip()
@@ -28,5 +28,5 @@ def read_voc(folder: Path) -> Annotations:
             if not difficult or marks.get(label) != 1:
                 marks[label] = -1 if difficult else 1
         for label, value in marks.items():
-            found.mark(found.label(label), value)
-    return build_named(found, None, f"{len(files):,} Pascal VOC files in {folder}")
+            builder.mark(builder.label(label), value)
+    return build_named(builder, None, f"{len(files):,} Pascal VOC files in {folder}")

@@ -17,7 +17,7 @@ def read_webdataset(path: Path) -> Annotations:
     if not archives:
         raise DataError(f"the folder {path} holds no .tar shards.", "check --labels.")
     by_archive = image_sources.list_images(path).by_archive
-    found = Builder()
+    builder = Builder()
     for archive in archives:
         with storage.File(archive) as file:
             for name, size, offset, _, how in image_sources.members(archive):
@@ -25,14 +25,14 @@ def read_webdataset(path: Path) -> Annotations:
                 if how or extension not in ("json", "cls"):
                     continue
                 data, where = file.read_at(offset, size), f"{archive}:{name}"
-                found.image(f"{archive.stem}/{base}" if by_archive else base, where, 0)
+                builder.image(f"{archive.stem}/{base}" if by_archive else base, where, 0)
                 if extension == "json":
-                    mark_json(found, json_object(data, where), where)
+                    mark_json(builder, json_object(data, where), where)
                 else:
-                    found.mark(found.label(_class_name(data, where)), 1)
-    if not len(found):
+                    builder.mark(builder.label(_class_name(data, where)), 1)
+    if not len(builder):
         raise DataError(f"the shards in {path} hold no KEY.json and no KEY.cls.", "give the labels by other files.")
-    return build_named(found, None, f"the .json and .cls members of {len(archives)} shards in {path}")
+    return build_named(builder, None, f"the .json and .cls members of {len(archives)} shards in {path}")
 
 
 def _class_name(data: bytes, where: str) -> str:
