@@ -23,7 +23,7 @@ from mlic.data.annotations.read import read_annotations
 from mlic.data.image_listing import Listing
 from mlic.data.shards import INDEX, Split
 from mlic.errors import ConfigError
-from mlic.explore import page
+from mlic.explore import explore_page
 from mlic.explore.plots import figures_of
 from mlic.explore.result import ExploreReport, ImplicationRow
 from mlic.html import plots
@@ -93,7 +93,7 @@ def explore(config: ExploreConfig) -> ExploreReport:
     for number, grid in enumerate(grids.values()):
         if grid is not None:
             write_atomic(config.out / f"samples-{number:03d}.png", plots.png(grid))
-    write_atomic(report.page, page.render(report, pictures, grids).encode())
+    write_atomic(report.page, explore_page.render(report, pictures, grids).encode())
     write_json(config.out / _FILE, {"format": 1, "kind": "explore", **report.model_dump(mode="json")})
     return report
 

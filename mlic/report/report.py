@@ -10,8 +10,7 @@ from mlic.config.base import Model
 from mlic.config.evaluate import ReportConfig
 from mlic.errors import ConfigError
 from mlic.metrics.measurement import Measurement, aligned
-from mlic.report import analysis, images, plots
-from mlic.report import page as report_page
+from mlic.report import analysis, images, plots, report_page
 from mlic.report.content import Content, RunRow
 from mlic.report.evidence import Evidence, of_run
 from mlic.runs.files import disk_errors, write_atomic

@@ -32,8 +32,8 @@ from mlic.model import bundle
 from mlic.runs.run import Run
 from mlic.train import checkpoints, epoch_choice
 from mlic.train.launch import finish
-from mlic.tune.driver import train_on
 from mlic.tune.early_stopping import Rule, Search
+from mlic.tune.run_trials import train_on
 from mlic.tune.trial_store import Trials
 
 logger = logging.getLogger(__name__)

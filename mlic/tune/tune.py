@@ -33,12 +33,12 @@ from mlic.train.cross_validation import check_folds
 from mlic.train.launch import finish
 from mlic.tune import exploit
 from mlic.tune.confirm import confirm
-from mlic.tune.driver import train_on
 from mlic.tune.early_stopping import Kind, Rule, Search
 from mlic.tune.ensemble import ensemble, lack
-from mlic.tune.page import render
 from mlic.tune.progress import kept, seconds_spent
 from mlic.tune.result import TuneReport
+from mlic.tune.run_trials import train_on
+from mlic.tune.search_page import render
 from mlic.tune.tpe import Tpe
 from mlic.tune.trial import Trial
 from mlic.tune.trial_store import Draw, Trials

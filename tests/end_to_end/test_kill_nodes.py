@@ -147,6 +147,44 @@ def test_a_search_killed_at_random_points(nodes: Any, shards: Path, tmp_path: Pa
     assert len({model["weights_sha256"] for model in models}) == 1
 
 
+@pytest.mark.timeout(900)
+def test_a_search_is_the_same_on_one_two_and_three_nodes(nodes: Any, shards: Path, tmp_path: Path) -> None:
+    """The second time with three nodes, its driver is killed at five points: when so many epochs are on the disk."""
+    search = ["tune", shards, *common(nodes), "--num-samples", 8, "--epochs", 4, "--lr", "0.001", "--loss", "bce"]
+    nodes.remove_node(sorted(nodes.worker_nodes, key=id)[0])
+    tables = list[pd.DataFrame]()
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+        code, _, err = run(tmp_path / name, *search)
+        assert code == 0, err
+        tables.append(trials_in(tmp_path / name))
+        nodes.add_node(num_cpus=1)
+    (tmp_path / "killed").mkdir()
+    for epochs in (1, 4, 7, 10, 13):
+        with told(tmp_path / "killed", *search) as process:
+            while process.poll() is None and epochs_in(tmp_path / "killed") < epochs:
+                time.sleep(0.05)
+            assert process.poll() is None, f"ended before epoch {epochs}"
+            process.kill()
+            process.wait()
+    code, _, err = run(tmp_path / "killed", *search)
+    assert code == 0, err
+    tables.append(trials_in(tmp_path / "killed"))
+    assert set(tables[0]["status"]) == {"finished", "pruned"}
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0])
+
+
+def trials_in(folder: Path) -> pd.DataFrame:
+    """The table of trials of a search, without where its shards and runs are."""
+    return pd.read_parquet(folder / "runs" / "tune" / "trials.parquet").drop(columns=["runs"], errors="ignore")
+
+
+def epochs_in(folder: Path) -> int:
+    """How many epochs of all trials of a search are on the disk."""
+    return sum(path.read_text().count("\n") for path in folder.glob("runs/tune/trials/*/metrics.jsonl"))
+
+
 @pytest.mark.timeout(300 + 100 * KILLS)
 def test_a_prediction_killed_at_random_points(nodes: Any, corpus: Path, tmp_path: Path) -> None:
     """An actor on each of two nodes; the file is that of the undisturbed prediction, byte for byte."""
