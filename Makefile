@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-rest test-ray test-all test-fast soak check fmt golden bench clean
+.PHONY: demo test test-rest test-oldest test-ray test-all test-fast soak check fmt golden bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/mlic demo
@@ -19,11 +19,17 @@ test: $(VENV)/installed
 test-rest: $(VENV)/installed
 	$(PYTEST) -m "slow and not smoke"
 
-test-all: test test-rest test-ray
+test-all: test test-rest test-oldest
 
-# The smoke tests with the oldest Ray that pyproject.toml claims, in a folder before site-packages; RAY=VERSION is another.
-RAY ?= 2.52.1
+# The smoke tests with the oldest versions that pyproject.toml claims, Ray's too, in a folder before site-packages.
+test-oldest: $(VENV)/installed
+	cmp -s oldest.txt .oldest/oldest.txt || (rm -rf .oldest && $(BIN)/python -m pip install -q --no-deps --target .oldest \
+	  -r oldest.txt && cp oldest.txt .oldest/)
+	PYTHONPATH="$(CURDIR)/.oldest" $(PYTEST) -m smoke
+
+# The same with another version of Ray alone: make test-ray RAY=2.61.0
 test-ray: $(VENV)/installed
+	@test -n "$(RAY)" || { echo "give a version: make test-ray RAY=2.61.0"; exit 2; }
 	test -d .ray/$(RAY) || $(BIN)/python -m pip install -q --no-deps --target .ray/$(RAY) ray==$(RAY)
 	PYTHONPATH="$(CURDIR)/.ray/$(RAY)" $(PYTEST) -m smoke
 
