@@ -63,3 +63,21 @@ def trainer_class(embedded: bool) -> Any:
 
 
 GROUP_CLEANER = "PlacementGroupCleanerCallback"
+
+
+def stop_trial(tune_controller: Any, trial: Any) -> None:
+    """Stop a trial that is paused or waits for a worker.
+
+    The controller that Ray Tune hands to schedulers has no documented interface, although its own schedulers stop
+    trials by this method. Without it, a trial that is paused until earlier ones have reported could never be stopped.
+    """
+    tune_controller.stop_trial(trial)
+
+
+def pause_trial(tune_controller: Any, trial: Any) -> None:
+    """Pause a running trial whose own folder has its checkpoint.
+
+    The answer `PAUSE` of a scheduler makes Ray Tune write a checkpoint of its own, too. Its schedulers use this method
+    where they need none. Without it, every pause of a trial would copy a checkpoint to storage that all nodes share.
+    """
+    tune_controller.pause_trial(trial, should_checkpoint=False)

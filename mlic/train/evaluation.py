@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mlic.config.train import TrainConfig
 from mlic.config.types import Loss
 from mlic.data.loader import Batch
 from mlic.data.shards import Split
@@ -110,3 +111,11 @@ def collapse(evaluated: Evaluated, decisions: Array, remedies: Mapping[str, bool
         return None
     open_ones = [text for text, is_open in remedies.items() if is_open]
     return f"{what}: the network has learnt nothing but how frequent labels are. Try {open_ones[0]}."
+
+
+def warn_of_collapse(context: RankContext, config: TrainConfig, evaluated: Evaluated, decisions: Array) -> None:
+    """Write a warning to the log of the run when the outputs are constant."""
+    remedies = {"--set head_prior=true": not config.head_prior, f"a lower --lr (now {config.lr:g})": True}
+    problem = collapse(evaluated, decisions, remedies)
+    if problem is not None:
+        context.say(f"Warning: {problem}")

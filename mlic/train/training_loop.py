@@ -221,7 +221,7 @@ class _Fitting:
         row |= {"step": self.step} | evaluation.row(evaluated, decided.decisions, decided.ranked, self.val.labels)
         self._finish_epoch(row, evaluated, decided)
         if epoch == min(1, config.epochs - 1) and config.train != "none":
-            self._warn_of_collapse(evaluated, decided.decisions)
+            evaluation.warn_of_collapse(self.context, config, evaluated, decided.decisions)
         return row
 
     def _finish_epoch(self, row: dict[str, float], evaluated: evaluation.Evaluated, decided: decision.Decided) -> None:
@@ -252,16 +252,6 @@ class _Fitting:
         self.context.say(
             f"val  epoch {int(row['epoch'])}/{config.epochs} | loss {evaluated.loss:.4f} | {values_said}{mark}"
         )
-
-    def _warn_of_collapse(self, evaluated: evaluation.Evaluated, decisions: Any) -> None:
-        config = self.config
-        remedies = {
-            "--set head_prior=true": not config.head_prior,
-            f"a lower --lr (now {config.lr:g})": True,
-        }
-        problem = evaluation.collapse(evaluated, decisions, remedies)
-        if problem is not None:
-            self.context.say(f"Warning: {problem}")
 
     def _train_epoch(self, epoch: int) -> dict[str, float] | None:
         config, context = self.config, self.context

@@ -12,6 +12,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
+from mlic.cluster import ray_private
 from mlic.tune.early_stopping import Rule, Search
 
 _MANY = 2**31  # trials: more than any search has, since Ray Tune does not say how many will come
@@ -159,4 +160,4 @@ class OrderedASHA(TrialScheduler):  # type: ignore[misc]
             if self._search.status(number) or self._search.verdict(number) == "stop":
                 del self._paused[number]
                 self._search.stop(number)
-                tune_controller.stop_trial(trial)
+                ray_private.stop_trial(tune_controller, trial)

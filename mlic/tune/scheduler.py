@@ -7,6 +7,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from mlic.cluster import ray_private
 from mlic.tune.ordered_asha import OrderedASHA
 from mlic.tune.progress import Progress
 
@@ -61,7 +62,7 @@ class SearchScheduler(OrderedASHA):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Stop a trial that lost too many workers without an epoch in between; Ray Tune starts others again."""
         if self._losses.get(self._number(trial), 0) > self._progress.config.max_failures:
-            tune_controller.stop_trial(trial)
+            ray_private.stop_trial(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Continue, pause or stop a trial that has reported."""
@@ -106,7 +107,7 @@ class SearchScheduler(OrderedASHA):
         progress = self._progress
         if progress.is_closing:
             for trial in list(self._paused.values()):
-                tune_controller.stop_trial(trial)
+                ray_private.stop_trial(tune_controller, trial)
             return None
         if len(progress.running) >= progress.at_once:
             return None
@@ -126,5 +127,5 @@ class SearchScheduler(OrderedASHA):
 
     def _pause(self, tune_controller: Any, trial: Trial) -> str:
         self._progress.running.discard(self._number(trial))
-        tune_controller.pause_trial(trial, should_checkpoint=False)
+        ray_private.pause_trial(tune_controller, trial)
         return str(self.NOOP)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from inspect import signature
 
 import pytest
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient, PlacementGroupID
 from ray.train.torch import TorchTrainer
+from ray.tune.execution.tune_controller import TuneController
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from mlic.cluster import ray_private
@@ -50,3 +52,8 @@ def test_the_cleaner_of_placement_groups_is_left_out_of_an_embedded_ray() -> Non
         trainer = ray_private.trainer_class(embedded)(print)
         names = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
         assert (ray_private.GROUP_CLEANER in names) == (not embedded)
+
+
+def test_a_scheduler_can_stop_and_pause_trials() -> None:
+    assert list(signature(TuneController.stop_trial).parameters) == ["self", "trial"]
+    assert "should_checkpoint" in signature(TuneController.pause_trial).parameters
