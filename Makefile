@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-rest test-oldest test-ray test-all test-fast soak check fmt golden bench clean
+.PHONY: demo test coverage test-rest test-oldest test-ray test-all test-fast soak check fmt golden bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/mlic demo
@@ -14,6 +14,13 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --
 # What a user needs to trust an installation: every command once at least.
 test: $(VENV)/installed
 	$(PYTEST) -m "not slow or smoke"
+
+# The same tests, and how much of the package they run: 90% at least.
+coverage: $(VENV)/installed
+	rm -rf .coverage && mkdir .coverage
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m "not slow or smoke"
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
 
 # The others: kills, SLURM, recipes, the README.
 test-rest: $(VENV)/installed

@@ -12,7 +12,6 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,7 @@ from mlic.batch_predict import prediction_files
 from mlic.batch_predict.actor import Items, Predictor, Trail
 from mlic.batch_predict.inference import INSTEAD
 from mlic.batch_predict.merge import PredictReport, check_out, exists, merge, missing, part_at, parts_of, sha256
-from mlic.cluster import pool, shared_folders, signals
+from mlic.cluster import pool, shared_folders
 from mlic.cluster.connect import connect, is_embedded
 from mlic.cluster.resources import Share, task_share
 from mlic.config.predict import PredictConfig
@@ -41,7 +40,6 @@ logger = logging.getLogger(__name__)
 _FEW = 1000  # images for which a backend takes longer to be made than it saves
 _HERE = 500  # images, at most, that are predicted in this process
 _ATTEMPTS = 40  # at a part, with workers that die in the middle of it
-_IN_VAIN = 6  # workers that die one after another without having begun
 
 
 def predict(config: PredictConfig) -> PredictReport:
@@ -235,51 +233,16 @@ def _map_parts(
 ) -> Iterator[tuple[int, int, int, str, str | None]]:
     """Assign parts to idle actors until all are done; yields (part, rows, bad rows, backend, error).
 
-    A part whose actor dies is done again, with care. An actor is given parts when it is ready: one that takes the place
-    of another on a node that is lost may never find room. Raises ClusterError when actors die again and again before
-    they have begun.
+    A part whose actor dies is done again, with care. Raises ClusterError when actors die again and again before they
+    have begun.
     """
-    import ray
 
-    actor = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0)(Predictor)
-    waiting, idle = list(reversed(todo)), list[Any]()
-    running: dict[Any, tuple[int | None, Any]] = {}  # parts, and actors that become ready, by what they end with
+    def task(number: int) -> tuple[Items, Location]:
+        return items.part(number * config.chunk, (number + 1) * config.chunk), part_at(parts, number)
 
-    def start() -> None:
-        worker = actor.remote(config, backend)
-        running[worker.ready.remote()] = (None, worker)
+    def attempts(number: int) -> int:
+        return Trail.attempts(part_at(parts, number))
 
-    for _ in range(min(share.workers, len(todo))):
-        start()
-    begun, in_vain = dict.fromkeys(todo, 0), 0
-    while waiting or any(number is not None for number, _ in running.values()):
-        for reference in signals.done(running):
-            number, worker = running.pop(reference)
-            try:
-                result = ray.get(reference)
-                if number is not None:
-                    yield number, *result, None
-                in_vain = 0
-                idle.append(worker)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-            except (ray.exceptions.RayActorError, *pool.deaths()) as error:
-                why = " ".join(str(error).split())[:200]
-                attempts = 0 if number is None else Trail.attempts(part_at(parts, number))
-                in_vain = 0 if number is not None and attempts > begun[number] else in_vain + 1
-                if in_vain >= _IN_VAIN:
-                    raise ClusterError(
-                        f"{in_vain} workers died before they started: {why}.",
-                        "look at the memory that each worker has; -v shows Ray's own log.",
-                    ) from None
-                if attempts >= _ATTEMPTS:
-                    yield number, 0, 0, "", why  # type: ignore[misc]  # no part has no attempts
-                elif number is not None:
-                    logger.warning("a worker died at part %d, which is retried in smaller pieces", number)
-                    waiting.append(number)
-                start()
-        while waiting and idle:
-            number, worker = waiting.pop(), idle.pop()
-            part = items.part(number * config.chunk, (number + 1) * config.chunk)
-            begun[number] = Trail.attempts(part_at(parts, number))
-            running[worker.run.remote(part, part_at(parts, number))] = (number, worker)
+    for number, result, why in pool.run_on_actors(Predictor, (config, backend), share, todo, task, attempts, _ATTEMPTS):
+        rows, bad, used = result or (0, 0, "")
+        yield number, rows, bad, used, why

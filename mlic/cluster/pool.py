@@ -1,26 +1,32 @@
-"""A pool of Ray tasks that survives tasks that kill their workers.
+"""Pools of Ray tasks and of Ray actors that survive tasks that kill their workers.
 
 An image that crashes a decoder, or takes all memory, ends the process that opens it. The piece is then done once more;
 if that ends a worker too, it is cut into smaller ones, until the image is alone. Of an image that is alone and has
 ended three workers the caller says what becomes of it, and everything else is done as ever.
+
+Actors are for tasks that need something loaded, such as a model. Such a task is done again as a whole; the actor itself
+notes which image it decodes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from mlic.cluster import signals
+from mlic.cluster.resources import Share
 from mlic.errors import ClusterError
 
 logger = logging.getLogger(__name__)
 
 P = TypeVar("P")  # a piece of work
 R = TypeVar("R")  # what comes of it
+T = TypeVar("T", bound=Hashable)  # the name of a task
 
 _BEFORE_CUT = 2  # workers that die at a piece before it is cut
+_IN_VAIN = 6  # actors that die one after another without having begun
 _DEADLY = 3  # workers that die at a piece that cannot be cut
 
 
@@ -82,6 +88,68 @@ def run(
             ray.cancel(ready, force=True)
         if running:
             ray.wait(list(running), num_returns=len(running), timeout=10)
+
+
+def run_on_actors(
+    actor_class: type,
+    arguments: tuple[Any, ...],
+    share: Share,
+    tasks: Sequence[T],
+    task: Callable[[T], tuple[Any, ...]],
+    attempts: Callable[[T], int],
+    most_attempts: int,
+) -> Iterator[tuple[T, Any, str | None]]:
+    """Yield each task with its result, or with the reason why it was given up, as they finish.
+
+    `share.workers` actors are made of `arguments`; each has a method `ready`, which returns when it can begin, and
+    `run`, which does a task and is called with `task(name)`. `attempts(name)` is the number of actors that have begun a
+    task and not ended it; one with `most_attempts` is given up. An actor is given tasks when it is ready: one that
+    replaces another on a node that is lost may never find room. What `run` raises is raised here. Raises ClusterError
+    when actors die again and again before they have begun, and KeyboardInterrupt.
+    """
+    import ray
+
+    actor = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0)(actor_class)
+    waiting, idle = list(reversed(tasks)), list[Any]()
+    running: dict[Any, tuple[T | None, Any]] = {}  # tasks, and actors that become ready, by what they end with
+
+    def start() -> None:
+        worker = actor.remote(*arguments)
+        running[worker.ready.remote()] = (None, worker)
+
+    for _ in range(min(share.workers, len(tasks))):
+        start()
+    begun, in_vain = dict.fromkeys(tasks, 0), 0
+    while waiting or any(name is not None for name, _ in running.values()):
+        for reference in signals.done(running):
+            name, worker = running.pop(reference)
+            try:
+                result = ray.get(reference)
+                if name is not None:
+                    yield name, result, None
+                in_vain = 0
+                idle.append(worker)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except (ray.exceptions.RayActorError, *deaths()) as error:
+                why = " ".join(str(error).split())[:200]
+                count = 0 if name is None else attempts(name)
+                in_vain = 0 if name is not None and count > begun[name] else in_vain + 1
+                if in_vain >= _IN_VAIN:
+                    raise ClusterError(
+                        f"{in_vain} workers died before they started: {why}.",
+                        "look at the memory that each worker has; -v shows Ray's own log.",
+                    ) from None
+                if name is not None and count >= most_attempts:
+                    yield name, None, why
+                elif name is not None:
+                    logger.warning("a worker died at part %s, which is retried in smaller pieces", name)
+                    waiting.append(name)
+                start()
+        while waiting and idle:
+            name, worker = waiting.pop(), idle.pop()
+            begun[name] = attempts(name)
+            running[worker.run.remote(*task(name))] = (name, worker)
 
 
 def _next(pieces: Iterator[P]) -> _Piece[P] | None:

@@ -1,7 +1,8 @@
 """Augmentation: uint8 batches to float32 on the device, changed at random for training.
 
 All that is drawn for an image depends on the seed, the epoch and the image alone, so it is the same for any number of
-workers and after any stop.
+workers and after any stop. The functions of torchvision.transforms.v2 take one parameter for a whole batch; here each
+image has its own, and an operation is one kernel for the batch.
 """
 
 from __future__ import annotations

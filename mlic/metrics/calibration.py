@@ -142,7 +142,11 @@ def _platt(logits: Array, positive: Array) -> tuple[float, float]:
 
 
 def _newton(logits: Array, goals: Array, with_shift: bool) -> tuple[float, float]:
-    """Scale and shift of logits (N,) with the lowest log loss against goals (N,) in [0, 1]; a convex problem."""
+    """Scale and shift of logits (N,) with the lowest log loss against goals (N,) in [0, 1]; a convex problem.
+
+    scikit-learn's LogisticRegression takes no goals between 0 and 1, which Platt's method has, and takes 15 times as
+    long for 1,500 samples; a search fits every label at every epoch.
+    """
     columns = np.stack([logits, np.ones_like(logits)], axis=1) if with_shift else logits[:, None]
     solution = np.zeros(columns.shape[1])
     solution[0] = 1.0
