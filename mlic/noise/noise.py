@@ -30,14 +30,15 @@ logger = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 
 TABLE, _SUMMARY = "suspects.tsv", "noise.json"
-_OWN = ("address", "workers", "fresh", "doctor")  # settings that are not handed on to the folds as they are
+_OWN = ("address", "workers", "fresh", "doctor")  # settings that the folds' runs do not inherit unchanged
 
 
 class LabelSuspects(Model):
-    """A label's row: how many samples have it, and how many labels of the table may be given wrongly or be missing.
+    """A label's row: how many samples have it, and how many rows of the table suspect it to be extra or missing.
 
-    `extra_rate` is the estimated share of the samples without the label that it is given to, `missing_rate` of those
-    with it that it is not given to; `confident` is how many errors cleanlab's filter lists for it.
+    `extra_rate` is the estimated share of the samples without the label that are given it. `missing_rate` is the
+    estimated share of the samples with the label that are not given it. `confident` is the number of errors that
+    cleanlab's filter lists for it.
     """
 
     label: str
@@ -59,7 +60,7 @@ class Rule(Model):
 
 
 class NoiseReport(Model):
-    """What the folds came to. `edited` says that the table holds a person's work and was left as it is."""
+    """The report of `mlic noise`. `edited` says that a person has edited the table, so it was left unchanged."""
 
     out: Path
     table: Path
@@ -95,10 +96,10 @@ class NoiseReport(Model):
 
 
 def noise(config: NoiseConfig) -> NoiseReport:
-    """Train on every fold but one in turn, and list the labels that are probably wrong; the test split is left alone.
+    """Train one model for each fold, on the other folds, and list the labels that are probably wrong; test is not used.
 
-    Each fold is a run of `mlic train` in `OUT/folds/` and continues by its means. A table that a person has edited is
-    never written over. Raises ConfigError without cleanlab, DataError for shards without folds, and what `train` does.
+    Each fold is a run of `mlic train` in `OUT/folds/` and resumes like one. A table that a person has edited is never
+    overwritten. Raises ConfigError without cleanlab, DataError for shards without folds, and what `train` does.
     """
     score.check_installed()
     index = read_index(config.shards)
@@ -119,7 +120,7 @@ def noise(config: NoiseConfig) -> NoiseReport:
 
 
 def _labels_of_files(index: dict[str, Any]) -> list[str]:
-    """The labels but for the one that follows from the others, which no label file says anything of."""
+    """The labels without the one that is derived from the others, which is in no label file."""
     settings = index["settings"]
     derived = settings.get("unlabelled_label") if settings.get("unlabelled") == "as-label" else None
     return [label for label in index["labels"] if label != derived]
@@ -187,7 +188,7 @@ def _report(config: NoiseConfig, folds: int, labels: list[str]) -> NoiseReport:
 
 
 def _chosen(suspects: score.Suspects, most: int | None) -> Array:
-    """The rows of the table: as many of the first as errors are expected, and all exceptions to rules behind them."""
+    """The rows of the table: the first rows, as many as errors are expected, and then all exceptions to rules."""
     if most is None:
         return np.flatnonzero((np.arange(len(suspects.sample)) < round(suspects.errors)) | (suspects.rule >= 0))
     return np.arange(min(most, len(suspects.sample)))
@@ -205,16 +206,14 @@ def _suspect(
 ) -> corrections.Suspect:
     sample, label = int(suspects.sample[row]), int(suspects.label[row])
     label_given = int(targets[sample, label])
-    reasons = [
-        f"score {scores[sample, label]:.4f} for a label that is {'label_given' if label_given else 'not label_given'}"
-    ]
+    reasons = [f"score {scores[sample, label]:.4f} for a label that is {'given' if label_given else 'not given'}"]
     if suspects.rule[row] >= 0:
         rule = rules[suspects.rule[row]]
         first, second = labels[rule.first], labels[rule.second]
         reasons.append(f"{first} is given and {second} is not: {rule.confidence:.1%} of {first} are {second}")
     elif suspects.beside[row] >= 0:
         other = int(suspects.beside[row])
-        beside = f"{labels[other]} is {'label_given' if targets[sample, other] == 1 else 'not label_given'}"
+        beside = f"{labels[other]} is {'given' if targets[sample, other] == 1 else 'not given'}"
         reasons.append(f"{beside}, and {labels[label]} is then {'rare' if label_given else 'usual'}")
     if confident[sample, label]:
         reasons.append("confident learning lists it")
@@ -238,7 +237,7 @@ def _written(out: Path) -> str | None:
 
 
 def _is_edited(out: Path, again: bytes | None = None) -> bool:
-    """Whether the table is there and neither what was written last nor what would be written again."""
+    """Whether the table exists and differs from both the last written table and the one that would be written now."""
     try:
         content = (out / TABLE).read_bytes()
     except OSError:
