@@ -1,8 +1,8 @@
 """A Ray actor that predicts parts of the images and survives images that crash it.
 
-Beside a part that is being made lies its trail, `part-N.trail`: where the process was when it died, for the one that
-does the part again. That one decodes the images one at a time, and gives up on one whose decoding has killed three
-processes; the batches are the same as ever, and so are the scores.
+While a part is in progress, its trail `part-N.trail` lies beside it. The trail records where the process was when it
+died. The next process that predicts the same part reads the trail. It decodes the images one at a time, and gives up an
+image whose decoding has killed three processes. The batches stay the same, and so do the scores.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from mlic.runs.files import disk_errors, temporary
 
 Array = np.ndarray[Any, Any]
 
-_DEADLY = 3  # processes that die while they decode an image, before it is given up
+_DEADLY = 3  # an image is given up after this many processes have died while decoding it
 
 
 @dataclass(frozen=True)
 class Items:
     """N images to predict in the order of their keys: a listing of images, or the samples of shards.
 
-    `keys` and `files` are columns of bytes, as file systems have names; `rows` numbers them in `source`.
+    `keys` and `files` are columns of bytes, because file names are bytes. `rows` are the images' numbers in `source`.
     """
 
     source: Listing | Split
@@ -95,7 +95,7 @@ class Trail:
 
     def _note(self, word: str) -> None:
         self._words.append(word)
-        if isinstance(self.path, str):  # an object is written anew as a whole
+        if isinstance(self.path, str):  # an object store cannot append, so the whole object is written again
             storage.put(self.path, "\n".join(self._words).encode("ascii"))
             return
         with self.path.open("a", encoding="ascii") as file:
@@ -118,7 +118,7 @@ class Predictor:
         if not exported:
             device = any_device() if here else placement.assigned_device()
         self._model = Exported(config) if exported else Network(config, backend, device)
-        # A second thread on a CPU keeps the model busy; a GPU is kept busy by all CPUs that it has.
+        # On a CPU, one background thread for decoding keeps the model busy. A GPU needs all CPUs of this process.
         self._threads = 1 if device == "cpu" else runtimes.threads()
         self._prep, self._max_pixels = self._model.bundle.preprocessing, config.max_pixels
         self._mirrors = config.tta == "mirror"
@@ -154,7 +154,7 @@ class Predictor:
         return decode_batch(readers, self._prep, self._max_pixels)
 
     def _carefully(self, read: Callable[[int], bytes], trail: Trail, batch: range) -> tuple[Array, dict[int, str]]:
-        """As `_decode`, one image after another, each with its trail."""
+        """Like `_decode`, but one image after another, with an entry in the trail for each."""
         side = self._prep.image_size
         pixels = np.zeros((len(batch), side, side, self._prep.channels), np.uint8)
         bad = {}
@@ -194,5 +194,5 @@ def write_part(path: Location, items: Items, scores: Array, errors: Sequence[str
 
 
 def _text(name: bytes) -> str:
-    """A name as text that Parquet takes; bytes that are no UTF-8 are shown as \\xNN."""
+    """A name as text for Parquet; bytes that are not UTF-8 are shown as \\xNN."""
     return name.decode("utf-8", "backslashreplace")

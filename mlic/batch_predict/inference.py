@@ -19,15 +19,15 @@ from mlic.model import bundle, malloc, runtimes
 Array = np.ndarray[Any, Any]
 
 _TOLERANCE = 1e-4  # between the scores of two engines in float32
-_AGREEMENT = 0.99  # of the decisions in bf16 with those in fp32, below which bf16 is not used
-# Of small batches a CPU's caches hold what is computed: measured 1.3 to 1.6 times as fast as batches of 64.
+_AGREEMENT = 0.99  # bf16 is used only if at least this share of its decisions equals those in fp32
+# A CPU's caches can hold the intermediate results of small batches: measured 1.3 to 1.6 times as fast as batches of 64.
 _CPU_BATCH, _ENGINE_BATCH, _GPU_BATCH = 16, 8, 1024
 
-INSTEAD = ", as "  # between what computes scores and why it is not what was asked for
+INSTEAD = ", as "  # stands between the engine that computes the scores and the reason why it is not the requested one
 
 
 class Network:
-    """The network of a bundle in PyTorch. The first batch decides whether another engine, or bf16, may continue."""
+    """The network of a bundle in PyTorch. The first batch decides whether another engine, or bf16, is used."""
 
     def __init__(self, config: PredictConfig, backend: Backend, device: str) -> None:
         """Load the bundle; a `backend` other than torch is for CPUs."""
@@ -55,7 +55,7 @@ class Network:
         if not self._settled:
             self._settled = True
             self._try(pixels, scores)
-            scores = self._run(pixels)  # so that which batch is the first of a process makes no difference
+            scores = self._run(pixels)  # so that the first batch of a process is computed like all others
         return scores
 
     def _by_torch(self, reduced: bool, pixels: Array) -> Array:
@@ -69,12 +69,12 @@ class Network:
         return scores
 
     def _try(self, pixels: Array, expected: Array) -> None:
-        """Continue with what was asked for when it gives a batch what PyTorch gives it in fp32."""
+        """Use the requested engine or precision if its results for a batch agree with PyTorch in fp32."""
         reduced, name = self._precision == "bf16", self._backend
         try:
             run = functools.partial(self._by_torch, True) if name == "torch" else self._engine(pixels)
             scores = run(pixels)
-        except Exception as error:  # of whatever an engine does not support
+        except Exception as error:  # an engine may raise any type for an unsupported network
             self.said = f"torch{INSTEAD}{name} does not take this network: {' '.join(str(error).split())[:200]}"
             return
         engine = f"{name}{' in bf16' * reduced}"
@@ -98,7 +98,7 @@ class Network:
         return converters.engine(self._backend, full_model, self.batch_size, shape, self._precision)
 
     def _fitting(self) -> int:
-        """The largest batch, a power of two, that the memory of the GPU takes twice: once for the next one."""
+        """The largest power of two as batch size for which this batch and the next one fit into the GPU's memory."""
         if self._device == "cpu":
             return _CPU_BATCH if self._backend == "torch" else _ENGINE_BATCH
         import torch
@@ -175,7 +175,7 @@ def _open_torchscript(model: Path, count: int) -> runtimes.Scorer:
     import torch
 
     torch.set_num_threads(count)
-    with warnings.catch_warnings():  # that the format is going away some day
+    with warnings.catch_warnings():  # it warns that the format will be removed
         warnings.simplefilter("ignore", FutureWarning)
         network = torch.jit.load(str(model), map_location="cpu").eval()  # type: ignore[no-untyped-call]
 
@@ -188,7 +188,7 @@ def _open_torchscript(model: Path, count: int) -> runtimes.Scorer:
 
 
 def agreement(model: bundle.Bundle, one: Array, other: Array) -> float:
-    """The share of the decisions that two arrays of scores (B, L) give alike, as the bundle calibrates and decides."""
+    """The share of equal decisions for two arrays of scores (B, L), with the bundle's calibration and thresholds."""
     cuts, maps = np.array(model.thresholds), Calibration.read(model.calibration)
     decided = [thresholds.decide(maps.apply(scores), cuts, model.top_k) for scores in (one, other)]
     return float((decided[0] == decided[1]).mean())

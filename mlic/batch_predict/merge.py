@@ -30,14 +30,14 @@ from mlic.runs.run import read_state
 
 logger = logging.getLogger(__name__)
 
-_OURS = re.compile(r"part-\d{6,}\.parquet|\.part-.*\.part")  # of which the second is what a kill has left
+_OURS = re.compile(r"part-\d{6,}\.parquet|\.part-.*\.part")  # the second pattern matches what a killed process has left
 
 
 class PredictReport(Model):
     """The report of batch-predict: `found` is `predicted` plus `bad`, and `errors` is the file that names the bad ones.
 
-    `rows` are the predictions themselves where they go to the standard output, `first_bad` is why the first of the bad
-    ones is bad.
+    `rows` are the predictions themselves if they go to the standard output. `first_bad` is the reason why the first bad
+    image is bad.
     """
 
     out: Output
@@ -159,7 +159,7 @@ def merge(
 
 
 def sha256(out: Location) -> str:
-    """Of an output file, or of the files of a folder one after another."""
+    """The sha256 of an output file, or of all files of a folder, one after another."""
     digest = hashlib.sha256()
     files = [out] if storage.suffix(out) else [storage.join(out, name) for name in storage.names(out)]
     for location in files:
@@ -184,7 +184,7 @@ def _write(
             rows = prediction_files.write(local, storage.suffix(out), model.labels, values, parts)
             storage.upload(local, out)
         return rows
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):  # by a kill: nobody else writes this file now
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):  # from a killed process; no other writes this now
         left.unlink()
     with temporary(out) as part:
         rows = prediction_files.write(part, storage.suffix(out), model.labels, values, parts)

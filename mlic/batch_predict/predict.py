@@ -1,8 +1,8 @@
 """Predict images with a model: Ray actors predict parts, which are merged in the order of the keys.
 
-Beside the output lies `OUT.parts/` with a Parquet file a part and index.json. A stopped run keeps its parts; each gets
-its final name only when it is whole. Plain actors and not Ray Data: exact resume, order and a reason for
-every bad image come for free, at half of the CPU time.
+`OUT.parts/`, beside the output, holds one Parquet file per part, and index.json. A stopped run keeps its parts: a part
+gets its final name only when it is complete. The code uses plain actors instead of Ray Data. They give exact resume,
+the order and a reason for every bad image without extra work, at half of the CPU time.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from mlic.runs.run import Run, read_state
 
 logger = logging.getLogger(__name__)
 
-_FEW = 1000  # images for which a backend takes longer to be made than it saves
+_FEW = 1000  # with fewer images, preparing a faster backend takes longer than it saves
 _HERE = 500  # images, at most, that are predicted in this process
-_ATTEMPTS = 40  # at a part, with workers that die in the middle of it
+_ATTEMPTS = 40  # at a part whose workers die during the work, before the part fails
 
 
 def predict(config: PredictConfig) -> PredictReport:
@@ -55,7 +55,7 @@ def predict(config: PredictConfig) -> PredictReport:
     out = config.out or (STDOUT if _is_one_image(config.images) else Path("predictions.tsv").absolute())
     if out != STDOUT:
         return _predict_to(config, out, model, items)
-    here = None if is_embedded(config.address) else Path.cwd()  # what other nodes are to see
+    here = None if is_embedded(config.address) else Path.cwd()  # a folder that other nodes can see
     with tempfile.TemporaryDirectory(prefix=".mlic-predict-", dir=here) as scratch:
         file = Path(scratch) / "predictions.tsv"
         report = _predict_to(config, file, model, items)
@@ -101,9 +101,9 @@ def _predict_to(config: PredictConfig, out: Location, model: bundle.Bundle, item
 
 
 def list_items(images: Location, name: str | None) -> Items:
-    """The images to predict, sorted by key: those of a folder or archive, or the samples of shards, of a split perhaps.
+    """The images to predict, sorted by key: those of a folder or archive, or the samples of shards or of one split.
 
-    Images that would have the same key, a.jpg beside a.png, have their extension in it.
+    Where images would have the same key, such as a.jpg and a.png, their keys contain the extension.
     """
     if storage.size(storage.join(images, INDEX)) is not None:
         split = read_split(images, name)
@@ -152,7 +152,7 @@ def _check_engine(config: PredictConfig, model: bundle.Bundle) -> None:
 
 
 def _backend(config: PredictConfig, model: bundle.Bundle, count: int, run: Run[Location]) -> Backend:
-    """The backend for so many images, the same in every attempt; of no meaning for an export."""
+    """The backend for `count` images. It is the same in every attempt, and has no effect for an export."""
     if config.backend != "auto" or model.export:
         return "torch" if config.backend == "auto" else config.backend
     noted: Backend | None = (read_state(run.folder) or {}).get("backend")
@@ -165,7 +165,7 @@ def _backend(config: PredictConfig, model: bundle.Bundle, count: int, run: Run[L
 
 
 def _is_here(config: PredictConfig, model: bundle.Bundle, count: int) -> bool:
-    """Whether images are predicted in this process: few of them, or by an export where there is no Ray."""
+    """Whether this process predicts the images: if there are few, or with an export if Ray is not installed."""
     if config.workers != "auto" or not is_embedded(config.address):
         return False
     return count <= _HERE or (model.export is not None and importlib.util.find_spec("ray") is None)
@@ -174,7 +174,7 @@ def _is_here(config: PredictConfig, model: bundle.Bundle, count: int) -> bool:
 def _predict_parts(
     config: PredictConfig, model: bundle.Bundle, items: Items, count: int, todo: Sequence[int], run: Run[Location]
 ) -> None:
-    """Make the parts that are missing: here when there are few images, which are done before a Ray has started."""
+    """Predict the missing parts. Few images are predicted in this process, which is faster than starting Ray."""
     parts, backend = run.folder, _backend(config, model, len(items), run)
     progress = Progress(logger, "predict", len(todo), "parts", "images")
     failed: dict[int, str] = {}
@@ -233,8 +233,8 @@ def _map_parts(
 ) -> Iterator[tuple[int, int, int, str, str | None]]:
     """Assign parts to idle actors until all are done; yields (part, rows, bad rows, backend, error).
 
-    A part whose actor dies is done again, with care. Raises ClusterError when actors die again and again before they
-    have begun.
+    A part whose actor dies is predicted again, one image at a time. Raises ClusterError when actors die again and again
+    before they have begun.
     """
 
     def task(number: int) -> tuple[Items, Location]:

@@ -1,7 +1,7 @@
 """Prediction files: .tsv in the reference layout, .csv, .jsonl and .parquet, written in batches and read back.
 
 .tsv      `Filename baby bird ...`: one image a line, by default the decisions as 0 and 1
-.txt      `NAME 0 1 ...`, the layout of reference system A: no head, columns by spaces
+.txt      `NAME 0 1 ...`, the layout of reference system A: no header, columns separated by spaces
 .csv      `key,file,` decisions by label, scores as LABEL_score
 .parquet  the same columns; a folder of such files, one after another, is one table
 .jsonl    {"key", "file", "labels": [...], "scores": {label: score}}
@@ -51,7 +51,7 @@ class Predictions:
 
 
 def resolve_values(suffix: str, values: Values | Literal["auto"]) -> Values:
-    """What a format holds when the user does not say: decisions in the reference layout, both in the others."""
+    """The default values of a format: decisions in the reference layout, decisions and scores in the others."""
     if values != "auto":
         return values
     return "decisions" if suffix in (".tsv", ".txt") else "both"

@@ -14,13 +14,13 @@ from mlic.cluster import ray_private
 def use_own_token() -> None:
     """Protect an embedded Ray with its own token, which is passed to its processes and never written to disk.
 
-    Left to itself, Ray writes a token that others can read to the home directory and uses it from then on.
+    By default, Ray writes a token to the home directory, where others can read it. It uses that token from then on.
     """
     if "RAY_AUTH_MODE" in os.environ:
         return
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    if "ray._raylet" in sys.modules:  # it has read its environment already, once for this process: read it again
+    if "ray._raylet" in sys.modules:  # Ray reads its environment once per process, and has done so: read it again
         ray_private.reload_authentication()
 
 
@@ -32,7 +32,7 @@ def has_token() -> bool:
 
 
 def wants_token(address: str | None) -> bool:
-    """Whether a cluster refuses clients without a token; asked in another process, since Ray decides this only once."""
+    """Whether a cluster refuses clients without a token; another process asks, because Ray decides this only once."""
     if "://" in str(address):
         return True
     asked = subprocess.run(  # noqa: S603 - Python, with an address as its argument

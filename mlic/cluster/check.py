@@ -22,11 +22,11 @@ from mlic.config.jobs import ClusterCheckConfig
 
 _PACKAGES = ("mlic", "ray", "torch", "torchvision", "numpy", "pillow")
 _LEAST_FILES, _LEAST_STORE, _LEAST_DISK = 4096, 75 * 2**20, 5 * 2**30
-_MOST_SKEW_S = 1.0  # a run tells its starts apart by number; a search's --budget is by the clock of each node
+_MOST_SKEW_S = 1.0  # only the --budget of a search depends on each node's clock; starts of a run have numbers
 _LEAST_MB_PER_S = 50.0  # a gigabit is 125
 _SENT = 32 * 2**20
 _PINGS = 5
-_MEASURED = 32  # links, at most: one after another, so that they do not share what they measure
+_MEASURED = 32  # links at most, one after another, so that two measurements do not share the bandwidth
 
 
 class NodeReport(BaseModel):
@@ -47,7 +47,7 @@ class NodeReport(BaseModel):
 
 
 class ClusterReport(BaseModel):
-    """The nodes, and what is wrong with them, each with one thing to do."""
+    """The nodes, and their problems, each with one remedy."""
 
     nodes: list[NodeReport]
     problems: list[str]
@@ -219,7 +219,7 @@ class _Witness:
 
 
 def _skew(witness: Any) -> float:
-    """How far a node's clock is ahead of this one's, in seconds, by the quickest of several questions."""
+    """How many seconds a node's clock is ahead of this machine's clock, from the fastest of several requests."""
     import ray
 
     answers = []
@@ -232,7 +232,7 @@ def _skew(witness: Any) -> float:
 
 
 def _speeds(witnesses: Sequence[Any]) -> list[float | None]:
-    """Megabytes per second from each node to the next, of the first of them."""
+    """Megabytes per second from each node to the next, for the first `_MEASURED` nodes."""
     import ray
 
     if len(witnesses) < 2:

@@ -31,8 +31,8 @@ _GPU_DEVICES = ("/proc/driver/nvidia", "/dev/dxg", "/dev/kfd")  # of NVIDIA, of 
 def connect(address: str | None) -> Iterator[Cluster]:
     """Connect to Ray: `address`, else RAY_ADDRESS, else a new Ray inside this process; leave it at the end.
 
-    A connection that this process has already is shared and left open. Raises ClusterError when the address does not
-    answer, or when a SLURM allocation of several nodes has no Ray over it.
+    If this process is connected already, that connection is used and left open. Raises ClusterError when the address
+    does not answer, or when a SLURM allocation of several nodes has no Ray over it.
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     embedded = address is None or address == "local"
@@ -41,8 +41,8 @@ def connect(address: str | None) -> Iterator[Cluster]:
         use_own_token()
     else:
         _refuse_silence(address)
-        # A driver given host:port does not look for a token by itself, and one given "auto" shows any that there is.
-        # One that shows a token to a cluster that has none sees its actors die.
+        # A driver with an address host:port does not look for a token. A driver with "auto" sends any token that it
+        # finds. If a driver sends a token to a cluster without tokens, its actors die.
         if "RAY_AUTH_MODE" not in os.environ and has_token():
             os.environ["RAY_AUTH_MODE"] = "token" if wants_token(address) else "disabled"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -59,9 +59,9 @@ def connect(address: str | None) -> Iterator[Cluster]:
             logger.info("%s", cluster)
             yield cluster
         finally:
-            # After Ctrl-C a loop may still wait in native code of Ray, which shutting down would free under it, and now
-            # and then that crashed. The process is about to end: a cluster ends its work then, and an embedded Ray goes
-            # with it as after a kill, its two idle agents within a minute.
+            # After Ctrl-C, a loop may still wait in Ray's native code. ray.shutdown() would free what that code uses,
+            # which sometimes crashed. This process is about to end: then a cluster ends its work, and an embedded Ray
+            # ends as after a kill, its two idle agents within a minute.
             if all(ended.is_set() for ended in waiting_loops):
                 ray.shutdown()
 
@@ -74,7 +74,7 @@ def is_embedded(address: str | None) -> bool:
 def foreseen(address: str | None) -> Cluster | None:
     """The resources of an embedded Ray before it starts; None for other clusters, and if there may be GPUs.
 
-    So what cannot fit is refused at once and not after the seconds that a start takes.
+    With it, a request that cannot fit is refused at once, without the seconds that a start of Ray takes.
     """
     if not is_embedded(address) or any(Path(pattern).exists() for pattern in _GPU_DEVICES):
         return None
@@ -113,8 +113,9 @@ def _init(address: str | None) -> None:
         "logging_level": logging.INFO if verbose else logging.ERROR,
     }
     if address is None:
-        # One heap for all threads of a worker, which trains in a thread that is not its first: see malloc.keep. Ray's
-        # workers have it from the environment of their node; cluster/ sets it where it starts one.
+        # One heap for all threads of a worker, because it does not train in its main thread: see malloc.keep. Ray's
+        # workers inherit this variable from the environment of their node. Where cluster/ starts a node, it sets it
+        # there.
         os.environ.setdefault("MALLOC_ARENA_MAX", "1")
         options |= {
             "address": "local",
@@ -132,14 +133,15 @@ def _init(address: str | None) -> None:
         except Exception as error:
             if address is not None or "timed out during startup" not in str(error):
                 raise
-            # Ray waits 30 s for its processes, which have to be read from a cold or busy disk the first time.
+            # Ray waits 30 s for its processes. The first start may take longer, because they are read from a cold or
+            # busy disk.
             logger.warning("Ray took too long to start; it is started once more")
-            for pid in _child_processes() - others:  # they do not go by themselves before this process does
+            for pid in _child_processes() - others:  # they would live as long as this process
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             ray.init(**options)
     except Exception as error:  # Ray raises bare ones, too, when one of its processes does not come up
-        # Of a traceback, what it ends with.
+        # The last line of a traceback.
         text = " ".join(str(error).strip().splitlines()[-1].split())[:300].rstrip(".")
         if address is not None:
             raise ClusterError(

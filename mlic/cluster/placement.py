@@ -16,7 +16,7 @@ from mlic.errors import ClusterError
 logger = logging.getLogger(__name__)
 
 
-# A node that starts again needs a minute or so; a longer wait for one is worth a word. Large clusters are asked seldom.
+# A restarting node needs about a minute, so only a longer wait causes a warning. Queries are rare, for large clusters.
 _ROOM_WARNING_S, _ROOM_LOOK_S = 60, 10
 
 
@@ -24,8 +24,9 @@ _ROOM_WARNING_S, _ROOM_LOOK_S = 60, 10
 def watching_room(share: Share, fewest: int) -> Iterator[None]:
     """Warn if the remaining nodes have no room for the `fewest` workers for a minute.
 
-    It continues by itself as soon as a node takes the place of the lost one; until then, nothing else tells why nothing
-    happens. A thread asks, since a Ray whose head is lost does not answer, and Ctrl-C is not to wait for that.
+    The work continues by itself as soon as a new node replaces the lost one. Until then, nothing else explains why
+    nothing happens. A thread asks, because a Ray that has lost its head does not answer, and Ctrl-C must not wait for
+    that.
     """
     over, ended = threading.Event(), threading.Event()
 

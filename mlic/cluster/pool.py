@@ -1,11 +1,11 @@
 """Pools of Ray tasks and of Ray actors that survive tasks that kill their workers.
 
-An image that crashes a decoder, or takes all memory, ends the process that opens it. The piece is then done once more;
-if that ends a worker too, it is cut into smaller ones, until the image is alone. Of an image that is alone and has
-ended three workers the caller says what becomes of it, and everything else is done as ever.
+An image that crashes a decoder, or takes all memory, kills the process that opens it. The task is then run once more.
+If that kills a worker too, the task is split into smaller ones, until the image has a task of its own. When that task
+has killed three workers, the caller decides what its result is. All other images are processed as usual.
 
-Actors are for tasks that need something loaded, such as a model. Such a task is done again as a whole; the actor itself
-notes which image it decodes.
+Actors are for tasks that need something loaded, such as a model. Such a task is run again as a whole. The actor itself
+records which image it decodes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from mlic.errors import ClusterError
 
 logger = logging.getLogger(__name__)
 
-P = TypeVar("P")  # a piece of work
-R = TypeVar("R")  # what comes of it
+P = TypeVar("P")  # the input of a task
+R = TypeVar("R")  # the result of a task
 T = TypeVar("T", bound=Hashable)  # the name of a task
 
-_BEFORE_CUT = 2  # workers that die at a piece before it is cut
-_IN_VAIN = 6  # actors that die one after another without having begun
-_DEADLY = 3  # workers that die at a piece that cannot be cut
+_BEFORE_CUT = 2  # a piece is split after it has killed this many workers
+_IN_VAIN = 6  # actors that die one after another before they begin a task
+_DEADLY = 3  # a piece that cannot be split is given up after it has killed this many workers
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def run(
 ) -> Iterator[tuple[P, R]]:
     """Yield each task and its result, as they finish; at most one task per worker exists at a time.
 
-    `function(piece, shared)` is done by tasks. `cut` parts a piece into smaller ones, or returns it where it cannot;
-    `lost` says what comes of one that ended worker after worker, from the piece and the reason. What `function`
-    raises is raised here. Raises ClusterError when Ray itself fails, and KeyboardInterrupt.
+    Each task calls `function(piece, shared)`. `cut` splits a piece into smaller ones, or returns only the piece if it
+    cannot be split. `lost` gives the result for a piece that killed worker after worker, from the piece and the reason.
+    What `function` raises is raised here. Raises ClusterError when Ray itself fails, and KeyboardInterrupt.
     """
     import ray
 
@@ -83,7 +83,7 @@ def run(
                     raise ClusterError(
                         f"Ray failed: {' '.join(str(error).split())[:300]}.", "run the same command again."
                     ) from None
-    finally:  # after an error nothing continues writing behind the back of the next attempt
+    finally:  # after an error, no task may still write while the next attempt runs
         for ready in running:
             ray.cancel(ready, force=True)
         if running:
@@ -101,17 +101,17 @@ def run_on_actors(
 ) -> Iterator[tuple[T, Any, str | None]]:
     """Yield each task with its result, or with the reason why it was given up, as they finish.
 
-    `share.workers` actors are made of `arguments`; each has a method `ready`, which returns when it can begin, and
-    `run`, which does a task and is called with `task(name)`. `attempts(name)` is the number of actors that have begun a
-    task and not ended it; one with `most_attempts` is given up. An actor is given tasks when it is ready: one that
-    replaces another on a node that is lost may never find room. What `run` raises is raised here. Raises ClusterError
-    when actors die again and again before they have begun, and KeyboardInterrupt.
+    `share.workers` actors are made with `arguments`. Each has a method `ready`, which returns when the actor can begin,
+    and a method `run`, which is called with `task(name)` and does that task. `attempts(name)` is the number of actors
+    that have begun a task and not ended it. A task with `most_attempts` is given up. An actor gets tasks only when it
+    is ready: the replacement of an actor on a lost node may never find room. What `run` raises is raised here. Raises
+    ClusterError when actors die again and again before they have begun, and KeyboardInterrupt.
     """
     import ray
 
     actor = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0)(actor_class)
     waiting, idle = list(reversed(tasks)), list[Any]()
-    running: dict[Any, tuple[T | None, Any]] = {}  # tasks, and actors that become ready, by what they end with
+    running: dict[Any, tuple[T | None, Any]] = {}  # by Ray reference: (task, actor), or (None, actor) that starts
 
     def start() -> None:
         worker = actor.remote(*arguments)
@@ -170,7 +170,7 @@ def _after_death(piece: _Piece[P], cut: Callable[[P], list[P]]) -> list[_Piece[P
 
 
 def deaths() -> tuple[type[Exception], ...]:
-    """The errors that Ray raises if a process, or its result, is lost: killed by itself, the system or its node."""
+    """The errors that Ray raises if a process or its result is lost: a crash, a kill by the system, or a lost node."""
     import ray.exceptions as ray_errors
 
     return (

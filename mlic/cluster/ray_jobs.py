@@ -60,7 +60,7 @@ def follow(address: str, name: str, say: Callable[[str], None]) -> int:
 
     async def tail() -> None:
         nonlocal shown, answered
-        skip = shown  # a connection begins with the first line again
+        skip = shown  # each new connection starts at the first line again
         async for text in client.tail_job_logs(name):
             answered = time.monotonic()
             new = text[min(skip, len(text)) :]
@@ -102,7 +102,7 @@ def _client(address: str) -> Any:
     import ray.exceptions
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("modules.dashboard_sdk", "modules.job.sdk"):  # they tell of uploads and sockets
+    for name in ("modules.dashboard_sdk", "modules.job.sdk"):  # they log uploads and sockets
         logging.getLogger(f"ray.dashboard.{name}").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)

@@ -1,6 +1,6 @@
 """Every private or undocumented name of Ray that mlic uses, with the reason. A test checks that each still exists.
 
-What breaks without one is said at each function.
+The comment or docstring of each name says what breaks without it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 # Without this option a killed worker can block the start of an embedded Ray. No public option does the same.
 INIT_OPTIONS: dict[str, Any] = {"_system_config": {"prestart_worker_first_driver": False}}
 
-# A program that fails with AuthenticationError if the cluster at sys.argv[1] wants a token. `ray.init` tells the same
-# only by its own failure, after which the process cannot connect with a token any more.
+# A program that fails with AuthenticationError if the cluster at sys.argv[1] requires a token. `ray.init` would show
+# this only by its own failure, and after that the process can no longer connect with a token.
 # Without these names a cluster with tokens refuses drivers that are given host:port.
 ASK_CLUSTER = (
     "import sys; from ray._private.services import canonicalize_bootstrap_address as where;"
@@ -34,8 +34,8 @@ def reload_authentication() -> None:
 def placement_group(hex_id: str) -> Any:
     """The placement group with an id of `ray.util.placement_group_table()`, which `remove_placement_group` takes.
 
-    Ray has a public way from a name to a group, and none from an id. Without it, the resources of a Ray Train
-    controller that died stay reserved until this process ends.
+    Ray has a public function that finds a group by name, but none that finds it by id. Without this function, the
+    resources of a Ray Train controller that died stay reserved until this process ends.
     """
     from ray._raylet import PlacementGroupID
     from ray.util.placement_group import PlacementGroup

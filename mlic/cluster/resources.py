@@ -71,8 +71,10 @@ def train_share(cluster: Cluster, workers: int | Literal["auto"]) -> Share:
 
 
 def task_share(cluster: Cluster, workers: int | Literal["auto"], use_gpus: bool) -> Share:
-    """Independent workers: one a GPU, with its part of the CPUs of its node, with `use_gpus` where there is one, else
-    one a CPU. Raises ClusterError."""
+    """Independent workers: with `use_gpus` and a GPU in the cluster, one per GPU with a part of its node's CPUs.
+
+    Otherwise, one worker per CPU. Raises ClusterError.
+    """
     gpus = use_gpus and cluster.gpus > 0
     have = cluster.gpus if gpus else cluster.cpus
     count = have if workers == "auto" else workers

@@ -23,7 +23,7 @@ def launcher() -> Path:
 
 
 def render(config: SlurmConfig) -> str:
-    """The sbatch file of a stage; whatever follows its name on sbatch's command line goes to the stage."""
+    """The sbatch file of a stage; arguments after the file's name on sbatch's command line go to the stage."""
     lines = [
         "#!/usr/bin/env bash",
         *_directives(config),
@@ -79,7 +79,7 @@ def _environment(config: SlurmConfig) -> list[str]:
     return lines
 
 
-# In the background, so that bash sees a signal at once, and waited for again after each.
+# The step runs in the background, so that bash handles a signal at once. After each signal, bash waits for it again.
 _BEFORE = (
     "# Before the time limit SLURM sends USR1. The command then writes a checkpoint and exits with 6, and the job is",
     "# queued again. The command is told by a file, because a signal to the job step would also end Ray.",
@@ -113,7 +113,7 @@ def _command(config: SlurmConfig) -> str:
 
 
 def _of_task(config: SlurmConfig, name: str) -> Sequence[str]:
-    """What each task of an array is told beside the arguments of all: its fold or seed, and a name of its own."""
+    """The arguments of one array task in addition to the common arguments: its fold or seed, and a name of its own."""
     if not name:
         return ()
     words = list(config.arguments)

@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-_signals: list[int] = []  # that came to this process since it connected
+_signals: list[int] = []  # signals that this process has received since it connected
 
 
-# Ends of the threads that are at work in Ray. Events, and not the threads: of one whose join() an interrupt has come
-# into, Python 3.11 says that it is no longer alive.
+# One event for each thread that is at work in Ray; it is set when the thread ends. Threads themselves are not reliable
+# here: after an interrupted join(), Python 3.11 says that the thread is no longer alive.
 waiting_loops: list[threading.Event] = []
 
 
@@ -30,8 +30,8 @@ def _heard_once() -> Iterator[None]:
 def done(running: Collection[Any]) -> list[Any]:
     """Wait for at least one of the tasks; returns those that are done.
 
-    Raises KeyboardInterrupt when this process has been told to stop, also when Ray's own code was at work at that
-    moment and lost the one that was raised in it.
+    Raises KeyboardInterrupt when this process has been told to stop. It does so even if Ray's own code was running at
+    that moment and swallowed the KeyboardInterrupt that was raised in it.
     """
     import ray
 
@@ -45,8 +45,8 @@ def done(running: Collection[Any]) -> list[Any]:
 def run_beside(function: Callable[[], object], look: Callable[[], object] = lambda: None) -> BaseException | None:
     """Run `function` in a thread and call `look` three times a second; returns its exception, if any.
 
-    For the loops of Ray Train and Ray Tune: in the main thread they would take Ctrl-C for themselves, and now and then
-    lose it. Here it is raised to the caller, and the thread ends with the process.
+    This is for the loops of Ray Train and Ray Tune. In the main thread, they would handle Ctrl-C themselves and
+    sometimes lose it. Here Ctrl-C is raised to the caller, and the thread ends with the process.
     """
     failed: list[BaseException] = []
     ended = threading.Event()
@@ -72,8 +72,8 @@ def run_beside(function: Callable[[], object], look: Callable[[], object] = lamb
 def noted_signals() -> Iterator[Callable[[], None]]:
     """Record SIGTERM, SIGINT and SIGUSR1 for `done`, then call their previous handlers.
 
-    Yields what sets the handlers once more: ray.init replaces that of SIGTERM by one that ends the process without a
-    word.
+    Yields a function that sets the handlers again. It is needed because ray.init replaces the handler of SIGTERM by one
+    that ends the process silently.
     """
     _signals.clear()
     if threading.current_thread() is not threading.main_thread():

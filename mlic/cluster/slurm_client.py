@@ -27,15 +27,15 @@ _ENDED = {
     "REVOKED",
     "TIMEOUT",
 }
-_LISTED = 20  # jobs that are told of when none is named
-_GONE_AFTER = 5  # looks in a row at which nobody knew the job
-_SILENT_AFTER_S = 900.0  # without an answer; a controller may be away for minutes, and jobs continue meanwhile
+_LISTED = 20  # jobs that are shown when the user names none
+_GONE_AFTER = 5  # consecutive queries in which SLURM does not know the job
+_SILENT_AFTER_S = 900.0  # seconds without an answer; a controller may be down for minutes while jobs continue
 _FIELDS = "JobID,JobName,State,ExitCode,Elapsed,NodeList"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job or a task of an array. `code` is the exit code of one that has ended, `log` is empty where nobody knows."""
+    """A job or a task of an array. `code` is the exit code of an ended job; `log` is empty if it is unknown."""
 
     id: str
     name: str
@@ -53,7 +53,7 @@ class Job:
 
     @property
     def exit_code(self) -> int:
-        """What a command that waited for the job ends with: the job's own code, 4 for one that SLURM ended."""
+        """The exit code of a command that waited for the job: the job's own code, or 4 if SLURM ended the job."""
         return 0 if self.state == "COMPLETED" else self.code or ClusterError.exit_code
 
 
@@ -109,7 +109,7 @@ def log_of(job: Job) -> Path:
 
 
 def follow(job: str, say: Callable[[str], None], every_s: float = 2.0) -> Job:
-    """Wait for a job's end, with its log on the way; returns how it ended. One that is queued again has not ended.
+    """Wait for the end of a job and print its log meanwhile; returns its final state. A requeued job has not ended.
 
     Raises ClusterError when SLURM forgets the job, or does not answer for a long time. An array is waited for as a
     whole, without its logs.
@@ -189,7 +189,7 @@ def _code(text: str) -> int:
 
 
 def _from_accounts(job: str) -> list[Job]:
-    """What the accounting knows, or where there is none the list of completed jobs."""
+    """The jobs that the accounting knows; without accounting, those in the list of completed jobs."""
     for extra in ((), ("--completion",)):
         fields = _FIELDS if not extra else "JobID,JobName,State,ExitCode,NodeList"
         options = extra or ("--allocations",)
@@ -216,7 +216,7 @@ def _accounted(row: dict[str, str]) -> Job:
 
 
 def _record() -> Path:
-    """What was submitted from this machine by this user."""
+    """The file that lists the jobs that this user submitted from this machine."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "mlic" / "slurm.jsonl"
 
 

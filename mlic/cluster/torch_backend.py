@@ -16,7 +16,7 @@ from mlic.model import malloc
 def set_socket_interface() -> str | None:
     """Use the network interface with this node's Ray address for gloo and NCCL, unless the user has set one.
 
-    Left to themselves they look up the host's name, which many machines map to a loopback address.
+    By default, both look up the host's name, which many machines map to a loopback address.
     """
     import ray
 

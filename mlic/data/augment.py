@@ -1,8 +1,8 @@
 """Augmentation: uint8 batches to float32 on the device, changed at random for training.
 
-All that is drawn for an image depends on the seed, the epoch and the image alone, so it is the same for any number of
-workers and after any stop. The functions of torchvision.transforms.v2 take one parameter for a whole batch; here each
-image has its own, and an operation is one kernel for the batch.
+All random draws for an image depend on the seed, the epoch and the image alone, so they are the same for any number of
+workers and after any interruption. The functions of torchvision.transforms.v2 take one parameter for a whole batch.
+Here each image has its own parameter, and an operation is one kernel for the batch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from mlic.config.types import Distortion
 Array = np.ndarray[Any, Any]
 
 _RATIO = (3 / 4, 4 / 3)  # of a crop's sides, as in torchvision's RandomResizedCrop
-_MARGIN = 8 / 7  # a network of 224 pixels is fed from images of 256
+_MARGIN = 8 / 7  # crops for a network of 224 pixels are taken from images of 256
 
 
 class Normalizer:
     """Turns uint8 images (B, H, W, C) into normalised float32 (B, C, H, W) in channels-last memory on `device`.
 
-    On a CPU the result lies in a buffer that the next call writes to again: fresh memory for every batch costs more
-    than the arithmetic, and so do several passes over a batch instead of one over each image while it is in the cache.
+    On a CPU, the result lies in a buffer that the next call overwrites: new memory for every batch would cost more than
+    the arithmetic. Several passes over a batch would cost more, too. So each image is processed in one pass while it is
+    in the cache.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
@@ -62,12 +63,13 @@ class Normalizer:
 
 
 def distortions(num_samples: int, augment: Mapping[Distortion, float], seed: int, epoch: int) -> dict[str, Array]:
-    """What an epoch does to each image (N, ...), by operation; each has a stream of numbers of its own.
+    """The random changes of each image (N, ...) in an epoch, by operation; each operation has its own random stream.
 
-    rotate: up to so many degrees either way. shift: up to so much of the side. brightness, contrast, saturation: times
-    1 - x to 1 + x, and hue: by up to so much of the colour circle either way, as torchvision's ColorJitter. invert:
-    with this probability. erase: with this probability, a
-    rectangle of 2 to 33% of the area, as in Zhong et al., Random Erasing Data Augmentation (2020).
+    For the value x of an operation: rotate turns by up to x degrees in either direction. shift moves by up to x of the
+    side. brightness, contrast and saturation change by a factor from 1 - x to 1 + x, and hue by up to x of the colour
+    circle in either direction, as in torchvision's ColorJitter. invert happens with probability x. erase happens with
+    probability x, and covers a rectangle of 2 to 33% of the area, as in Zhong et al., Random Erasing Data Augmentation
+    (2020).
     """
     drawn: dict[str, Array] = {}
     for number, name in enumerate(get_args(Distortion)):
@@ -95,7 +97,7 @@ def distortions(num_samples: int, augment: Mapping[Distortion, float], seed: int
 
 
 def distort(images: torch.Tensor, index: Array, drawn: Mapping[str, Array]) -> torch.Tensor:
-    """Images uint8 (B, H, W, C) of the samples `index` (B,), changed as `distortions` drew it; new uint8 ones."""
+    """Images uint8 (B, H, W, C) of the samples `index` (B,), changed as `distortions` drew; a new uint8 tensor."""
     mine = {name: torch.from_numpy(np.asarray(values[index], dtype=np.float32)) for name, values in drawn.items()}
     pixels = images.permute(0, 3, 1, 2).float().div_(255)
     if "rotate" in mine or "shift" in mine:
@@ -119,9 +121,9 @@ def distort(images: torch.Tensor, index: Array, drawn: Mapping[str, Array]) -> t
 def rand_augment(
     images: torch.Tensor, index: Array, operations: int, magnitude: int, seed: int, epoch: int
 ) -> torch.Tensor:
-    """Images uint8 (B, H, W, C) of the samples `index` (B,), each changed by `operations` drawn at random; new ones.
+    """Images uint8 (B, H, W, C) of the samples `index` (B,), each changed by `operations` random operations; a copy.
 
-    RandAugment (Cubuk et al., 2020) as torchvision has it, of `magnitude` out of 30.
+    RandAugment (Cubuk et al., 2020) as torchvision implements it, with `magnitude` out of 30.
     """
     from torchvision.transforms import RandAugment
 
@@ -137,11 +139,12 @@ def rand_augment(
 def mix(
     images: torch.Tensor, targets: torch.Tensor, mixup: float, cutmix: float, seed: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each image float (B, C, H, W) with another of its batch in it, and targets float (B, L) in the same shares.
+    """Mix each image float (B, C, H, W) with another image of its batch, and targets float (B, L) in the same shares.
 
-    mixup: the sum of both (Zhang et al., mixup, ICLR 2018). cutmix: a rectangle of the other (Yun et al., CutMix, ICCV
-    2019). The share is drawn from Beta(a, a) by their value, once a batch; with both, one of them at random. A label
-    that is unknown in one of the two is unknown.
+    mixup: the sum of both images, weighted (Zhang et al., mixup, ICLR 2018). cutmix: a rectangle of the other image
+    (Yun et al., CutMix, ICCV 2019). The share is drawn once per batch from Beta(a, a), where a is the value of `mixup`
+    or `cutmix`. If both are set, one of them is chosen at random. A label that is unknown in one of the two images is
+    unknown.
     """
     rng = np.random.default_rng(seed)
     cut = bool(cutmix) and (not mixup or rng.random() < 0.5)
@@ -164,7 +167,7 @@ def mix(
 
 
 def _moved(images: torch.Tensor, mine: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Rotated about the middle and shifted; what comes in from outside is black."""
+    """Images rotated about their centre and shifted; uncovered pixels are black."""
     angle = mine.get("rotate", torch.zeros(len(images)))
     shift = mine.get("shift", torch.zeros(len(images), 2)) * 2
     cosine, sine = torch.cos(angle), torch.sin(angle)

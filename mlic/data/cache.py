@@ -1,8 +1,8 @@
 """The decoded images of a split in one memory-mapped file per node, shared by all its ranks and trials.
 
-Decoding is most of what a loader does, and it gives the same pixels in every epoch, on every rank and in every trial.
-The file is known by what decides its bytes, the fingerprint of the shards and the preprocessing, so it is never stale;
-it is written under a lock and another name, so it is whole or not there.
+Decoding is most of a loader's work, and it gives the same pixels in every epoch, on every rank and in every trial. The
+name of the file is a hash of all that decides its bytes: the fingerprint of the shards and the preprocessing. So the
+file is never stale. It is written under a lock and under another name, so it is either complete or absent.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def decoded(
     folder: Path,
     decode: Callable[[], Iterable[tuple[Array, Array, dict[int, str]]]],
 ) -> Decoded | None:
-    """Open the cache of a split, and build it first where it is not there.
+    """Open the cache of a split, and build it first if it does not exist.
 
-    `decode` yields (sample numbers (B,), images (B, H, W, C), reasons by sample number) until every sample has been
-    there once. Returns None when the images need more than `limit_gb` or than the disk has left. Files of other splits
-    are removed, the longest unused first, where they would take the sum above the limit.
+    `decode` yields (sample numbers (B,), images (B, H, W, C), reasons by sample number), with every sample exactly
+    once. Returns None when the images need more than `limit_gb` or than the disk has left. If the total would exceed
+    the limit, files of other splits are removed, the least recently used first.
     """
     shape = (len(split), preprocessing.image_size, preprocessing.image_size, preprocessing.channels)
     text = (
@@ -66,7 +66,7 @@ def stored(
     folder: Path,
     parts: Callable[[], Iterable[tuple[Array, Array, dict[int, str]]]],
 ) -> Decoded | None:
-    """Open an array of the node that `known_by` decides, and build it first from `parts` where it is not there."""
+    """Open the node's array that `known_by` identifies, and build it first from `parts` if it does not exist."""
     size = int(np.prod(shape)) * dtype.itemsize
     if not 0 < size <= limit_gb * 1e9:
         return None
@@ -107,9 +107,9 @@ def _build(
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Make a file of so many bytes that the disk really has. Raises OSError.
+    """Create a file of `size` bytes, with disk space allocated for all of them. Raises OSError.
 
-    A file with holes would end the process by a signal where the disk, or a quota, is full when one is written to.
+    In a sparse file, a write to a hole while the disk, or a quota, is full would kill the process by a signal.
     """
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
@@ -133,7 +133,7 @@ def _read_bad(path: Path, size: int) -> dict[int, str] | None:
 def _make_room(folder: Path, keep: Path, allowed: int) -> None:
     """Remove caches, the longest unused first, until the others take no more than `allowed` bytes.
 
-    A process that has one mapped keeps it until it ends; only the name goes.
+    A process that has mapped a removed cache can still use it; only the name disappears.
     """
     others = storage.longest_unused(path for path in [*folder.glob("*.u8"), *folder.glob("*.f32")] if path != keep)
     sizes = {path: _size(path) for path in others}

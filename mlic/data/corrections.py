@@ -9,7 +9,7 @@ score       the out-of-fold score of the label
 evidence    the log-odds that `given` is wrong, by which the rows are ranked
 reason      the same in words
 
-Only the first four columns are read back, in any order; further ones are passed over.
+Only the first four columns are read back, in any order; other columns are ignored.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Suspect:
 class Corrections:
     """Rows (K,) as they were read: `names` and `labels` are text, `given` and `verdict` int8.
 
-    `decided` (K,) bool is False where the verdict is open and `verdict` is `given`; `line` says where a row stands.
+    `decided` (K,) bool is False where the verdict is open; there, `verdict` equals `given`. `line` is the line of a
+    row.
     """
 
     source: Location
@@ -65,7 +66,7 @@ class Corrections:
     line: Array
 
     def decisions(self) -> list[tuple[str, str, int, int]]:
-        """What was decided, whatever the order of the rows, and without those that are open."""
+        """The decided rows, sorted, so that their order in the file does not matter; open rows are left out."""
         rows = zip(self.names, self.labels, self.given.tolist(), self.verdict.tolist(), self.decided, strict=True)
         return sorted(row[:4] for row in rows if row[4])
 
@@ -144,7 +145,7 @@ def _cells(path: Location, number: int, line: Sequence[str], columns: Sequence[i
 
 
 def apply(corrections: Corrections, names: Sequence[str], paths: pa.Array, targets: Array) -> tuple[Array, int]:
-    """Targets (N, L) with the verdicts in place of what the label files say, and how many of them differ.
+    """Targets (N, L) with the verdicts instead of the values in the label files, and the number of changed targets.
 
     `names` (L,) are the labels and `paths` (N,) the images, as `label_join.join` takes them. Raises DataError for
     labels and images that are not there, for rows that were written for other labels, and for two verdicts about one.
@@ -190,7 +191,7 @@ def apply(corrections: Corrections, names: Sequence[str], paths: pa.Array, targe
 
 
 def _images(corrections: Corrections, paths: pa.Array) -> Array:
-    """The image (K,) of each row, -1 for none; paths that are no UTF-8 stand in tables with their bytes shown."""
+    """The image (K,) of each row, -1 for none; in tables, bytes that are not UTF-8 are written as escapes."""
     builder = label_join.Builder()
     for name, line in zip(corrections.names, corrections.line.tolist(), strict=True):
         builder.image(name, str(corrections.source), line)

@@ -46,8 +46,8 @@ def decode_batch(
 def resize(pixels: Array, size: int) -> Array:
     """uint8 (H, W, C) to (size, size, C), bilinear with antialiasing.
 
-    By PyTorch in a process that has loaded it, which takes a fifth of Pillow's time; else by the same arithmetic, to
-    the last bit, in NumPy: predictions must not depend on what happens to be installed.
+    A process that has loaded PyTorch uses PyTorch, which takes a fifth of Pillow's time. Other processes use NumPy,
+    with the same result to the last bit: predictions must not depend on what happens to be installed.
     """
     return _resize_by_torch(pixels, size) if "torch" in sys.modules else resize_by_numpy(pixels, size)
 
@@ -61,10 +61,10 @@ def _resize_by_torch(pixels: Array, size: int) -> Array:
 
 
 def resize_by_numpy(pixels: Array, size: int) -> Array:
-    """uint8 (H, W, C) to (size, size, C) as PyTorch's `interpolate` does it: along each side in turn, in integers.
+    """uint8 (H, W, C) to (size, size, C) as PyTorch's `interpolate` does it: one side after the other, in integers.
 
-    Source: ATen/native/cpu/UpSampleKernelAVXAntialias.h. The products are whole numbers below 2**24 and so exact in
-    float32, which matrix products are fast in.
+    Source: ATen/native/cpu/UpSampleKernelAVXAntialias.h. The products are integers below 2**24, so float32 holds them
+    exactly, and matrix products are fast in float32.
     """
     height, width, channels = pixels.shape
     resized = pixels
@@ -84,7 +84,7 @@ def _rounded(products: Array, bits: int) -> Array:
 
 @lru_cache(maxsize=256)
 def _weights(source: int, size: int) -> tuple[Array, int]:
-    """The weights (size, source) of the pixels of a side in those of a resized one, times 2**bits, and the bits."""
+    """The weights (size, source) of the source pixels of a side for each resized pixel, times 2**bits, and the bits."""
     scale = source / size
     support = max(scale, 1.0)
     centers = scale * (np.arange(size) + 0.5)
@@ -100,7 +100,7 @@ def _weights(source: int, size: int) -> tuple[Array, int]:
 
 
 def ahead(function: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
-    """`map(work, items)` in order, computed ahead of the consumer in threads; with none, when it is asked for."""
+    """`map(function, items)` in order. Threads compute it ahead of the consumer; 0 threads: computed on demand."""
     if threads == 0:
         yield from map(function, items)
         return

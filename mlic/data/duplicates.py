@@ -16,12 +16,12 @@ Array = np.ndarray[Any, Any]
 HASH_BYTES = 16
 _SIDE = 9
 MAX_DISTANCE = 10
-# Hashes are cut into bands, and images that share a band are compared. Two hashes that differ in fewer bits than there
-# are bands share one. Of very many images narrow bands would be shared by too many, so there they are 8 of 16 bits,
-# and pairs that differ in 8 to 10 bits are found mostly, not always.
+# Hashes are cut into bands, and images that share a band are compared. Two hashes share a band if they differ in fewer
+# bits than there are bands. In a very large set, too many images would share a narrow band. There, a hash has 8 bands
+# of 16 bits, and pairs that differ in 8 to 10 bits are found in most cases, but not always.
 _BANDS, _MANY = MAX_DISTANCE + 1, 500_000
 _BLOCK = 2000  # hashes that are compared with one another at once
-_MOST_PAIRS = 2 * 10**9  # comparisons of a band; of a value in more images each is compared with those beside it
+_MOST_PAIRS = 2 * 10**9  # most comparisons for a value of a band; beyond that, only neighbours are compared
 _FLAT = (
     20  # bits: an image with fewer edges one way or the other, a dark or empty one, looks like all others of its kind
 )
@@ -48,8 +48,8 @@ def clusters(digests: Array, hashes: Array | None, column: Array | None = None) 
     """Groups (N,) of the same or nearly the same images, numbered by their first member.
 
     `digests` is uint8 (N, 32); `hashes` is uint8 (N, 16), or None to compare bytes alone; samples with the same value
-    in `column` (N,) are in a group too, but for those with -1. Two images are nearly the same when their hashes differ
-    in at most MAX_DISTANCE of 128 bits; groups are closed under all of that.
+    in `column` (N,) are in a group too, except those with -1. Two images are nearly the same when their hashes differ
+    in at most MAX_DISTANCE of 128 bits. Groups are closed under all these relations.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -72,7 +72,7 @@ def clusters(digests: Array, hashes: Array | None, column: Array | None = None) 
 def near_pairs(hashes: Array) -> Array:
     """Pairs (P, 2) of hashes, uint8 (N, 16), at most MAX_DISTANCE bits apart; hashes of flat images are left out.
 
-    Of equal hashes the first stands for all: the others have one pair with it and none with anything else.
+    The first of several equal hashes represents all of them: each of the others has one pair, with that first hash.
     """
     ones = np.bitwise_count(hashes).sum(axis=1)
     usable = np.flatnonzero((ones >= _FLAT) & (ones <= 8 * HASH_BYTES - _FLAT))
@@ -91,9 +91,9 @@ def near_pairs(hashes: Array) -> Array:
 
 
 def _near_in(hashes: Array, members: Array) -> Iterator[Array]:
-    """The near pairs (P, 2) among images that share a band, a block of them against a block at a time.
+    """The near pairs (P, 2) among images that share a band, one block compared with one block at a time.
 
-    Of a value that very many images share, each is compared with those whose hashes lie beside its own in order.
+    If very many images share a value, each is compared only with those whose hashes are its neighbours in sorted order.
     """
     rows = np.ascontiguousarray(hashes[members]).view(np.uint64)
     order = np.lexsort((rows[:, 1], rows[:, 0]))

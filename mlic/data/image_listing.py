@@ -1,6 +1,6 @@
 """Listed images: their names, and their bytes from files, tar and zip archives or object stores.
 
-A listing holds columns and no objects, so that one of ten million images fits into a few GB.
+A listing holds columns and no objects, so that ten million images fit into a few GB.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Listing:
     """N images in the order of their keys.
 
     `paths` is a binary column (N,): the name of each image within `root`. `sizes` (bytes) and `stamps` (time of the
-    last change, ns; 0 in archives) are int64 (N,). `members` says for images in `archives` where their bytes lie; it is
-    None for loose files. `others` counts the files that are no images by their name; `by_archive` says that paths begin
-    with their archive's name, since their names alone do not tell them apart.
+    last change, ns; 0 in archives) are int64 (N,). `members` is the position of the bytes of images in `archives`; it
+    is None for loose files. `others` counts the files whose names are not image names. `by_archive` says that paths
+    begin with their archive's name, because their names alone are not unique.
     """
 
     root: Location
@@ -92,8 +92,11 @@ class Listing:
         return digest.hexdigest()[:32]
 
     def unique(self) -> tuple[Listing, Array, Array]:
-        """Of images with the same key the first by path: that listing, and the numbers of the others and of the kept
-        ones whose keys they have."""
+        """Keep only the first image, by path, of each key.
+
+        Returns that listing, the numbers of the other images, and for each of them the number of the kept image with
+        the same key.
+        """
         if len(self) < 2:
             return self, np.zeros(0, np.int64), np.zeros(0, np.int64)
         keys = self.keys
@@ -104,7 +107,7 @@ class Listing:
 
 
 def sample_keys(paths: pa.Array) -> pa.Array:
-    """Paths without their extensions, and without what leads to them from elsewhere: a scheme, `/` and `../`."""
+    """Paths without their extensions, and without a scheme, `/` or `../` at their start."""
     keys = pc.replace_substring_regex(paths, _EXTENSION, "")
     if pc.any(pc.match_substring_regex(paths, _LEAD)).as_py():
         keys = pc.replace_substring_regex(keys, _LEAD, "")
@@ -112,7 +115,7 @@ def sample_keys(paths: pa.Array) -> pa.Array:
 
 
 def resolve(root: Location, name: str) -> Location:
-    """Where a path lies that a list names."""
+    """The location of a path from a list of paths."""
     if "://" in name:
         return name
     return Path(name) if name.startswith("/") else storage.join(root, name)
@@ -156,9 +159,9 @@ class Reader:
             raise BadImage(error.strerror or " ".join(str(error).split()) or "cannot be read") from None
 
     def read_into(self, path: bytes, size: int, buffer: memoryview) -> bool:
-        """Read the loose file at `path` straight into `buffer` when it still has `size` bytes; says whether it did.
+        """Read the loose file at `path` straight into `buffer` if it still has `size` bytes; returns whether it did.
 
-        `buffer` has room for one byte more, by which a file that has grown is noticed.
+        `buffer` has room for one more byte, so that a file that has grown is detected.
         """
         if self._prefix is None or self.listing.members is not None or b"://" in path or not size:
             return False

@@ -77,7 +77,7 @@ def _exists(location: Location) -> bool:
 
 
 class _Columns:
-    """Collects a listing in columns; names become bytes, so that those that are no UTF-8 stay what they are."""
+    """Collects a listing in columns; names are stored as bytes, so that names that are not UTF-8 stay unchanged."""
 
     def __init__(self) -> None:
         self.chunks: list[pa.Array] = []
@@ -208,7 +208,7 @@ def _archives(root: Location, archives: Sequence[Location]) -> Listing:
                 columns.others += 1
     listing = columns.listing(root, archives)
     if len(archives) > 1 and len(listing.unique()[1]):
-        # Keys that are unique within their archive only: each is told apart by the archive's name.
+        # Keys are unique only within their archive, so the archive's name is put before each path.
         columns = _Columns()
         for number, archive in enumerate(archives):
             for name, size, *member in members(archive):

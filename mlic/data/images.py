@@ -33,13 +33,13 @@ _TURNS = {
 
 
 MAX_BYTES = 512 * 2**20  # a larger file is not a photograph and would fill a worker's memory
-MAX_PIXELS = 100_000_000  # of an image that is decoded at all, where no setting says otherwise
+MAX_PIXELS = 100_000_000  # of the largest image that is decoded, unless a setting says otherwise
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit would refuse what `max_pixels` allows, with another reason
 
 
 class BadImage(Exception):
-    """An image that cannot be used; the message is the reason, fit to stand behind the file's name."""
+    """An image that cannot be used; the message is the reason, worded to follow the file's name."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ def is_gray_file(data: bytes) -> bool:
 def decode(data: bytes, color: Color, max_pixels: int, side: int = 0, out: Array | None = None) -> Array:
     """Decode to uint8 (height, width, channels), channels 3 for rgb and 1 for gray, upright by its EXIF tag.
 
-    With `side`, a JPEG whose both sides are at least twice that is decoded at a half, quarter or eighth, which is
-    cheaper and never below `side`. A JPEG that comes out in the size of `out`, a whole array of that kind, is decoded
-    straight into it, and then `out` is what is returned. Transparent pixels are laid on white; 16-bit images are
-    scaled to 8 bits. Raises BadImage for anything that is broken, truncated, or above `max_pixels`.
+    With `side`, a JPEG is decoded at a half, quarter or eighth of its size, if both of its sides are at least twice
+    `side`. This is cheaper, and never gives a side below `side`. If a decoded JPEG has the shape of `out`, and `out` is
+    contiguous, it is decoded straight into `out`, and `out` is returned. Transparent pixels are laid on white; 16-bit
+    images are scaled to 8 bits. Raises BadImage for anything that is broken, truncated, or above `max_pixels`.
     """
     if not data:
         raise BadImage("zero bytes")
@@ -140,10 +140,10 @@ def decode(data: bytes, color: Color, max_pixels: int, side: int = 0, out: Array
 
 
 def _decode_jpeg(data: bytes, color: Color, max_pixels: int, side: int, out: Array | None) -> Array | None:
-    """Decode by libjpeg-turbo, or return None where Pillow has to judge.
+    """Decode by libjpeg-turbo, or return None if Pillow has to decide.
 
-    That is CMYK and YCCK, which libjpeg-turbo does not convert, and any warning of the decoder: it warns of harmless
-    extra bytes and of missing data alike, and Pillow tells the two apart.
+    Pillow decides for CMYK and YCCK, which libjpeg-turbo does not convert, and after any warning of the decoder. The
+    decoder warns both of harmless extra bytes and of missing data, and Pillow distinguishes the two.
     """
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)

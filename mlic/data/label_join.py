@@ -31,7 +31,8 @@ class Annotations:
     `names` (M,) are the images as the files call them, each once; `file` and `line` (M,) say where each was first named
     (`file` numbers into `files`, line 0 is none). The marks (K,) are `image` (a number into `names`), `label` (one into
     `labels`) and `value`, 1 or -1 for unknown; a label without a mark is 0. `columns` holds further columns (M,) by
-    name: `split` and `group`. With `by_label` each label names its images, and an image without one is named nowhere.
+    name: `split` and `group`. With `by_label`, each label lists its images, so an image without labels is not named at
+    all.
     """
 
     labels: tuple[str, ...]
@@ -53,12 +54,12 @@ class Annotations:
         return f"{self.files[self.file[i]]}:{line}" if line else self.files[self.file[i]]
 
     def renamed(self, old: str, new: str) -> Annotations:
-        """The same, said to be from another place."""
+        """The same annotations, with another name of their source."""
         files = tuple(name.replace(old, new) for name in self.files)
         return replace(self, files=files, source=self.source.replace(old, new))
 
     def fingerprint(self) -> str:
-        """Changes with what the files say, not with the order of the lines in which they say it."""
+        """Changes with the content of the files, but not with the order of their lines."""
         order = pc.sort_indices(self.names).to_numpy()
         rank_of = np.empty(len(order), np.int64)
         rank_of[order] = np.arange(len(order))
@@ -104,7 +105,7 @@ class Builder:
         return self.numbers.setdefault(name, len(self.numbers))
 
     def mark(self, label: int, value: int) -> None:
-        """Say 1 or -1 of a label for the image of this line."""
+        """Set a label of this line's image to 1 or -1."""
         self._image.append(len(self._line) - 1)
         self._label.append(label)
         self._value.append(value)
@@ -167,8 +168,8 @@ class Builder:
 class Joined:
     """Targets of N images: `targets` is int8 (N, L) with 1, 0 and -1 for unknown; `labelled` is bool (N,).
 
-    `names` int64 (N,) numbers the annotations' first name for each image, -1 where there is none; `missing` numbers the
-    names that are no image.
+    `names` int64 (N,) is the number of each image's first name in the annotations, -1 if there is none. `missing` are
+    the numbers of the names that match no image.
     """
 
     targets: Array
@@ -193,8 +194,8 @@ def check_names(names: Sequence[str]) -> None:
 def join(annotations: Annotations, paths: pa.Array) -> Joined:
     """Give each image its target.
 
-    `paths` (N,) are the images' relative paths as bytes, each with another key (the path without its extension). A line
-    of a label file names an image by, in this order: relative path, path without extension, file name, file name
+    `paths` (N,) are the images' relative paths as bytes, all with different keys (the path without its extension). A
+    name in a label file is compared in this order with: relative path, path without extension, file name, file name
     without extension, or bare number ("12" is im12.jpg). Lines that name no image are counted in `missing`.
 
     Raises DataError when a name could mean two images, when a line is not of the kind that its file holds, or when no
@@ -247,7 +248,7 @@ def resolve(annotations: Annotations, paths: pa.Array) -> Array:
     names = names.cast(pa.large_binary())
     image_of = np.full(len(names), -1, dtype=np.int64)
     column = paths
-    for level in range(4):  # what a name is compared with, the most definite first
+    for level in range(4):  # the form of a path that names are compared with, the most specific first
         if (image_of >= 0).all():
             return image_of
         if level == 1:

@@ -36,10 +36,10 @@ def cardinality(targets: Array) -> Array:
 
 
 def implications(targets: Array, least_support: int, least_confidence: float) -> list[Implication]:
-    """Pairs of labels of which the first nearly implies the second, the clearest first.
+    """Pairs of labels where the first nearly implies the second; the clearest pairs come first.
 
-    Samples for which either label is unknown say nothing. A second label that most samples have anyway is no news: the
-    pair has to leave clearly less than half of the exceptions that chance would.
+    Samples for which either label is unknown are ignored. A second label that most samples have anyway proves nothing.
+    So a pair must have clearly less than half of the exceptions that chance would give.
     """
     rules = []
     both, known = together(targets), targets >= 0
@@ -59,6 +59,6 @@ def implications(targets: Array, least_support: int, least_confidence: float) ->
 
 
 def label_sets(targets: Array) -> tuple[int, int]:
-    """How many different sets of labels there are, and how many of them only once."""
+    """How many different sets of labels occur, and how many of them occur only once."""
     counts = np.unique(np.packbits(targets == 1, axis=1), axis=0, return_counts=True)[1]
     return len(counts), int((counts == 1).sum())

@@ -1,7 +1,7 @@
 """Load batches from shards, each sample exactly once for any number of ranks.
 
-Every rank knows the whole table of a split and reads its own part of each batch by offset, so there is nothing to deal
-out between ranks: no padding, no repeated sample, no hang when there are fewer shards than ranks. The order of training
+Every rank knows the whole table of a split and reads its own part of each batch by offset. So ranks do not have to
+exchange anything: no padding, no repeated sample, no hang when there are fewer shards than ranks. The order of training
 depends on the seed and the epoch alone, and a global batch holds the same samples for any number of ranks.
 """
 
@@ -30,8 +30,8 @@ class Batch:
     """A rank's part of one batch.
 
     `images` is uint8 (B, H, W, C), `index` int64 (B,) numbers the samples in their split, `targets` int8 (B, L).
-    A sample that cannot be decoded is all zeros with all its labels unknown, so that it counts nowhere, and is named in
-    `bad` with its reason.
+    A sample that cannot be decoded is all zeros, and all its labels are unknown, so it counts nowhere. `bad` holds its
+    key and the reason.
     """
 
     images: torch.Tensor
@@ -70,7 +70,7 @@ def eval_batches(
 class ShardReader:
     """Reads images out of shards by offset, or out of the node's cache of decoded ones; keeps the files open.
 
-    `preprocessing` says how large the images are that are read and cached; crops of them may be smaller.
+    `preprocessing` sets the size of the images that are read and cached; crops of them may be smaller.
     """
 
     def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
@@ -88,7 +88,7 @@ class ShardReader:
         self._decoded = None
 
     def use_cache(self, limit_gb: float, threads: int, folder: Path | None = None) -> bool:
-        """Decode the whole split once, where it fits, and read from that; says whether it does."""
+        """Decode the whole split once into the cache, if it fits, and read from there; returns whether it fits."""
 
         def decode() -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], dict[int, str]]]:
             for batch in self.batches(eval_batches(len(self._split), _CACHE_BATCH, 0, 1), threads):
@@ -113,14 +113,14 @@ class ShardReader:
     ) -> Iterator[Batch]:
         """Load batches of sample numbers in their order, decoding ahead in `threads` threads, or in this one with 0.
 
-        With `crops`, (B, 4) for each batch, top, left, bottom and right in shares of an image's sides, that part of
-        each image is resized to `size` pixels.
+        `crops` has an array (B, 4) for each batch: top, left, bottom and right as fractions of an image's sides. That
+        part of each image is resized to `size` pixels.
         """
         if self._decoded is None:
             for i in {int(s) for batch in batches for s in self._split.shard[batch]} - self._files.keys():
                 self._files[i] = self._split.open_shard(i)
         elif crops is None:
-            # Copying decoded images takes less than handing them from one core to another.
+            # Copying decoded images takes less time than passing them from one core to another.
             yield from (self._load(index, None, size) for index in batches)
             return
         boxes = [None] * len(batches) if crops is None else crops

@@ -11,11 +11,11 @@ Array = np.ndarray[Any, Any]
 
 
 def rates(targets: Array, labels: Sequence[str], repeat_below: float, thin: float, common: Sequence[str]) -> Array:
-    """How often an epoch shows each sample (N,), on average, by its targets int8 (N, L).
+    """How often an epoch shows each sample (N,), on average, from its targets int8 (N, L).
 
-    `repeat_below` t repeats the samples with a rare label: by the largest of sqrt(t / share) over their labels with a
-    share below t (repeat factor sampling of Gupta et al., LVIS, CVPR 2019). `thin` leaves samples whose labels are all
-    in `common` out with this probability (reference system E).
+    `repeat_below` t repeats the samples with a rare label. The factor is the largest sqrt(t / share) over the sample's
+    labels with a share below t (repeat factor sampling of Gupta et al., LVIS, CVPR 2019). `thin` is the probability
+    with which a sample is left out if all its labels are in `common` (reference system E).
     """
     positive = targets == 1
     weights = np.ones(len(targets))

@@ -2,7 +2,7 @@
 
 train-000000.tar ...   members KEY.jpg (the image file, byte for byte) and KEY.json (key, file, labels)
 samples.parquet        one row a sample: where its image lies and what its labels are
-index.json             labels in order, splits, counts, account, settings; written last, so its presence means whole
+index.json             labels in order, splits, counts, account, settings; written last, when all is complete
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NUMBERED = re.compile(r"^(.*?)(\d+)$", re.DOTALL)
 _PACK = "mlic pack {} --labels {} writes ./shards."
 _LABELS = (".txt", ".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _LOOKED_AT = 200  # entries of a folder, to see what is in it
-_BLOCK, _RECORD = 512, 2048  # of a tar; and what is read at once for a sample's record
+_BLOCK, _RECORD = 512, 2048  # bytes: a block of a tar; the first read for a sample's record
 
 Array = np.ndarray[Any, Any]
 
@@ -79,7 +79,7 @@ class Split:
         return str(self.keys[int(i)].as_py())
 
     def open_shard(self, number: int) -> storage.File:
-        """Shard `number`, by a copy on this node where it lies in an object store. Raises OSError."""
+        """Shard `number`; if it is in an object store, a copy on this node is read. Raises OSError."""
         return storage.opened_here(self.shards[number], self.fingerprint)
 
     @contextlib.contextmanager
@@ -125,7 +125,7 @@ def read_index(folder: Location) -> dict[str, Any]:
 
 
 def _to_pack(folder: Path) -> tuple[str, str]:
-    """What lies where shards were looked for, in words, and the command that packs it."""
+    """What a folder without shards holds instead, in words, and the command that packs it."""
     holds_images = _holds(folder, images.EXTENSIONS)
     beside = sorted(path for path in folder.parent.iterdir() if path != folder) if folder.parent.is_dir() else []
     beside = [path for path in beside if not path.name.startswith(".")][:_LOOKED_AT]
@@ -142,7 +142,7 @@ def _to_pack(folder: Path) -> tuple[str, str]:
 
 
 def _holds(folder: Path, endings: Collection[str]) -> bool:
-    """Whether one of the first files of a folder ends so."""
+    """Whether one of the first files of a folder has one of these endings."""
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
@@ -184,9 +184,9 @@ def check_fold(folder: Location, index: Mapping[str, Any], fold: int) -> None:
 def read_split(folder: Location, split: str | None, fold: int | None = None, checked: bool = False) -> Split:
     """Read the table of one split, or of all.
 
-    With a `fold`, the split train is all samples of the other folds, and val those of the fold, without augmented
-    versions. The sizes of the shards are looked at unless they are `checked` already, which one process does for all.
-    Raises DataError when a split or a shard is missing or cut off.
+    With a `fold`, the split train has all samples of the other folds. The split val has the samples of the fold,
+    without augmented versions. The sizes of the shards are verified unless they are `checked` already: one process does
+    this for all. Raises DataError when a split or a shard is missing or cut off.
     """
     import pyarrow.compute as pc
 
@@ -238,8 +238,11 @@ def read_table(folder: Location, columns: list[str] | None = None, test: Any = N
 
 
 def read_sample(shard: storage.File, offset: int, size: int) -> tuple[bytes, dict[str, Any] | None]:
-    """An image's bytes and the record behind it in its shard; an empty record where none reads, and None where its name
-    is too long for a plain header, which is not followed here."""
+    """An image's bytes and the record behind it in its shard.
+
+    The record is empty if it cannot be parsed. It is None if its name is too long for a plain tar header: such headers
+    are not read here.
+    """
     padded = size + -size % _BLOCK
     data = shard.read_at(offset, padded + _BLOCK + _RECORD)
     header = data[padded : padded + _BLOCK]
@@ -271,8 +274,8 @@ def check_sizes(folder: Location, index: Mapping[str, Any], split: str | None) -
 def verify(path: Location, expected: Mapping[str, Any], max_pixels: int) -> str | None:
     """Read a whole shard and compare it with what the index says; returns what is wrong, or None.
 
-    That is its size, its sha256, the number of its samples, that each has its record, and that every image has a header
-    that reads.
+    It checks the size, the sha256, the number of samples, that each sample has its record, and that every image has a
+    readable header.
     """
     try:
         data = storage.read(path)

@@ -1,6 +1,6 @@
 """Files on disk and in object stores. A location is a Path, or the text of an s3:// URL.
 
-An object store knows no rename and no lock, but a file appears there whole or not at all, which is all that is asked.
+An object store has no rename and no lock. But a file appears there complete or not at all, and mlic needs no more.
 `s3://bucket/folder` takes its credentials from where AWS's own tools do; another server is named by AWS_ENDPOINT_URL or
 in the URL itself: `s3://bucket/folder?endpoint_override=localhost:9000&scheme=http`.
 """
@@ -25,7 +25,7 @@ from mlic.config.types import Location
 
 KEEP_FREE = 2**30  # bytes of a node's disk that are left to others
 _CHUNK = 8 * 2**20
-_TRIES = 5  # at opening a copy that others remove again and again
+_TRIES = 5  # attempts to open a copy that other processes keep removing
 
 
 def is_remote(location: Location) -> bool:
@@ -104,8 +104,10 @@ class File:
 
 
 def node_folder() -> Path:
-    """Where a node keeps what it can make or fetch again: MLIC_CACHE_DIR, else a folder of the user's own among the
-    temporary files."""
+    """The node's folder for files that can be made or fetched again.
+
+    It is MLIC_CACHE_DIR, else a folder of this user in the directory for temporary files.
+    """
     folder = os.environ.get("MLIC_CACHE_DIR")
     return Path(folder) if folder else Path(tempfile.gettempdir()) / f"mlic-cache-{os.getuid()}"
 
@@ -118,10 +120,11 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def here(location: Location, version: str) -> Location:
-    """A file of an object store as a copy on this node, fetched once for all its processes; a local file is itself.
+    """This node's copy of a file of an object store, fetched once for all its processes; a local file as it is.
 
-    Samples are read one by one, and an object store answers each time anew. `version` tells apart what was at the same
-    place at other times. Where the node has no room for the copy, the file is read where it lies. Raises OSError.
+    Without a copy, every read of a sample would be a request to the object store. `version` distinguishes files that
+    were at the same location at different times. If the node has no room for the copy, the location in the object store
+    is returned. Raises OSError.
     """
     if isinstance(location, Path):
         return location
@@ -158,7 +161,7 @@ def longest_unused(paths: Iterable[Path]) -> list[Path]:
 
 
 def opened_here(location: Location, version: str) -> File:
-    """A file by its copy on this node (see `here`), opened: whatever makes room afterwards, it can be read.
+    """Open a file from its copy on this node (see `here`). It stays readable if the copy is removed to make room.
 
     Raises OSError.
     """
@@ -184,7 +187,7 @@ def upload(source: Path, target: str) -> None:
         with source.open("rb") as data:
             shutil.copyfileobj(data, sink, _CHUNK)
     except BaseException:
-        sink.close()  # which makes a file of what has come so far
+        sink.close()  # this makes a file of the data written so far
         files.delete_file(path)
         raise
     sink.close()

@@ -1,8 +1,8 @@
 """Do the labels belong to the images? A cross-validated test with simple features, against shuffled labels.
 
-Labels that were attached to the wrong images look like any other labels, and a model trained on them like one that
-finds the task hard. But nothing about an image then predicts them: a linear model on crude colour and edge features
-does no better on the images it was not fitted to than it does after shuffling the labels.
+Labels that were attached to the wrong images look like any other labels. A model that is trained on them looks like a
+model with a hard task. But nothing about an image then predicts its labels: a linear model on crude colour and edge
+features does no better on held-out images than it does after the labels are shuffled.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _FOLDS = 5
 _MIN_POSITIVES = 8  # a label with fewer says nothing
 _RIDGE = 10.0
 _ALIGNED_Z = 4.0
-# Labels of photographs that are joined rightly reach 0.6 and more; what stays below this, certainly, is a mis-join.
+# Correctly joined labels of photographs reach 0.6 and more. If the value is certainly below this, the join is wrong.
 _CREDIBLE_AUC = 0.58
-_WINDOW_Z = 7.0  # a window of samples is as wide as it takes for labels joined rightly to come out this clearly
-_LOST_Z = 1.0  # and one that stays below this holds labels of other images
+_WINDOW_Z = 7.0  # a window is wide enough for correctly joined labels to reach this many deviations
+_LOST_Z = 1.0  # a window below this holds labels of other images
 _MIN_WINDOW, _MIN_WINDOWS = 60, 4
 
 
@@ -44,7 +44,7 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Samples from `start` to `end`, in the order that was looked at, whose labels are not theirs."""
+    """Samples from `start` to `end`, in the order of the test, that have the labels of other images."""
 
     start: int
     end: int
@@ -54,7 +54,7 @@ def probe(features: Array, targets: Array, seed: int, shuffles: int = 60) -> Ali
     """Test features (N, F) against targets (N, L), 1, 0 or -1 for unknown.
 
     `aligned`: the labels are predicted better than shuffled ones by more than four standard deviations. `not aligned`:
-    they are not, and there are enough of them that labels of photographs would have been. `unsure`: too few samples or
+    they are not, although there is enough data that labels of photographs would have been. `unsure`: too few samples or
     too rare labels to tell.
     """
     num_samples = len(features)
@@ -83,11 +83,12 @@ def probe(features: Array, targets: Array, seed: int, shuffles: int = 60) -> Ali
 
 
 def stretches(features: Array, targets: Array, seed: int) -> list[Stretch]:
-    """Where labels stop belonging to their images, in samples (N,) that lie in the order of the label files.
+    """Find where labels stop belonging to their images, in samples (N,) in the order of the label files.
 
-    One line too many shifts all labels after it, and the rest of the data hides that from a test of the whole. So
-    windows are tested, each wide enough to be sure: the agreement of scores and labels against labels shuffled within
-    the window. Finds nothing in small data and in windows where nearly all samples have the same labels.
+    One extra line shifts all labels after it. A test of all samples does not show this, because most labels are right.
+    So windows are tested, each wide enough to be sure. The test compares the agreement of scores and labels with that
+    of labels shuffled within the window. It finds nothing in small data, and in windows where nearly all samples have
+    the same labels.
     """
     num_samples = len(features)
     if num_samples < _MIN_WINDOW * _MIN_WINDOWS:
@@ -145,7 +146,7 @@ def _window_z(scores: Array, residuals: Array, rng: np.random.Generator, shuffle
 
 
 def _solver(features: Array, fitted: Array, held: Array) -> Array:
-    """The matrix that turns targets of the fitted samples into ridge regression's scores of the held ones."""
+    """The matrix that turns the targets of the fitted samples into ridge regression scores of the held-out samples."""
     mean, deviation = features[fitted].mean(axis=0), features[fitted].std(axis=0) + 1e-6
     a, b = (features[fitted] - mean) / deviation, (features[held] - mean) / deviation
     gram = a.T @ a + _RIDGE * np.eye(a.shape[1], dtype=a.dtype)

@@ -40,7 +40,7 @@ _KEPT = "doctor.json"
 
 
 class Check(Model):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     status: Literal["ok", "note", "warning", "error"]
@@ -48,7 +48,7 @@ class Check(Model):
 
 
 class DoctorReport(Model):
-    """What the examination found; no check is an error, or the stage would have raised it."""
+    """The results of all checks. None of them is an error, because the stage would have raised it."""
 
     shards: AnyPath
     checks: tuple[Check, ...]
@@ -58,7 +58,7 @@ class DoctorReport(Model):
 
 
 def doctor(config: DoctorConfig) -> DoctorReport:
-    """Examine shards. The answer is kept beside them and given again while they are the same.
+    """Examine shards. The result is stored beside them and reused as long as they are the same.
 
     Raises DataError when the labels do not belong to the images, as far as images can tell.
     """
@@ -69,7 +69,7 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     if stored is None:
         with connect(config.address) as cluster:
             stored = _look(config, index, cluster)
-        with contextlib.suppress(MlicError):  # shards may lie where nothing can be written; then it is done again
+        with contextlib.suppress(MlicError):  # a read-only folder keeps no result; the next call checks again
             write_json(
                 storage.join(config.shards, _KEPT),
                 {
@@ -127,7 +127,7 @@ def _look(config: DoctorConfig, index: dict[str, Any], cluster: Cluster) -> list
 
 
 def _features(split: Split, cluster: Cluster, config: DoctorConfig) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """Features (N, F) of the samples, NaN where one cannot be decoded, and those whose record says other labels."""
+    """Features (N, F) of the samples, NaN where one cannot be decoded, and samples whose record has other labels."""
     share = task_share(cluster, config.workers, use_gpus=False)
     extracted, differ = np.full((len(split), features_of.NUM_FEATURES), np.nan, dtype=np.float32), list[int]()
     starts = range(0, len(split), _CHUNK)
@@ -149,13 +149,15 @@ def _halves(piece: _Piece) -> list[_Piece]:
 
 
 def _deadly(_piece: _Piece, _reason: str) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """Of a sample that nothing survives to open no more is known than of one that cannot be decoded."""
+    """The result for a sample that kills every process that opens it: that of a sample that cannot be decoded."""
     return np.full((1, features_of.NUM_FEATURES), np.nan, dtype=np.float32), []
 
 
 def _extract(piece: _Piece, _shared: None) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """A Ray task: features (n, F) of images in shards; a row of NaN for one that cannot be decoded. And the numbers of
-    those whose record in the shard says another key or other labels than the table."""
+    """A Ray task: features (n, F) of images in shards, with a row of NaN for an image that cannot be decoded.
+
+    Also returns the numbers of the samples whose record in the shard has another key or other labels than the table.
+    """
     _, split = piece
     features = np.full((len(split), features_of.NUM_FEATURES), np.nan, dtype=np.float32)
     differ = []
@@ -222,7 +224,7 @@ def _pixels(found: np.ndarray[Any, Any], bad: np.ndarray[Any, Any]) -> Check:
 
 
 def _labels(index: dict[str, Any]) -> Check:
-    """Labels that a split has no positive sample of cannot be learnt, thresholded or measured there."""
+    """If a split has no positive sample of a label, the label cannot be learnt, thresholded or measured there."""
     lacking = [
         f"{label} in {split}"
         for split, counts in index["splits"].items()
@@ -240,7 +242,7 @@ def _labels(index: dict[str, Any]) -> Check:
 
 
 def _account(index: dict[str, Any]) -> Check:
-    """Names in the label files that are no image are labels that went nowhere."""
+    """If a name in the label files matches no image, its labels are lost."""
     account = index["account"]
     share = account["missing"] / max(1, account["packed_labelled"] + account["missing"])
     text = f"{account['missing']:,} annotated names are no image ({share:.1%}), {account['unreadable']:,} unreadable"
@@ -248,7 +250,7 @@ def _account(index: dict[str, Any]) -> Check:
 
 
 def _leakage(shards: Location) -> Check:
-    """Images that are the same or nearly are learnt in one split and measured in the other; so are versions of one."""
+    """Duplicates and near-duplicates in two splits are learnt in one and measured in the other; so are versions."""
     table = read_table(shards, ["key", "split", "sha256", "group", "version"]).to_pandas()
     originals = table[table["version"] == 0]
     kinds = [("byte for byte", originals, "sha256"), ("nearly", table[table["group"] >= 0], "group")]
@@ -267,8 +269,11 @@ def _leakage(shards: Location) -> Check:
 
 
 def _readers(index: dict[str, Any], ranks: int) -> Check:
-    """Are there samples and shards enough for the ranks? mlic reads samples by offset and gives each rank its own,
-    however few the shards; programs that stream whole shards need one for each."""
+    """Are there enough samples and shards for the ranks?
+
+    mlic reads samples by offset, so each rank gets its own samples, however few shards there are. Programs that stream
+    whole shards need one shard for each rank.
+    """
     name = "train" if "train" in index["splits"] else next(iter(index["splits"]))
     samples = index["splits"][name]["samples"]
     count = sum(shard["split"] == name for shard in index["shards"].values())

@@ -43,7 +43,7 @@ _OPERATORS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": opera
 
 
 class Gate(Model):
-    """A condition that was asked for, and the value that it was held against."""
+    """A requested condition, and the measured value that it was checked with."""
 
     gate: str
     value: float
@@ -69,7 +69,7 @@ class EvaluateReport(Model):
 
     @property
     def exit_code(self) -> int:
-        """That of a run that failed by itself where a gate is not passed."""
+        """0 if all gates are passed, else the exit code of RunError."""
         return 0 if all(gate.passed for gate in self.gates) else RunError.exit_code
 
     def text(self) -> str:
@@ -166,7 +166,7 @@ def _check_gates(gates: Sequence[str]) -> None:
 
 
 def _said_of_split(file: Path, truth: Location, split: str) -> tuple[str, ...]:
-    """What a reader has to know where the model was trained, or its thresholds fitted, on the measured split."""
+    """Notes for the reader if the model was trained, or its thresholds were fitted, on the measured split."""
     try:
         index = json.loads((file.with_name(file.name + ".parts") / INDEX).read_text(encoding="utf-8"))
         data = read_index(truth)["fingerprint"]
@@ -183,7 +183,7 @@ def _said_of_split(file: Path, truth: Location, split: str) -> tuple[str, ...]:
 
 
 def _check(gate: str, measurement: Measurement) -> Gate:
-    """Hold a measurement against a gate such as `f1_micro>=0.8`, or `f1_micro.low>=0.8` for its interval's end."""
+    """Check a measurement against a gate such as `f1_micro>=0.8`, or `f1_micro.low>=0.8` for an end of its interval."""
     name, sign, limit = parse_gate(gate)
     end = next((end for end in (".low", ".high") if name.endswith(end)), "")
     metric = name.removesuffix(end)
@@ -209,10 +209,10 @@ def shards_of(run: Path) -> Location:
 
 
 def predict_split(config: Settings, run: Path, shards: Location, split: str) -> Path:
-    """Predict a split of shards with a run's model, once for as long as neither changes; returns the file."""
+    """Predict a split of shards with a run's model, again only if one of them changes; returns the file."""
     out = run / "predictions" / f"{split}.parquet"
     before = read_state(out.with_name(out.name + ".parts")) or {}
-    # The folder is this command's own, so a model with new thresholds or other shards are no reason to refuse.
+    # Only this command writes the folder, so new thresholds of the model or other shards must not be an error.
     stale = before.get("inputs", {}).get("model") not in (None, bundle.read(run).fingerprint)
     predict(
         PredictConfig(
@@ -232,7 +232,8 @@ def predict_split(config: Settings, run: Path, shards: Location, split: str) -> 
 class Joined:
     """M predictions that are measured: their `rows`, `targets` int8 (M, L) and the `labels` in order.
 
-    `unmatched` annotated images have no prediction, `unlabelled` predicted ones no line in the label files.
+    `unmatched` counts the annotated images without a prediction, `unlabelled` the predicted images without a line in
+    the label files.
     """
 
     rows: Array
@@ -250,11 +251,11 @@ def join(
     format: LabelFormat,
     unlabelled: Literal["auto", "skip", "negative"] = "auto",
 ) -> Joined:
-    """Predictions beside their targets, by key; bare numbers find the key that ends in them.
+    """Predictions beside their targets, by key; a bare number matches the key that ends in it.
 
-    A predicted image that no label file names is not measured: a line that is not there says nothing. Where each label
-    has a list of its images (`auto`), an image in none of them is one without a label. Raises DataError for keys of the
-    split without a prediction, keys that stand twice, names that could mean two images and other labels.
+    A predicted image that no label file names is not measured: a missing line says nothing. But where each label has a
+    list of its images (`auto`), an image in none of the lists has no labels. Raises DataError for keys of the split
+    without a prediction, keys that stand twice, names that could mean two images and other labels.
     """
     position = {key: i for i, key in enumerate(predictions.keys)}
     if len(position) < len(predictions.keys):

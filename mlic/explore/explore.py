@@ -58,8 +58,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of n images: `rows` numbers them in the data, `seen` is one record each, None for a bad one, and
-    `hashes` uint8 (n, 48) their digests and perceptual hashes; `thumbnails` are JPEG files by row."""
+    """The n opened images: `rows` are their numbers in the data.
+
+    `seen` has one record for each image, None for a bad one. `hashes` uint8 (n, 48) are their digests and perceptual
+    hashes; `thumbnails` are JPEG files by row.
+    """
 
     rows: Array
     seen: list[dict[str, Any] | None]
@@ -107,7 +110,7 @@ def _read(config: ExploreConfig) -> Data:
         return Data(split, split.targets, split.labels, names)
     if config.labels is None:
         if not storage.is_folder(config.data):
-            shards.read_index(config.data)  # says what is there, and how to pack it
+            shards.read_index(config.data)  # raises an error that says what is there, and how to pack it
         raise ConfigError("--labels is not given.", "name the label files of the images, or give a folder of shards.")
     listing = image_sources.list_images(config.data).unique()[0]
     annotations = read_annotations(config.labels, config.format)
@@ -164,7 +167,7 @@ def _halves(piece: _Piece) -> list[_Piece]:
 
 
 def _deadly(piece: _Piece, _reason: str) -> _Seen:
-    """Of an image that nothing survives to open no more is known than of one that cannot be decoded."""
+    """The result for an image that kills every process that opens it: that of an image that cannot be decoded."""
     source = piece[1]
     return [None], _unread(source.key(0)), {}
 
@@ -177,7 +180,7 @@ def _unread(key: str) -> Array:
 
 
 def _open(piece: _Piece, _shared: None) -> _Seen:
-    """A Ray task: what is to be seen of each image, its hashes, and thumbnails of those that are shown."""
+    """A Ray task: a description of each image, its hashes, and thumbnails of the images that are shown."""
     numbers, source, shown = piece
     seen: list[dict[str, Any] | None] = []
     hashes = np.zeros((len(numbers), 48), np.uint8)

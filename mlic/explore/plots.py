@@ -55,7 +55,7 @@ def _columns(names: Sequence[str], values: Sequence[int], unit: str) -> bytes:
 
 
 def _matrix(report: ExploreReport) -> bytes:
-    """Of the images with the label of a row, the share that has the label of a column."""
+    """The share of the images with the label of a row that also have the label of a column."""
     counts = np.array(list(report.labels.values()))
     order = np.argsort(-counts, kind="stable")[:_MOST]
     both = np.array(report.together, dtype=float)[np.ix_(order, order)]
@@ -78,7 +78,7 @@ def _matrix(report: ExploreReport) -> bytes:
 
 
 def _splits(report: ExploreReport) -> bytes:
-    """Each label's samples by split, as shares; a label that is stratified well has the edges of all others."""
+    """Each label's samples by split, as shares; with good stratification, all labels' bars have the same edges."""
     names = sorted(report.labels, key=lambda name: -report.labels[name])[:_MOST]
     figure, axes = canvas(8, 1.3 + 0.26 * len(names))
     places, left = np.arange(len(names)), np.zeros(len(names))

@@ -19,7 +19,7 @@ class ImplicationRow(Model):
 
 
 class ExploreReport(Model):
-    """What was found. Counts of labels are of all samples; `looked_at` images were opened for the rest."""
+    """What was found. Label counts are over all samples; for everything else, `looked_at` images were opened."""
 
     data: AnyPath
     out: Path

@@ -12,18 +12,18 @@ from mlic.metrics import metrics
 Array = np.ndarray[Any, Any]
 
 _TOP_K = (1, 2, 3)
-_SHUFFLED_ROWS = 100_000  # shuffles are averaged until they have about so many rows together, and no more are needed
+_SHUFFLED_ROWS = 100_000  # shuffles are averaged until they have about this many rows in total; more are not needed
 _MOST_SHUFFLES = 20
 
 
 def baselines(decisions: Array, targets: Array, scores: Array | None, seed: int) -> dict[str, dict[str, float]]:
     """Baseline -> metric -> value, with the label shares of these very targets (N, L).
 
-    `all_negative` gives no label. `always_top_K` gives everybody the K most frequent labels. `prevalence` gives each
-    label at random with its share; its values are expectations (of a ratio: the ratio of expected counts), and where
-    there are scores its own are the shares (of more than 100,000 samples, so many are looked at). `shuffled` are the
-    decisions and scores at hand, dealt out to the images at random: what knowing how often to give a label is worth
-    without looking.
+    `all_negative` gives no label. `always_top_K` gives every image the K most frequent labels. `prevalence` gives each
+    label at random, with its share as the probability. Its values are expectations; for a ratio, the ratio of the
+    expected counts. If there are scores, those of `prevalence` are the shares, computed for at most 100,000 samples.
+    `shuffled` assigns the given decisions and scores to the images at random. It shows what it is worth to know only
+    how often a label is given.
     """
     num_labels = targets.shape[1]
     share = metrics.ratio((targets == 1).sum(axis=0), (targets >= 0).sum(axis=0))
@@ -56,7 +56,7 @@ def _prevalence(targets: Array, share: Array) -> dict[str, float]:
 
 
 def _shuffled(decisions: Array, targets: Array, scores: Array | None, seed: int) -> dict[str, float]:
-    """The mean over some shuffles, as many as it takes for a steady one."""
+    """The mean over as many shuffles as a stable mean needs."""
     rng = np.random.default_rng([seed, 8])
     shuffles = int(np.clip(_SHUFFLED_ROWS // max(1, len(targets)), 1, _MOST_SHUFFLES))
     drawn: dict[str, list[float]] = {}
@@ -76,7 +76,7 @@ def warnings(
     trivial: Mapping[str, Mapping[str, float]],
     shown: Collection[str] = metrics.HEADLINES,
 ) -> list[str]:
-    """One sentence about the headlines, of those that are `shown`, that do not clear their best baseline; or none."""
+    """One sentence with the `shown` headlines that do not clearly beat their best baseline; none if all do."""
     names = [
         name
         for name in metrics.HEADLINES

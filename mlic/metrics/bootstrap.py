@@ -1,9 +1,10 @@
 """Bootstrap intervals over images, of one measurement or of the difference between two.
 
-Up to BLOCKS images are resampled one by one. Of more, random blocks of equal size are: the variance of a sum of
-images is that of a sum of such blocks, and the width of an interval is then right to about 1 / sqrt(2 BLOCKS), 0.5%.
-Average precision and ROC AUC of that many images are resampled in 2,000 blocks from scores in 512 bins of equal
-counts, and those over all labels at once always from 2,048 bins; they are moved to where the exact value is.
+Up to BLOCKS images are resampled one by one. With more images, random blocks of equal size are resampled. The variance
+of a sum over such blocks is that of a sum over images, and the width of an interval is then right to about
+1 / sqrt(2 BLOCKS), 0.5%. Average precision and ROC AUC of more than 2,000 images are resampled in 2,000 blocks, from
+scores in 512 bins of equal counts. Those over all labels at once are always computed from 2,048 bins. Binned values are
+shifted to the exact value.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def intervals(
 def differences(one: Mapping[str, Array], two: Mapping[str, Array]) -> Limits:
     """The 95% interval of the metrics of `one` minus those of `two`, the `draws` of both for the same images and seed.
 
-    Both are resampled alike, so that what an image does to both cancels out: the interval holds 0 where the two cannot
-    be told apart, and is narrower than two separate ones make believe.
+    Both use the same resamples, so an effect of an image on both cancels out. The interval holds 0 if the two cannot be
+    told apart. It is narrower than two separate intervals suggest.
     """
     return _limits({name: one[name] - two[name] for name in one if name in two})
 
@@ -45,7 +46,7 @@ def differences(one: Mapping[str, Array], two: Mapping[str, Array]) -> Limits:
 def draws(
     decisions: Array, targets: Array, scores: Array | None, resamples: int, seed: int, ranked: Array | None = None
 ) -> dict[str, Array]:
-    """Every metric of each resample, arrays (R,); the same images are drawn whatever was decided for them.
+    """Every metric of each resample, arrays (R,); the drawn images do not depend on the decisions.
 
     `ranked` (N, L) are the scores that order samples within a label, where they are not `scores` themselves.
     """
@@ -69,7 +70,7 @@ def _limits(drawn: dict[str, Array]) -> Limits:
 
 
 def _blocks(count: int, most: int, seed: int) -> tuple[Array, Array]:
-    """Samples in an order, and where in it each of at most so many blocks begins."""
+    """An order of the samples, and the position in it where each of at most `most` blocks begins."""
     if count <= most:
         return np.arange(count), np.arange(count)
     return np.random.default_rng([seed, 9]).permutation(count), np.linspace(0, count, most, endpoint=False, dtype=int)
@@ -148,7 +149,7 @@ def _exact(scores: Array, targets: Array, resamples: int, seed: int) -> list[tup
 
 
 def _binned(scores: Array, positive: Array, block: Array, weights: Array, bins: int) -> tuple[Array, Array]:
-    """Average precision and ROC AUC (R,) of scores (N,) in bins, blocks of images drawn together by weights (R, B)."""
+    """Average precision and ROC AUC (R,) of scores (N,) in bins; `weights` (R, B) say how often each block is drawn."""
     resamples, blocks = weights.shape
     if not len(scores):
         return np.zeros(resamples), np.full(resamples, np.nan)

@@ -1,13 +1,13 @@
 """Calibrate scores: of the images with a score of 0.3, three in ten have the label.
 
 none         the model's own scores
-prior        logit - log(w): takes back what training with positives weighted by w did to the scores
+prior        logit - log(w): undoes the effect on the scores of training with positives weighted by w
 temperature  logit / T for all labels (Guo et al., On Calibration of Modern Neural Networks, 2017)
 platt        a logit + b for each label (Platt, 1999), with his targets that keep rare labels from the edge
 isotonic     for each label the best rising steps (Zadrozny and Elkan, 2002), interpolated between their middles
 
-Scores become calibrated ones before thresholds are applied. All maps rise, so that no order within a label is turned;
-all but isotonic rise strictly.
+Scores are calibrated before thresholds are applied. All maps rise, so they never reverse the order of scores within a
+label. All maps except isotonic rise strictly.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class Calibration:
         return sigmoid(np.array(self.scale) * logit(scores) + np.array(self.shift)).astype(np.float32)
 
     def carry(self, thresholds: Array) -> Array:
-        """What thresholds (L,) of a model's own scores become, float32: whatever reached them reaches them still.
+        """Map thresholds (L,) of a model's own scores to thresholds float32 of calibrated scores; no decision changes.
 
-        A threshold above all scores stays one.
+        A threshold above all scores stays above all scores.
         """
         cuts = np.asarray(thresholds, dtype=np.float32)
         return np.where(cuts > 1, cuts, self.apply(cuts[None])[0]).astype(np.float32)
@@ -101,7 +101,7 @@ def folds(count: int, seed: int) -> Array:
 
 
 def surely_higher(one: Array, two: Array) -> bool:
-    """Whether the first of two log losses (N,) of the same samples is higher by more than chance makes it in 5%."""
+    """Whether the first of two log losses (N,) of the same samples is significantly higher, at the 5% level."""
     gap = one - two
     return bool(gap.mean() > _SURE * gap.std(ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else False
 
@@ -123,7 +123,7 @@ def label_errors(scores: Array, targets: Array, bins: int = 15) -> tuple[Array, 
 
 
 def logit(scores: Array) -> Array:
-    """Log-odds float64 of scores, which are kept off 0 and 1."""
+    """Log-odds float64 of scores, which are clipped to avoid 0 and 1."""
     inside = np.clip(scores.astype(np.float64), _EDGE, 1 - _EDGE)
     return np.asarray(np.log(inside) - np.log1p(-inside))
 
@@ -170,7 +170,7 @@ def _newton(logits: Array, goals: Array, with_shift: bool) -> tuple[float, float
         if not new < now - 1e-10 * abs(now):
             break
         solution, now = solution - size * step, new
-    # Scores that part the classes without a mistake would have a scale without bounds.
+    # If the scores separate the classes perfectly, the scale would grow without bound.
     return float(np.clip(solution[0], 1 / _MOST_SCALE, _MOST_SCALE)), float(solution[1]) if with_shift else 0.0
 
 
@@ -189,7 +189,7 @@ def _isotonic(scores: Array, targets: Array) -> tuple[tuple[float, ...], tuple[f
     ends = np.append(starts[1:], len(value))
     middles = [float(np.average(value[a:b], weights=weight[a:b])) for a, b in zip(starts, ends, strict=True)]
     sums = np.add.reduceat(weight, starts)
-    # A step of n samples of which none or all are positive says no more than 1 / (n + 2) (Laplace).
+    # A step of n samples without a positive gets 1 / (n + 2), and one with only positives 1 - 1 / (n + 2) (Laplace).
     steps = (rising[starts] * sums + 1) / (sums + 2)
     return tuple(middles), tuple(np.maximum.accumulate(steps).tolist())
 

@@ -44,7 +44,7 @@ def cardinality(decisions: Array, targets: Array, most: int = 10) -> Array:
 def slices(
     names: Sequence[str], group: Array, decisions: Array, targets: Array, resamples: int, seed: int
 ) -> list[Slice]:
-    """Micro F1 by group, of samples that `group` (N,) numbers into `names`; a negative number is in none of them."""
+    """Micro F1 by group. `group` (N,) is each sample's index into `names`; a negative number means no group."""
     slices_found = []
     counts = _counts(decisions, targets)
     for number, name in enumerate(names):
@@ -59,7 +59,7 @@ def slices(
 def resampled(rows: Array, resamples: int, rng: np.random.Generator) -> Array:
     """Sums of small whole numbers (N, K) over bootstrap resamples of the rows, (R, K).
 
-    Few different rows occur, so that one draws how often each of them does: the same distribution as of N numbers.
+    Few different rows occur, so the count of each different row is drawn. The distribution is that of drawing N rows.
     """
     kinds, counts = np.unique(rows, axis=0, return_counts=True)
     sums: Array = rng.multinomial(len(rows), counts / counts.sum(), resamples) @ kinds

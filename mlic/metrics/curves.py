@@ -36,8 +36,8 @@ class Reliability:
 def curve(scores: Array, targets: Array, most: int = 200) -> Curve:
     """The curve of one label's scores (N,) and targets (N,), exact at each of at most `most` of its thresholds.
 
-    The thresholds are scores that occur: half of them evenly spread by rank among the positives' scores, half by value,
-    and the best F1 among them.
+    The thresholds are scores that occur: half of them are spread evenly by rank among the positives' scores, half
+    evenly by value. The threshold with the best F1 is among them.
     """
     known = targets >= 0
     scores, positive = scores[known].astype(np.float32), targets[known] == 1

@@ -1,9 +1,9 @@
 """Decisions from scores: calibration, then thresholds, both cross-fitted.
 
 Calibration and thresholds are chosen together, and calibration never lowers the objective. The thresholds of a policy
-are fitted to the model's own scores. A calibration that rises strictly carries them along, so every decision stays what
-it was, all such calibrations are equal in the objective, and the log loss decides among them. Where a calibration does
-change decisions, under a policy that says the thresholds itself, the cross-fitted objective decides.
+are fitted to the model's own scores. A strictly rising calibration maps the thresholds together with the scores, so no
+decision changes. All such calibrations have the same objective, and the log loss chooses among them. A calibration does
+change decisions under a policy that sets the thresholds itself. There, the cross-fitted objective chooses.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Settled:
-    """What a model decides with, fitted to all samples, and what it is worth, by cross-fitting.
+    """The calibration and thresholds of a model, fitted to all samples, and a cross-fitted estimate of their quality.
 
-    `scores` float32 (N, L) and `decisions` bool (N, L) are those of maps and thresholds that were fitted without the
-    sample's own fold. `ranked` (N, L) are the scores that order the samples within a label: the model's own where the
-    calibration rises strictly, since that turns no order. `losses` are the cross-fitted log losses of the calibrations
-    that were tried, `objectives` what each gives of the objective, where that differs.
+    `scores` float32 (N, L) and `decisions` bool (N, L) come from maps and thresholds that were fitted without the
+    sample's own fold. `ranked` (N, L) are the scores that order the samples within a label. They are the model's own
+    scores if the calibration rises strictly, because it does not change the order. `losses` are the cross-fitted log
+    losses of the calibrations that were tried; `objectives` are their objectives, if these differ.
     """
 
     calibration: Calibration
@@ -74,8 +74,10 @@ def settle(
 
 @dataclass(frozen=True)
 class Decided:
-    """What an epoch is measured by: `decisions` (N, L) and `ranked` (N, L) of `settle`, and thresholds `cuts` (L,) of
-    the model's own scores."""
+    """The basis of an epoch's metrics: `decisions` (N, L) and `ranked` (N, L) as in `settle`.
+
+    `cuts` (L,) are thresholds of the model's own scores.
+    """
 
     decisions: Array
     ranked: Array
@@ -85,7 +87,7 @@ class Decided:
 def decide(
     policy: str, method: str, scores: Array, targets: Array, weights: Array, seed: int, objective: str
 ) -> Decided:
-    """What `settle` gives, without what the metrics of an epoch do not need."""
+    """The part of the result of `settle` that the metrics of an epoch need."""
     if _carries(policy, method):
         fitted = thresholds.fit(policy, scores, targets, seed)
         return Decided(fitted.decisions, scores, fitted.thresholds)
@@ -95,8 +97,10 @@ def decide(
 
 
 def choose(scores: Array, targets: Array, weights: Array, seed: int) -> tuple[str, dict[str, float]]:
-    """The strictly rising method with the lowest cross-fitted log loss, if it is significantly lower than that of the
-    scores themselves, else none; and the mean log loss of each method that was tried."""
+    """The strictly rising method with the lowest cross-fitted log loss, and the mean log loss of each method tried.
+
+    The method is none if no method's log loss is significantly lower than that of the scores themselves.
+    """
     uncalibrated = calibration.log_losses(scores, targets)
     losses, best, method = {"none": float(uncalibrated.mean())}, uncalibrated, "none"
     for name in calibration.STRICT[1:]:
@@ -122,7 +126,7 @@ def crossed(method: str, scores: Array, targets: Array, weights: Array, seed: in
 
 
 def value_of(objective: str, decisions: Array, ranked: Array, targets: Array) -> float:
-    """The objective of cross-fitted decisions and ranked scores, by the functions that every report is made by."""
+    """The objective of cross-fitted decisions and ranked scores, with the same functions as in every report."""
     if objective in metrics.DECISION_METRICS:
         return metrics.decision_metrics(decisions, targets)[objective]
     if objective == "map":
@@ -148,9 +152,10 @@ def _carries(policy: str, method: str) -> bool:
 def _best_by_objective(
     policy: str, scores: Array, targets: Array, weights: Array, seed: int, objective: str
 ) -> Settled:
-    """The method with the best cross-fitted objective, of equals the one with the lowest log loss.
+    """The method with the best cross-fitted objective; among equal ones, the one with the lowest log loss.
 
-    One that significantly raises the log loss is not taken: its scores would say less, whatever they decide.
+    A method that significantly raises the log loss is never chosen: its scores would be less informative, even if its
+    decisions were better.
     """
     uncalibrated = calibration.log_losses(scores, targets)
     losses, objectives, tried = dict[str, float](), dict[str, float](), dict[str, Settled]()
@@ -168,7 +173,7 @@ def _best_by_objective(
 
 
 def _refitted(policy: str, method: str, scores: Array, targets: Array, weights: Array, seed: int) -> Settled:
-    """Thresholds by the policy on calibrated scores, in each fold on those of the others."""
+    """Fit the policy's thresholds to calibrated scores; the thresholds of a fold are fitted to the other folds."""
     if method == "none":
         uncalibrated_cuts = thresholds.fit(policy, scores, targets, seed)
         return Settled(

@@ -12,10 +12,10 @@ from mlic.metrics.confusion import swapped
 
 Array = np.ndarray[Any, Any]
 
-SURE = 0.9  # a score from which the model is sure of a label
-DOUBT = 0.1  # the part of a label's share below which it is sure that the label does not belong
+SURE = 0.9  # from this score on, the model is sure that a label belongs
+DOUBT = 0.1  # below this fraction of a label's share, the model is sure that the label does not belong
 FEW = 100  # training positives below which a label cannot be expected to be learnt
-LIFT = 2.0  # by how much an error has to be more frequent with another label than without it
+LIFT = 2.0  # an error has to be this many times as frequent with another label as without it
 LEAST = 5  # errors below which nothing is said about a pattern
 
 KINDS = {
@@ -56,7 +56,7 @@ def assign(
 ) -> Causes:
     """Put each error of decisions (N, L) under a kind of KINDS.
 
-    `rules` are pairs of labels (i, j) of which i nearly always brings j. Without `scores` no decision is sure; without
+    `rules` are pairs of labels (i, j) where i nearly always implies j. Without `scores` no decision is sure; without
     `train_positives` (L,) no label is rare.
     """
     predicted, positive, negative = decisions.astype(bool), targets == 1, targets == 0
@@ -109,7 +109,7 @@ def _lift(errors: Array, chances: Array, all_errors: Array, all_chances: Array) 
     """How much more frequent the errors of a column are among the row's samples than among all others, (L, L)."""
     rest = (all_errors - errors + 1) / np.maximum(
         1, all_chances - chances + 1
-    )  # the 1 says that none seen is not never
+    )  # the 1 avoids a rate of 0 when no error was seen
     lift: Array = np.where(errors >= LEAST, errors / np.maximum(1, chances) / rest, 0)
     np.fill_diagonal(lift, 0)
     return lift

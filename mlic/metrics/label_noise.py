@@ -1,8 +1,8 @@
 """Find labels that are probably wrong, from out-of-fold scores and from co-occurring labels.
 
-One ranking over all labels needs a common unit: the log-odds that what is given is wrong. A low score is no such thing.
-A model that has learnt little of a rare label gives low scores to all samples that have it, rightly or not; and where
-few labels are given wrongly, a low score for a label that is given means little.
+One ranking over all labels needs a common unit: the log-odds that a given value is wrong. A low score is not such a
+unit. A model that has learnt little about a rare label gives low scores to all samples that have it, rightly or
+wrongly. And if few samples are given a label wrongly, a low score for a given label means little.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Array = np.ndarray[Any, Any]
 Rule = tuple[int, int]  # the label with the first number implies the one with the second
 
 _EPSILON = 1e-4  # probabilities are held this far from 0 and 1
-_CONTEXT = 30  # other labels that are looked at for a label, those that go with it or without it most clearly
-_BESIDE = 1.0  # log-odds that a label beside it has to add in order to be named
+_CONTEXT = 30  # context labels of a label: those with the strongest positive or negative correlation with it
+_BESIDE = 1.0  # a context label is named if it adds at least this much to the log-odds
 _SCORE_RIDGE = 1.0
-_RIDGE = 10.0  # of the labels beside it: those that contradict it add up to less than they would each by themselves
+_RIDGE = 10.0  # for the context labels: their contradictions then add up to less than the sum of the single ones
 _STEPS, _WARM_UP = 60, 6
-_EXTRA = 0.3  # share of what is given that is wrong, where the search begins; it stays where the scores say nothing
-_MISSING = 0.05  # share of true labels that are missing, until the data say otherwise: as much as the positives do
+_EXTRA = 0.3  # start value: the share of given labels that are wrong; it stays if the scores say nothing
+_MISSING = 0.05  # prior share of true labels that are missing; it has as much weight as the estimate from the data
 _RATE_LIMITS = 1e-5, 0.4
 
 
@@ -35,9 +35,10 @@ _RATE_LIMITS = 1e-5, 0.4
 class Suspects:
     """Every known (sample, label), the most suspicious first: `sample`, `label` and `evidence` (K,).
 
-    `evidence` is the log-odds that what is given is wrong. `beside` (K,) is the other label that says so most clearly
-    by being given or not, and `rule` (K,) the number of a rule that the sample is an exception to by this label; -1 is
-    none. `rates` (L, 2) are the shares of a label's negatives that are given and of its positives that are not.
+    `evidence` is the log-odds that the given value is wrong. `beside` (K,) is the other label that supports this most
+    clearly, by being given or not. `rule` (K,) is the number of a rule that the sample breaks by this label. In both,
+    -1 means none. `rates` (L, 2) are the share of a label's negatives that are given and the share of its positives
+    that are not given.
     """
 
     sample: Array
@@ -62,10 +63,10 @@ def check_installed() -> None:
 def suspects(scores: Array, targets: Array, fold: Array, rules: Sequence[Rule], context: bool = True) -> Suspects:
     """Rank all known labels (N, L) by how probably they are wrong.
 
-    `scores` (N, L) are of models that were fitted without the sample's `fold` (N,). Without `context` they speak alone;
-    with it the labels beside a label speak too, those of rules and all others, each by what it was worth in the other
-    folds where the score has not said the same already. At an exception to a rule one of its two labels is wrong, or
-    neither: the rule is laid on the one that has more against it.
+    `scores` (N, L) come from models that were fitted without the sample's `fold` (N,). Without `context`, only the
+    scores are evidence. With it, the sample's other labels are evidence too: those of rules and all others. Their
+    weights are fitted on the other folds, and count only what the score does not already say. At an exception to a
+    rule, one of its two labels is wrong, or neither: the rule is assigned to the label with more evidence against it.
     """
     logits = _logit(scores.astype(np.float64))
     known = targets >= 0
@@ -93,7 +94,7 @@ def suspects(scores: Array, targets: Array, fold: Array, rules: Sequence[Rule], 
     evidence[~known] = -np.inf
     rule = _blame(evidence, targets, rules)
     rows, columns = np.nonzero(known)
-    agreement = 1 - np.abs(targets - scores)[known]  # parts what is beyond doubt either way
+    agreement = 1 - np.abs(targets - scores)[known]  # orders labels whose evidence is equal because it is clipped
     order = np.lexsort((columns, rows, agreement, -evidence[known]))
     return Suspects(
         rows[order], columns[order], evidence[known][order], beside[known][order], rule[known][order], rates
@@ -107,7 +108,7 @@ def exceptions(targets: Array, rule: Rule) -> Array:
 
 
 def confident(scores: Array, targets: Array) -> Array:
-    """Where confident learning takes a label to be wrong, bool (N, L): cleanlab's filter, each label by itself."""
+    """The labels that confident learning considers wrong, bool (N, L): cleanlab's filter, for each label alone."""
     from cleanlab.filter import find_label_issues
 
     suspected = np.zeros(targets.shape, bool)
@@ -116,7 +117,7 @@ def confident(scores: Array, targets: Array) -> Array:
         labels = targets[rows, label].astype(np.int64)
         if 0 < labels.sum() < len(labels):
             confidence = scores[rows, label].astype(np.float64)
-            with warnings.catch_warnings(action="ignore"):  # rare labels, of which it says that it may miss some
+            with warnings.catch_warnings(action="ignore"):  # it warns that it may miss errors of rare labels
                 suspected[rows, label] = find_label_issues(
                     labels, np.column_stack([1 - confidence, confidence]), n_jobs=1
                 )
@@ -124,7 +125,7 @@ def confident(scores: Array, targets: Array) -> Array:
 
 
 def _associated(filled: Array) -> list[Array]:
-    """The labels that go with each label, or without it, most clearly, by the correlation of what is given."""
+    """The labels with the strongest positive or negative correlation with each label, by the given values."""
     centred = filled - filled.mean(axis=0)
     scaled = centred / (np.sqrt((centred**2).sum(axis=0)) + 1e-9)
     strength = np.abs(scaled.T @ scaled)
@@ -134,7 +135,7 @@ def _associated(filled: Array) -> list[Array]:
 
 @dataclass(frozen=True)
 class _Fit:
-    """A regression of what is true: `weights` (1 + F,), the intercept first, and the shares of errors either way."""
+    """A regression of the true label: `weights` (1 + F,), the intercept first, and both error rates."""
 
     weights: Array
     extra: float
@@ -144,14 +145,15 @@ class _Fit:
 def _robust_regression(features: Array, given: Array) -> _Fit:
     """Logistic regression of the true label on features (N, F), where `given` (N,) is wrong at two unknown rates.
 
-    By expectation and maximisation: how probably each label is true, given the weights and rates; then a Newton step of
-    the weights towards that, and the rates that it amounts to. A label that contradicts everything pulls the weights no
-    longer, which is what makes it stand out. A rate of missing labels is hard to tell from a model that is unsure, so a
-    prior holds it; that of extra labels shows where the features leave no doubt.
+    The method is expectation-maximisation. The first step computes how probable each label is, given the weights and
+    rates. The second step is a Newton step of the weights towards that, and the rates that follow from it. A label that
+    contradicts everything no longer pulls the weights, and that is why it stands out. A rate of missing labels is hard
+    to distinguish from an unsure model, so a prior holds it. The rate of extra labels is visible where the features
+    leave no doubt.
     """
     columns = np.column_stack([np.ones(len(features)), features])
     ridge = np.full(columns.shape[1], _RIDGE)
-    ridge[:2] = 1e-3, _SCORE_RIDGE  # the first holds the intercept of a label that all samples have, or none
+    ridge[:2] = 1e-3, _SCORE_RIDGE  # the first keeps the intercept finite for a label that all samples have, or none
     share = (given.sum() + 0.5) / (len(given) + 1)
     weights = np.zeros(columns.shape[1])
     weights[0] = np.log(share / (1 - share))
@@ -173,7 +175,7 @@ def _robust_regression(features: Array, given: Array) -> _Fit:
 
 
 def _against(positive: Array, truly: Array, extra: float, missing: float) -> Array:
-    """The log-odds (N,) that a label is wrong which is given where `positive`, by Bayes' rule."""
+    """The log-odds (N,) that the value of a label is wrong, by Bayes' rule; the label is given where `positive`."""
     odds = _logit(truly)
     against: Array = np.where(positive, np.log(extra / (1 - missing)) - odds, np.log(missing / (1 - extra)) + odds)
     return against

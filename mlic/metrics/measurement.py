@@ -81,8 +81,8 @@ def measure(
 ) -> Measurement:
     """Measure decisions (N, L) and, where there are any, scores (N, L) against targets (N, L).
 
-    `ranked` (N, L) are the scores that order samples within a label, where cross-fitted calibration makes `scores` of
-    them. `notes` say what else a reader of the numbers has to know, and stand with the warnings.
+    `ranked` (N, L) are the scores that order samples within a label, if cross-fitted calibration has turned them into
+    `scores`. `notes` are other remarks for the reader of the numbers, and are shown with the warnings.
     """
     values = metrics.decision_metrics(decisions, targets)
     areas = None if scores is None else ranking.areas(scores if ranked is None else ranked, targets)

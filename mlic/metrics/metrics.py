@@ -39,10 +39,10 @@ _CHUNK = 65_536  # samples at a time
 
 
 class Counts:
-    """Sums that all DECISION_METRICS are made of: of one part of the samples, of several, of all.
+    """Sums from which all DECISION_METRICS are computed: over one part of the samples, several parts, or all.
 
-    Parts may be counted by different processes and merged in any order: counts are exact, and the means over samples
-    equal to rounding.
+    Different processes may count parts and merge them in any order: counts are exact, and the means over samples are
+    equal up to rounding.
     """
 
     def __init__(self, num_labels: int) -> None:
@@ -125,7 +125,7 @@ def average_precision(scores: Array, targets: Array) -> Array:
 def label_table(
     labels: Sequence[str], decisions: Array, targets: Array, areas: tuple[Array, Array] | None
 ) -> list[dict[str, Any]]:
-    """One row a label: label, support, share, precision, recall, f1 and, with areas, ap and roc_auc (None: none)."""
+    """One row per label: label, support, share, precision, recall, f1, ap and roc_auc (both None without areas)."""
     columns = label_metrics(decisions, targets)
     share = ratio(columns["support"], (targets >= 0).sum(axis=0))
     precision, area = areas or (None, None)

@@ -68,9 +68,10 @@ def areas(scores: Array, targets: Array) -> tuple[Array, Array]:
 def per_sample(scores: Array, targets: Array) -> Array:
     """SAMPLE_METRICS of each sample, float64 (N, 3).
 
-    `lrap`: of the labels that rank at least as high as a right one, the share that is right, mean over the right ones;
-    1 where no or every known label is right. `coverage`: how many labels must be given until all right ones are.
-    `ranking_loss`: the share of pairs of a right and a wrong label whose order is wrong or open.
+    `lrap`: for each right label, the share of right labels among those that rank at least as high; then the mean over
+    the right labels. It is 1 if no known label, or every known label, is right. `coverage`: how many labels must be
+    given until all right ones are. `ranking_loss`: the share of pairs of a right and a wrong label that are in the
+    wrong order or tied.
     """
     parts = [_per_sample(scores[i : i + _CHUNK], targets[i : i + _CHUNK]) for i in range(0, len(targets), _CHUNK)]
     return np.concatenate(parts) if parts else np.zeros((0, 3))
@@ -79,7 +80,7 @@ def per_sample(scores: Array, targets: Array) -> Array:
 def _per_sample(scores: Array, targets: Array) -> Array:
     num_labels = targets.shape[1]
     known, positive = targets >= 0, targets == 1
-    # Unknown labels rank below all others, so that no count of those above a right label holds them.
+    # Unknown labels rank below all others, so they are never counted as ranking above a right label.
     order = np.argsort(np.where(known, -scores.astype(np.float64), np.inf), axis=1)
     ranked = np.take_along_axis(scores, order, axis=1)
     right = np.take_along_axis(positive, order, axis=1)

@@ -14,8 +14,8 @@ cost=C           for each label the fewest errors, a missed label counted as C w
 cardinality      the one threshold that gives as many labels as there are (Read et al., Classifier Chains, 2011)
 top-k=K          no threshold: the K labels with the highest scores, of every image
 
-All of them are exact over every cut-off between two scores, O(N L log(N L)). For those on each label alone it is enough
-to look at cut-offs just below a positive: moving on from there to the next positive can only add wrong ones.
+All of them are exact over every cut-off between two scores, O(N L log(N L)). For policies on each label alone, cut-offs
+just below a positive are enough: a lower cut-off adds only wrong labels until it reaches the next positive.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from mlic.metrics.calibration import logit, sigmoid
 
 FOLDS = 5
 NEVER = float(np.nextafter(np.float32(1), np.float32(2)))  # above every score
-MIN_POSITIVES = 10  # of a label whose own threshold can be taken seriously
-_JUDGED = 20_000  # samples of a fold that a choice from the family is judged by, at most
+MIN_POSITIVES = 10  # a label with fewer has no reliable threshold of its own
+_JUDGED = 20_000  # at most this many samples of a fold are used to compare the family
 Array = np.ndarray[Any, Any]
 Goal = Callable[[Array, Array, int], Array]  # of tp (C,), count (C,) and the number of positives
 
@@ -51,7 +51,7 @@ FAMILY = (GLOBAL, *(Choice(own, strength) for strength in (64.0, 16.0, 4.0, 0.0)
 
 @dataclass(frozen=True)
 class Fit:
-    """Thresholds (L,) float32, and the decisions (N, L) of samples whose own fold had no part in theirs.
+    """Thresholds (L,) float32, and decisions (N, L) by thresholds fitted without the sample's fold.
 
     Metrics of `decisions` estimate what the policy gives on new samples. `choice` is what `per-label` chose, None for
     the other policies.
@@ -64,7 +64,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """The cut-offs of one label, or of all, just below a positive: C of them, the highest first, by K folds.
+    """The C cut-offs just below a positive, of one label or of all, the highest first, with counts by K folds.
 
     `score` (C,); `tp` and `count` (C, K): positives and samples that reach it; `lower` (C, K): the next lower score,
     0 where there is none; `positives` (K,).
@@ -86,7 +86,7 @@ def fit(policy: str, scores: Array, targets: Array, seed: int) -> Fit:
     name, value = parse_policy(policy)
     num_samples, num_labels = scores.shape
     if name in ("top-k", "fixed") or num_samples < FOLDS:
-        # With so few samples there is nothing to fit without the sample itself; the middle is as good as any.
+        # With so few samples, fitting without the sample's fold is not possible; 0.5 is as good as any threshold.
         default_cuts = np.full(num_labels, value if name == "fixed" else 0.5, dtype=np.float32)
         return Fit(thresholds(policy, scores, targets, seed)[0], decide(scores, default_cuts, top_k(policy)))
     search = _Search(name, value, scores, targets, seed)
@@ -118,7 +118,7 @@ def top_k(policy: str) -> int:
 def decide(scores: Array, thresholds: Array, top_k: int = 0) -> Array:
     """Decisions bool (N, L): where the scores reach the thresholds (L,), or the `top_k` highest of each sample.
 
-    Of equal scores the label that comes first is given first.
+    Among labels with equal scores, the first label is given first.
     """
     scores = np.asarray(scores, dtype=np.float32)
     if not top_k:
@@ -142,7 +142,7 @@ def warnings(labels: Sequence[str], targets: Array, policy: str) -> list[str]:
 
 
 class _Search:
-    """Scores ranked once, so that thresholds for any set of folds cost little more than a look."""
+    """Scores that are ranked once, so that thresholds for any set of folds are cheap to compute."""
 
     def __init__(self, name: str, value: float, scores: Array, targets: Array, seed: int) -> None:
         self.name, self.value = name, value
@@ -172,8 +172,9 @@ class _Search:
     def choose(self, folds: Sequence[int]) -> Choice | None:
         """The member of the family with the best macro-F1, on folds that its thresholds were not fitted to.
 
-        Of those whose micro-F1 is at least that of the global threshold, by half a standard error over the folds: of
-        many that look as good, the one that looks best is a little worse than it looks.
+        Only members whose micro-F1 is above that of the global threshold by at least half a standard error over the
+        folds are candidates. The margin is needed because the best of many similar members is a little worse than it
+        looks.
         """
         if self.name != "per-label":
             return None
@@ -252,9 +253,9 @@ class _Search:
 
         By Dinkelbach, On Nonlinear Fractional Programming (1967).
 
-        F1 = 2 TP / (COUNT + P) reaches x where the sum over labels of 2 TP - x COUNT reaches x P. For a given x each
-        label has its best cut-off by itself; the F1 of those cut-offs is the next x. The values rise until they stay,
-        and then no choice of cut-offs has a higher F1.
+        F1 = 2 TP / (COUNT + P) reaches x if the sum over labels of 2 TP - x COUNT reaches x P. For a given x, the best
+        cut-off of each label does not depend on the other labels. The F1 of those cut-offs is the next x. The values
+        rise until they no longer change; then no choice of cut-offs has a higher F1.
         """
         labels = [_of_folds(ranking, folds) for ranking in self.labels]
         positives = sum(int(ranking.positives[folds].sum()) for ranking in self.labels)
@@ -287,7 +288,7 @@ def _micro_f1_with(others_tp: int, others_count: int, all_positives: int) -> Goa
     return lambda tp, count, _: np.asarray(2 * (tp + others_tp) / (count + others_count + all_positives))
 
 
-# What a policy makes as large as it can, of (tp, count, positives); -inf where a cut-off will not do.
+# The function of (tp, count, positives) that a policy maximises; -inf for a cut-off that is not allowed.
 _GOALS: dict[str, Callable[[float], Goal]] = {
     "f-beta": _f_beta,
     "precision": lambda least: lambda tp, count, _: np.where(tp >= least * count, tp, -np.inf),
@@ -324,7 +325,8 @@ def _of_folds(ranking: _Ranking, folds: list[int]) -> tuple[Array, Array, Array,
 
 
 def _rank(scores: Array, positive: Array, fold: Array) -> _Ranking:
-    # Scores are not negative, so their bits have their order; with fold and target beside them one sort does it all.
+    # Scores are not negative, so their bits sort like the scores. With fold and target in the low bits, one sort is
+    # enough.
     keys = scores.view(np.uint32).astype(np.uint64) << np.uint64(8)
     keys |= (fold.astype(np.uint64) << np.uint64(1)) | positive.astype(np.uint64)
     keys.sort()
@@ -349,7 +351,7 @@ def _rank(scores: Array, positive: Array, fold: Array) -> _Ranking:
 
 
 def _between(upper: np.float32, lower: np.float32) -> np.float32:
-    """Halfway to the next lower score, so that a score that differs in its last bits is decided alike."""
+    """Halfway to the next lower score, so that the last bits of a score do not change its decision."""
     midpoint = np.float32((np.float64(upper) + np.float64(lower)) / 2)
     return np.float32(midpoint if lower < midpoint <= upper else upper)
 

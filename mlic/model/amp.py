@@ -1,7 +1,7 @@
 """The precision of training steps: the setting, or what suits the kind of device.
 
-It is decided once for a run or a search. A trial of what is faster would be told one thing on an idle machine and
-another on a busy one, and the same command would give other tables.
+It is decided once for a run or a search. A measurement of which precision is faster could differ between an idle and a
+busy machine, and then the same command would give different tables.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 model.json            everything but the weights; "format": 1
 weights.safetensors   the state dict; in an export the files of its engine instead, the network's layers in them
 
-Only saving and loading networks needs PyTorch: what an export is used with reads the rest without it.
+Only saving and loading networks needs PyTorch. Code that uses an export reads the rest without PyTorch.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FILES: dict[Engine, tuple[str, ...]] = {
 class Export:
     """What computes the scores of an export: images uint8 (B, H, W, C) to scores float32 (B, L), before calibration.
 
-    `parity` says on which images it was compared with the bundle that it was made from, and how far apart they are.
+    `parity` says on which images the export was compared with its original bundle, and how far apart the two are.
     """
 
     engine: Engine
@@ -112,7 +112,7 @@ def save(bundle: Bundle, state: Mapping[str, torch.Tensor], folder: Path) -> Non
     from safetensors.torch import save as serialized
 
     with written(folder) as part:
-        # Written from here, since the library makes an error of its own of a full disk.
+        # Written here, because the library turns the error of a full disk into an error type of its own.
         data = serialized({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
         (part / WEIGHTS).write_bytes(data)
         describe(bundle, part)
@@ -126,7 +126,7 @@ def describe(bundle: Bundle, part: Path) -> None:
 
 @contextlib.contextmanager
 def written(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write to, which takes its name afterwards."""
+    """Yield a temporary folder beside `folder` to write to; at the end, it is renamed to `folder`."""
     part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
     part.mkdir(parents=True)
     try:
@@ -219,12 +219,12 @@ def read(path: Path) -> Bundle:
 
 
 def _as_made(arch: str, options: dict[str, float], nets: int) -> tuple[str, dict[str, float]]:
-    """What `zoo.as_made` says, without PyTorch where there is nothing to say."""
+    """The result of `zoo.as_made`; PyTorch is not loaded if there is nothing to change."""
     if nets >= NETS:
         return arch, dict(options)
     try:
         from mlic.model import zoo
-    except ModuleNotFoundError:  # of an export's use without PyTorch, which builds no network
+    except ModuleNotFoundError:  # an export is used without PyTorch, and builds no network
         return arch, dict(options)
     return zoo.as_made(arch, options, nets)
 

@@ -64,14 +64,14 @@ def to_openvino(full_model: Whole, example: torch.Tensor, any_batch: bool = Fals
     """An `openvino.Model` for batches of the size of the example, or of any."""
     import openvino
 
-    with _silence():  # of the tracer, about shapes that are fixed, as they are to be
+    with _silence():  # the tracer warns of fixed shapes, which are intended
         return openvino.convert_model(
             full_model, example_input=example, input=[-1 if any_batch else len(example), *example.shape[1:]]
         )
 
 
 def to_int8(model: Any, images: Array) -> Any:
-    """A network of OpenVINO with layers in int8, whose ranges are those of `images` uint8 (N, H, W, C)."""
+    """An OpenVINO network with int8 layers, whose value ranges come from `images` uint8 (N, H, W, C)."""
     with _silence(), contextlib.redirect_stdout(io.StringIO()):
         import nncf
 

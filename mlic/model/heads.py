@@ -9,9 +9,9 @@ from torch import nn
 class MLDecoder(nn.Module):
     """ML-Decoder (Ridnik et al., ML-Decoder: Scalable and Versatile Classification Head, WACV 2023).
 
-    From features (B, channels * places) or (B, channels, H, W) to logits (B, out_features). A fixed random query a
-    label attends to the places; there is no attention among the queries, and a fully connected layer a label follows.
-    Raises ValueError where the features have one place only.
+    From features (B, channels * places) or (B, channels, H, W) to logits (B, out_features). Each label has a fixed
+    random query that attends to the places. The queries do not attend to each other. A fully connected layer per label
+    follows. Raises ValueError where the features have one place only.
     """
 
     def __init__(self, channels: int, num_labels: int, width: int, dropout: float) -> None:

@@ -8,15 +8,15 @@ from torch import nn
 
 from mlic.errors import ConfigError
 
-_SHARE = 0.6  # of the parameters; a stage that holds more is taken apart
+_SHARE = 0.6  # a stage with more than this share of the parameters is split
 
 
 def stages(net: nn.Module, head: nn.Module) -> list[list[nn.Parameter]]:
     """The parameters of each stage of a network but its head, in the order in which the network was put together.
 
-    Its parts are the stages; one that holds most of the parameters is taken apart into its own parts, again and again.
-    A normalisation belongs to the stage before it. A ResNet has its layers as stages, the last of them as blocks; an
-    EfficientNet or a vision transformer its blocks.
+    The stages are the network's child modules. A stage that holds most of the parameters is split into its own child
+    modules, again and again. A normalisation belongs to the stage before it. The stages of a ResNet are its layers,
+    with the last layer split into blocks. Those of an EfficientNet or a vision transformer are its blocks.
     """
     in_head = {id(parameter) for parameter in head.parameters()}
 
@@ -56,7 +56,7 @@ def train_last(net: nn.Module, head: nn.Module, count: int) -> None:
 
 
 def settle_frozen(net: nn.Module) -> None:
-    """Put what is not trained at all into evaluation: its dropout is off and its batch norms keep their statistics."""
+    """Put fully frozen modules into evaluation mode: no dropout, and batch norms keep their statistics."""
     for module in net.modules():
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
@@ -64,7 +64,7 @@ def settle_frozen(net: nn.Module) -> None:
 
 
 def parameter_groups(net: nn.Module, head: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """What an optimiser is given: parameters, and in `scale` what their learning rate is multiplied by.
+    """The parameter groups for an optimiser; `scale` is the factor of a group's learning rate.
 
     The head has 1, the last stage `decay`, the one before it its square, and so on (Clark et al., ELECTRA, 2020).
     """

@@ -1,7 +1,7 @@
 """Losses, positive weights, and initial output biases.
 
-Every loss is a sum over the known labels of a batch, in float32 whatever the logits' type is: the caller divides by the
-count of all ranks, and the step is that of the whole batch. An unknown label has no loss and no gradient.
+Every loss is a sum over the known labels of a batch, in float32 for logits of any type. The caller divides it by the
+count over all ranks, so the step is that of the whole batch. An unknown label has no loss and no gradient.
 
 bce             binary cross-entropy; positives weighted
 class-balanced  the same, weighted by effective numbers (Cui et al., Class-Balanced Loss, CVPR 2019): beta
@@ -68,7 +68,7 @@ def loss_sum(
     else:
         label_weight = weight if name in WEIGHTED else torch.ones_like(weight)
         distance = functional.binary_cross_entropy_with_logits(logits, truth, pos_weight=label_weight, reduction="none")
-    if name == "soft-margin":  # the mean over a sample's known labels, as heavy as the labels that all samples have
+    if name == "soft-margin":  # the mean over a sample's known labels, times the number of all labels
         distance = distance * (targets.shape[1] / known.sum(dim=1, keepdim=True).clamp(min=1))
     return torch.where(known, distance, 0.0).sum()
 
@@ -82,7 +82,7 @@ def _gammas(name: str, chosen: Mapping[str, float]) -> tuple[float, float, float
 def _asymmetric(
     logits: torch.Tensor, truth: torch.Tensor, weight: torch.Tensor, positive: float, negative: float, margin: float
 ) -> torch.Tensor:
-    """In float32 and from log-sigmoids where it can be, so that no logit gives an infinite loss or gradient."""
+    """Computed in float32, from log-sigmoids where possible: no logit gives an infinite loss or gradient."""
     score = torch.sigmoid(logits)
     missed = (1 - score).clamp(min=_EDGE)
     wrong = (score - margin).clamp(min=0) if margin else score.clamp(min=_EDGE)
@@ -94,7 +94,7 @@ def _asymmetric(
 
 
 def _softmax(logits: torch.Tensor, targets: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """A sample's cross-entropy counts as often as it has known labels; one without a right label not at all."""
+    """A sample's cross-entropy is weighted by its number of known labels; it is 0 without a right label."""
     right = targets.clamp(min=0).float()
     share = right / right.sum(dim=1, keepdim=True).clamp(min=1)
     entropy = -(share * functional.log_softmax(logits.masked_fill(~known, -1e4), dim=1)).sum(dim=1)
@@ -102,7 +102,7 @@ def _softmax(logits: torch.Tensor, targets: torch.Tensor, known: torch.Tensor) -
 
 
 def activation(name: Loss) -> Activation:
-    """What makes scores of the logits of a network that was trained with a loss."""
+    """The activation that turns logits into scores, for a network that was trained with this loss."""
     return "softmax" if name == "softmax" else "sigmoid"
 
 
@@ -114,7 +114,7 @@ def scores(activation: Activation, logits: torch.Tensor) -> torch.Tensor:
 
 
 def pos_weight(positives: torch.Tensor, negatives: torch.Tensor, power: float) -> torch.Tensor:
-    """Weights (L,) of the positives of each label: (negatives / positives) ** power, 1 where a label has neither.
+    """Weights (L,) of the positives of each label: (negatives / positives) ** power, 1 where a label lacks either.
 
     Power 1 is the weighting of reference systems D and E; 0 is none.
     """
@@ -138,8 +138,8 @@ def balanced_weight(positives: torch.Tensor, negatives: torch.Tensor, beta: floa
 def head_bias(positives: torch.Tensor, negatives: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Output biases (L,) that make an untrained network answer each label's share.
 
-    The log-odds of the share, with half a sample added on both sides so that it is finite, plus log(pos_weight), which
-    is where a weighted loss is smallest. Without it the first epochs are spent on learning that labels are rare. The
-    idea is that of Lin et al., Focal Loss for Dense Object Detection (2017), section 4.1.
+    The bias is the log-odds of the share plus log(pos_weight), where a weighted loss is smallest. Half a sample is
+    added on both sides, so that it is finite. Without this bias, the first epochs are spent on learning that labels are
+    rare. The idea is that of Lin et al., Focal Loss for Dense Object Detection (2017), section 4.1.
     """
     return (torch.log((positives + 0.5) / (negatives + 0.5)) + torch.log(weight)).float()

@@ -10,11 +10,11 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # mallopt(3)
 def keep() -> None:
     """Keep memory that was freed, on Linux with glibc; elsewhere nothing changes.
 
-    glibc maps each large tensor anew, and the kernel fills its pages with zeros at first touch. Measured at 128 px, in
-    steps of 64 images on 2 cores: EfficientNet-Lite0 trains 2.3 to 3 times as fast with the pages kept, ResNet18 1.05
-    times, for a tenth more memory at its peak. Only the main heap can be as large as that, so threads have to share
-    it: those that are begun afterwards by what is set here, those before by MALLOC_ARENA_MAX=1 in the environment,
-    without which ResNet18 is a tenth slower in a Ray worker's thread.
+    glibc maps new memory for each large tensor, and the kernel fills its pages with zeros at first touch. Measured at
+    128 px, in steps of 64 images on 2 cores: with the pages kept, EfficientNet-Lite0 trains 2.3 to 3 times as fast and
+    ResNet18 1.05 times, for a tenth more memory at its peak. Only the main heap can be as large as that, so all threads
+    have to share it. The setting here applies to threads that start afterwards. Threads that exist already need
+    MALLOC_ARENA_MAX=1 in the environment. Without that variable, ResNet18 is a tenth slower in a Ray worker's thread.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

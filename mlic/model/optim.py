@@ -36,7 +36,7 @@ def optimizer(config: TrainConfig, parameters: Iterable[dict[str, Any]]) -> torc
 
 
 def adjust(config: TrainConfig, optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimiser what a configuration has of it, but for the learning rate, which each step sets."""
+    """Apply a configuration's optimiser settings, except the learning rate, which each step sets."""
     for group in optimizer.param_groups:
         group["weight_decay"] = config.weight_decay
         if "momentum" in group:
@@ -44,10 +44,11 @@ def adjust(config: TrainConfig, optimizer: torch.optim.Optimizer) -> None:
 
 
 def lr_factor(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """What the learning rate is multiplied by at a step, which counts from 0 over all epochs.
+    """The factor of the learning rate at a step; steps are counted from 0 over all epochs.
 
-    one-cycle: from 1/25 of the rate up to it over three tenths of the run and down to 1/250,000, by cosines (Smith and
-    Topin, Super-Convergence, 2018, as PyTorch has it). The others rise linearly over `warmup_epochs`.
+    one-cycle: a cosine from 1/25 of the rate up to the rate over three tenths of the run, then a cosine down to
+    1/250,000 (Smith and Topin, Super-Convergence, 2018, as PyTorch has it). The other schedules rise linearly over
+    `warmup_epochs`.
     """
     total = config.epochs * steps_per_epoch
     if config.schedule == "one-cycle":
@@ -76,7 +77,7 @@ def average(ema_weights: dict[str, torch.Tensor], net: nn.Module, decay: float, 
     """
     state = net.state_dict()
     averaged = [name for name, tensor in state.items() if tensor.is_floating_point()]
-    # One kernel for all tensors on a GPU, where one for each would take as long as a small step.
+    # On a GPU, one kernel updates all tensors. One kernel for each tensor would take as long as a small step.
     now = min(decay, (1 + updates) / (10 + updates))
     move = get_ema_multi_avg_fn(now)  # type: ignore[no-untyped-call]
     move([ema_weights[name] for name in averaged], [state[name] for name in averaged], updates)

@@ -1,7 +1,8 @@
 """The networks of the five reference systems, as their reports describe them.
 
-What a report leaves open is an argument with a default, and so an option of the architecture. All of them take
-(B, channels, image_size, image_size) and give logits; where a report ends in sigmoids, they belong to the loss here.
+A detail that a report does not give is an argument with a default, and so it is an option of the architecture. All of
+them take (B, channels, image_size, image_size) and give logits. Where a report's network ends in sigmoids, they belong
+to the loss here.
 """
 
 from __future__ import annotations
@@ -69,11 +70,11 @@ def b_final(num_labels: int, channels: int, image_size: int, hidden: float = 256
 def b_drawn(
     num_labels: int, channels: int, image_size: int, convs: float = 3, denses: float = 1, **layers: float
 ) -> nn.Module:
-    """System B, what its random search draws from, layer by layer.
+    """System B, the space of its random search, layer by layer.
 
     Layer i of the `convs` convolutions has `width_i`, `kernel_i`, `tanh_i` (1, else ReLU), `norm_i` (batch norm) and
     `pool_i` (0: none, 1: max, 2: average); layer i of the `denses` dense ones has `hidden_i`, `dropout_i` and
-    `dense_tanh_i`. B does not tell its ranges; without options it is the best net of that search, `b-baseline`.
+    `dense_tanh_i`. B does not report its ranges. Without options, this is the best net of that search, `b-baseline`.
     """
     known = {f"{what}_{i}" for what in _DRAWN for i in range(1, _MOST_DRAWN + 1)}
     odd = next((name for name in layers if name not in known), None)
@@ -97,7 +98,7 @@ def b_drawn(
     return nn.Sequential(*net, nn.Linear(before, num_labels))
 
 
-# What a layer has where nothing is drawn for it, but the second convolution, which has 64 channels.
+# Defaults of a layer for which nothing is drawn. One exception: the second convolution has 64 channels.
 _DRAWN = {
     "width": 32,
     "kernel": 3,
@@ -155,14 +156,15 @@ def c_3(
 
 
 def c_dummy(num_labels: int, channels: int, image_size: int) -> nn.Module:
-    """System C's dummy model, of which nothing is told: one linear layer on all pixels."""
+    """System C's dummy model, which its report does not describe: one linear layer on all pixels."""
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size * image_size, num_labels))
 
 
 def d_cnn(num_labels: int, channels: int, image_size: int, hidden: float = 1000, dropout: float = 0.2) -> nn.Module:
     """System D, own CNN: conv 16 and 32 (3x3), each with ReLU, 2x2 pooling and dropout, dense 1000.
 
-    D pads the first by one pixel and says nothing of the second. It speaks of 3 layers and tells of two convolutions.
+    D pads the first convolution by one pixel and does not mention the second. Its report names 3 layers but describes
+    two convolutions.
     """
     layers: list[nn.Module] = [
         nn.Conv2d(channels, 16, 3, padding=1),
@@ -270,7 +272,7 @@ def _b(
 
 
 def _truncated(dense: nn.Linear) -> nn.Linear:
-    """The layer, begun as Keras' truncated normal does it, with a deviation of 0.05."""
+    """The layer, initialised with Keras' truncated normal, with a standard deviation of 0.05."""
     nn.init.trunc_normal_(dense.weight, std=0.05, a=-0.1, b=0.1)
     nn.init.zeros_(dense.bias)
     return dense

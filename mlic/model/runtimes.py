@@ -20,7 +20,7 @@ from mlic.machine import usable_cpus
 Array = np.ndarray[Any, Any]
 Scorer = Callable[[Array], Array]  # images uint8 (B, H, W, C) to scores float32 (B, L)
 
-# What makes a network for the engine, and what runs one that is there.
+# The packages that make a network for an engine, and the package that runs an existing one.
 _MAKES = {"onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino",), "int8": ("openvino", "nncf")}
 _RUNS = {"onnx": "onnxruntime", "openvino": "openvino", "torchscript": "torch"}
 
@@ -49,7 +49,7 @@ def check_runs(name: str) -> None:
 
 
 def threads() -> int:
-    """How many threads this process is to compute in: as many as Ray, or a user, has set, else one for each CPU."""
+    """The number of threads for computations of this process: as set by Ray or a user, else one for each CPU."""
     setting = os.environ.get("OMP_NUM_THREADS", "")
     return int(setting) if setting.isdigit() and int(setting) else usable_cpus()
 
@@ -75,7 +75,7 @@ def open_onnx(model: Path | bytes, count: int) -> Scorer:
 def open_openvino(model: Any, count: int, precision: Precise = "fp32") -> Scorer:
     """A network of OpenVINO, a file or an `openvino.Model`, in `count` threads; bf16 where the machine has it.
 
-    Layers that are in int8 in the network stay so; `int8` says what the others are in, which is fp32.
+    The network's int8 layers stay in int8. The precision `int8` means that all other layers are in fp32.
     """
     import openvino
 
@@ -95,7 +95,7 @@ def open_openvino(model: Any, count: int, precision: Precise = "fp32") -> Scorer
 
 
 def filled(run: Scorer, batch_size: int) -> Scorer:
-    """A scorer that fills smaller batches up: engines prepare themselves anew for each size of batch that they see."""
+    """A scorer that pads smaller batches, because an engine has to prepare itself again for each new batch size."""
 
     def scores(images: Array) -> Array:
         count = len(images)

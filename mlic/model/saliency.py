@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-_BLUR = 9  # the last resort's maps are as coarse as an image in so many parts
+_BLUR = 9  # maps from input gradients have at most this many cells per side
 
 
 def maps(net: nn.Module, images: torch.Tensor, labels: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], str]:
@@ -26,7 +26,7 @@ def maps(net: nn.Module, images: torch.Tensor, labels: np.ndarray[Any, Any]) -> 
 
     def keep(module: nn.Module, _: Any, output: Any) -> None:
         if isinstance(module, nn.MultiheadAttention):
-            outputs.clear()  # maps before attention over the whole image do not say where it looks
+            outputs.clear()  # feature maps before attention over the whole image do not show where the network looks
         elif isinstance(output, torch.Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
             outputs[:] = [output]
 

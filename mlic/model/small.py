@@ -11,10 +11,10 @@ def small(
 ) -> nn.Module:
     """From (B, channels, image_size, image_size) to logits (B, num_labels); 0.5 million parameters by default.
 
-    Plain 3x3 convolutions, which CPUs and GPUs compute best, with batch norm and ReLU: a step of 2, then widths of 2, 4
-    and 8 times `width`, each halving the image, `depth` residual blocks at the last two, the mean over the map and
-    dropout. In the manner of the ResNet-9 of Page, How to Train Your ResNet (2018). Raises ValueError for images below
-    16 pixels, of which nothing would be left.
+    The network has plain 3x3 convolutions, which CPUs and GPUs compute best, with batch norm and ReLU. The first has
+    stride 2. Three more have widths of 2, 4 and 8 times `width`, and each halves the image. The last two are followed
+    by `depth` residual blocks. The mean over the map and dropout come last. The design follows the ResNet-9 of Page,
+    How to Train Your ResNet (2018). Raises ValueError for images below 16 pixels, of which nothing would be left.
     """
     if image_size < 16:
         raise ValueError("it needs at least 16 pixels")

@@ -23,8 +23,8 @@ class Layer:
 def layers(net: nn.Module, channels: int, image_size: int) -> list[Layer]:
     """The layers that one image of zeros passes, each at its first use.
 
-    Modules that hold others are listed only with parameters that none of these accounts for: attention uses those of
-    layers in it without calling them.
+    A module that holds others is listed only if it has parameters that none of these reports. For example, attention
+    uses the parameters of its inner layers without calling these layers.
     """
     seen: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
 

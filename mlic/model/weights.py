@@ -1,7 +1,7 @@
 """Load weights into a network by name, or by order and shape from another port of the same network.
 
-The head is never taken over: its outputs are other labels. Files are safetensors or PyTorch state dicts, which are read
-without running what may be pickled in them.
+The weights of the head are never loaded, because its outputs are other labels. Files are safetensors or PyTorch state
+dicts, which are read without running code that may be pickled in them.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def _deepen_head(model: nn.Module, num_labels: int, hidden: int, dropout: float)
 
 
 def _decode_head(model: nn.Module, num_labels: int, width: int, dropout: float) -> None:
-    """Take out the pooling before the last layer, which is the last that there is, and give an ML-Decoder the map."""
+    """Remove the network's last pooling layer, and replace its last layer by an ML-Decoder on the feature map."""
     last = _linear_head(model, num_labels)
     pools = [m for m in model.modules() if isinstance(m, nn.AdaptiveAvgPool2d) or type(m).__name__ in _POOLS]
     if not pools:
@@ -104,7 +104,7 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 class Head(nn.Sequential):
-    """A last layer with a hidden one before it, known as one thing."""
+    """A last layer and the hidden layer before it, as one module."""
 
 
 def head(model: nn.Module, num_labels: int) -> nn.Module:
@@ -122,7 +122,7 @@ def head(model: nn.Module, num_labels: int) -> nn.Module:
 
 
 def from_head(model: nn.Module, head: nn.Module) -> nn.Module:
-    """The end of a network from its head on: a convolution that is a head is pooled by what follows it.
+    """The end of a network, from its head on. If the head is a convolution, the layers after it pool its output.
 
     Raises ConfigError when nothing of the kind follows.
     """
@@ -146,7 +146,7 @@ def normalization(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def as_made(arch: str, options: Mapping[str, float], nets: int) -> tuple[str, dict[str, float]]:
-    """The architecture and options that build today what they built in version `nets` of the networks."""
+    """The architecture and options that today build the network that the given ones built in version `nets`."""
     if nets < 2 and arch.startswith("squeezenet"):
         return arch, {**options, FINAL_RELU: 1.0}
     if nets < 2 and arch == "b-drawn":
@@ -211,7 +211,7 @@ def _torchvision(arch: str, num_labels: int, channels: int, image_size: int, **o
         arguments |= {"aux_logits": False, "init_weights": True}
     model = builder(**arguments)
     if arch.startswith("squeezenet") and not ends_in_relu:
-        model.classifier[2] = nn.Identity()  # a ReLU, below which no score of a label could fall under a half
+        model.classifier[2] = nn.Identity()  # a ReLU, with which no score could be below a half
     if channels != 3:
         _replace_first_conv(model, channels)
     return model  # type: ignore[no-any-return]

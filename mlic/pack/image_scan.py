@@ -41,7 +41,7 @@ class Scan:
 
 
 def scan(listing: Listing, out: Location, max_pixels: int, share: Share, known: str) -> Scan:
-    """Scan images by Ray tasks. The answer is kept in `out` under the fingerprint `known`, for a run that stops."""
+    """Scan images by Ray tasks. The result is kept in `out` under the fingerprint `known`, to resume a stopped run."""
     stored = _read_kept(storage.join(out, _KEPT), known)
     if stored is not None:
         return stored
@@ -82,7 +82,7 @@ def _halves(piece: tuple[Array, Listing]) -> list[tuple[Array, Listing]]:
 
 
 def _deadly(piece: tuple[Array, Listing], reason: str) -> tuple[Array, dict[int, str]]:
-    """What is known of an image that nothing survives to open: its digest is that of its name."""
+    """The result for an image that kills every process that opens it: its digest is that of its name."""
     _, listing = piece
     row = np.zeros((1, 32 + duplicates.HASH_BYTES), dtype=np.uint8)
     row[0, :32] = np.frombuffer(duplicates.digest(listing.paths[0].as_py()), np.uint8)
@@ -90,7 +90,7 @@ def _deadly(piece: tuple[Array, Listing], reason: str) -> tuple[Array, dict[int,
 
 
 def _look(piece: tuple[Array, Listing], max_pixels: int) -> tuple[Array, dict[int, str]]:
-    """A Ray task: digest and hash of each image, uint8 (n, 48), and why it is bad; then the row is of its name."""
+    """A Ray task: digest and hash of each image, uint8 (n, 48), and reasons of bad images (digest of their name)."""
     _, listing = piece
     rows = np.zeros((len(listing), 32 + duplicates.HASH_BYTES), dtype=np.uint8)
     reasons: dict[int, str] = {}

@@ -12,17 +12,17 @@ from PIL import Image, ImageEnhance
 from mlic.config.types import Operation
 from mlic.data import images
 
-_DEGREES, _SHIFT = 15.0, 0.1  # at most so far either way; the shift in shares of a side
+_DEGREES, _SHIFT = 15.0, 0.1  # the largest change in either direction; the shift as a share of a side
 _ERASED = (0.02, 0.2)  # share of the area that is painted over
 _FACTOR = 0.3
 _QUALITY = 92
 
 
 def render(data: bytes, operations: Sequence[Operation], seed: Sequence[int], max_pixels: int) -> bytes:
-    """An image file, changed by each of the operations in turn by an amount drawn from the seed, as a JPEG.
+    """Apply the operations to an image file one after another, with amounts drawn from the seed; returns a JPEG.
 
-    Upright and in its own size; a grey image stays grey. Raises BadImage. The operations are those that the reference
-    systems B (rotate, shift, flip) and E (erase, brightness, contrast) used.
+    The image is upright and keeps its size; a grey image stays grey. Raises BadImage. The operations are those that the
+    reference systems B (rotate, shift, flip) and E (erase, brightness, contrast) used.
     """
     pixels = images.decode(data, "rgb", max_pixels)
     gray = bool((pixels[:, :, :1] == pixels).all())

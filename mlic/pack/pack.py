@@ -43,12 +43,12 @@ _SPLIT_NAME = re.compile(r"(train|val|valid|validation|test)[-_.]")
 
 @dataclass(frozen=True)
 class Found:
-    """What is to be packed before a single image was opened: N images with distinct keys and `targets` int8 (N, L).
+    """What is to be packed, known before any image is opened: N images with distinct keys and `targets` int8 (N, L).
 
     `column` (N,) are the values of the group column as numbers, -1 for none; `fixed` (N,) the splits that some images
-    have already, as numbers into `splits`, -1 for none. `duplicate` and `missing` are what went elsewhere, as (name,
-    reason). `corrected` of the targets are not what the label files say. `inputs` are fingerprints of all that decides
-    the shards but the settings.
+    have already, as numbers into `splits`, -1 for none. `duplicate` and `missing` are what is not packed, as (name,
+    reason). `corrected` is the number of targets that differ from the label files. `inputs` are fingerprints of all
+    that decides the shards, except the settings.
     """
 
     listing: Listing
@@ -67,8 +67,8 @@ class Found:
 def pack(config: PackConfig) -> PackReport:
     """Pack images and labels into shards, one Ray task a shard; shards that are whole already are kept.
 
-    The shards are a pure function of the listing, the labels and the settings: the same bytes for any number of
-    workers and however often the command was stopped on the way. Raises DataError for folders, label files or more
+    The shards are a pure function of the listing, the labels and the settings: the same bytes for any number of workers
+    and interruptions. Raises DataError for folders, label files or more
     unreadable images than `max_bad` allows, and PartialError when it is interrupted.
     """
     listing = find(config)
@@ -159,7 +159,7 @@ def find(config: PackConfig) -> Found:
 
 
 def _label_the_unlabelled(config: PackConfig, names: tuple[str, ...], targets: Array) -> tuple[tuple[str, ...], Array]:
-    """With `as-label`, one more label for the images that have none; unknown where one of their labels is."""
+    """With `as-label`, add a label for images without labels; it is unknown if one of their labels is unknown."""
     if config.unlabelled != "as-label":
         return names, targets
     if config.unlabelled_label in names:
@@ -210,7 +210,7 @@ def _all_splits(names: tuple[str, ...], splits_given: Sequence[str]) -> tuple[st
 
 
 def _earlier_test(folder: Location, listing: Listing, number: int) -> Array:
-    """Fixes (N,) the test images of earlier shards, which have to be there still."""
+    """The fixed splits (N,): `number` for the test images of earlier shards, else -1; warns if some are gone."""
     index = shards.read_index(folder)
     shards.check_splits(folder, index, "test")
     files = shards.read_table(folder, ["file"], pc.field("split") == "test").column("file").combine_chunks()
@@ -246,7 +246,7 @@ def _pack(config: PackConfig, listing: Found, share: Share) -> PackReport:
 
 
 def _arrange(config: PackConfig, inputs: Found, share: Share) -> tuple[shard_plan.Samples, Seen]:
-    """Look at the images where that is asked for, leave out what is not to be packed, and deal out the splits."""
+    """Scan the images if the settings ask for it, leave out what is not to be packed, and assign the splits."""
     listing, targets = inputs.listing, inputs.targets
     group, digest, bad = None, None, dict[int, str]()
     if config.group_by != "none" or inputs.column is not None:
@@ -278,7 +278,7 @@ def _arrange(config: PackConfig, inputs: Found, share: Share) -> tuple[shard_pla
 
 
 def _warn_of_named_splits(listing: Listing) -> None:
-    """Warn where archives are named after splits, which the names alone do not make."""
+    """Warn if archives are named after splits: the names alone do not assign the splits."""
     names = {match[1] for archive in listing.archives if (match := _SPLIT_NAME.match(storage.name(archive)))}
     if len(names) > 1:
         logger.warning(
@@ -289,7 +289,7 @@ def _warn_of_named_splits(listing: Listing) -> None:
 
 
 def _warn_of_chain(group: Array) -> None:
-    """Warn of a group that no split can hold well: near-duplicates of near-duplicates make chains without bound."""
+    """Warn of a group that is too large for good splits: chains of near-duplicates can become very long."""
     largest = int(np.bincount(np.unique(group, return_inverse=True)[1]).max(initial=0))
     if largest > max(_LARGE, _LARGE_SHARE * len(group)):
         logger.warning(
@@ -328,7 +328,7 @@ def deal(config: PackConfig, samples: shard_plan.Samples, names: Sequence[str], 
 
 
 def _folds(config: PackConfig, samples: shard_plan.Samples, split: Array, names: Sequence[str]) -> Array | None:
-    """The fold (N,) of each sample outside of test, where -1 stands."""
+    """The fold (N,) of each sample; -1 for the samples of the test split."""
     if not config.folds:
         return None
     rows = np.flatnonzero(split != (names.index("test") if "test" in names else -1))
@@ -339,7 +339,7 @@ def _folds(config: PackConfig, samples: shard_plan.Samples, split: Array, names:
 
 
 def _clean_up(out: Location) -> None:
-    """Remove what was kept for a run that stops; also what one left behind that was killed after its last word."""
+    """Remove the files for resuming a stopped run, and those of a run that was killed after its report."""
     remove_accounts(out)
     forget(out)
 

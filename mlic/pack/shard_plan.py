@@ -1,7 +1,7 @@
 """Plan the shards: which sample goes into which shard.
 
-A plan is a pure function of the samples and the settings, and a shard one of its plan and its images: every header
-field that a tar could take from the machine or the clock is fixed.
+A plan is a pure function of the samples and the settings. A shard is a pure function of its plan and its images: every
+header field of a tar that could depend on the machine or the clock is fixed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Samples:
-    """N samples in columns: their images, `targets` int8 (N, L), and for each (N,) the number of its `split`, that of
-    its `group` of images that are the same or nearly, and its `fold`; and `digest` uint8 (N, 32), the sha256 of its
-    file. The last three are None where they are not known."""
+    """N samples in columns: their images and `targets` int8 (N, L).
+
+    `split`, `group` and `fold` (N,) are numbers for each sample: its split, its group of identical or near-duplicate
+    images, and its fold. `digest` uint8 (N, 32) is the sha256 of its file. The last three are None if they are not
+    known.
+    """
 
     listing: Listing
     targets: Array
@@ -54,8 +57,11 @@ def _rows(column: Array | None, rows: Array) -> Array | None:
 
 @dataclass(frozen=True)
 class Expansion:
-    """Versions of the training images: `versions` augmented ones of each beside the original, by `operations`; each
-    version of an image whose labels are all among `thin_labels` is left out with the probability `thin`, but one."""
+    """Versions of the training images: the original and `versions` augmented ones of each, made by `operations`.
+
+    If all labels of an image are among `thin_labels`, each of its versions is left out with the probability `thin`, but
+    at least one is kept.
+    """
 
     versions: int = 0
     operations: tuple[Operation, ...] = ()
@@ -69,8 +75,10 @@ NO_EXPANSION = Expansion()
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard to write: its file name, its split, and the samples in it by number (n,), each in a version (n,), where
-    0 is the image itself."""
+    """One shard to write: its file name, its split, and the numbers (n,) and versions (n,) of its samples.
+
+    Version 0 is the image itself.
+    """
 
     name: str
     split: str
@@ -80,8 +88,11 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Written:
-    """What writing one shard came to. `bad` holds (file, reason) of the images that were left out; `label_counts` are
-    the samples with each label, `unlabelled` those without any."""
+    """The result of writing one shard.
+
+    `bad` holds (file, reason) of the images that were left out. `label_counts` are the numbers of samples with each
+    label, `unlabelled` is the number of samples without any.
+    """
 
     name: str
     split: str
@@ -101,9 +112,9 @@ def plan(
     seed: int,
     expansion: Expansion = NO_EXPANSION,
 ) -> tuple[ShardPlan, ...]:
-    """Deal the samples of each split out to shards of about `shard_mb` MB.
+    """Assign the samples of each split to shards of about `shard_mb` MB.
 
-    Training samples are put in a seeded random order, so that a reader that takes shards in sequence meets a mixture;
+    Training samples are put in a seeded random order, so that a reader that reads shards in sequence gets a mixture;
     the others keep the order of their keys.
     """
     shards: list[ShardPlan] = []

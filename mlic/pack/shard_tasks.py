@@ -25,7 +25,7 @@ from mlic.runs.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-_ALLOWED_BAD = 10  # so many unreadable images never stop pack, whatever their share of a small folder is
+_ALLOWED_BAD = 10  # up to this many unreadable images never stop pack, even in a small folder
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def write_all(
     share: Share,
     bad: Mapping[str, str],
 ) -> list[shard_plan.Written]:
-    """Write the shards that are not there yet; returns the accounts of all in the order of the plan.
+    """Write the missing shards; returns the accounts of all shards in the order of the plan.
 
     `bad` are the images that are known to be bad already. Raises DataError when there are more of them than the
     settings allow and PartialError when it is interrupted.
@@ -92,7 +92,7 @@ def _stop_at_too_many_bad(config: PackConfig, bad: Mapping[str, str], total: int
 
 @dataclass(frozen=True)
 class _Job:
-    """A shard to write, its samples, and why those by these numbers are not to be opened."""
+    """A shard to write and its samples; `skip` has the numbers of samples that are not to be opened, with reasons."""
 
     plan: shard_plan.ShardPlan
     samples: shard_plan.Samples
@@ -100,7 +100,10 @@ class _Job:
 
 
 def _written(jobs: Iterator[_Job], settings: _Settings, workers: int) -> Iterator[shard_plan.Written]:
-    """Write shards by tasks, as they come. One whose workers die is written without the images that end them."""
+    """Write shards by tasks and yield each when it is ready.
+
+    If workers die at a shard, it is written again without the images that kill them.
+    """
     lost: list[_Job] = []
     for job, written in pool.run(_write_shard, jobs, settings, workers, lambda job: [job], lambda *_: None):
         if written is None:
@@ -135,7 +138,7 @@ def _give_up(job: _Job, reason: str) -> None:
 
 
 def _try(rows: list[tuple[int, Listing]], settings: _Settings) -> dict[int, str]:
-    """A Ray task: open images as writing them does, to see whether the process survives it."""
+    """A Ray task: open images as the writer does, to find out whether the process survives."""
     for _, listing in rows:
         with Reader(listing) as reader, contextlib.suppress(images.BadImage):
             data = reader.read(0)
@@ -146,7 +149,7 @@ def _try(rows: list[tuple[int, Listing]], settings: _Settings) -> dict[int, str]
 
 
 def _write_shard(job: _Job, settings: _Settings) -> shard_plan.Written | None:
-    """A Ray task: write a shard and, after it, its account, each under its final name only when it is whole."""
+    """A Ray task: write a shard and then its account. Each gets its final name only when it is complete."""
     plan = job.plan
     path = storage.join(settings.out, plan.name)
     with disk_errors(path):
@@ -197,7 +200,7 @@ def tables(out: Location, names: Sequence[str]) -> Iterator[Any]:
 
 
 def remove_accounts(out: Location) -> None:
-    """Remove the shards' own accounts, once the index and the table hold what they hold."""
+    """Remove the accounts of single shards, once the index and the table contain their content."""
     for name in storage.names(out):
         if name.startswith(".") and name.endswith(".tar.parquet"):
             storage.delete(storage.join(out, name))

@@ -33,8 +33,8 @@ def write(
 ) -> tuple[Written, Any]:
     """Write one shard to `out`, leaving out the images that cannot be read.
 
-    `samples` are those of the plan, in its order; those of `skip` are not opened, for the reason that it gives. Returns
-    what it came to and the table of the samples (pyarrow).
+    `samples` are those of the plan, in its order. The samples in `skip` are not opened; `skip` gives the reason.
+    Returns the result and the table of the samples (pyarrow).
     """
     tar, records = Tar(out), _Records(labels)
     bad: list[tuple[str, str]] = []
@@ -78,7 +78,7 @@ def write(
 def _image(
     tar: Tar, reader: Reader, i: int, path: bytes, name: str, version: int, expansion: Expansion, max_pixels: int
 ) -> tuple[int, int, images.ImageInfo]:
-    """Put a member's header and its image behind it into the tar's buffer, and leave the position at the image.
+    """Put a member's header, followed by its image, into the tar's buffer; the position is then at the image.
 
     Returns the image's offset in the tar, its size and what its header says. Raises BadImage with nothing put.
     """

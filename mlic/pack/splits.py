@@ -9,14 +9,15 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-_ONE_BY_ONE = 64  # so many groups of a label are dealt out singly at the end, so that each split gets its first
+_ONE_BY_ONE = 64  # the last groups of a label are assigned one by one, so that each split gets at least one
 
 
 def random_split(num_samples: int, shares: Mapping[str, float], seed: int, fixed: Array | None = None) -> Array:
     """The split (N,) of each sample, numbered in the order of `shares`, at random.
 
-    Sizes are exact: each share of the samples rounded down, and what is left given to the largest remainders, the
-    earlier split first. Samples whose `fixed` (N,) is not -1 have their split, and the others fill up what is lacking.
+    Sizes are exact: each share of the samples is rounded down, and the remaining samples go to the splits with the
+    largest remainders, the earlier split first. Samples whose `fixed` (N,) is not -1 keep that split, and the others
+    fill up the splits.
     """
     fixed = np.full(num_samples, -1) if fixed is None else fixed
     chosen = fixed.astype(np.int64)
@@ -32,14 +33,14 @@ def stratified_split(
 ) -> Array:
     """The split (N,) of each sample, so that each split has its share of every label and no group is cut.
 
-    `targets` is (N, L) with 1 where the label is given; `groups` (N,) numbers the samples' groups, each sample its own
-    where it is None. Samples whose `fixed` (N,) is not -1 have their split, and so have the rest of their groups, that
-    of the group's first fixed sample.
+    `targets` is (N, L) with 1 where the label is given. `groups` (N,) is the number of each sample's group; if it is
+    None, each sample is a group of its own. Samples whose `fixed` (N,) is not -1 keep that split. The rest of such a
+    group gets the split of the group's first fixed sample.
 
     The method is the iterative stratification of Sechidis, Tsoumakas and Vlahavas, On the Stratification of Multi-Label
-    Data (2011): the rarest label first, each of its samples to the split that lacks most of it; here over whole groups,
-    groups of the same labels together, and with one addition: a label in at least as many groups as there are splits is
-    in every split.
+    Data (2011). It starts with the rarest label, and assigns each of its samples to the split that lacks most of that
+    label. Here it assigns whole groups, and groups with the same labels together. There is one addition: a label in at
+    least as many groups as there are splits is in every split.
     """
     num_samples = len(targets)
     names, of = (np.arange(num_samples),) * 2 if groups is None else np.unique(groups, return_inverse=True)
@@ -70,8 +71,10 @@ def leakage(splits: Array, groups: Array | None) -> int:
 
 
 def _kinds(targets: Array, of: Array, sizes: Array) -> tuple[Array, Array]:
-    """How often each kind of group has each label (K, L), and the kind (G,) of each group: groups with the same numbers
-    of samples with each label are of a kind."""
+    """How often each kind of group has each label (K, L), and the kind (G,) of each group.
+
+    Two groups are of the same kind if they have the same number of samples with each label.
+    """
     bits = np.packbits(targets == 1, axis=1)
     alone = sizes[of] == 1
     kind_of = np.zeros(len(sizes), np.int64)
@@ -148,8 +151,11 @@ def _room(shares: Array, fixed: Array, sizes: Array) -> Array:
 
 
 def _one(need: Array, room: Array, has: Array, shares: Array, remaining: int) -> Array:
-    """One group to one split (S,): the one that lacks most of the label in proportion to its share, and of those that
-    lack about as much the one with most room. So the splits fill at the same pace, with samples of the same kinds."""
+    """Assign one group to one split (S,): the split that lacks most of the label in proportion to its share.
+
+    Among splits that lack about as much, the one with most room gets it. So the splits fill at the same pace, with
+    samples of the same kinds.
+    """
     usable = shares > 0
     scale = np.where(usable, shares, 1)
     wanted = np.where(usable, need / scale, -np.inf)

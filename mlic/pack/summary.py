@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 
 LEFT_OUT = "left_out.tsv"
-_LISTED = 20  # of each kind of trouble, the first so many are named in the index
+_LISTED = 20  # the index names at most this many items of each kind of problem
 
 
 class Account(Model):
-    """Where everything went that was found; `found` is the sum of the others."""
+    """What happened to everything that was found; `found` is the sum of the other counts."""
 
     found: int
     packed_labelled: int
@@ -50,10 +50,10 @@ class Account(Model):
 class PackReport(Model):
     """What `pack` wrote.
 
-    `images` are packed, as `samples` where each has versions. `label_counts` are the samples with the label, by label
-    in order; `near_duplicates` the images that are kept in one split with others that are the same or nearly;
-    `largest_deviation` says where a label is furthest from its share; `leakage` counts the groups that lie in more than
-    one split. `corrected` labels are other than in the label files, by --corrections.
+    `images` counts the packed images, and `samples` their versions. `label_counts` are the numbers of samples with each
+    label, in order. `near_duplicates` counts the images that are kept in one split with others that are the same or
+    nearly the same. `largest_deviation` says where a label is furthest from its share. `leakage` counts the groups that
+    lie in more than one split. `corrected` counts the labels that --corrections has changed.
     """
 
     out: AnyPath
@@ -95,8 +95,8 @@ class PackReport(Model):
 class Seen:
     """What was found before anything was written.
 
-    `files` are the images that were to be packed, with `group` and `targets` as in packing.Samples; the rest went
-    elsewhere, as (name, reason): `duplicate`, `missing`, `bad`; `dropped` and `corrected` are numbers.
+    `files` are the images that were to be packed, with `group` and `targets` as in shard_plan.Samples. The rest is not
+    packed, as (name, reason): `duplicate`, `missing`, `bad`; `dropped` and `corrected` are numbers.
     """
 
     files: Listing
@@ -248,7 +248,7 @@ def largest_deviation(index: Mapping[str, Any]) -> str:
 
 
 def report(config: PackConfig, index: Mapping[str, Any], images: int) -> PackReport:
-    """The report that the index amounts to."""
+    """The report, made from the index."""
     groups = index["near_duplicates"]
     return PackReport(
         out=config.out,

@@ -51,7 +51,7 @@ class Tar:
     def put_header(self, name: str, size: int) -> None:
         """A member's header, byte for byte what tarfile writes in GNU format for mode 644 and a time and owner of 0.
 
-        Written out here for the common case, since tarfile takes longer for it than reading a small image takes.
+        The common case is written here, because tarfile needs more time for a header than reading a small image takes.
         """
         if len(name) > SHORT:
             self.put(long_header(name, size))
@@ -120,8 +120,8 @@ _TEMPLATE_SUM = sum(_TEMPLATE)  # of a header's bytes, its size and name left ou
 def member_name(key: str) -> str:
     """A sample's name in a tar: its key with every byte outside of `A-Za-z0-9_-/` as %XX.
 
-    WebDataset takes a member's key to end at its first dot, so a dot within the key has to go; a leading `/` or `..`
-    cannot come about either.
+    WebDataset takes a member's key to end at its first dot, so a dot within the key is escaped. A leading `/` or `..`
+    cannot occur either.
     """
     if _PLAIN.fullmatch(key):
         return key

@@ -33,7 +33,7 @@ Array = np.ndarray[Any, Any]
 _SUPPORT, _CONFIDENCE = 20, 0.95  # of a rule between labels
 _LEARN_FROM = 200_000  # samples that rules are learnt from, at most
 _SWAPS = 12
-_PER_KIND, _PER_LABEL = 8, 3  # images shown of a kind, and of these with the same label worst
+_PER_KIND, _PER_LABEL = 8, 3  # images shown of a kind of error, and images of a kind with the same worst label
 _COMPARED = ("f1_micro", "f1_macro", "map", "precision_micro", "recall_micro", "subset_accuracy", "hamming_accuracy")
 _RESAMPLES = 1000
 _SIZES = (64, 128, 256, 512, 1024, 2048)
@@ -179,7 +179,7 @@ def _slices(evidence: Evidence, look: Look | None, seed: int) -> tuple[SliceRow,
 
 
 def _examples(evidence: Evidence, causes: error_causes.Causes) -> tuple[Example, ...]:
-    """Of each kind the images that are furthest from right, few of them for the same label."""
+    """The images with the largest errors of each kind, but only a few for the same label."""
     score = np.zeros(causes.kind.shape) if evidence.scores is None else evidence.scores
     loss = np.abs(score - (evidence.targets == 1))
     examples = []
@@ -244,7 +244,7 @@ def _layers(training: Training) -> list[LayerRow]:
 
 
 def _histories(evidence: Sequence[Evidence]) -> dict[str, tuple[dict[str, float], ...]]:
-    """The metrics by epoch of several runs, without those of single labels; nothing of one alone."""
+    """The metrics by epoch of several runs, without those of single labels; empty for a single run."""
     if len(evidence) < 2:
         return {}
     return {

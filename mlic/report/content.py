@@ -80,7 +80,7 @@ class Bins(Model):
 
 
 class Swap(Model):
-    """In so many images one label was missed and another wrongly given."""
+    """The number of images in which one label was missed and another wrongly given."""
 
     missed: str
     given: str
@@ -151,7 +151,7 @@ class LayerRow(Model):
 
 
 class Content(Model):
-    """The page. Parts that there is nothing for are empty or None, and `notes` says why."""
+    """The page. Parts without content are empty or None, and `notes` says why."""
 
     title: str
     about: str

@@ -38,7 +38,7 @@ _SAID = {"best": _CHOSE, "lowest-loss": _CHOSE, "last": ""}
 
 @dataclass(frozen=True)
 class Training:
-    """How a model was fitted: its settings, the metrics of its epochs, the best of them, and the network of that."""
+    """How a model was fitted: its settings, the metrics of its epochs, the best epoch, and its network."""
 
     config: TrainConfig
     history: list[dict[str, float]]
@@ -50,9 +50,9 @@ class Training:
 class Evidence:
     """Decisions bool (N, L), targets int8 (N, L) and, where there are any, scores (N, L) and thresholds (L,).
 
-    `keys` name the samples; where the shards are gone they are numbers, which mean the same for another run with the
-    same `data`. `images` are the samples in this order, `sizes` (N, 2) their width and height in pixels,
-    `train_targets` (M, L) those of the training split. `notes` say what is not on the page, and why.
+    `keys` name the samples. If the shards are gone, they are numbers, which mean the same samples in another run with
+    the same `data`. `images` are the samples in this order, `sizes` (N, 2) their width and height in pixels,
+    `train_targets` (M, L) the targets of the training split. `notes` say what is not on the page, and why.
     """
 
     name: str
@@ -198,13 +198,13 @@ def _plan(run: Path) -> tuple[TrainConfig, Path]:
     except FileNotFoundError:
         raise DataError(f"the search {run} is not finished.", "run the same mlic tune command again.") from None
     config, fitted = TrainConfig.model_validate(settings, context=STORED), run / "trials" / f"{number:05d}"
-    if (fitted / "fold0").is_dir():  # of a cross-validated search the model is that of the first fold
+    if (fitted / "fold0").is_dir():  # the model of a cross-validated search is that of the first fold
         return config.model_copy(update={"fold": 0}), fitted / "fold0"
     return config, fitted
 
 
 def _measured(run: Path) -> Measurement | None:
-    """What the run measured when it was finished, if it was, by this version."""
+    """The measurement in the run's report; None if the run is not finished or another version wrote the report."""
     try:
         return Measurement(**json.loads((run / "report.json").read_text(encoding="utf-8"))["measurement"])
     except (OSError, ValueError, KeyError, TypeError, ValidationError):

@@ -71,7 +71,8 @@ def pictures(
 ) -> tuple[dict[int, Picture], str]:
     """Thumbnails by row of `source`, with overlays for the labels that `about` numbers, within `budget` bytes.
 
-    The first rows come first; those that do not fit or cannot be decoded are missing. Also says how overlays were made.
+    Rows are taken in order; images that do not fit or cannot be decoded are missing. Also returns how overlays were
+    made.
     """
     part = source.take(np.array(rows, np.int64))
     maps, method = ({}, "") if training is None else _maps(part, about, training)

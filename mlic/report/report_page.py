@@ -25,11 +25,11 @@ _LESS_IS_BETTER = {
     "ece",
     "log_loss",
 }
-_SHOWN = ("label", "support", "share", "precision", "recall", "f1", "ap")  # of a LabelRow, in places of their own
+_SHOWN = ("label", "support", "share", "precision", "recall", "f1", "ap")  # columns of a LabelRow that are placed first
 _TILES = ("f1_micro", "f1_macro", "map", "subset_accuracy")
 Sections = dict[str, tuple[str, Markup]]  # heading -> a line of text, and a body
 _METRIC_ROWS = 10  # the everyday ones
-_ROWS = 30  # of a table before the rest is folded away
+_ROWS = 30  # rows of a table that are shown before the rest is collapsed
 _LAYERS = 45
 _NOTHING = Markup("")
 

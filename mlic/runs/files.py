@@ -53,8 +53,8 @@ def write_atomic(path: Location, data: bytes) -> None:
 def temporary(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; it is removed at the end if it still exists.
 
-    The caller renames it to `path` when it is whole. The name tells writers apart, so that two attempts at the same
-    file, one of them thought dead, never write into each other.
+    The caller renames it to `path` when it is complete. Each writer gets its own name. So two attempts at the same file
+    never write into the same temporary file, even if one of them was thought to be dead.
     """
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:

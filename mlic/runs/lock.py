@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 
 _NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # Lustre and others, as they are mounted
 LOCK, LEASE = ".lock", ".lease"
-_LEASE_S = 45.0  # after which a lease that nobody refreshes is that of a process that is gone
+_LEASE_S = 45.0  # seconds without a refresh after which the holder of a lease counts as dead
 
 
 def lock_folder(folder: Path) -> BaseFileLock:
     """Lock a folder for this process. Raises PartialError when another one has it.
 
-    Where the file system has no flock, a lease does: a file that its holder refreshes, and that may be taken over when
-    nobody has for a while, since then its holder was killed, on another node perhaps.
+    If the file system has no flock, a lease is used: a file that its holder refreshes. If nobody has refreshed it for a
+    while, its holder was killed, perhaps on another node, and another process may take the lease over.
     """
     path = folder / LOCK
     lock: BaseFileLock = FileLock(path, timeout=0, fallback_to_soft=False)

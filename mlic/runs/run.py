@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 Folder = TypeVar("Folder", bound=Location)
 
 _LOCK_ALONE = re.compile(r"\.lock|\.lease(\..*)?")
-# What the stages write into their folders; nothing else is ever thrown away.
+# The files that the stages write into their folders; nothing else is ever deleted.
 _OWN = re.compile(
     r"\.lock|\.lease(\..*)?|\.ray|\.stop-\d+|\.failure\.json|\.scan\.npz|\..*\.tar\.(json|parquet)|\..*\.part|"
     r"(run|config|report|index|doctor|noise|search|population|explore|metrics)\.json|metrics\.jsonl|log\.txt|best\.yaml|left_out\.tsv|suspects\.tsv|"
@@ -43,15 +43,16 @@ _OWN = re.compile(
     r"checkpoints|model|ensemble|export-[a-z]+(-[a-z0-9]+)?|trials|confirm|folds|predictions|report|corpus|shards|runs|"
     r"evaluation|preds\.tsv(\.parts|\.errors\.tsv)?"
 )
-_CLEARED = "cleared"  # the status of a folder whose content was thrown away and that nothing new is in yet
+_CLEARED = "cleared"  # the status of a folder whose content was deleted and that has no new content yet
 _RAY_JOB_FOLDER = "working_dir_files"
 
 
 class Run(Generic[Folder]):
     """The folder of a run, locked while this object is open (on disks, not in object stores).
 
-    `finished` says that an earlier run of the same command is done; `report` then holds what it reported. `attempt`
-    numbers the starts: a worker of an earlier attempt that is still alive sees that it is no longer the current one.
+    `finished` says that an earlier run of the same command is done; `report` is then its report. `attempt` is the
+    number of this start. By this number, a worker of an earlier attempt that is still alive sees that its attempt is no
+    longer the current one.
     """
 
     def __init__(self, folder: Folder, lock: BaseFileLock | None, state: dict[str, Any]) -> None:
@@ -128,9 +129,9 @@ class Run(Generic[Folder]):
 
     @contextlib.contextmanager
     def stopping_on_request(self) -> Iterator[None]:
-        """While this is open, SIGUSR1 does not stop this process but asks its workers to: see `is_asked_to_stop`.
+        """In this context, SIGUSR1 does not stop this process, but asks its workers to stop: see `is_asked_to_stop`.
 
-        SLURM's warning before the end of a job comes so. Only for folders on a disk.
+        SLURM sends this signal as a warning before the end of a job. This works only for folders on a disk.
         """
         if not isinstance(self.folder, Path) or threading.current_thread() is not threading.main_thread():
             yield
@@ -151,7 +152,7 @@ class Run(Generic[Folder]):
         return isinstance(self.folder, Path) and is_asked_to_stop(self.folder, self.attempt)
 
     def reopen(self) -> None:
-        """Take back that the run is finished, because what it wrote is no longer whole."""
+        """Mark a finished run as running again, because its output is no longer complete."""
         self._save(status="running", attempt=self.attempt + 1, started=now(), ended=None)
 
     def note(self, **values: Any) -> None:
@@ -159,7 +160,7 @@ class Run(Generic[Folder]):
         self._save(**values)
 
     def finish(self, report: BaseModel) -> None:
-        """Write report.json and mark the run as done; what workers left that were killed on the way is removed."""
+        """Write report.json and mark the run as done; remove the temporary files of workers that were killed."""
         if isinstance(self.folder, Path):
             _remove_leftovers(self.folder)
         write_json(storage.join(self.folder, "report.json"), report.model_dump(mode="json"))
@@ -229,8 +230,11 @@ def _made_nothing(folder: Location, state: Mapping[str, Any]) -> bool:
 
 
 def _clear(folder: Location, kind: str, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Remove what an earlier run left, but for the number of its starts, which continues: a worker of a start that was
-    thrown away, if one still lives, is never taken for one of a later start. Returns what is kept."""
+    """Remove what an earlier run left, except the number of its starts, which continues.
+
+    So a worker of a deleted start, if it is still alive, is never mistaken for a worker of a later start. Returns what
+    is kept.
+    """
     remembered = {"format": 1, "kind": kind, "status": _CLEARED, "attempt": int(state.get("attempt", 0))}
     with disk_errors(folder):
         write_json(storage.join(folder, "run.json"), remembered)
@@ -263,9 +267,9 @@ def _compare(
 
 
 def _in_effect(config: BaseModel, now: Mapping[str, Any]) -> dict[str, Any]:
-    """The value that each setting had in effect in versions that did not have it yet: its default of today.
+    """The effective value of each setting in versions that did not have it yet: its default of today.
 
-    A setting whose default is not what earlier versions did has to be named here with what they did.
+    If today's default is not what earlier versions did, the setting must be listed here with the old behaviour.
     """
     fields = type(config).model_fields
     return {

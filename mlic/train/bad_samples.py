@@ -13,11 +13,11 @@ class BadSamples:
 
     def __init__(self, config: TrainConfig, context: RankContext) -> None:
         self._config, self._context = config, context
-        self._mine: dict[str, set[str]] = {}  # this rank's, since it told the others last
+        self._mine: dict[str, set[str]] = {}  # of this rank, not yet sent to the others
         self._told: dict[str, set[str]] = {}  # those that all ranks know
 
     def note(self, split: str, batch: Batch) -> None:
-        """Take note of what of a batch cannot be decoded, and say so once."""
+        """Record the samples of a batch that cannot be decoded, and log each of them once."""
         for key, reason in batch.bad:
             if key not in self._told.get(split, ()) and key not in self._mine.get(split, ()):
                 self._mine.setdefault(split, set()).add(key)
@@ -26,11 +26,11 @@ class BadSamples:
 
     @property
     def is_news(self) -> bool:
-        """Whether this rank knows of some that it has not told."""
+        """Whether this rank knows bad samples that it has not yet sent to the others."""
         return bool(self._mine)
 
     def agree(self, sizes: dict[str, int]) -> None:
-        """Put together what all ranks know; a collective.
+        """Merge the bad samples of all ranks; this is a collective operation.
 
         Raises DataError on every rank where more samples of a split than `max_bad` of its size cannot be decoded.
         """

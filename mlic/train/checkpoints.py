@@ -28,7 +28,7 @@ from mlic.train.rank import RankContext
 
 _LAST, _BEST, _HISTORY = "checkpoints/last.pt", "checkpoints/best.pt", "metrics.jsonl"
 FILES = (_BEST, _HISTORY, _LAST)  # in the order in which they are written
-_SEEN_WITHIN_S, _LOOK_AGAIN_S = 120.0, 1.0  # what rank 0 has, on storage that other nodes have cached
+_SEEN_WITHIN_S, _LOOK_AGAIN_S = 120.0, 1.0  # for a rank to see rank 0's checkpoint, if its node caches storage
 _BEST_ARRAYS = ("thresholds", "scores", "targets", "decisions")
 
 
@@ -77,10 +77,10 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 class Checkpoints:
     """Writes the files of a run in a thread of its own, from copies, while training continues; rank 0 alone writes.
 
-    `copy` is a folder, of an object store perhaps, that gets a copy of each file after it is written here; `known_by`
-    is what a copy is known by, so that no other run resumes from it. What fails in the thread is raised by the next
-    call, and the file that was there before is still there. With `keep_scores` the scores of each epoch are kept too,
-    for `read_scores`.
+    `copy` is a folder, possibly in an object store, that gets a copy of each file after it is written here. `known_by`
+    identifies the run of a copy, so that no other run resumes from it. An error in the thread is raised by the next
+    call, and the previous file is still there. With `keep_scores` the scores of each epoch are kept too, for
+    `read_scores`.
     """
 
     def __init__(self, context: RankContext, copy: Location | None, known_by: str, keep_scores: bool = False) -> None:
@@ -97,10 +97,11 @@ class Checkpoints:
             self.wait()
 
     def read_last(self) -> dict[str, Any] | None:
-        """What was written last, from the copy where nothing is here; None where there is nothing.
+        """The last checkpoint, fetched from the copy if this folder has none; None if there is none at all.
 
-        All ranks resume from what rank 0 has, whatever their nodes have cached of the folder. Raises ConfigError
-        when the copy is that of another run, and ClusterError when a rank does not come to see what rank 0 has.
+        All ranks resume from the checkpoint that rank 0 has, whatever their nodes have cached of the folder. Raises
+        ConfigError when the copy is that of another run, and ClusterError when a rank does not come to see what rank 0
+        has.
         """
         self._fetch()
         context, last, wanted = self._context, None, None
@@ -132,7 +133,7 @@ class Checkpoints:
         return last
 
     def write_history(self, history: list[dict[str, float]]) -> None:
-        """Write the history anew, of these epochs alone: a stop may have left a row more."""
+        """Write the history again with exactly these epochs: an interrupted run may have left one more row."""
         if self._context.rank == 0:
             self._context.check_current()
             lines = "".join(json.dumps(row) + "\n" for row in history)
@@ -145,7 +146,7 @@ class Checkpoints:
         row: Mapping[str, float] | None = None,
         scores: np.ndarray[Any, Any] | None = None,
     ) -> None:
-        """Begin to write `last`, after `best`, the `row` and the `scores` of an epoch where they are given."""
+        """Begin to write the `scores`, `best` and the `row` of an epoch, if they are given, and then `last`."""
         if self._context.rank != 0:
             return
         self.wait()
@@ -178,7 +179,7 @@ class Checkpoints:
             )
 
     def _upload(self, copy: Location, names: list[str]) -> None:
-        """Copy files away; one that does not arrive is told of, and the next time brings a newer one."""
+        """Copy files to the copy folder. A failure is logged, and the next call copies a newer version."""
         for name in names:
             try:
                 storage.copy(self._context.folder / name, storage.join(copy, name))
@@ -187,7 +188,7 @@ class Checkpoints:
                 return
 
     def _fetch(self) -> None:
-        """Take the files from the copy where none are here, rank 0 for all."""
+        """Fetch the files from the copy if this folder has none; rank 0 does this for all ranks."""
         context = self._context
         if self._copy is None:
             return
@@ -199,7 +200,7 @@ class Checkpoints:
             raise ConfigError(problem, "give another --set checkpoint_copy, or --fresh to write over it.")
 
     def _fetch_files(self, copy: Location) -> str:
-        """Fetch what there is; says what is wrong with it."""
+        """Fetch the files that exist; returns what is wrong with them, or an empty text."""
         folder = self._context.folder
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         try:
@@ -257,7 +258,7 @@ def _position(last: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 class _Sink:
-    """A file that remembers why it could not be written to: PyTorch makes other errors of that."""
+    """A file that remembers the error of a failed write, because PyTorch raises another error instead."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -35,11 +35,11 @@ _RESAMPLES = 1000
 
 
 class FoldsReport(Model):
-    """What the folds came to: each metric of each fold, and all their samples together.
+    """The result of the folds: each metric of each fold, and all their samples together.
 
-    `folds` has a list by metric, in the order of the folds, at the `epochs` that the mean curve of the others chose.
-    `measurement` is of all samples, each by the model that was not fitted to it and by thresholds that were not either;
-    its interval is over samples, not over trainings.
+    `folds` has a list by metric, in the order of the folds. Each fold is measured at one of the `epochs`, which the
+    mean curve of the other folds chose. `measurement` is over all samples. Each sample has a model and thresholds that
+    were not fitted to it. The interval is over samples, not over trainings.
     """
 
     run: Path
@@ -71,8 +71,8 @@ class FoldsReport(Model):
 def cross_validate(config: TrainConfig) -> FoldsReport:
     """Train a model for each fold of the shards, in `RUN/folds/`, and measure all samples outside of the test split.
 
-    Started again, it continues with the fold that it was at. Raises DataError for shards without folds, and what `fit`
-    raises.
+    If it is started again, it continues with the fold that was interrupted. Raises DataError for shards without folds,
+    and what `fit` raises.
     """
     index = read_index(config.shards)
     zoo.check(config.arch)
@@ -100,7 +100,7 @@ def check_folds(shards: Any, index: dict[str, Any]) -> int:
 
 
 def fit_folds(config: TrainConfig, folder: Path, count: int) -> None:
-    """Train on all folds but one in turn, each a run in `folder/folds/`, on one Ray, and write the scores."""
+    """Train one model per fold, on the other folds, as runs in `folder/folds/` on one Ray, and write the scores."""
     with connect(config.address) as cluster:
         if config.doctor:
             ranks = train_share(cluster, config.workers).workers
@@ -120,7 +120,7 @@ def _parts(folder: Path, count: int) -> list[Path]:
 
 
 def _write_scores(path: Path, config: TrainConfig, folder: Path, count: int) -> None:
-    """What each sample scored with the model that did not see it, in the order of the folds."""
+    """Write the scores of each sample by the model that did not see it, in the order of the folds."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

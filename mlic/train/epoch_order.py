@@ -21,8 +21,9 @@ Array = np.ndarray[Any, Any]
 class Shown:
     """An epoch of S entries. `samples` int64 (S,) are their numbers in the split.
 
-    What is drawn for entry i lies at `draws[i]` of the drawn arrays. For a sample's first time that is its own number,
-    whatever else the epoch shows; when a sample is shown again, it is a number above all samples'.
+    The random draws for entry i are at `draws[i]` of the drawn arrays. The first time that an epoch shows a sample,
+    this is the sample's own number, whatever else the epoch shows. When the sample is shown again, it is a number above
+    those of all samples.
     """
 
     samples: Array
@@ -75,9 +76,10 @@ def of_epoch(config: FitSettings, split: Split, rates: Array, epoch: int, augmen
 
 
 def draw_numbers(samples: Array, count: int) -> tuple[Array, int]:
-    """Where in arrays of random draws each entry (S,) of an epoch finds its own, and how many draws there are.
+    """The index of each entry's (S,) draws in arrays of random draws, and the number of draws.
 
-    The first entry of a sample finds them at the sample's number, below `count`; each further one behind all samples.
+    For the first entry of a sample, the index is the sample's number, below `count`. For each further entry, it is
+    `count` or more.
     """
     order = np.argsort(samples, kind="stable")
     again = np.diff(samples[order], prepend=-1) == 0
@@ -89,9 +91,9 @@ def draw_numbers(samples: Array, count: int) -> tuple[Array, int]:
 def epoch_order(rates: Array, seed: int, epoch: int) -> Array:
     """The samples of an epoch in their order, int64; every epoch has the same number of them.
 
-    A sample with rate 1.4 is there once or twice, with 0.5 once or not at all. They are drawn systematically (equal
-    steps along the sum of the rates, in random order), so that only the choice varies and not the count. Where all
-    rates are 1 this is a permutation.
+    A sample with rate 1.4 occurs once or twice, one with rate 0.5 once or not at all. The draw is systematic (equal
+    steps along the sum of the rates, in random order), so that the choice varies but the count does not. If all rates
+    are 1, the result is a permutation.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(rates))

@@ -22,7 +22,7 @@ from mlic.train.rank import RankContext
 
 Array = np.ndarray[Any, Any]
 
-_SAME = 0.01  # a deviation of scores below this tells no image from another
+_SAME = 0.01  # if the deviation of scores is below this, they do not distinguish images
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ def evaluate(
     loss_sum: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     split: Split,
 ) -> Evaluated | None:
-    """Run a network over this rank's batches and put together what all ranks found; the same on every rank.
+    """Run a network over this rank's batches and merge the results of all ranks; every rank gets the same result.
 
-    In float32 whatever training runs in: thresholds are fitted to these scores, and a prediction is to give the same.
-    None where the batches of a rank ended early. Raises RunError, on all ranks, for a score or a loss that is not a
-    number, with the sample.
+    It computes in float32, whatever training computes in: thresholds are fitted to these scores, and a prediction must
+    give the same scores. Returns None if the batches of a rank ended early. Raises RunError, on all ranks, for a score
+    or a loss that is not a number, with the sample.
     """
     net.eval()
     mine: list[tuple[Array, Array, Array]] = []
@@ -100,7 +100,7 @@ def row(evaluated: Evaluated, decisions: Array, ranked: Array, labels: Sequence[
 
 
 def collapse(evaluated: Evaluated, decisions: Array, remedies: Mapping[str, bool]) -> str | None:
-    """What is wrong with an output that says nothing, and what helps: the first of the remedies that is still open."""
+    """A warning about an output without information, with the first remedy still available; None if all is well."""
     if len(evaluated.scores) < 2:
         return None
     if float(evaluated.scores.std(axis=0).max()) < _SAME:

@@ -36,7 +36,7 @@ _ALSO_CHOSE = "; it also chose the epoch, so new images may give a little less"
 
 
 class TrainReport(Model):
-    """What a run came to.
+    """The result of a run.
 
     `measurement` is of the validation split, with cross-fitted thresholds, at the epoch that was `kept`.
     """
@@ -108,8 +108,8 @@ def finish(
 ) -> TrainReport:
     """Write the bundle of `folder` from the kept epoch in `fitted` and measure it; `warn` of uncertain thresholds.
 
-    A `measurement` that is given, such as that of a cross-validation, is what is expected of the model in place of its
-    own on its validation split.
+    If a `measurement` is given, such as that of a cross-validation, it replaces the model's own measurement on its
+    validation split.
     """
     best = checkpoints.read_best(fitted)
     index = read_index(config.shards)
@@ -199,7 +199,7 @@ def expected(measurement: Measurement) -> dict[str, Any]:
 
 
 def decide_dtype(precision: Precision, share: Share, run: Run[Path]) -> str:
-    """The dtype of a whole run or search: what run.json has noted, else what is set, or what its GPUs have."""
+    """The dtype of a whole run or search: that in run.json, else the setting, or what its GPUs support."""
     state = read_state(run.folder) or {}
     noted = state.get("dtype", state.get("arithmetic"))  # the latter is what earlier versions wrote
     if noted is None:
@@ -249,7 +249,7 @@ def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path], keep_scores: 
             if failed is None or not lost_worker(failed):
                 break
             logger.warning("a worker was lost; training restarts from its last checkpoint")
-            # Those of a lost controller would be in the way of the new one for as long as this process lives.
+            # The placement groups of a lost controller would block the new one for as long as this process lives.
             placement.free(placement.reserved() - others)
     except KeyboardInterrupt:
         raise _stopped(config, run) from None

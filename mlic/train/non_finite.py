@@ -12,7 +12,7 @@ from mlic.data.shards import Split
 from mlic.errors import RunError
 from mlic.train.rank import RankContext
 
-_MOST_SKIPS = 20  # steps in a row that are left out before the run stops all the same
+_MOST_SKIPS = 20  # the run stops after more skipped steps in a row than this
 _NAMED_KEYS = 5
 
 
@@ -25,7 +25,7 @@ class FiniteLosses:
         self.skipped = 0
 
     def note(self, step: int, loss: torch.Tensor, batch: Batch) -> None:
-        """Remember the loss () of a step. Its value is not read here, since a GPU would have to be waited for."""
+        """Remember the loss () of a step. Its value is not read here, because reading it would wait for the GPU."""
         self._recent.append((step, loss, batch))
 
     def skip(self, step: int, loss: torch.Tensor, batch: Batch, lr: float) -> None:
@@ -42,7 +42,7 @@ class FiniteLosses:
             self._context.say(f"Warning: step {step} is left out: its gradient is not finite")
 
     def check(self, total: float, step: int, lr: float) -> None:
-        """Forget the steps noted so far where the `total` of their losses over all ranks is finite.
+        """Forget the recorded steps if the `total` of their losses over all ranks is finite.
 
         Raises RunError otherwise, on all ranks, with the step, the rank and the samples where that began.
         """

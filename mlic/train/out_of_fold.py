@@ -1,7 +1,7 @@
 """Out-of-fold decisions in cross-validation, at epochs that the other folds chose.
 
 The best epoch of a fold, chosen on that very fold, looks better than it is: it is the highest of many noisy values. So
-each fold is measured at the epoch that the mean curve of the other folds is best at.
+each fold is measured at the epoch where the mean curve of the other folds is best.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class OutOfFold:
 
 
 def chosen_epochs(config: FitSettings, histories: Sequence[Sequence[Mapping[str, float]]]) -> list[int]:
-    """The place in its history of the epoch that each fold is measured at: by the mean curve of the other folds.
+    """The index of the epoch at which each fold is measured, chosen by the mean curve of the other folds.
 
-    Epochs count as far as all folds have them. Where the last epoch is kept, each fold has its own last. Raises
+    Only epochs that all folds have are considered. If the last epoch is kept, each fold uses its own last epoch. Raises
     RunError for a fold without an epoch.
     """
     if not histories or not all(histories):
@@ -80,7 +80,7 @@ def read(config: TrainConfig, parts: Sequence[Path]) -> list[OutOfFold]:
 
 
 def together(folds: Sequence[OutOfFold]) -> OutOfFold:
-    """All folds, one after another, as one; its epoch is 0 and its metrics are those of no epoch."""
+    """All folds joined into one, in their order; its epoch is 0 and its metrics are empty."""
     arrays = ("targets", "scores", "ranked", "decisions")
     joined = {name: np.concatenate([getattr(fold, name) for fold in folds]) for name in arrays}
     return dataclasses.replace(folds[0], epoch=0, metrics={}, **joined)

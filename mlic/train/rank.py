@@ -30,9 +30,9 @@ class RankContext:
     attempt: int
 
     def say(self, line: str, everyone: bool = False) -> None:
-        """Add a line to the run's log, which the driver follows; rank 0 speaks for all unless something is wrong.
+        """Add a line to the run's log, which the driver follows; only rank 0 writes, unless `everyone` is set.
 
-        A process that a newer start of the run has taken over from says nothing.
+        If a newer start of the run has taken over the folder, this process writes nothing.
         """
         if (self.rank == 0 or everyone) and is_current(self.owner, self.attempt):
             with disk_errors(self.folder), (self.folder / "log.txt").open("a", encoding="utf-8") as file:
@@ -50,7 +50,7 @@ class RankContext:
 
     @property
     def sees_stop_request(self) -> bool:
-        """Whether the request is to be seen from here, by any rank; what is done about it is agreed on afterwards."""
+        """Whether this rank sees the request; any rank may look. The ranks agree afterwards on what to do."""
         return is_asked_to_stop(self.owner, self.attempt)
 
     def sums(self, *values: float) -> list[float]:

@@ -22,7 +22,7 @@ _CPU_BATCH, _GPU_BATCH = 16, 256  # what a CPU computes stays in its caches: 1.5
 
 
 def decoded_side(config: TrainConfig) -> int:
-    """The side in pixels of the training images that are kept decoded: more than the network's where parts are cut."""
+    """The side in pixels of the decoded training images: larger than the network's input if crops are used."""
     return margin(config.image_size) if config.crop < 1 else config.image_size
 
 
@@ -48,7 +48,7 @@ def of_features(
     head: nn.Module,
     normalize: Callable[..., torch.Tensor],
 ) -> tuple[FeatureReader, FeatureReader]:
-    """Readers of what the network `net` before its `head` makes of the images of both splits."""
+    """Readers of the features of both splits, which are the output of the network `net` before its `head`."""
     train, val = (
         feature_reader(config, prep, split, reader, net, head, normalize)
         for split, reader in zip(splits, readers, strict=True)
@@ -65,9 +65,9 @@ def feature_reader(
     head: nn.Module,
     normalize: Callable[[torch.Tensor], torch.Tensor],
 ) -> FeatureReader:
-    """The features of a split, from the node's cache where it has them already.
+    """The features of a split, from the node's cache if they are there.
 
-    They are known by the data, the preprocessing and the backbone's own tensors, so they are never stale.
+    The cache identifies them by the data, the preprocessing and the backbone's own tensors, so they are never stale.
     """
     sizes: list[int] = []
     for images, _ in _given(head, net, normalize, reader, [np.array([0])], 0):
@@ -98,7 +98,7 @@ def feature_reader(
 def _given(
     head: nn.Module, net: nn.Module, normalize: Any, reader: ShardReader, batches: Any, threads: int
 ) -> Iterator[tuple[np.ndarray[Any, Any], Any]]:
-    """What the head is given for each batch of sample numbers, and the batch."""
+    """The input of the head for each batch of sample numbers, and the batch."""
     seen: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     net.eval()
@@ -111,7 +111,7 @@ def _given(
 
 
 def _digest(net: nn.Module, head: nn.Module) -> str:
-    """A name of everything but the head: what is computed from an image depends on nothing else.
+    """A hash of everything but the head: the features of an image depend on nothing else.
 
     So heads of any width and dropout share the features.
     """

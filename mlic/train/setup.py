@@ -32,12 +32,12 @@ def train_split(config: TrainConfig, checked: bool = False) -> Split:
 
 
 def has_fixed_features(config: TrainConfig) -> bool:
-    """Whether a head alone is trained, on what a frozen backbone gives for each image: the same in every epoch."""
+    """Whether only a head is trained, on features of a frozen backbone, which are the same in every epoch."""
     return config.train == "head" and not any(is_augmented(config.after(epochs)) for epochs in (0, *config.changes))
 
 
 def is_augmented(config: TrainConfig) -> bool:
-    """Whether an epoch shows images changed at random. A head is shown them as they are unless it is asked for."""
+    """Whether an epoch shows randomly changed images. A head alone gets unchanged images by default."""
     asked = config.augment or config.rand_augment or config.mixup or config.cutmix or config.crop < 1
     return config.train != "head" or bool(asked)
 
@@ -99,7 +99,7 @@ def label_counts(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
 def network(config: TrainConfig, train: Split, prep: Preprocessing) -> tuple[nn.Module, nn.Module, str]:
     """The network, its head, and what its weights are. What is not to be trained has no gradients.
 
-    With `train` none nothing is said of gradients, since nothing asks for them. Random numbers come from PyTorch's
+    With `train` none, gradients are left as they are, because nothing uses them. Random numbers come from PyTorch's
     own generator. Raises what `zoo.build`, `weights` and `depth` raise.
     """
     net = zoo.build(config.arch, len(train.labels), prep.channels, prep.image_size, config.arch_options)

@@ -56,7 +56,7 @@ class Steps:
             {name: tensor.clone() for name, tensor in self.net.state_dict().items()} if config.ema else {}
         )
         self.counts = TrainingCounts(len(train.labels), context.device)
-        # Of mixed images nobody knows the labels, and without thresholds there are no decisions on single samples.
+        # Mixed images have no known labels. A policy without thresholds has no decisions on single samples.
         policy, value = parse_policy(config.threshold_policy)
         self._counted = policy != "top-k"
         self.cuts = torch.full((len(train.labels),), value if policy == "fixed" else 0.5, device=context.device)
@@ -83,7 +83,7 @@ class Steps:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state` returned. What the ranks counted together, the first one has from now on."""
+        """Restore what `state` returned. The first rank gets the counts of all ranks together."""
         self.use(state["dtype"] if "dtype" in state else state["arithmetic"])  # of an earlier version
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -96,7 +96,7 @@ class Steps:
                 self.counts.sums.copy_(state["counts"])
 
     def backward(self, step: int, batch: Batch, mirror: torch.Tensor | None, scale: float) -> torch.Tensor:
-        """Leave the gradient of a batch, taken in as many parts as is asked for; returns its loss () times `scale`.
+        """Compute the gradient of a batch, in the configured number of parts; returns its loss () times `scale`.
 
         `mirror` (B,) says which of the images are mirrored.
         """
@@ -125,13 +125,13 @@ class Steps:
         return total
 
     def update(self, step: int, loss: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Change the weights by the gradient; returns the loss () that counts, which is 0 for a step left out."""
+        """Update the weights with the gradient; returns the loss () that counts, which is 0 for a skipped step."""
         config = self.config
         self._scaler.unscale_(self.optimizer)
         skips = config.non_finite == "skip"
         if config.clip_norm or skips:
             norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm or math.inf)
-            # The gradient is that of all ranks, so all of them leave the step out or none.
+            # The gradient is that of all ranks, so either all of them skip the step or none.
             if skips and not self._scaler.is_enabled() and not math.isfinite(norm):
                 self.finite.skip(step, loss, batch, self.lr)
                 return torch.zeros_like(loss)

@@ -1,7 +1,7 @@
 """The training loop, for one process or a group of ranks, under Ray Train and Ray Tune alike.
 
-All randomness is drawn from the seed, the epoch, the step and the sample, so a run that resumes from a checkpoint is
-the run that was never stopped.
+All randomness is drawn from the seed, the epoch, the step and the sample, so a run that resumes from a checkpoint gives
+the same result as a run that was never stopped.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from mlic.train.rank import RankContext
 from mlic.train.steps import Steps
 from mlic.train.throughput import Clock
 
-_SETTLE_STEPS = 20  # a look at the loss makes a GPU wait and asks all ranks, so it is not taken at every step
-_LOOK_S = 5.0  # seconds after which a request to stop is looked for, in steps however long and in the evaluation
+_SETTLE_STEPS = 20  # reading the loss waits for the GPU and involves all ranks, so it is not done at every step
+_LOOK_S = 5.0  # seconds between two checks for a request to stop, with steps of any length and in the evaluation
 
 
 def fit(
@@ -78,7 +78,7 @@ def epochs(
     The first list holds the epochs before the checkpoint; one more list follows after every epoch, when its files are
     written. The caller may stop between two of them by closing the generator, and resume by a new one.
 
-    The caller has seen that the shards have their sizes: a thousand ranks that look would ask for millions of files.
+    The caller has verified the sizes of the shards: if a thousand ranks did it, they would ask for millions of files.
     After `deadline`, in seconds since 1970 by the clock of rank 0, no epoch but the first of this call is begun. When
     the run is asked to stop, all ranks return after the same step, and rank 0 has written a checkpoint of it.
     `dtype` is what the driver decided for the whole run, by default what the device of this process has. With
@@ -86,7 +86,7 @@ def epochs(
     DataError for samples that cannot be decoded and RunError for a loss or a score that is not finite.
     """
     if not gc.get_freeze_count():
-        gc.freeze()  # what is imported by now stays; looking through it at each collection took a fifth of short runs
+        gc.freeze()  # imported objects stay; scanning them at each collection took a fifth of short runs
     if context.device.type == "cpu":
         malloc.keep()
     train, val = setup.train_split(config, checked=True), read_split(config.shards, "val", config.fold, checked=True)
@@ -126,7 +126,7 @@ class _Fitting:
         stack: ExitStack,
     ) -> None:
         self.config, self.context, self.train, self.val, self.checkpoints = config, context, train, val, checkpoints
-        self.planned = config  # `self.config` has what of it changes after some epochs
+        self.planned = config  # `self.config` includes the changes that apply after some epochs
         prep = setup.preprocessing(config)
         torch.manual_seed(config.seed)
         net, head, self.begins_with = setup.network(config, train, prep)
@@ -153,13 +153,13 @@ class _Fitting:
         self.bad = BadSamples(config, context)
         self.step = 0
         self.done, self.total = 0, 0.0  # steps of the epoch that are done, and the sum of their losses over all ranks
-        self.pending = torch.zeros((), device=context.device)  # the sum of this rank's losses since that was added up
+        self.pending = torch.zeros((), device=context.device)  # this rank's losses that `total` does not contain yet
         self.look_every = 1  # steps between two looks for a request to stop, the same on all ranks
 
     def resume(self, dtype: amp.Dtype) -> list[dict[str, float]]:
         """Load the last checkpoint, if there is one, and return the metrics of its epochs.
 
-        `dtype` is that of a run that begins; one that continues has its own.
+        `dtype` is used by a new run; a resumed run keeps its own.
         """
         last = self.checkpoints.read_last()
         if last is None:
@@ -245,7 +245,7 @@ class _Fitting:
             "decisions": torch.from_numpy(decided.decisions),
         }
         self.checkpoints.write(self._last(), best if better else None, row, evaluated.scores)
-        self.checkpoints.wait()  # an epoch that has been reported is one that a stopped run does not do again
+        self.checkpoints.wait()  # so that a stopped run never repeats an epoch that was reported
         others = list(dict.fromkeys((config.objective, "f1_micro", "f1_macro", "map")))
         values_said = " | ".join(f"{name} {row[f'val/{name}']:.4f}" for name in others)
         mark = {"best": " | best", "lowest-loss": " | lowest", "last": ""}[config.keep_epoch] if better else ""
@@ -270,8 +270,9 @@ class _Fitting:
             self.bad.note("train", batch)
             self.steps.set_lr(self.step, len(batches))
             known = max(1, int((self.train.targets[show.samples[whole_batch]] >= 0).sum()))
-            # The gradients are averaged over ranks, so each rank's sum is divided by the whole batch's count over
-            # the number of ranks: the step is that of the whole batch, however unevenly it was dealt out.
+            # The gradients are averaged over ranks. So each rank's sum is multiplied by the number of ranks and divided
+            # by the whole batch's count. The step is then that of the whole batch, even if the ranks have parts of
+            # different sizes.
             changed = dataclasses.replace(batch, images=show.change(batch.images, mine))
             loss = self.steps.backward(self.step, changed, show.mirror(mine), context.world_size / known)
             self.pending += self.steps.update(self.step, loss, batch)

@@ -14,10 +14,10 @@ NAMES = ("f1_micro", "precision_micro", "recall_micro", "f1_macro", "subset_accu
 
 
 class TrainingCounts:
-    """Counts of an epoch's decisions on training samples, on the device; they wait for nothing until they are read.
+    """Counts of an epoch's decisions on training samples, on the device; nothing waits for them until they are read.
 
-    The samples are seen as augmentation made them and by weights that change from batch to batch, so these metrics are
-    of the training phase, as the loss of the epoch is.
+    The samples are augmented, and the weights change from batch to batch. So these metrics are of the training phase,
+    like the loss of the epoch.
     """
 
     def __init__(self, num_labels: int, device: torch.device) -> None:

@@ -28,8 +28,11 @@ _WARNING = "Warning: "
 
 
 def lost_worker(failed: BaseException) -> bool:
-    """Whether a worker died that nobody has replaced: one alone, or one of a group while that was set up or shut down,
-    where Ray Train does not start it anew."""
+    """Whether a worker died and was not replaced.
+
+    This is a single worker, or a worker of a group that died while the group was set up or shut down. Ray Train does
+    not restart the latter.
+    """
     from ray.exceptions import RayActorError
 
     seen: list[BaseException | None] = [failed, failed.__cause__, getattr(failed, "cause", None)]
@@ -40,9 +43,9 @@ def lost_worker(failed: BaseException) -> bool:
 def alone(config: TrainConfig, where: Mapping[str, Any], share: Share) -> Callable[[], object]:
     """A function that trains in one plain Ray actor; it raises RayActorError if the actor dies.
 
-    Ray Train would add a controller and three more processes, whose main threads wake a hundred times a second each
-    (CoreWorker looks for signals), in between threads of a computation that wait for each other at every layer. On two
-    cores ResNet18 trains a tenth faster without them, and begins seconds earlier.
+    Ray Train would add a controller and three more processes. Their main threads wake a hundred times a second each
+    (CoreWorker looks for signals). This interrupts the threads of a computation, which wait for each other at every
+    layer. On two cores ResNet18 trains a tenth faster without these processes, and begins seconds earlier.
     """
     import ray
 
@@ -135,13 +138,13 @@ def _loop(
 ) -> None:
     """The training loop; our own errors are noted for the driver in the run's folder.
 
-    It keeps its own checkpoints there, too: Ray Train takes note of a reported one only when its controller next looks,
-    and a worker killed before that would resume from an older epoch.
+    It keeps its own checkpoints there, too. Ray Train registers a reported checkpoint only when its controller polls
+    the next time, and a worker killed before that would resume from an older epoch.
     """
     folder = Path(arguments["folder"])
     context = RankContext(rank, world_size, device, folder, Path(arguments["owner"]), arguments["attempt"])
     if _read_failure(folder, context.attempt) is not None:
-        return  # our own error would only come again; leaving quietly spares the restarts meant for lost workers
+        return  # a restart would only repeat our own error; restarts are meant for lost workers
     try:
         config = TrainConfig.model_validate(arguments["config"], context=STORED)
         training_loop.fit(
@@ -184,7 +187,7 @@ def raise_failure(folder: Path, attempt: int, failed: BaseException | None) -> N
     if failed is not None:
         rank, error = min((getattr(failed, "worker_failures", None) or {-1: failed}).items())
         for raised in (error, error.__cause__, getattr(error, "cause", None)):
-            if isinstance(raised, MlicError):  # the note of it is not to be seen yet on a network file system
+            if isinstance(raised, MlicError):  # its file is not visible yet on a network file system
                 raise raised
         where = f" on rank {rank}" if rank >= 0 else ""
         line = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)

@@ -1,7 +1,7 @@
 """Is the winner of a search better? Retrain it, the runner-up and the defaults with new seeds.
 
-The best of many trials looks better than it is, by its luck on the validation split. So the contest is held anew, on
-seeds that the search did not use and, where the shards have one, on a test split that it never saw.
+The best of many trials looks better than it is, because it was lucky on the validation split. So the candidates are
+compared again, with seeds that the search did not use and, if the shards have one, on a test split that it never saw.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def confirm(config: TuneConfig, contest: Sequence[Mapping[str, Value]], run: Run
     for number, candidate in enumerate(settings):
         folder = trials.folder(number)
         if folder.is_dir() and json.loads((folder / "trial.json").read_text(encoding="utf-8")) != candidate:
-            shutil.rmtree(folder)  # of another winner, before there were more trials
+            shutil.rmtree(folder)  # from an earlier winner, before the search had more trials
     trials.recall(epoch_choice.objective(config))
     split = "test" if read_index(config.shards)["splits"].get("test", {}).get("samples") else "val"
     with connect(config.address) as cluster:
@@ -161,10 +161,11 @@ def _value(objective: str, decisions: Array, targets: Array, scores: Array) -> f
 def _lead(one: Sequence[float], two: Sequence[float], drawn: Array, other: Array) -> tuple[float, float, float]:
     """Difference of means and its 95% interval, over seeds and images; `drawn` and `other` are (S, R), a row a seed.
 
-    The interval covers what other seeds and other images would give. Few seeds know little of their own deviation, so
-    theirs counts by Student's t with the pooled variance of both; the images count by the normal distribution, with
-    what resamples of them do to both recipes beyond what they do to each seed by itself, which the deviation over
-    seeds has already (W. G. Cochran, Approximate significance levels of the Behrens-Fisher test, Biometrics 1964).
+    The interval covers what other seeds and other images would give. With few seeds, their deviation is not known well,
+    so the seeds count by Student's t with the pooled variance of both recipes. The images count by the normal
+    distribution. Their variance is the effect of resampled images on both recipes, beyond the effect on each single
+    seed, because the deviation over seeds contains that effect already (W. G. Cochran, Approximate significance levels
+    of the Behrens-Fisher test, Biometrics 1964).
     """
     from scipy.stats import norm, t
 

@@ -1,8 +1,8 @@
 """Which trials continue and how far, decided in the order of their numbers.
 
-Whether a trial continues at an epoch depends on the trials with lower numbers at that epoch and on nothing else, so the
-same trials are stopped whatever finishes first: on one worker or on a hundred, and after any interruption. A trial
-whose predecessors are not there yet is set aside, and others are begun in its place.
+Whether a trial continues at an epoch depends only on the trials with lower numbers at that epoch. So the same trials
+are stopped, whichever finishes first: on one worker or on a hundred, and after any interruption. A trial whose
+predecessors have not reached the epoch yet is paused, and others start in its place.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 
 Kind = Literal["asha", "none"]
 Verdict = Literal["go", "stop", "wait"]
-_WORST = -1e9  # of a value that is not finite; finite itself, so that quantiles are
+_WORST = -1e9  # replaces a value that is not finite; it is finite, so that quantiles are finite
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How trials are stopped early, over `epochs` epochs of which each has `grace` for sure.
+    """How trials are stopped early. A trial has at most `epochs` epochs, and at least `grace` in any case.
 
     asha: at grace, grace * factor, grace * factor^2, ... epochs a trial continues when its value is not below the
     (1 - 1/factor) quantile of its predecessors' (the stopping variant of Li et al., arXiv:1810.05934, as in Ray Tune).
@@ -64,7 +64,8 @@ class _State:
 class Search:
     """Decides the next task from the reported values.
 
-    `ask(busy)` names work for a worker; `tell` takes what came of it. Both orders of telling give the same answers.
+    `ask(busy)` returns the next task for a worker; `tell` takes its result. The order of the calls of `tell` does not
+    change the answers.
     """
 
     def __init__(self, rule: Rule, count: int) -> None:
@@ -73,8 +74,8 @@ class Search:
         self._fresh = 0  # the first trial that nobody has begun
         self._open: list[int] = []  # begun and not ended, by number
         self._rungs: dict[int, _Rung] = {}  # by the epoch
-        self._awaited: dict[int, set[int]] = {}  # by a trial that is at work, those whose verdict depends on it
-        self._waiting: set[int] = set()  # all of those
+        self._awaited: dict[int, set[int]] = {}  # by an awaited trial: the trials whose verdict depends on it
+        self._waiting: set[int] = set()  # all trials that wait
         self.ended: list[int] = []  # the trials that have ended, in the order in which they did
 
     def tell(self, trial: int, values: Sequence[float], ended: str | None = None) -> None:
@@ -122,7 +123,7 @@ class Search:
 
     @property
     def waiting(self) -> frozenset[int]:
-        """The trials that are known to wait for a trial with a lower number, of which nothing new was heard since."""
+        """The trials that wait for a trial with a lower number, if that trial has reported nothing new since."""
         return frozenset(self._waiting)
 
     @property
@@ -182,7 +183,7 @@ class Search:
         return "go" if value >= np.quantile(before, 1 - 1 / self.rule.factor, method="linear") else "stop"
 
     def _fill(self, rung: _Rung, epoch: int, trial: int) -> int | None:
-        """Note at a rung the predecessors of a trial that got there; returns the first of which that is not known."""
+        """Record the predecessors of a trial that reached a rung; returns the first one whose outcome is unknown."""
         while rung.looked_at < trial:
             other = rung.looked_at
             state = self._trials.get(other)
@@ -197,7 +198,7 @@ class Search:
 
 @dataclass
 class _Rung:
-    """The trials that got to an epoch, by number, with their values there; those below `looked_at` are noted."""
+    """The trials that reached an epoch, by number, with their values there; trials below `looked_at` are recorded."""
 
     trials: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)

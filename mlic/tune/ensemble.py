@@ -77,8 +77,9 @@ def verdict(lead: tuple[float, float, float]) -> str:
 def ensemble(config: TuneConfig, trials: Trials, run: Run[Any]) -> Ensemble | None:
     """Write the bundle of the average of the best `config.ensemble` trials that see the same images as the winner.
 
-    Its thresholds, and its calibration, are fitted to the average's own scores, by the policy of the winner. With fewer
-    such trials that have their checkpoints, it is made of them, with a warning; None where there are no two.
+    Its thresholds and calibration are fitted to the average's own scores, by the policy of the winner. If fewer such
+    trials have their checkpoints, the average is made of those, with a warning. Returns None if there are fewer than
+    two.
     """
     plans = {number: config.plan(trials.draw(number) or {}) for number in trials.distinct(trials.ranking())}
     numbers = _chosen(config, trials, plans)
@@ -122,7 +123,7 @@ def ensemble(config: TuneConfig, trials: Trials, run: Run[Any]) -> Ensemble | No
 
 
 def lack(config: TuneConfig, count: int) -> str:
-    """Why an ensemble has fewer trials than it was to have, and what to do."""
+    """Why an ensemble has fewer trials than requested, and what to do."""
     return (
         f"{count} of {config.trials} trials finished with images of the winner's size and colour; "
         "give one --color to all trials, or more --num-samples."
@@ -150,7 +151,7 @@ def fuse(
     for best in bests[1:]:
         scores += best.scores
     together = dataclasses.replace(bests[0], epoch=0, metrics={}, state={}, scores=scores / len(bests))
-    unweighted = [1.0] * len(labels)  # the mean of scores that were trained with different weights has none
+    unweighted = [1.0] * len(labels)  # weights may differ between members, so the mean of their scores has none
     settled, fit = decide(policy, calibration, together, unweighted, seed, objective)
     fit |= {"fitted_on": "val", "split": "val", "data": provenance["shards"], "samples": len(together.targets)}
     measurement = measured(labels, settled, together.targets, seed)

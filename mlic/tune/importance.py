@@ -17,8 +17,8 @@ _TREES, _REPEATS = 300, 10
 class Importance(NamedTuple):
     """How much worse a forest predicts the trials' values when a setting is shuffled, as shares that sum to 1.
 
-    `explained` is the share of the values' variance (R squared) that the forest predicts of trials that each tree has
-    not seen; where it is not above 0, the shares mean nothing.
+    `explained` is the share of the values' variance (R squared) that the forest predicts, for trials that each tree has
+    not seen. If it is not above 0, the shares mean nothing.
     """
 
     shares: dict[str, float]
@@ -30,7 +30,7 @@ def importance(
 ) -> Importance | None:
     """Permutation importance (Breiman, Random Forests, 2001) of each setting; None of fewer than ten trials.
 
-    The value of a trial is its best one, so one that was stopped early counts as bad as it was then.
+    The value of a trial is its best value, so a trial that was stopped early keeps the low value that it had then.
     """
     if len(values) < _FEWEST or len(set(values)) < 2:
         return None
@@ -38,7 +38,7 @@ def importance(
     from sklearn.inspection import permutation_importance
 
     columns = np.array([[code(space[name], drawn.get(name)) for name in space] for drawn in settings])
-    columns[columns < 0] = 0.5  # that one was not drawn is told by the setting that it waits for
+    columns[columns < 0] = 0.5  # whether it was drawn is known from the setting that it depends on
     forest = RandomForestRegressor(_TREES, oob_score=True, min_samples_leaf=2, random_state=seed).fit(columns, values)
     permuted: Any = permutation_importance(forest, columns, values, n_repeats=_REPEATS, random_state=seed)
     losses = permuted.importances_mean.clip(0)

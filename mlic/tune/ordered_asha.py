@@ -1,8 +1,8 @@
 """ASHA for Ray Tune that stops the same trials on any number of workers.
 
 Ray Tune's own ASHA compares a trial with whatever other trials have reported by then, so which trials are stopped
-depends on which of them finish first. Here a trial is compared with the trials that were added before it and with no
-others. One that arrives at a rung before them is paused, and resumed or stopped as soon as they have arrived.
+depends on which of them finish first. Here a trial is compared only with the trials that were added before it. If it
+reaches a rung before they do, it is paused. As soon as they have reached the rung, it is resumed or stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class OrderedASHA(TrialScheduler):  # type: ignore[misc]
     """Asynchronous successive halving (Li et al., arXiv:1810.05934, its stopping variant), decided in trial order.
 
     A trial reports `time_attr` 1, 2, 3, ... with the `metric`; it needs checkpoints, because it may be paused. At
-    `grace_period`, `grace_period * reduction_factor`, ... it goes on if its metric is not below the
+    `grace_period`, `grace_period * reduction_factor`, ... it continues if its metric is not below the
     (1 - 1/reduction_factor) quantile of the earlier trials' metrics there. At `max_t` it ends. A metric that is not a
     number counts as the worst.
 
@@ -129,7 +129,7 @@ class OrderedASHA(TrialScheduler):  # type: ignore[misc]
         return self._numbers[trial.trial_id]
 
     def _is_recovering(self, trial: Trial) -> bool:
-        """Whether a trial that has an error starts again: then Ray Tune has marked it before it says so."""
+        """Whether Ray Tune restarts a trial after an error: then its status is ERROR before Ray Tune reports it."""
         return bool(trial.status == Trial.ERROR)
 
     def _pause(self, tune_controller: Any, trial: Trial) -> str:  # noqa: ARG002

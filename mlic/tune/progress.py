@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 IN_ORDER = ("asha", "none")  # schedulers that decide in the order of trial numbers
 _CLOCK = "search.json"
-_SAME_DEATHS = 3  # first trials, at least, that die of one error before any lives: the others would be no better
+_SAME_DEATHS = 3  # if at least this many first trials fail with one error and none works, the search gives up
 _SHOW_EVERY_S, _CLOCK_EVERY_S = 0.5, 5.0
 _BEST_SHOWN, _SHOWN = 5, 20  # trials in the table on a terminal: of the ended ones, and altogether
 
@@ -50,7 +50,7 @@ class Progress:
         self.known_to_ray = set[int]()  # trials that Ray Tune has: running, paused or ended
         self.running = set[int]()  # trials that have a worker, or wait for one
         self.values = {number: list(search.values(number)) for number in range(trials.count)}
-        # A trial's value is that of its best epoch so far, but for folds and for epochs that are kept by another rule.
+        # A trial's value is that of its best epoch so far, except with folds or if another rule chooses the kept epoch.
         self.by_epoch = config.keep_epoch == "best" and not trials.folds
         known = [trials.value(number) for number in range(trials.count) if self.values[number]]
         self.best = max((value for value in known if value is not None), default=-math.inf)
@@ -58,12 +58,13 @@ class Progress:
         self.deadline = (
             None if config.budget is None or not timed else time.time() + max(0.0, config.budget - self.spent)
         )
-        # By number, and all that begin together: those that die are quick, and a trial that lives may still be running.
+        # The first by number, at least all that begin together: failures are quick, and a working trial may still be
+        # running.
         self.first = min(max(_SAME_DEATHS, at_once), trials.count)
         self.hopeless: str | None = None  # the error of all these
         self.lived = any(self.values.values())
         self.kept: list[int] = []  # ended trials that have their checkpoints, best first
-        self.looked_at = 0  # of the ended ones, for that
+        self.looked_at = 0  # how many ended trials were considered for `kept`
         self._drop_checkpoints()
         self.said = self.shown = self.clocked = time.monotonic()
 
@@ -108,7 +109,7 @@ class Progress:
         return self.config_of(number)
 
     def take(self, number: int, result: dict[str, Any]) -> None:
-        """Store what a worker reports: the values of all epochs of a trial, of which the first ones are known."""
+        """Store the report of a worker: the values of all epochs of a trial. The first of them are known already."""
         if result["together"] is not None:
             self.trials.together[number] = result["together"]
         values = self.values[number]

@@ -1,8 +1,8 @@
 """HyperBand, median stopping and population-based training, by Ray Tune's own schedulers.
 
-What they decide depends on which trials report first, and Ray Tune keeps no state of a scheduler. So two searches need
-not stop the same trials. A search that is started again continues with its open trials: those that ended stay ended,
-and the scheduler begins anew.
+What they decide depends on which trials report first, and Ray Tune keeps no state of a scheduler. So two searches may
+stop different trials. If a search is started again, it continues with its open trials. Trials that ended stay ended,
+and the scheduler starts without any state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlic.config.space import Dimension, Value, rounded
 from mlic.config.tune import TuneConfig
 from mlic.tune.progress import Progress
 
-_MEDIAN_OF = 3  # trials, at least, that a median is taken of
+_MEDIAN_OF = 3  # a median needs at least this many trials
 
 
 def scheduler(config: TuneConfig, metric: str) -> TrialScheduler:
@@ -42,7 +42,7 @@ def scheduler(config: TuneConfig, metric: str) -> TrialScheduler:
 
 
 def _mutation(dimension: Dimension, rng: np.random.Generator) -> list[Value] | Callable[[], Value]:
-    """What Ray Tune draws a setting anew from: its list of values, between which it steps, or a function."""
+    """How Ray Tune draws a new value of a setting: from a list, in which it moves by steps, or by a function."""
     if dimension.listed is not None:
         return list(dimension.listed)
     return lambda: dimension.draw(rng)
@@ -61,7 +61,7 @@ def _within_bounds(config: TuneConfig, settings: dict[str, Value]) -> dict[str, 
 
 
 def parameters(progress: Progress) -> dict[str, Any]:
-    """The parameter space of a search all of whose trials are there from the start: one sample for each open trial."""
+    """The parameter space of a search that knows all its trials from the start: one sample for each open trial."""
     numbers = [number for number in range(progress.trials.count) if not progress.search.status(number)]
     configs = {number: progress.begin(number) for number in numbers}
     names = [name for name in configs[numbers[0]] if name != "number"]

@@ -17,9 +17,9 @@ _SHOWN = 20  # trials in the printed table
 class TuneReport(Model):
     """The report of a search: its trials, best first, and the winner's model and configuration file.
 
-    `rungs` has the number of trials that were trained for so many epochs, `epochs` those of all trials together, of
-    `possible` ones if none had been stopped. `exploits` are those of a population. `no_ensemble` says why there is
-    none where one was asked for.
+    `rungs` has, for some numbers of epochs, how many trials reached them. `epochs` is the sum of the epochs of all
+    trials; `possible` is that sum if no trial had been stopped. `exploits` are those of a population. `no_ensemble`
+    says why a requested ensemble does not exist.
     """
 
     run: Path

@@ -1,8 +1,8 @@
 """Run the trials of a search on Ray Tune, and wait for its end.
 
-Ray Tune gives every trial a worker with its CPUs and GPUs, keeps its process for the next one, and starts a trial again
+Ray Tune gives every trial a worker with its CPUs and GPUs, keeps its process for the next trial, and restarts a trial
 whose worker is lost. Which trial runs, pauses and stops is decided in `scheduler`, in the order of trial numbers. Each
-trial's own folder is the record: a search that continues reads its past from there, and Ray Tune starts anew.
+trial's own folder is the record: a resumed search reads its past from there, and Ray Tune starts without any state.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from mlic.tune.trial_store import Trials
 
 logger = logging.getLogger(__name__)
 
-_SCRATCH = ".ray-tune"  # in the run's folder: what Ray Tune notes of its trials, which is of no use later
+_SCRATCH = ".ray-tune"  # in the run's folder: Ray Tune's own records of its trials, which nobody needs later
 _ALL_AT_ONCE = ("hyperband", "pbt")  # schedulers that have to know all trials from the start
-_COPIES_KEPT = 4  # of a trial, for others to take over: fewer may be gone when another trial asks for one
+_COPIES_KEPT = 4  # copies of a trial that others may take over; with fewer, a copy could be deleted before its use
 
 
 def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path], timed: bool) -> None:
@@ -82,8 +82,8 @@ def _set_environment(pending: int) -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the trials' folders have their own files
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # nobody resumes from what Ray Tune notes of its trials
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # All workers start at once. One after another, which is Ray Tune's way with a searcher, they take as many starts of
-    # a process as there are nodes.
+    # All workers start at once. With a searcher, Ray Tune would start them one after another. That would take the time
+    # of as many starts of a process as there are nodes.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(pending)
 
 
@@ -95,8 +95,8 @@ def _tuner(progress: Progress, arguments: dict[str, Any], share: Share, scratch:
     from mlic.tune.scheduler import SearchScheduler, TrialSearcher
 
     if not logger.isEnabledFor(logging.DEBUG):
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what is lost with a worker is done again, or told
-    # A group of workers takes what it needs by itself, and the function that waits for it next to nothing.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # lost work is repeated or reported
+    # A group of workers reserves its own resources, and the function that waits for the group needs almost none.
     resources = {"memory": 2**20} if share.workers > 1 else {"cpu": share.cpus, "gpu": share.gpus}
     config = progress.config
     in_order = config.scheduler in IN_ORDER

@@ -1,4 +1,4 @@
-"""How Ray Tune asks `mlic tune` which trial runs next, and what becomes of one that has reported."""
+"""How Ray Tune asks `mlic tune` which trial runs next, and what to do with a trial that has reported."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class SearchScheduler(OrderedASHA):
         self._stop_decided(tune_controller)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:  # noqa: ARG002
-        """Note that a trial has lost its worker. Ray Tune adds it once more, since it has no limit of its own."""
+        """Count that a trial has lost its worker. Ray Tune adds the trial again, because it has no limit itself."""
         number = self._number(trial)
         self._losses[number] = self._losses.get(number, 0) + 1
 
@@ -100,9 +100,9 @@ class SearchScheduler(OrderedASHA):
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """The paused trial with the lowest number that may continue, if there is room for one more.
 
-        New trials are left to Ray Tune, which gives them an idle worker or starts one. If this method named a trial
-        that waits for the start of a worker, an idle worker would take it, and that start would be given up: the node
-        that starts a process last would never come to work.
+        New trials are left to Ray Tune, which gives them an idle worker or starts one. Suppose that this method named a
+        trial that waits for a worker to start. An idle worker would take the trial, and the start would be cancelled.
+        Then the node that is the last to start a process would never get work.
         """
         progress = self._progress
         if progress.is_closing:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Curves = Mapping[int, Sequence[float]]
 
-_TOP = 3  # trials that system B laid beside each other to see what they share
+_TOP = 3  # trials that system B compared to find what they have in common
 _NAMED_WIDTH = 14
 _ACROSS = 110  # characters side by side in a drawing
 
@@ -187,7 +187,7 @@ def _trend(scored: Sequence[Trial], space: Mapping[str, Dimension]) -> Markup:
 
 
 def _middle(values: Sequence[Value]) -> str:
-    """What values have in the middle: the median of numbers, else the most frequent one with its share."""
+    """A typical value: the median of numbers, else the most frequent value with its share."""
     if not values:
         return "-"
     numbers = [value for value in values if isinstance(value, float)]
@@ -251,7 +251,7 @@ def _curves(report: TuneReport, curves: Curves, epochs: int) -> bytes:
 
 
 def _rungs(report: TuneReport) -> bytes:
-    """Trials that came to each rung, and the epochs that were trained on the way to it from the one before."""
+    """Trials that reached each rung, and the epochs that were trained between the previous rung and this one."""
     figure, axes = plots.canvas(9, 2.4)
     ends = sorted(report.rungs)
     begins = [0, *ends[:-1]]

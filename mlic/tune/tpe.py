@@ -11,10 +11,10 @@ from mlic.tune.early_stopping import Search
 
 
 class Tpe:
-    """The settings of each trial, from what the trials came to that are `lag` and more before it.
+    """The settings of each trial, from the results of the trials that are at least `lag` before it.
 
-    A trial in between is one that has not come to anything, whether or not it has by then. So the draws do not depend
-    on what finishes first, and a search that continues draws what it would have drawn.
+    The trials in between count as having no result, even if they have one by then. So the draws do not depend on what
+    finishes first, and a resumed search draws the same settings as an uninterrupted one.
     """
 
     def __init__(self, space: Mapping[str, Dimension], seed: int, search: Search, lag: int) -> None:
@@ -33,7 +33,7 @@ class Tpe:
         self._told = 0
 
     def __call__(self, number: int) -> dict[str, Value] | None:
-        """The settings of a trial; None while that waits for others."""
+        """The settings of a trial; None while they depend on trials that have not ended."""
         while len(self._drawn) <= number:
             if not self._tell(len(self._drawn) - self._lag):
                 return None

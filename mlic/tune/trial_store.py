@@ -24,9 +24,9 @@ Draw = Callable[[int], "dict[str, Value] | None"]
 class Trials:
     """The trials of a search: the search itself, the base folder, and the settings of each trial.
 
-    `draw` has the settings of a trial by its number, None while they wait for other trials; `plan` makes a
-    configuration of them. With `folds` a trial is a model for each of them; its metrics by epoch are their means, its
-    value is what all folds come to `together`.
+    `draw` gives the settings of a trial by its number, None while they wait for other trials. `plan` makes a
+    configuration of them. With `folds`, a trial has one model for each fold. Its metrics by epoch are the means over
+    the folds; its value is that of all folds `together`.
     """
 
     search: Search
@@ -85,7 +85,7 @@ class Trials:
         return sorted(scored, key=lambda number: (-scored[number], number))
 
     def distinct(self, numbers: Sequence[int]) -> list[int]:
-        """Those of some trials whose kept epochs are models of their own: members of a population share their past."""
+        """The given trials, without those with the same kept model: members of a population share their past."""
         seen, distinct = set[str](), []
         for number in numbers:
             settings, best = self.draw(number) or {}, self.kept_epoch(number) or 0
@@ -116,7 +116,7 @@ class Trials:
     def drop_checkpoints(self, ended: Sequence[int], keep: int) -> list[int]:
         """Remove the checkpoints of ended trials, except the best epochs of the best trials.
 
-        Returns those that have theirs, best first, so that the next call can be about them and the new ones alone.
+        Returns the trials that keep theirs, best first. The next call then needs only these and the newly ended trials.
         """
         best = [number for number in self.ranking(ended) if self.search.status(number)]
         staying = self._staying(best, keep)
@@ -130,7 +130,7 @@ class Trials:
         return staying
 
     def _staying(self, best: Sequence[int], keep: int) -> list[int]:
-        """The best trials, of each kind of images where they are to be averaged, since only those can be."""
+        """The best trials. For an ensemble, the best of each kind of images: only such trials can be averaged."""
         if not self.config.ensemble:
             return list(best[:keep])
         kinds: dict[object, int] = {}

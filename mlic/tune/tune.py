@@ -1,8 +1,8 @@
 """Search the settings of training, architecture, loss weighting and thresholds for the best model.
 
 Which trials continue is decided in the order of their numbers (see `early_stopping`). So the same settings give the
-same table on any number of workers and after any interruption, and a search with more trials continues as if it had
-had them from the start.
+same table on any number of workers and after any interruption, and a search that gets more trials continues as if it
+had planned them from the start.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from mlic.tune.worker import folder_of, parts
 logger = logging.getLogger(__name__)
 
 _RESAMPLES = 1000
-_LAG = 8  # trials that tpe draws without knowing what came of them: as many as can be at work
+_LAG = 8  # tpe does not use the results of this many trials before a draw; so many can be at work
 
 
 def tune(config: TuneConfig) -> TuneReport:

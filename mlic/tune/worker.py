@@ -28,8 +28,8 @@ from mlic.train.rank import RankContext
 from mlic.train.workers import group, raise_failure
 from mlic.tune import exploit
 
-_REPORT_EVERY_S = 1.0  # for the driver to answer a report takes milliseconds, and short epochs take no more
-TOGETHER = "together.json"  # what all folds of a trial together come to
+_REPORT_EVERY_S = 1.0  # the driver needs milliseconds to answer a report, and short epochs take no longer
+TOGETHER = "together.json"  # the value of a trial over all its folds
 
 
 def folder_of(base: Path, number: int) -> Path:
@@ -66,7 +66,7 @@ def trainable(arguments: dict[str, Any]) -> Any:
             self.training.close()
 
         def save_checkpoint(self, checkpoint_dir: str) -> dict[str, int] | None:
-            """What another trial may take over. Else nothing, since every process resumes from the trial's folder."""
+            """Save a trial of a population for others. Otherwise nothing: a process resumes from the trial's folder."""
             if arguments["population"] is None:
                 return {"trial": self.training.number}
             exploit.leave(self.training.folder, self.training.number, Path(checkpoint_dir))
@@ -83,8 +83,9 @@ def trainable(arguments: dict[str, Any]) -> Any:
 class TrialTraining:
     """A trial in training, from its last checkpoint on, step by step.
 
-    A step ends at a milestone, where the search decides about the trial, where the training ends, and between epochs
-    after a second at most, so that Ray Tune hears of every trial often, and of short epochs not one by one.
+    A step ends at a milestone, where the search decides about the trial, or where the training ends. It also ends
+    between epochs, as soon as it has taken a second. So Ray Tune gets reports of every trial often, but no single
+    report for each short epoch.
     """
 
     def __init__(self, number: int, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
@@ -92,7 +93,7 @@ class TrialTraining:
         self.folder = folder_of(Path(arguments["base"]), number)
         self.folds: int = config["folds"]
         self.milestones = frozenset[int](config["milestones"])
-        # A worker that was lost may have come to a milestone of which the search has not heard.
+        # A lost worker may have reached a milestone that it did not report to the search.
         self.asks_again: bool = config["asks_again"]
         self.history: list[dict[str, float]] | None = None  # metrics of the epochs so far; None before the first step
         self.together: float | None = None
@@ -209,7 +210,7 @@ def _fit(plan: TrainConfig, folder: Path, until: int, arguments: Mapping[str, An
             "dtype": _dtype(plan, arguments),
             "keep_scores": plan.fold is not None,
         }
-        name = f"attempt-{arguments['attempt']}-{uuid.uuid4().hex[:8]}"  # what another start left there is not taken up
+        name = f"attempt-{arguments['attempt']}-{uuid.uuid4().hex[:8]}"  # so that files of another start are not used
         failed = signals.run_beside(group(plan, where, share, arguments["embedded"], name, until, deadline).fit)
         raise_failure(folder, arguments["attempt"], failed)
         return
@@ -234,9 +235,9 @@ def _dtype(plan: TrainConfig, arguments: Mapping[str, Any]) -> Any:
 
 
 def _join_folds(plan: TrainConfig, folder: Path, folds: int) -> float | None:
-    """Write the means over the folds, of the epochs that all of them have, as the trial's history.
+    """Write the means over the folds as the trial's history, for the epochs that all folds have.
 
-    Returns, and writes, what all folds together come to; None where a stop has left one of them without an epoch.
+    Returns, and writes, the value of all folds together; None if a fold has no epoch because the run was stopped.
     """
     histories = [checkpoints.read_history(part) for part in parts(folder, folds)]
     epochs = zip(*histories, strict=False)  # patience may end a fold before the others

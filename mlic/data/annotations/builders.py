@@ -14,7 +14,7 @@ TABLES = (".csv", ".tsv", ".parquet")
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns (or JSON keys) that are no labels: the split and the group of an image."""
+    """Names of the columns (or JSON keys) that are not labels: the split and the group of an image."""
 
     split: str | None = None
     group: str | None = None

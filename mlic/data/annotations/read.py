@@ -71,7 +71,7 @@ def read_annotations(path: Location, format: LabelFormat = "auto", columns: Colu
 
 
 def _read_remote(location: str, format: LabelFormat, columns: Columns) -> Annotations:
-    """Label files of an object store are small beside the images, so they are fetched and read here."""
+    """Label files in an object store are small compared with the images, so they are downloaded and read here."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="mlic-labels-") as folder:

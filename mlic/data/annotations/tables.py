@@ -106,8 +106,11 @@ def _two_columns(file: Path, place: int) -> str:
 
 
 def _delimiter(file: Path, place: int) -> str:
-    """What separates the labels in a column. A space does only where it makes fewer words than there are cells:
-    "hot dog" is one label."""
+    """The separator of the labels in a column.
+
+    A space is a separator only if it gives no more different words than there are different cells: "hot dog" is one
+    label.
+    """
     cells = {cells[place].strip() for _, cells in _table(file)[1] if len(cells) > place} - {""}
     for delimiter in _DELIMITERS[:-1]:
         if any(delimiter in cell for cell in cells):
@@ -117,7 +120,7 @@ def _delimiter(file: Path, place: int) -> str:
 
 
 def _table(file: Path) -> tuple[list[str], Iterator[Row]]:
-    """The header of a table and its rows, read as they are asked for."""
+    """The header of a table and its rows, which are read on demand."""
     rows = _parquet_rows(file) if file.suffix == ".parquet" else _rows(file)
     _, header = next(rows, (0, []))
     return header, rows
