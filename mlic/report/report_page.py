@@ -64,12 +64,12 @@ def _numbers(content: Content, figures: Mapping[str, Markup]) -> Sections:
             _headlines(content.measurement),
         ),
         "Comparison": (
-            "Differences from the first run over the same images, resampled together. Where the interval does not hold "
-            "0, the difference is more than the luck of these images.",
+            "Differences from the first run over the same images, resampled together. If the interval does not contain "
+            "0, the difference is significant for these images.",
             _comparison(content, figures["comparison"]) if content.runs else _NOTHING,
         ),
         "Epochs of the runs": (
-            "What each epoch of each run gave on its validation split.",
+            "Metrics of each epoch of each run on its validation split.",
             figures.get("runs", _NOTHING),
         ),
         "Labels": (
@@ -82,17 +82,17 @@ def _numbers(content: Content, figures: Mapping[str, Markup]) -> Sections:
 
 
 def _how(content: Content, figures: Mapping[str, Markup], cut: str) -> Sections:
-    """How the model came about."""
+    """How the model was trained."""
     of_labels = figures.get("history-labels", _NOTHING)
     differ = " Those marked differ between the runs." if content.runs else ""
     parameters = sum(row.parameters for row in content.layers)
     sections = {
         "Training": (
-            "What each epoch gave on images that it did not learn from, and, dashed, on those that it learned from, as "
-            "augmentation made them. The dotted line is the epoch that was kept." + (cut if of_labels else ""),
+            "Metrics of each epoch on the validation split and, dashed, on the training images after augmentation. The "
+            "dotted line is the epoch that was kept." + (cut if of_labels else ""),
             figures.get("history", _NOTHING) + of_labels,
         ),
-        "Settings": (f"What was asked for.{differ}", _settings(content) if content.settings else _NOTHING),
+        "Settings": (f"The settings of the run.{differ}", _settings(content) if content.settings else _NOTHING),
         "Architecture": (
             f"{content.arch}: {parameters:,} parameters in {len(content.layers):,} layers, in the order in which an "
             "image passes them.",
@@ -108,16 +108,16 @@ def _decisions(content: Content, figures: Mapping[str, Markup], cut: str) -> Sec
     error = 0.0 if content.reliability is None else content.reliability.error
     sections = {
         "Distributions": (
-            "How often labels are given, and how often they should be.",
+            "How often labels are predicted, and how often images have them.",
             figures["distribution"] + figures["cardinality"],
         ),
         "Confusion": (
-            "Each label by itself. The upper row are the images that have it, the lower row those that have not; "
+            "Each label separately. The upper row is the images that have it, the lower row the others; "
             f"shares are of the row.{cut}",
             figures["confusion"],
         ),
         "Thresholds": (
-            f"What a label's precision, recall and F1 would be at every threshold, on these very images.{stored}{cut}",
+            f"A label's precision, recall and F1 at every threshold, on these images.{stored}{cut}",
             figures.get("thresholds", _NOTHING),
         ),
         "Precision and recall": (

@@ -39,7 +39,7 @@ def render(report: TuneReport, config: TuneConfig, curves: Curves) -> tuple[str,
         drawn["importance"] = _importance(weight)
     parts = [
         _head(report),
-        page.section("Winner", "What it was given, beside what mlic train does by itself.", _changes(report)),
+        page.section("Winner", "Its settings beside the defaults of mlic train.", _changes(report)),
         _confirmed(report),
         _averaged(report),
         page.section(
@@ -49,14 +49,14 @@ def render(report: TuneReport, config: TuneConfig, curves: Curves) -> tuple[str,
         ),
         page.section(
             "Epochs",
-            "Each trial by epoch; grey ones were stopped. Below, where the epochs went.",
+            "Each trial by epoch; grey ones were stopped early. Below: how many epochs were trained.",
             page.figure(drawn["curves"], "learning curves of all trials")
-            + page.figure(drawn["rungs"], "trials by the epoch that they came to"),
+            + page.figure(drawn["rungs"], "trials by the epoch that they reached"),
         ),
         _exploits(report),
         page.section(
             "Settings and values",
-            "A line a trial, from its settings to its value; the best tenth in colour.",
+            "One line per trial, from its settings to its value; the best tenth is coloured.",
             page.figure(drawn["coordinates"], "parallel coordinates of settings and values"),
         ),
         page.section(
@@ -66,12 +66,19 @@ def render(report: TuneReport, config: TuneConfig, curves: Curves) -> tuple[str,
         ),
         page.section(
             "The three best",
-            "What they share and the others do not is the trend to follow.",
+            "Settings that they share, and that the others do not have, show a trend.",
             _trend(scored, config.space),
         ),
         page.section("Trials", "", _table(report)),
     ]
-    return page.page(f"{report.run.name}: a search over {len(config.space)} settings", page.join(parts)), drawn
+    return page.page(
+        f"{report.run.name}: a search over {counted(len(config.space), 'setting')}", page.join(parts)
+    ), drawn
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, such as 1 trial and 2 trials."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _head(report: TuneReport) -> Markup:
@@ -109,7 +116,7 @@ def _changes(report: TuneReport) -> Markup:
 def _confirmed(report: TuneReport) -> Markup:
     confirmation = report.confirmation
     if confirmation is None:
-        text = "mlic tune --confirm 3 trains the winner, the runner-up and the default again and says which is better."
+        text = "mlic tune --confirm 3 trains the winner, the runner-up and the defaults again and tests the difference."
         return page.section("Confirmation", text, "")
     rows = []
     for name, values in confirmation.values.items():
@@ -117,7 +124,7 @@ def _confirmed(report: TuneReport) -> Markup:
         shown = "" if lead is None else f"{lead[0]:+.4f} ({lead[1]:+.4f} to {lead[2]:+.4f})"
         rows.append([name, f"{np.mean(values):.4f}", ", ".join(f"{value:.4f}" for value in values), shown])
     text = (
-        f"Trained again from {confirmation.seeds} other seeds, "
+        f"Trained again with {confirmation.seeds} other seeds, "
         f"{confirmation.objective} on the {confirmation.split} split, "
         f"{confirmation.samples:,} samples: "
         + "; ".join(confirmation.verdict(name) for name in confirmation.lead)
@@ -144,7 +151,7 @@ def _averaged(report: TuneReport) -> Markup:
             ensemble.verdict(),
         ]
     ]
-    text = "One model whose scores are the means of theirs, on the same images, beside the winner alone."
+    text = "One model with the mean scores of these trials, on the same images, compared with the winner alone."
     head = ["Average of trials", ensemble.objective, "95% interval", "Lead over the winner", "It is"]
     return page.section("Average", text, page.table(head, rows))
 
@@ -262,7 +269,9 @@ def _rungs(report: TuneReport) -> bytes:
     places = np.arange(len(ends))
     axes.bar(places, spent, color=plots.BAR, width=0.6)
     for position, end, count in zip(places, ends, spent, strict=True):
-        axes.text(position, count, f"{report.rungs[end]} trials", ha="center", va="bottom", fontsize=8, color=plots.INK)
+        axes.text(
+            position, count, counted(report.rungs[end], "trial"), ha="center", va="bottom", fontsize=8, color=plots.INK
+        )
     axes.set_xticks(
         places,
         [
