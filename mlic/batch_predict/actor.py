@@ -22,6 +22,7 @@ import pyarrow as pa
 from mlic.batch_predict.inference import Exported, Network, any_device
 from mlic.cluster import placement
 from mlic.config.predict import PredictConfig
+from mlic.config.remote_path import RemotePath
 from mlic.config.types import Backend, Location
 from mlic.data import storage
 from mlic.data.decoding import ahead, decode_batch
@@ -63,7 +64,7 @@ class Trail:
     """The journal of attempts at a part: "begin", and in a careful attempt "+N" and "-N" around decoding image N."""
 
     def __init__(self, part: Location) -> None:
-        self.path = storage.join(storage.parent(part), storage.name(part).replace(".parquet", ".trail"))
+        self.path = part.parent / part.name.replace(".parquet", ".trail")
 
     @staticmethod
     def attempts(part: Location) -> int:
@@ -95,7 +96,7 @@ class Trail:
 
     def _note(self, word: str) -> None:
         self._words.append(word)
-        if isinstance(self.path, str):  # an object store cannot append, so the whole object is written again
+        if isinstance(self.path, RemotePath):  # an object store cannot append, so the whole object is written again
             storage.put(self.path, "\n".join(self._words).encode("ascii"))
             return
         with self.path.open("a", encoding="ascii") as file:
@@ -183,7 +184,7 @@ def write_part(path: Location, items: Items, scores: Array, errors: Sequence[str
         }
     )
     with disk_errors(path):
-        if isinstance(path, str):
+        if isinstance(path, RemotePath):
             buffer = io.BytesIO()
             pq.write_table(table, buffer)
             storage.put(path, buffer.getvalue())

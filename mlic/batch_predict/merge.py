@@ -18,6 +18,7 @@ import numpy as np
 from mlic.batch_predict import prediction_files
 from mlic.config.base import Model
 from mlic.config.predict import PredictConfig
+from mlic.config.remote_path import RemotePath
 from mlic.config.types import AnyPath, Location, Output
 from mlic.data import storage
 from mlic.data.shards import INDEX
@@ -68,7 +69,7 @@ class PredictReport(Model):
 def check_out(out: Location, fresh: bool) -> None:
     """Raise ConfigError if the output would overwrite something that batch-predict did not write."""
     folder, parts = storage.is_folder(out), parts_of(out)
-    if storage.suffix(out):
+    if out.suffix.lower():
         if folder:
             raise ConfigError(f"the output {out} is a folder.", "name a file.")
     elif folder:
@@ -89,13 +90,13 @@ def parts_of(out: Location) -> Location:
 
 def part_at(parts: Location, number: int) -> Location:
     """The file of a part."""
-    return storage.join(parts, f"part-{number:06d}.parquet")
+    return parts / f"part-{number:06d}.parquet"
 
 
 def missing(parts: Location, count: int) -> list[int]:
     """The numbers of the parts, out of `count`, that are not written yet."""
     there = set(storage.names(parts))
-    return [number for number in range(count) if storage.name(part_at(parts, number)) not in there]
+    return [number for number in range(count) if part_at(parts, number).name not in there]
 
 
 def merge(
@@ -116,7 +117,7 @@ def merge(
             yield part
 
     with disk_errors(out):
-        if storage.suffix(out):
+        if out.suffix.lower():
             predicted = _write(out, model, values, good())
         else:
             predicted = _write_folder(out, model, values, good())
@@ -154,14 +155,14 @@ def merge(
         "bad": len(errors),
         "parts": count,
     }
-    write_json(storage.join(parts, INDEX), index)
+    write_json((parts / INDEX), index)
     return report
 
 
 def sha256(out: Location) -> str:
     """The sha256 of an output file, or of all files of a folder, one after another."""
     digest = hashlib.sha256()
-    files = [out] if storage.suffix(out) else [storage.join(out, name) for name in storage.names(out)]
+    files = [out] if out.suffix.lower() else [(out / name) for name in storage.names(out)]
     for location in files:
         with storage.stream(location) as file:
             while block := file.read(2**20):
@@ -171,23 +172,23 @@ def sha256(out: Location) -> str:
 
 def exists(out: Location) -> bool:
     """Whether there is an output, a file or a folder with files in it."""
-    return storage.size(out) is not None if storage.suffix(out) else bool(storage.names(out))
+    return storage.size(out) is not None if out.suffix.lower() else bool(storage.names(out))
 
 
 def _write(
     out: Location, model: bundle.Bundle, values: prediction_files.Values, parts: Iterable[prediction_files.Predictions]
 ) -> int:
     """Write a file whole or not at all; returns the number of its rows."""
-    if isinstance(out, str):
+    if isinstance(out, RemotePath):
         with tempfile.TemporaryDirectory() as scratch:
             local = Path(scratch) / "out"
-            rows = prediction_files.write(local, storage.suffix(out), model.labels, values, parts)
+            rows = prediction_files.write(local, out.suffix.lower(), model.labels, values, parts)
             storage.upload(local, out)
         return rows
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):  # from a killed process; no other writes this now
         left.unlink()
     with temporary(out) as part:
-        rows = prediction_files.write(part, storage.suffix(out), model.labels, values, parts)
+        rows = prediction_files.write(part, out.suffix.lower(), model.labels, values, parts)
         os.replace(part, out)  # noqa: PTH105 - the counterpart of the write above
     return rows
 
@@ -200,11 +201,11 @@ def _write_folder(
         out.mkdir(parents=True, exist_ok=True)
     rows, written = 0, set()
     for number, part in enumerate(parts):
-        file = storage.join(out, f"part-{number:06d}.parquet")
-        written.add(storage.name(file))
+        file = out / f"part-{number:06d}.parquet"
+        written.add(file.name)
         rows += _write(file, model, values, [part])
     for name in set(storage.names(out)) - written:
-        storage.delete(storage.join(out, name))
+        storage.delete(out / name)
     return rows
 
 
@@ -226,7 +227,7 @@ def _write_errors(out: Location, errors: Sequence[tuple[str, str]]) -> Location 
 
 
 def _beside(out: Location, ending: str) -> Location:
-    return storage.join(storage.parent(out), storage.name(out) + ending)
+    return out.parent / (out.name + ending)
 
 
 def _read_part(

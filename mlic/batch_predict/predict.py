@@ -67,14 +67,14 @@ def predict(config: PredictConfig) -> PredictReport:
 
 
 def _is_one_image(images: Location) -> bool:
-    return image_sources.is_image(storage.name(images)) and not storage.is_folder(images)
+    return image_sources.is_image(images.name) and not storage.is_folder(images)
 
 
 def _predict_to(config: PredictConfig, out: Location, model: bundle.Bundle, items: Items) -> PredictReport:
     """Predict the items into a file or a folder of files, with the folder of parts beside it."""
-    if storage.suffix(out) == ".txt":
+    if out.suffix.lower() == ".txt":
         prediction_files.check_plain(items.files)
-    values = prediction_files.resolve_values(storage.suffix(out), config.values)
+    values = prediction_files.resolve_values(out.suffix.lower(), config.values)
     check_out(out, config.fresh)
     parts = parts_of(out)
     inputs = {
@@ -105,7 +105,7 @@ def list_items(images: Location, name: str | None) -> Items:
 
     Where images would have the same key, such as a.jpg and a.png, their keys contain the extension.
     """
-    if storage.size(storage.join(images, INDEX)) is not None:
+    if storage.size(images / INDEX) is not None:
         split = read_split(images, name)
         if not len(split):
             raise DataError(f"the split {name!r} of {images} is empty.", "name another --split.")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import model_validator
 
@@ -84,7 +83,7 @@ class PredictConfig(Settings):
     def _format_is_known(self) -> Self:
         if self.out is None or self.out == STDOUT:
             return self._batch_is_known()
-        ending = PurePosixPath(urlsplit(self.out).path if isinstance(self.out, str) else self.out).suffix
+        ending = self.out.suffix
         if ending not in {".tsv", ".csv", ".txt", ".jsonl", ".parquet", ""}:
             raise ValueError(
                 f"out should end in .tsv, .csv, .txt, .jsonl or .parquet, or, as a folder, not at all; not in {ending}"

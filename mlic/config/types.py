@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from mlic.config.remote_path import RemotePath
+
 Operation = Literal["rotate", "shift", "flip", "erase", "brightness", "contrast"]
 Distortion = Literal["rotate", "shift", "brightness", "contrast", "saturation", "invert", "erase", "hue"]
 Loss = Literal["bce", "class-balanced", "focal", "asymmetric", "soft-margin", "mse", "l1", "softmax"]
@@ -28,8 +30,10 @@ def _absolute(value: Any) -> Any:
 
 
 def location(value: Any) -> Any:
-    """A URL stays text; everything else is a path on this machine."""
-    return value if isinstance(value, str) and "://" in value else _absolute(value)
+    """A text with `://` is a location in an object store; everything else is a path on this machine."""
+    if isinstance(value, RemotePath):
+        return value
+    return RemotePath(value) if isinstance(value, str) and "://" in value else _absolute(value)
 
 
 def _auto_or_number(value: Any) -> Any:
@@ -87,11 +91,11 @@ def _output(value: Any) -> Any:
     return value if value == STDOUT else location(value)
 
 
-STDOUT = "-"
-Location = Path | str  # a path of this machine, or the URL of an object store
+STDOUT: Literal["-"] = "-"
+Location = Path | RemotePath  # on this machine, or in an object store; both have /, parent, name and suffix
 LocalPath = Annotated[Path, BeforeValidator(_absolute)]
 AnyPath = Annotated[Location, BeforeValidator(location)]
-Output = Annotated[Location, BeforeValidator(_output)]
+Output = Annotated[Location | Literal["-"], BeforeValidator(_output)]
 Paths = Annotated[tuple[LocalPath, ...], BeforeValidator(_several)]
 Weights = Annotated[str, BeforeValidator(_weights)]
 Trained = Annotated[int | Literal["all", "head", "none"], BeforeValidator(_auto_or_number)]

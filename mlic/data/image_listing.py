@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlic.config.remote_path import RemotePath
 from mlic.config.types import Location
 from mlic.data import images, storage
 from mlic.data.images import EXTENSIONS, BadImage
@@ -117,8 +118,8 @@ def sample_keys(paths: pa.Array) -> pa.Array:
 def resolve(root: Location, name: str) -> Location:
     """The location of a path from a list of paths."""
     if "://" in name:
-        return name
-    return Path(name) if name.startswith("/") else storage.join(root, name)
+        return RemotePath(name)
+    return Path(name) if name.startswith("/") else (root / name)
 
 
 def _text(name: bytes) -> str:
@@ -188,7 +189,7 @@ class Reader:
         if number not in self._files:
             self._files[number] = storage.File(archive)
         file = self._files[number]
-        if storage.suffix(archive) == ".zip":
+        if archive.suffix.lower() == ".zip":
             header = file.read_at(offset, _ZIP_HEADER)
             if len(header) < _ZIP_HEADER or header[:4] != b"PK\x03\x04":
                 raise BadImage("the archive has no member there")

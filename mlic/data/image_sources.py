@@ -48,7 +48,7 @@ def list_images(location: Location) -> Listing:
 def _kind(location: Location) -> str:
     if storage.is_folder(location):
         return "folder"
-    extension = storage.suffix(location)
+    extension = location.suffix.lower()
     if storage.size(location) is None:
         what = "exists, and is neither a folder nor a file" if _exists(location) else "does not exist"
         raise DataError(f"the image folder {location} {what}.", "check the path.")
@@ -68,8 +68,8 @@ def _one_image(location: Location) -> Listing:
     """A single image as a listing of its folder."""
     columns = _Columns()
     stamp = location.stat().st_mtime_ns if isinstance(location, Path) else 0
-    columns.add(storage.name(location), storage.size(location) or 0, stamp)
-    return columns.listing(storage.parent(location))
+    columns.add(location.name, storage.size(location) or 0, stamp)
+    return columns.listing(location.parent)
 
 
 def _exists(location: Location) -> bool:
@@ -145,7 +145,7 @@ def _folder(folder: Location) -> Listing:
             if os.path.splitext(name)[1].lower() == ".tar":  # noqa: PTH122
                 archives.append(name)
     if archives and not columns.names and not columns.chunks:
-        return _archives(folder, tuple(storage.join(folder, name) for name in sorted(archives)))
+        return _archives(folder, tuple((folder / name) for name in sorted(archives)))
     return columns.listing(folder)
 
 
@@ -167,7 +167,7 @@ def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
 def _list_of_paths(file: Location) -> Listing:
     """Paths one a line, or in the column `path` of a Parquet table; relative ones start where the list lies."""
     columns = _Columns()
-    root = storage.parent(file)
+    root = file.parent
     for name in _listed(file):
         size, stamp = 0, 0
         location = resolve(root, name)
@@ -182,7 +182,7 @@ def _list_of_paths(file: Location) -> Listing:
 
 
 def _listed(file: Location) -> Iterator[str]:
-    if storage.suffix(file) == ".parquet":
+    if file.suffix.lower() == ".parquet":
         import pyarrow.parquet as pq
 
         with pa.BufferReader(storage.read(file)) as data:
@@ -227,7 +227,7 @@ def members(archive: Location) -> Iterator[tuple[str, int, int, int, int]]:
     """Name, size, offset, stored size and `how` of each file in an archive. Raises DataError for a broken one."""
     try:
         with storage.stream(archive) as stream:
-            if storage.suffix(archive) == ".zip":
+            if archive.suffix.lower() == ".zip":
                 yield from _zip_members(stream)
                 return
             with tarfile.open(fileobj=stream, mode="r:") as tar:

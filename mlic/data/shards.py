@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mlic.config.remote_path import RemotePath
 from mlic.config.types import Location
 from mlic.data import images, storage
 from mlic.errors import DataError
@@ -106,7 +107,7 @@ def natural_order(keys: Sequence[str]) -> Array:
 
 def read_index(folder: Location) -> dict[str, Any]:
     """Read a shard folder's index. Raises DataError when there is none, or one of another kind."""
-    path = storage.join(folder, INDEX)
+    path = folder / INDEX
     try:
         index = json.loads(storage.read(path).decode("utf-8"))
     except FileNotFoundError:
@@ -214,7 +215,7 @@ def read_split(folder: Location, split: str | None, fold: int | None = None, che
     return Split(
         f"{split}-fold{fold}" if by_fold else split or "all",
         labels,
-        tuple(storage.join(folder, names[i]) for i in order),
+        tuple((folder / names[i]) for i in order),
         table.column("key").combine_chunks(),
         table.column("file").combine_chunks(),
         flat.astype(np.int8).reshape(-1, len(labels)),
@@ -229,9 +230,9 @@ def read_table(folder: Location, columns: list[str] | None = None, test: Any = N
     """The table of the samples (pyarrow), or some of its columns and rows. Raises DataError."""
     import pyarrow.parquet as pq
 
-    path = storage.join(folder, TABLE)
+    path = folder / TABLE
     try:
-        source: Any = path if not isinstance(path, str) else pa.BufferReader(storage.read(path))
+        source: Any = path if not isinstance(path, RemotePath) else pa.BufferReader(storage.read(path))
         return pq.read_table(source, columns=columns, filters=test)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"cannot read {path}: {error}.", "run mlic pack again with --fresh.") from None
@@ -260,9 +261,9 @@ def read_sample(shard: storage.File, offset: int, size: int) -> tuple[bytes, dic
 def check_sizes(folder: Location, index: Mapping[str, Any], split: str | None) -> None:
     """Raise DataError when a shard of the split, or any with None, is missing or not of its size."""
     expected = {name: shard["size"] for name, shard in index["shards"].items() if split in (None, shard["split"])}
-    listed = {name: size for name, size, _ in storage.walk(folder)} if isinstance(folder, str) else None
+    listed = {name: size for name, size, _ in storage.walk(folder)} if isinstance(folder, RemotePath) else None
     for name, size in expected.items():
-        path = storage.join(folder, name)
+        path = folder / name
         actual = storage.size(path) if listed is None else listed.get(name)
         hint = "run the same mlic pack command again."
         if actual is None:

@@ -17,10 +17,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from filelock import FileLock
 
+from mlic.config.remote_path import RemotePath
 from mlic.config.types import Location
 
 KEEP_FREE = 2**30  # bytes of a node's disk that are left to others
@@ -30,35 +31,7 @@ _TRIES = 5  # attempts to open a copy that other processes keep removing
 
 def is_remote(location: Location) -> bool:
     """Whether the location is in an object store."""
-    return isinstance(location, str)
-
-
-def join(location: Location, name: str) -> Location:
-    """The location of `name` below another; `name` may hold slashes."""
-    if isinstance(location, Path):
-        return location / name
-    parts = urlsplit(location)
-    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
-
-
-def parent(location: Location) -> Location:
-    """The folder that holds a location."""
-    if isinstance(location, Path):
-        return location.parent
-    parts = urlsplit(location)
-    return urlunsplit(parts._replace(path=parts.path.rstrip("/").rpartition("/")[0]))
-
-
-def name(location: Location) -> str:
-    """The last part of a location."""
-    path = location if isinstance(location, Path) else Path(urlsplit(location).path)
-    return path.name
-
-
-def suffix(location: Location) -> str:
-    """The extension of a location in lower case, with its dot; empty when there is none."""
-    path = location if isinstance(location, Path) else Path(urlsplit(location).path)
-    return path.suffix.lower()
+    return isinstance(location, RemotePath)
 
 
 def read(location: Location) -> bytes:
@@ -179,7 +152,7 @@ def stream(location: Location) -> Any:
     return files.open_input_file(path)
 
 
-def upload(source: Path, target: str) -> None:
+def upload(source: Path, target: RemotePath) -> None:
     """Copy a local file to an object store, where it appears when it is whole. Raises OSError."""
     files, path = _store(target)
     sink = files.open_output_stream(path)
@@ -195,7 +168,7 @@ def upload(source: Path, target: str) -> None:
 
 def copy(source: Path, target: Location) -> None:
     """Copy a local file to another place, where it appears when it is whole. Raises OSError."""
-    if isinstance(target, str):
+    if isinstance(target, RemotePath):
         upload(source, target)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +180,7 @@ def copy(source: Path, target: Location) -> None:
         part.unlink(missing_ok=True)
 
 
-def put(target: str, data: bytes) -> None:
+def put(target: RemotePath, data: bytes) -> None:
     """Write a file to an object store. Raises OSError."""
     files, path = _store(target)
     with files.open_output_stream(path) as sink:
@@ -249,7 +222,7 @@ def names(location: Location) -> list[str]:
     return sorted(info.base_name for info in infos)
 
 
-def walk(location: str) -> Iterator[tuple[str, int, int]]:
+def walk(location: RemotePath) -> Iterator[tuple[str, int, int]]:
     """Every file below a folder of an object store: its relative path, size in bytes and mtime in ns. Raises OSError.
 
     Names that start with a dot, and what is in folders of such names, are left out, as in local folders.
@@ -281,9 +254,9 @@ def delete(location: Location) -> None:
         files.delete_file(path)
 
 
-def _store(location: str) -> tuple[Any, str]:
+def _store(location: RemotePath) -> tuple[Any, str]:
     """The file system of a URL and the path in it."""
-    parts = urlsplit(location)
+    parts = urlsplit(str(location))
     return _file_system(parts.scheme, parts.query), f"{parts.netloc}{parts.path}".rstrip("/")
 
 

@@ -71,7 +71,7 @@ def doctor(config: DoctorConfig) -> DoctorReport:
             stored = _look(config, index, cluster)
         with contextlib.suppress(MlicError):  # a read-only folder keeps no result; the next call checks again
             write_json(
-                storage.join(config.shards, _KEPT),
+                (config.shards / _KEPT),
                 {
                     "format": 1,
                     "kind": "doctor",
@@ -101,7 +101,7 @@ def doctor(config: DoctorConfig) -> DoctorReport:
 
 def _read_kept(shards: Location, known: str) -> list[Check] | None:
     try:
-        document = json.loads(storage.read(storage.join(shards, _KEPT)))
+        document = json.loads(storage.read(shards / _KEPT))
     except (OSError, ValueError):
         return None
     return [Check(**check) for check in document["checks"]] if document.get("fingerprint") == known else None

@@ -104,7 +104,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         raise DataError(f"the predictions {file} do not exist.", "mlic batch-predict writes them; a run works too.")
     if file.is_dir() and not prediction_files.is_folder(file):
         truth = truth or shards_of(file)
-        if storage.size(storage.join(truth, INDEX)) is None:
+        if storage.size(truth / INDEX) is None:
             raise ConfigError(
                 f"{truth} is not a folder of shards.", "predict the images first, then evaluate the file."
             )
@@ -134,7 +134,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         gates=tuple(_check(gate, measurement) for gate in config.gate),
         measurement=measurement,
     )
-    title = f"{file.name} against {storage.name(truth)}"
+    title = f"{file.name} against {truth.name}"
     keys = [predictions.keys[i] for i in rows]
     evidence = of_predictions(title, names, keys, targets, decisions, scores, measurement, truth, config.split)
     _write(out, report, evidence, config.seed)
@@ -261,7 +261,7 @@ def join(
     if len(position) < len(predictions.keys):
         twice = next(key for i, key in enumerate(predictions.keys) if position[key] != i)
         raise DataError(f"the key {twice!r} is predicted twice.", "name each image once.")
-    if storage.size(storage.join(truth, INDEX)) is not None:
+    if storage.size(truth / INDEX) is not None:
         if unlabelled != "auto" or format != "auto":
             raise ConfigError(
                 f"{truth} are shards, which have a label of each sample.", "leave --unlabelled and format out."

@@ -102,7 +102,7 @@ def explore(config: ExploreConfig) -> ExploreReport:
 
 
 def _read(config: ExploreConfig) -> Data:
-    if storage.size(storage.join(config.data, INDEX)) is not None:
+    if storage.size(config.data / INDEX) is not None:
         if config.labels is not None or config.format != "auto":
             raise ConfigError(f"{config.data} are shards, which have their labels.", "leave --labels and --format out.")
         split = shards.read_split(config.data, None)

@@ -136,7 +136,7 @@ def _images(config: ExportConfig, model: bundle.Bundle, source: Path) -> tuple[A
             images, split = shards_of(source.parent), split or "val"
         except DataError as error:
             raise DataError(error.message, "name images or shards to compare on by --images.") from None
-    elif split is None and storage.size(storage.join(images, INDEX)) is not None:
+    elif split is None and storage.size(images / INDEX) is not None:
         split = "val"
     items = list_items(images, split)
     rows = np.unique(np.linspace(0, len(items) - 1, min(config.samples, len(items))).astype(int))

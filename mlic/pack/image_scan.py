@@ -42,7 +42,7 @@ class Scan:
 
 def scan(listing: Listing, out: Location, max_pixels: int, share: Share, known: str) -> Scan:
     """Scan images by Ray tasks. The result is kept in `out` under the fingerprint `known`, to resume a stopped run."""
-    stored = _read_kept(storage.join(out, _KEPT), known)
+    stored = _read_kept((out / _KEPT), known)
     if stored is not None:
         return stored
     starts = range(0, len(listing), _CHUNK)
@@ -61,13 +61,13 @@ def scan(listing: Listing, out: Location, max_pixels: int, share: Share, known: 
             f"stopped after scanning {progress.images:,} of {len(listing):,} images.", "run the same command again."
         ) from None
     bad = dict(sorted(bad.items()))
-    _keep(storage.join(out, _KEPT), known, rows, bad)
+    _keep((out / _KEPT), known, rows, bad)
     return Scan(rows[:, :32], rows[:, 32:], bad)
 
 
 def forget(out: Location) -> None:
     """Remove the kept answer, once everything that needs it is written."""
-    storage.delete(storage.join(out, _KEPT))
+    storage.delete(out / _KEPT)
 
 
 def _taken(numbers: Array, listing: Listing) -> tuple[Array, Listing]:

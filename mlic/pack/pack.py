@@ -79,7 +79,7 @@ def pack(config: PackConfig) -> PackReport:
             return PackReport(**run.report)
         if run.finished and not finished:
             logger.warning("%s has lost shards since it was packed; they are written again", config.out)
-            storage.delete(storage.join(config.out, shards.INDEX))
+            storage.delete(config.out / shards.INDEX)
             run.reopen()
         with connect(config.address) as cluster:
             shared_folders.check_shared(cluster, config.out, config.images)
@@ -279,7 +279,7 @@ def _arrange(config: PackConfig, inputs: Found, share: Share) -> tuple[shard_pla
 
 def _warn_of_named_splits(listing: Listing) -> None:
     """Warn if archives are named after splits: the names alone do not assign the splits."""
-    names = {match[1] for archive in listing.archives if (match := _SPLIT_NAME.match(storage.name(archive)))}
+    names = {match[1] for archive in listing.archives if (match := _SPLIT_NAME.match(archive.name))}
     if len(names) > 1:
         logger.warning(
             "the archives are named after the splits %s, but their images are assigned to splits at random; "

@@ -151,7 +151,7 @@ def _try(rows: list[tuple[int, Listing]], settings: _Settings) -> dict[int, str]
 def _write_shard(job: _Job, settings: _Settings) -> shard_plan.Written | None:
     """A Ray task: write a shard and then its account. Each gets its final name only when it is complete."""
     plan = job.plan
-    path = storage.join(settings.out, plan.name)
+    path = settings.out / plan.name
     with disk_errors(path):
         if isinstance(path, Path):
             with temporary(path) as part:
@@ -174,7 +174,7 @@ def _write_to(part: Path, job: _Job, settings: _Settings) -> tuple[shard_plan.Wr
 
 
 def _account(out: Location, name: str) -> Location:
-    return storage.join(out, f".{name}.parquet")
+    return out / f".{name}.parquet"
 
 
 def _already_written(out: Location, plan: Sequence[shard_plan.ShardPlan]) -> Iterator[shard_plan.Written]:
@@ -189,7 +189,7 @@ def _already_written(out: Location, plan: Sequence[shard_plan.ShardPlan]) -> Ite
         except (ValueError, KeyError, TypeError) as error:
             logger.warning("%s is written again: its summary cannot be read (%s)", shard.name, error)
             continue
-        if storage.size(storage.join(out, shard.name)) == written.size:
+        if storage.size(out / shard.name) == written.size:
             yield written
 
 
@@ -203,7 +203,7 @@ def remove_accounts(out: Location) -> None:
     """Remove the accounts of single shards, once the index and the table contain their content."""
     for name in storage.names(out):
         if name.startswith(".") and name.endswith(".tar.parquet"):
-            storage.delete(storage.join(out, name))
+            storage.delete(out / name)
 
 
 def verify_all(out: Location, index: Mapping[str, Any], max_pixels: int, share: Share) -> None:
@@ -234,4 +234,4 @@ def _verify_shard(job: tuple[str, Mapping[str, Any]], settings: tuple[Location, 
     """A Ray task: what is wrong with a shard, or None."""
     name, expected = job
     out, max_pixels = settings
-    return name, shards.verify(storage.join(out, name), expected, max_pixels)
+    return name, shards.verify((out / name), expected, max_pixels)

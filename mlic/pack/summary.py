@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from mlic.config.base import Model, result_settings
 from mlic.config.data import PackConfig
 from mlic.config.types import AnyPath, Location
-from mlic.data import shards, storage
+from mlic.data import shards
 from mlic.data.image_listing import Listing
 from mlic.pack import shard_plan
 from mlic.pack.splits import leakage
@@ -272,6 +272,6 @@ def write_files(
     out: Location, trouble: Mapping[str, Sequence[tuple[str, str]]], table: bytes, index: Mapping[str, Any]
 ) -> None:
     """Write the table, the list of what was left out and, last, the index."""
-    write_atomic(storage.join(out, LEFT_OUT), left_out(trouble))
-    write_atomic(storage.join(out, shards.TABLE), table)
-    write_json(storage.join(out, shards.INDEX), index)
+    write_atomic((out / LEFT_OUT), left_out(trouble))
+    write_atomic((out / shards.TABLE), table)
+    write_json((out / shards.INDEX), index)

@@ -156,7 +156,7 @@ def of_predictions(
     """
     images = sizes = train = None
     notes: tuple[str, ...] = ("The page of mlic report also has the training, the settings and the layers.",)
-    if storage.size(storage.join(truth, INDEX)) is not None:
+    if storage.size(truth / INDEX) is not None:
         images, sizes = shards.read_split(truth, split), _sizes(truth, split, None)
         keys = images.keys.to_pylist()
         if "train" in shards.read_index(truth)["splits"]:

@@ -155,7 +155,7 @@ def _shards(config: ReproduceConfig, told: Told) -> Path:
 
 def _pack(config: ReproduceConfig, told: Told, recipe_settings: Mapping[str, Any], out: Path) -> None:
     """Pack the shards that a recipe is for, as its team packed them."""
-    settings = {"images": config.images, "labels": config.labels, "out": out, "limit": config.limit}
+    settings: dict[str, Any] = {"images": config.images, "labels": config.labels, "out": out, "limit": config.limit}
     settings |= {"address": config.address, "workers": config.workers, "fresh": config.fresh}
     pack(build(PackConfig, recipe_settings, told.pack_settings, settings))
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlic.config.remote_path import RemotePath
 from mlic.config.types import Location
 from mlic.data import storage
 from mlic.errors import ClusterError, ConfigError, MlicError
@@ -37,7 +38,7 @@ def _as_mlic_error(error: OSError, path: Location) -> MlicError:
 
 def write_atomic(path: Location, data: bytes) -> None:
     """Write a file under a temporary name and rename it, so that readers see the whole file or none."""
-    if isinstance(path, str):
+    if isinstance(path, RemotePath):
         with disk_errors(path):
             storage.put(path, data)
         return

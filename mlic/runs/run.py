@@ -94,8 +94,8 @@ class Run(Generic[Folder]):
                 state = provenance(state, kind, config, inputs)
                 with disk_errors(folder):
                     settings = config.model_dump(mode="json", exclude=set(Settings.model_fields))
-                    write_json(storage.join(folder, "config.json"), settings)
-                    write_json(storage.join(folder, "run.json"), state)
+                    write_json((folder / "config.json"), settings)
+                    write_json((folder / "run.json"), state)
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -125,7 +125,7 @@ class Run(Generic[Folder]):
 
     @property
     def report(self) -> dict[str, Any]:
-        return dict(json.loads(storage.read(storage.join(self.folder, "report.json"))))
+        return dict(json.loads(storage.read(self.folder / "report.json")))
 
     @contextlib.contextmanager
     def stopping_on_request(self) -> Iterator[None]:
@@ -163,17 +163,17 @@ class Run(Generic[Folder]):
         """Write report.json and mark the run as done; remove the temporary files of workers that were killed."""
         if isinstance(self.folder, Path):
             _remove_leftovers(self.folder)
-        write_json(storage.join(self.folder, "report.json"), report.model_dump(mode="json"))
+        write_json((self.folder / "report.json"), report.model_dump(mode="json"))
         self._save(status="finished", ended=now(), error=None)
 
     def _save(self, **values: Any) -> None:
         self._state.update(values)
-        write_json(storage.join(self.folder, "run.json"), self._state)
+        write_json((self.folder / "run.json"), self._state)
 
 
 def read_state(folder: Location) -> dict[str, Any] | None:
     """The content of run.json, or None when there is none. Raises ConfigError when it is not ours."""
-    path = storage.join(folder, "run.json")
+    path = folder / "run.json"
     try:
         state = json.loads(storage.read(path))
     except FileNotFoundError:
@@ -225,7 +225,7 @@ def _made_nothing(folder: Location, state: Mapping[str, Any]) -> bool:
     return (
         state.get("status") == "failed"
         and names <= {"run.json", "config.json", "log.txt", "metrics.jsonl"}
-        and not storage.size(storage.join(folder, "metrics.jsonl"))
+        and not storage.size(folder / "metrics.jsonl")
     )
 
 
@@ -237,10 +237,10 @@ def _clear(folder: Location, kind: str, state: Mapping[str, Any]) -> dict[str, A
     """
     remembered = {"format": 1, "kind": kind, "status": _CLEARED, "attempt": int(state.get("attempt", 0))}
     with disk_errors(folder):
-        write_json(storage.join(folder, "run.json"), remembered)
+        write_json((folder / "run.json"), remembered)
         for name in storage.names(folder):
             if name not in (LOCK, "run.json") and not name.startswith(LEASE):
-                storage.delete(storage.join(folder, name))
+                storage.delete(folder / name)
     return remembered
 
 

@@ -174,7 +174,7 @@ def _of_shards(config: ThresholdConfig, model: bundle.Bundle) -> _Basis:
             "--labels keeps the calibration of the model.",
             "leave --calibration out.",
         )
-    if config.labels is None or storage.size(storage.join(config.labels, INDEX)) is None:
+    if config.labels is None or storage.size(config.labels / INDEX) is None:
         raise ConfigError(f"{config.labels} is not a folder of shards.", "pack the images and their labels first.")
     file = predict_split(config, config.model, config.labels, config.split)
     predictions = prediction_files.read(file)

@@ -182,7 +182,7 @@ class Checkpoints:
         """Copy files to the copy folder. A failure is logged, and the next call copies a newer version."""
         for name in names:
             try:
-                storage.copy(self._context.folder / name, storage.join(copy, name))
+                storage.copy(self._context.folder / name, (copy / name))
             except OSError as error:
                 self._context.say(f"Warning: no copy of {name} in {copy}: {error}")
                 return
@@ -204,15 +204,15 @@ class Checkpoints:
         folder = self._context.folder
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         try:
-            there = [name for name in FILES if storage.size(storage.join(copy, name)) is not None]
+            there = [name for name in FILES if storage.size(copy / name) is not None]
             if _LAST not in there:
                 return ""
             with temporary(folder / _LAST) as part:
-                part.write_bytes(storage.read(storage.join(copy, _LAST)))
+                part.write_bytes(storage.read(copy / _LAST))
                 if torch.load(part, map_location="cpu", weights_only=True).get("known_by") != self._known_by:
                     return f"the checkpoints in {copy} are of a run with other settings or data."
                 for name in there[:-1]:
-                    write_atomic(folder / name, storage.read(storage.join(copy, name)))
+                    write_atomic(folder / name, storage.read(copy / name))
                 part.replace(folder / _LAST)
         except OSError as error:
             return f"the checkpoints in {copy} cannot be read: {error}."
@@ -225,14 +225,14 @@ def forget_copy(copy: Location, folder: Path, owner: Path) -> None:
     where = copy_of(copy, folder, owner)
     try:
         for name in reversed(FILES):
-            storage.delete(storage.join(where, name))
+            storage.delete(where / name)
     except OSError as error:
         raise ConfigError(f"cannot remove the checkpoints in {where}: {error}.", "check checkpoint_copy.") from None
 
 
 def copy_of(copy: Location, folder: Path, owner: Path) -> Location:
     """Where in `copy` the files of a run's folder belong."""
-    return storage.join(copy, str(folder.relative_to(owner.parent)))
+    return copy / str(folder.relative_to(owner.parent))
 
 
 def read_scores(folder: Path, epoch: int) -> np.ndarray[Any, Any]:

@@ -15,7 +15,6 @@ from mlic.cluster.resources import train_share
 from mlic.config.base import Model
 from mlic.config.data import DoctorConfig
 from mlic.config.train import TrainConfig
-from mlic.data import storage
 from mlic.data.shards import check_trainable, read_index, read_split
 from mlic.doctor.doctor import doctor as examine
 from mlic.errors import DataError
@@ -109,7 +108,7 @@ def fit_folds(config: TrainConfig, folder: Path, count: int) -> None:
             logger.info("fold %d of %d", fold + 1, count)
             of_fold = {"runs": folder / _FOLDS, "name": f"fold{fold}", "fold": fold, "doctor": False}
             if config.checkpoint_copy is not None:  # a place of its own, whatever other runs copy there
-                of_fold["checkpoint_copy"] = storage.join(config.checkpoint_copy, f"{folder.name}/{_FOLDS}")
+                of_fold["checkpoint_copy"] = config.checkpoint_copy / f"{folder.name}/{_FOLDS}"
             fit(config.model_copy(update={**of_fold, "cross_validate": False}), keep_scores=True)
     _write_scores(folder / SCORES, config, folder, count)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from mlic.batch_predict.actor import Trail
+from mlic.config.remote_path import RemotePath
 from mlic.config.train import TrainConfig
 from mlic.data import image_sources, storage
 from mlic.data.shards import read_split
@@ -24,8 +26,8 @@ from tests.end_to_end.test_pipeline import FIT, NET
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """The URL of an empty bucket, by a server that is named in the environment as AWS's tools know it."""
+def bucket() -> Iterator[RemotePath]:
+    """An empty bucket, by a server that is named in the environment as AWS's tools know it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -50,7 +52,7 @@ def bucket() -> Iterator[str]:
                 time.sleep(0.1)
         else:
             raise AssertionError("the S3 server does not answer")
-        yield "s3://photos"
+        yield RemotePath("s3://photos")
     finally:
         server.terminate()
         server.wait()
@@ -62,36 +64,50 @@ def bucket() -> Iterator[str]:
 
 
 def test_locations() -> None:
-    assert storage.join("s3://b/x/?scheme=http", "a/b.jpg") == "s3://b/x/a/b.jpg?scheme=http"
-    assert storage.join(Path("/x"), "a/b.jpg") == Path("/x/a/b.jpg")
-    assert storage.parent("s3://b/x/list.txt") == "s3://b/x"
-    assert storage.suffix("s3://b/x/LIST.TXT?scheme=http") == ".txt"
-    assert storage.name("s3://b/x/list.txt?scheme=http") == "list.txt"
+    folder = RemotePath("s3://b/x/?scheme=http")
+    assert folder / "a/b.jpg" == RemotePath("s3://b/x/a/b.jpg?scheme=http")
+    assert str(folder / "a/b.jpg") == "s3://b/x/a/b.jpg?scheme=http"
+    assert RemotePath("s3://b/x/list.txt").parent == RemotePath("s3://b/x")
+    assert RemotePath("s3://b/x/LIST.TXT?scheme=http").suffix == ".TXT"
+    assert RemotePath("s3://b/x/list.txt?scheme=http").name == "list.txt"
+    assert len({folder, RemotePath(str(folder))}) == 1
+    with pytest.raises(ValueError, match="'x/y' is no URL"):
+        RemotePath("x/y")
 
 
-def test_files_in_an_object_store(bucket: str, tmp_path: Path) -> None:
-    folder = storage.join(bucket, "t")
+def test_a_location_in_a_configuration_is_text_in_its_file() -> None:
+    config = TrainConfig(shards="s3://b/shards", runs="runs")
+    assert config.shards == RemotePath("s3://b/shards")
+    assert config.runs == Path("runs").absolute()
+    plain = config.model_dump(mode="json")
+    assert plain["shards"] == "s3://b/shards"
+    assert TrainConfig.model_validate(plain) == config
+    assert pickle.loads(pickle.dumps(config)) == config  # noqa: S301 - as Ray does
+
+
+def test_files_in_an_object_store(bucket: RemotePath, tmp_path: Path) -> None:
+    folder = bucket / "t"
     assert not storage.is_folder(folder)
     assert storage.names(folder) == []
-    storage.put(storage.join(folder, "a.txt"), b"hello")
+    storage.put((folder / "a.txt"), b"hello")
     (tmp_path / "b").write_bytes(b"x" * 10_000_000)
-    storage.upload(tmp_path / "b", str(storage.join(folder, "sub/b.bin")))
-    storage.put(storage.join(folder, ".hidden/c"), b"")
+    storage.upload(tmp_path / "b", folder / "sub/b.bin")
+    storage.put((folder / ".hidden/c"), b"")
     assert storage.is_folder(folder)
-    assert storage.read(storage.join(folder, "a.txt")) == b"hello"
-    assert storage.size(storage.join(folder, "sub/b.bin")) == 10_000_000
-    assert storage.size(storage.join(folder, "sub")) is None
+    assert storage.read(folder / "a.txt") == b"hello"
+    assert storage.size(folder / "sub/b.bin") == 10_000_000
+    assert storage.size(folder / "sub") is None
     assert sorted((name, size) for name, size, _ in storage.walk(folder)) == [("a.txt", 5), ("sub/b.bin", 10_000_000)]
-    with storage.File(storage.join(folder, "a.txt")) as file:
+    with storage.File(folder / "a.txt") as file:
         assert file.read_at(1, 3) == b"ell"
-    storage.delete(storage.join(folder, "a.txt"))
-    storage.delete(storage.join(folder, "nothing"))
+    storage.delete(folder / "a.txt")
+    storage.delete(folder / "nothing")
     assert "a.txt" not in storage.names(folder)
 
 
-def test_copies_on_the_node(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_on_the_node(bucket: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLIC_CACHE_DIR", str(tmp_path / "node"))
-    url = f"{bucket}/copied.bin"
+    url = bucket / "copied.bin"
     storage.put(url, b"one")
     first = storage.here(url, "a")
     assert isinstance(first, Path)
@@ -107,35 +123,35 @@ def test_copies_on_the_node(bucket: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert not first.exists()
     monkeypatch.setattr(storage, "KEEP_FREE", 0)
     with pytest.raises(FileNotFoundError):
-        storage.here(f"{bucket}/nothing", "a")
+        storage.here((bucket / "nothing"), "a")
 
 
-def test_a_store_that_is_not_there(bucket: str) -> None:
+def test_a_store_that_is_not_there(bucket: RemotePath) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        image_sources.list_images(f"{bucket}/nowhere")
+        image_sources.list_images(bucket / "nowhere")
     with pytest.raises(DataError, match="no way to read ftp:// locations"):
-        image_sources.list_images("ftp://host/x")
+        image_sources.list_images(RemotePath("ftp://host/x"))
 
 
 @pytest.mark.ray
 def test_pack_from_and_to_an_object_store(
-    bucket: str, corpus: Path, shards: Path, mlic: Callable[..., subprocess.CompletedProcess[str]]
+    bucket: RemotePath, corpus: Path, shards: Path, mlic: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     """Byte for byte the shards of the same images on a disk; and again, and after a shard was lost."""
     for path in [*(corpus / "images").iterdir(), *(corpus / "annotations").iterdir()]:
-        storage.upload(path, f"{bucket}/corpus/{path.parent.name}/{path.name}")
-    out = f"{bucket}/shards"
-    command = ["pack", f"{bucket}/corpus/images", "--labels", f"{bucket}/corpus/annotations", "--out", out]
+        storage.upload(path, (bucket / f"corpus/{path.parent.name}/{path.name}"))
+    out = bucket / "shards"
+    command = ["pack", (bucket / "corpus/images"), "--labels", (bucket / "corpus/annotations"), "--out", out]
     first = mlic(*command)
     assert first.returncode == 0, first.stderr
     for path in shards.glob("*.tar"):
-        assert storage.read(storage.join(out, path.name)) == path.read_bytes()
+        assert storage.read(out / path.name) == path.read_bytes()
     assert not [name for name in storage.names(out) if name.startswith(".")]
     stamps = {name: stamp for name, _, stamp in storage.walk(out)}
     again = mlic(*command)
     assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
     assert {name: stamp for name, _, stamp in storage.walk(out)} == stamps
-    storage.delete(storage.join(out, "val-000000.tar"))
+    storage.delete(out / "val-000000.tar")
     again = mlic(*command, "--verify")
     assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
     assert mlic(*command, "--seed", "1").returncode == 2
@@ -146,14 +162,14 @@ def test_pack_from_and_to_an_object_store(
     training = ["train", out, "--epochs", "1", "--image-size", "32", "--arch", "a-cnn1", "--workers", "1"]
     trained = mlic(*training, "--set", copies)
     assert trained.returncode == 0, trained.stderr
-    assert storage.names(f"{bucket}/copies/a-cnn1/checkpoints") == ["best.pt", "last.pt"]
+    assert storage.names(bucket / "copies/a-cnn1/checkpoints") == ["best.pt", "last.pt"]
     taken = mlic(*training, "--set", copies, "--runs", "elsewhere")
     assert taken.returncode == 0, taken.stderr
     assert "resumes from the checkpoints" in taken.stderr
     fresh = mlic(*training, "--set", copies, "--runs", "elsewhere", "--fresh")
     assert fresh.returncode == 0, fresh.stderr
     assert "resumes from the checkpoints" not in fresh.stderr
-    assert storage.size(storage.join(out, "doctor.json"))
+    assert storage.size(out / "doctor.json")
     measured = mlic("evaluate", "runs/a-cnn1")
     assert measured.returncode == 0, measured.stderr
     assert f"against {out}" in measured.stdout
@@ -161,43 +177,47 @@ def test_pack_from_and_to_an_object_store(
 
 @pytest.mark.ray
 def test_predictions_in_an_object_store(
-    bucket: str, corpus: Path, shards: Path, tmp_path: Path, mlic: Callable[..., subprocess.CompletedProcess[str]]
+    bucket: RemotePath,
+    corpus: Path,
+    shards: Path,
+    tmp_path: Path,
+    mlic: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     """Images from a store, parts and output in it: the bytes are those of files; what is there is not made again."""
     trained = TrainConfig(shards=shards, runs=tmp_path, workers=1, **(FIT | NET | {"epochs": 1}))
     run = train(trained).run
     images = corpus / "unlabelled"
     for path in images.iterdir():
-        storage.upload(path, f"{bucket}/wild/{path.name}")
-    storage.put(f"{bucket}/wild/broken.jpg", b"no image")
-    command = ["batch-predict", str(run), f"{bucket}/wild", "--set", "chunk=7", "--out"]
-    assert mlic(*command, f"{bucket}/p.csv", "--workers", "2").returncode == 0
+        storage.upload(path, (bucket / f"wild/{path.name}"))
+    storage.put((bucket / "wild/broken.jpg"), b"no image")
+    command = ["batch-predict", str(run), (bucket / "wild"), "--set", "chunk=7", "--out"]
+    assert mlic(*command, (bucket / "p.csv"), "--workers", "2").returncode == 0
     local = mlic("batch-predict", str(run), str(images), "--set", "chunk=7", "--out", str(tmp_path / "p.csv"))
     assert local.returncode == 0
-    rows = storage.read(f"{bucket}/p.csv").decode().splitlines()
+    rows = storage.read(bucket / "p.csv").decode().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == sorted(path.stem for path in images.iterdir())
     found, expected = (
         np.array([[float(x) for x in row.split(",")[2:]] for row in lines[1:]])
         for lines in (rows, (tmp_path / "p.csv").read_text().splitlines())
     )
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert b"broken.jpg\tnot an image" in storage.read(f"{bucket}/p.csv.errors.tsv")
-    parts = f"{bucket}/p.csv.parts"
-    before = storage.read(f"{bucket}/p.csv")
-    storage.delete(f"{parts}/part-000001.parquet")
-    storage.delete(f"{bucket}/p.csv")
-    assert mlic(*command, f"{bucket}/p.csv").returncode == 0
-    assert storage.read(f"{bucket}/p.csv") == before
+    assert b"broken.jpg\tnot an image" in storage.read(bucket / "p.csv.errors.tsv")
+    parts = bucket / "p.csv.parts"
+    before = storage.read(bucket / "p.csv")
+    storage.delete(parts / "part-000001.parquet")
+    storage.delete(bucket / "p.csv")
+    assert mlic(*command, (bucket / "p.csv")).returncode == 0
+    assert storage.read(bucket / "p.csv") == before
     assert not [name for name in storage.names(parts) if name.endswith(".trail")]
-    storage.put(f"{parts}/part-000001.trail", b"begin begin +0 -0 +1")
-    with Trail(f"{parts}/part-000001.parquet") as trail:
+    storage.put((parts / "part-000001.trail"), b"begin begin +0 -0 +1")
+    with Trail(parts / "part-000001.parquet") as trail:
         assert trail.careful
         assert trail.watched(3, lambda: "read") == "read"
-        words = storage.read(f"{parts}/part-000001.trail").split()
+        words = storage.read(parts / "part-000001.trail").split()
         assert words == [b"begin", b"begin", b"+0", b"-0", b"+1", b"begin", b"+3", b"-3"]
-    assert storage.size(f"{parts}/part-000001.trail") is None
-    assert mlic(*command, f"{bucket}/folder").returncode == 0
-    assert len(storage.names(f"{bucket}/folder")) == -(-len(rows) // 7)
+    assert storage.size(parts / "part-000001.trail") is None
+    assert mlic(*command, (bucket / "folder")).returncode == 0
+    assert len(storage.names(bucket / "folder")) == -(-len(rows) // 7)
 
 
 def test_a_copy_that_another_process_removes_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +232,7 @@ def test_a_copy_that_another_process_removes_is_fetched_again(tmp_path: Path, mo
         return tmp_path / "gone" if calls < 3 else source
 
     monkeypatch.setattr(storage, "here", here)
-    with storage.opened_here("s3://bucket/shard.tar", "v") as file:
+    with storage.opened_here(RemotePath("s3://bucket/shard.tar"), "v") as file:
         assert file.read_at(0, 5) == b"whole"
     (tmp_path / "old").touch()
     paths = [tmp_path / "removed-meanwhile", tmp_path / "old", source]

@@ -17,11 +17,11 @@ Tables are CSV, TSV or Parquet, and begin with a line of column names.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from mlic.config.data import LabelFormat
+from mlic.config.remote_path import RemotePath
 from mlic.config.types import Location
 from mlic.data import storage
 from mlic.data.annotations.builders import NO_COLUMNS, TABLES, Columns
@@ -39,7 +39,7 @@ _PLAIN_FORMATS = ("lists", "coco", "voc", "folders", "webdataset")
 
 def read_annotations(path: Location, format: LabelFormat = "auto", columns: Columns = NO_COLUMNS) -> Annotations:
     """Read label files. Raises DataError for a missing, empty or malformed one, with file and line."""
-    if isinstance(path, str):
+    if isinstance(path, RemotePath):
         return _read_remote(path, format, columns)
     if not path.exists():
         raise DataError(f"the labels {path} do not exist.", "check the path given to --labels.")
@@ -70,25 +70,25 @@ def read_annotations(path: Location, format: LabelFormat = "auto", columns: Colu
     return read_table(path, None if kind == "table" else kind, columns)
 
 
-def _read_remote(location: str, format: LabelFormat, columns: Columns) -> Annotations:
+def _read_remote(location: RemotePath, format: LabelFormat, columns: Columns) -> Annotations:
     """Label files in an object store are small compared with the images, so they are downloaded and read here."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="mlic-labels-") as folder:
-        into = Path(folder) / (os.path.basename(location.partition("?")[0].rstrip("/")) or "labels")  # noqa: PTH119
+        into = Path(folder) / (location.name or "labels")
         try:
             if storage.is_folder(location):
                 for name, _, _ in storage.walk(location):
                     if name.endswith((".txt", ".xml", ".json", ".jsonl", ".tar", *TABLES)):
                         (into / name).parent.mkdir(parents=True, exist_ok=True)
-                        (into / name).write_bytes(storage.read(storage.join(location, name)))
+                        (into / name).write_bytes(storage.read(location / name))
             elif storage.size(location) is not None:
                 into.write_bytes(storage.read(location))
         except OSError as error:
             raise DataError(f"cannot read the labels {location}: {error}.", "check the URL.") from None
         if not into.exists():
             raise DataError(f"the labels {location} do not exist.", "check the path given to --labels.")
-        return read_annotations(into, format, columns).renamed(str(into), location)
+        return read_annotations(into, format, columns).renamed(str(into), str(location))
 
 
 def _recognise(path: Path) -> str | None:
