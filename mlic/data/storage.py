@@ -1,4 +1,4 @@
-"""Files on disk and in object stores. A location is a Path, or the text of an s3:// URL.
+"""Files on disk and in object stores. A location is a Path, or a RemotePath such as s3://bucket/folder.
 
 An object store has no rename and no lock. But a file appears there complete or not at all, and mlic needs no more.
 `s3://bucket/folder` takes its credentials from where AWS's own tools do; another server is named by AWS_ENDPOINT_URL or
