@@ -28,7 +28,7 @@ from mlic.tune.trial_store import Trials
 
 logger = logging.getLogger(__name__)
 
-_SCRATCH = ".ray-tune"  # in the run's folder: Ray Tune's own records of its trials, which nobody needs later
+_SCRATCH = ".ray"  # in the run's folder: Ray Tune's own records of its trials, which nobody needs later
 _ALL_AT_ONCE = ("hyperband", "pbt")  # schedulers that have to know all trials from the start
 _COPIES_KEPT = 4  # copies of a trial that others may take over; with fewer, a copy could be deleted before its use
 

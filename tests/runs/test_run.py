@@ -24,6 +24,7 @@ from mlic.runs import run as runs
 from mlic.runs.run import Run
 from mlic.threshold.threshold import threshold
 from mlic.train.launch import TrainReport
+from mlic.tune import run_trials
 
 OLD = Path(__file__).parents[1] / "fixtures" / "old-run"
 CONFIG = TrainConfig(shards=Path("s"), epochs=3)
@@ -209,7 +210,10 @@ def test_a_run_of_an_earlier_version_is_still_one(tmp_path: Path, corpus: Path) 
     assert threshold(ThresholdConfig(model=tmp_path / "old", policy="global")).policy == "global"
 
 
-@pytest.mark.parametrize("extra", ["population.json", "ensemble", "export-onnx", "export-openvino-int8", "search.json"])
+@pytest.mark.parametrize(
+    "extra",
+    ["population.json", "ensemble", "export-onnx", "export-openvino-int8", "search.json", run_trials._SCRATCH],
+)
 def test_fresh_knows_what_mlic_itself_wrote(tmp_path: Path, extra: str) -> None:
     opened(tmp_path).__exit__(None, None, None)
     (tmp_path / extra).mkdir() if "." not in extra else (tmp_path / extra).touch()
