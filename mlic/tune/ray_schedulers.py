@@ -100,12 +100,12 @@ class Recorder(Callback):  # type: ignore[misc]
         """Store how a trial ended: by itself, or stopped by the scheduler."""
         number, progress, result = int(str(trial)), self._progress, trial.last_result
         if not progress.search.status(number):
-            if not result["ended"]:
+            if not result.get("ended"):  # a trial that is stopped before its first report has no result
                 progress.trials.note_pruned(number)
                 progress.search.stop(number)
             elif not progress.is_over:
                 progress.search.tell(number, result["values"], "finished")
-        progress.end(number, result["failed"])
+        progress.end(number, result.get("failed"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:  # noqa: ARG002
         """Store that a trial has lost too many workers."""
