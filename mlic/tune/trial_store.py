@@ -56,22 +56,27 @@ class Trials:
 
     def kept_epoch(self, number: int) -> int | None:
         """The epoch of a trial that is kept, from 1 on; None before its first."""
-        values = self.search.values(number)
-        if not values:
-            return None
-        if self.config.keep_epoch == "best" or self.folds:
-            return values.index(max(values)) + 1
-        return epoch_choice.kept_epoch(self.config, checkpoints.read_history(self.folder(number))) + 1
+        return self._kept_epoch(number, self.search.values(number))
 
     def value(self, number: int) -> float | None:
         """The value that ranks a trial and is reported: the objective of the model that it would deliver."""
-        values, epoch = self.search.values(number), self.kept_epoch(number)
+        values = self.search.values(number)  # once: another thread may replace it
+        epoch = self._kept_epoch(number, values)
         if epoch is None:
             return None
         if self.folds:
             known = self.together.get(number, _read_together(self.folder(number) / TOGETHER))
             return values[epoch - 1] if known is None else known
         return values[epoch - 1]
+
+    def _kept_epoch(self, number: int, values: Sequence[float]) -> int | None:
+        """The kept one among the epochs that are reported; the trial's folder may have more of them already."""
+        if not values:
+            return None
+        if self.config.keep_epoch == "best" or self.folds:
+            return values.index(max(values)) + 1
+        history = checkpoints.read_history(self.folder(number))[: len(values)]
+        return epoch_choice.kept_epoch(self.config, history) + 1
 
     def ranking(self, among: Sequence[int] | None = None) -> list[int]:
         """The trials, all or some, that have a value and did not fail, best first; equal ones by number."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,3 +184,22 @@ def test_open_trials_of_an_earlier_attempt_come_first(progress: Progress) -> Non
     assert progress.search.status(0) == "finished"
     assert controller.fill() == [3]
     assert progress.search.status(2) == "pruned"
+
+
+@pytest.mark.parametrize(("keep_epoch", "value"), [("best", 0.5), ("last", 0.4), ("lowest-loss", 0.4)])
+def test_a_value_is_that_of_reported_epochs_while_the_worker_has_written_more(
+    progress: Progress, keep_epoch: str, value: float
+) -> None:
+    """A worker writes an epoch before it reports it, and the terminal's table is drawn in between."""
+    progress.config = progress.config.model_copy(update={"keep_epoch": keep_epoch})
+    progress.trials = trials = dataclasses.replace(progress.trials, config=progress.config)
+    progress.by_epoch = keep_epoch == "best"
+    Controller(progress).fill()
+    assert (trials.kept_epoch(0), trials.value(0)) == (None, None)
+    rows = [{"val/f1_micro": value, "val/loss": -epoch} for epoch, value in enumerate((0.5, 0.4, 0.7))]
+    (trials.folder(0) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    progress.take(0, {"values": [0.5, 0.4], "together": None})
+    progress.search.tell(0, [0.5, 0.4])
+    assert trials.value(0) == value
+    progress.shown = -math.inf
+    progress.look()
