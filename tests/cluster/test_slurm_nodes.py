@@ -245,19 +245,38 @@ def test_a_failing_command_is_a_failed_job_with_its_code(slurm: Slurm) -> None:
     assert "nowhere does not exist" in slurm.log(job)
 
 
-@pytest.mark.timeout(2000)  # enough epochs to be still at it when the warning comes, twice: minutes on a slow machine
-def test_too_little_time(slurm: Slurm, packed: Path) -> None:
-    """SLURM's own warning, which comes up to half a minute early: a checkpoint, the queue again, and the rest."""
-    command = (packed, *TRAINING, "--epochs", "270", "--workers", "2", "--runs", slurm.folder / "runs", "--name")
-    slurm.call("mlic", "train", *command, "long", timeout=900)
-    run = slurm.folder / "runs" / "short"
-    job = slurm.submit(*TWO_NODES, "--time=2", "--signal=B:USR1@60", sbatch("train"), *command, run.name)
+_SLOW_DISK = """
+import pathlib, time
+plain = pathlib.Path.replace
+def replace(self, target):
+    if pathlib.Path(target).name == "last.pt" and pathlib.Path({marker!r}).exists():
+        time.sleep(2)
+    return plain(self, target)
+pathlib.Path.replace = replace
+"""
+
+
+def test_too_little_time(slurm: Slurm, straight: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM's own warning, which comes up to half a minute early: a checkpoint, the queue again, and the rest.
+
+    Until then the disk is slow, so that epochs are left.
+    """
+    run, hook = slurm.folder / "runs" / "short", slurm.folder / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(_SLOW_DISK.format(marker=str(hook / "slow")))
+    (hook / "slow").touch()
+    monkeypatch.setenv("PYTHONPATH", str(hook))
+    job = slurm.submit(
+        *TWO_NODES, "--time=2", "--signal=B:USR1@60", sbatch("train"), *straight.command, "--name", run.name
+    )
     slurm.wait_until(job, lambda: slurm.show(job).restarts == 1)
+    assert epochs(run) < straight.epochs
+    (hook / "slow").unlink()
     slurm.call("scontrol", "update", f"jobid={job}", "timelimit=60")  # on a slow machine it would take many starts
-    assert slurm.end(job, seconds=900) == Job("COMPLETED", 0, 1), slurm.log(job)
+    assert slurm.end(job) == Job("COMPLETED", 0, 1), slurm.log(job)
     assert json.loads((run / "run.json").read_text())["attempt"] == 2
     assert slurm.log(job).count("stops on request after epoch") == 1
-    assert_same(slurm.folder / "runs" / "long", run)
+    assert_same(straight.run, run)
 
 
 def test_a_warning_while_it_trains(slurm: Slurm, straight: Training) -> None:
