@@ -117,10 +117,7 @@ def list_items(images: Location, name: str | None) -> Items:
     listing = image_sources.list_images(images)
     if listing.others:
         logger.info("skipped %d files in %s without an image extension", listing.others, images)
-    _, doubled, first_rows = listing.unique()
-    full = np.zeros(len(listing), dtype=bool)
-    full[doubled], full[first_rows] = True, True
-    keys = pc.if_else(pa.array(full), listing.paths, listing.keys) if full.any() else listing.keys
+    keys = listing.with_distinct_keys().keys
     return Items(listing, np.arange(len(listing)), keys, listing.paths)
 
 

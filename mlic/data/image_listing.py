@@ -38,9 +38,10 @@ class Listing:
     """N images in the order of their keys.
 
     `paths` is a binary column (N,): the name of each image within `root`. `sizes` (bytes) and `stamps` (time of the
-    last change, ns; 0 in archives) are int64 (N,). `members` is the position of the bytes of images in `archives`; it
-    is None for loose files. `others` counts the files whose names are not image names. `by_archive` says that paths
-    begin with their archive's name, because their names alone are not unique.
+    last change, ns; 0 in archives) are int64 (N,). `members` is the position of the bytes of images in `archives`;
+    it is None for loose files. `others` counts the files that are no images by their names and contents.
+    `by_archive` says that paths begin with their archive's name, because their names alone are not unique.
+    `by_path` bool (N,) marks images whose key is their whole path, because several have the same stem.
     """
 
     root: Location
@@ -51,6 +52,7 @@ class Listing:
     members: Array | None = None
     others: int = 0
     by_archive: bool = False
+    by_path: Array | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -59,12 +61,13 @@ class Listing:
         return _text(self.paths[i].as_py())
 
     def key(self, i: int) -> str:
-        return _text(sample_keys(self.paths[i : i + 1])[0].as_py())
+        return _text(self.take(np.array([i])).keys[0].as_py())
 
     @property
     def keys(self) -> pa.Array:
         """The samples' ids (N,), made anew at each call: the paths without their extensions, as bytes."""
-        return sample_keys(self.paths)
+        keys = sample_keys(self.paths)
+        return keys if self.by_path is None else pc.if_else(pa.array(self.by_path), without_lead(self.paths), keys)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Callable[[int], bytes]]:
@@ -81,6 +84,7 @@ class Listing:
             sizes=self.sizes[rows],
             stamps=self.stamps[rows],
             members=None if self.members is None else self.members[rows],
+            by_path=None if self.by_path is None else self.by_path[rows],
         )
 
     def fingerprint(self) -> str:
@@ -92,27 +96,42 @@ class Listing:
             digest.update(b"" if column is None else np.ascontiguousarray(column).data)
         return digest.hexdigest()[:32]
 
-    def unique(self) -> tuple[Listing, Array, Array]:
-        """Keep only the first image, by path, of each key.
+    def with_distinct_keys(self) -> Listing:
+        """The same images, whose keys contain the extension where several have the same stem."""
+        same = _same_as_before(self.keys) if len(self) > 1 else np.zeros(len(self), bool)
+        return replace(self, by_path=same | np.append(same[1:], False)) if same.any() else self
 
-        Returns that listing, the numbers of the other images, and for each of them the number of the kept image with
-        the same key.
+    def unique(self) -> tuple[Listing, Array, Array]:
+        """Give images of one stem, such as a.jpg and a.png, keys with the extension, and keep the first of each key.
+
+        Returns that listing, the numbers of the images that have the key of another one all the same, and for each of
+        them the number of the kept image with that key.
         """
-        if len(self) < 2:
+        listing = self.with_distinct_keys()
+        if listing.by_path is None:
             return self, np.zeros(0, np.int64), np.zeros(0, np.int64)
-        keys = self.keys
-        same = np.concatenate([[False], pc.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)])
+        same = _same_as_before(listing.keys)
         first = np.flatnonzero(~same)[np.cumsum(~same) - 1]
         others = np.flatnonzero(same)
-        return (self.take(np.flatnonzero(~same)) if len(others) else self), others, first[others]
+        return (listing.take(np.flatnonzero(~same)) if len(others) else listing), others, first[others]
 
 
 def sample_keys(paths: pa.Array) -> pa.Array:
     """Paths without their extensions, and without a scheme, `/` or `../` at their start."""
-    keys = pc.replace_substring_regex(paths, _EXTENSION, "")
+    return without_lead(pc.replace_substring_regex(paths, _EXTENSION, ""))
+
+
+def without_lead(paths: pa.Array) -> pa.Array:
+    """Paths without a scheme, `/` or `../` at their start."""
     if pc.any(pc.match_substring_regex(paths, _LEAD)).as_py():
-        keys = pc.replace_substring_regex(keys, _LEAD, "")
-    return keys
+        return pc.replace_substring_regex(paths, _LEAD, "")
+    return paths
+
+
+def _same_as_before(keys: pa.Array) -> Array:
+    """Whether each key (N,) of a sorted column is that of the row before."""
+    same: Array = np.concatenate([[False], pc.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)])
+    return same
 
 
 def resolve(root: Location, name: str) -> Location:

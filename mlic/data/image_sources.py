@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tarfile
 import zipfile
@@ -15,21 +16,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlic.config.types import Location
-from mlic.data import storage
+from mlic.data import images, storage
 from mlic.data.image_listing import DEFLATED, MEMBER, PLAIN, REFUSED, Array, Listing, resolve, sample_keys
 from mlic.data.images import EXTENSIONS
 from mlic.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 ARCHIVES = frozenset({".tar", ".zip"})
 LISTS = frozenset({".txt", ".parquet"})
 _CHUNK = 100_000
-_RECORDS = (".json", ".cls", ".txt")  # what WebDataset shards have beside their images
+_SKIPPED = frozenset({"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "Thumbs.db", "System Volume Information"})
+_OTHER_ENDINGS = frozenset({".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".parquet", ".manifest", ".geojson"})
+_LONGEST_ENDING = 5  # `.webp`; what is longer, as in `photo.of_a_cat`, is no ending
+_RECORDS = (".json", ".cls", ".txt", ".npy")  # what WebDataset shards have beside their images
 
 
 def list_images(location: Location) -> Listing:
     """List the images of a folder, an archive, a folder of archives, or a file that lists paths; or a single one.
 
-    Links to files are followed, links to folders are not. A dangling link and a listed path that does not exist have
+    Links are followed, and a folder that several lead to is listed once. A file whose ending says nothing is an image
+    by its first bytes. A dangling link and a listed path that does not exist have
     size 0, so that they are accounted for like any other unreadable file. Raises DataError when there is no image, or
     no such place.
     """
@@ -136,9 +143,9 @@ def is_image(name: str) -> bool:
 def _folder(folder: Location) -> Listing:
     columns = _Columns()
     archives: list[str] = []
-    files = _walk(str(folder), "") if isinstance(folder, Path) else storage.walk(folder)
+    files = _walk(str(folder)) if isinstance(folder, Path) else storage.walk(folder)
     for name, size, stamp in files:
-        if is_image(name):
+        if is_image(name) or (isinstance(folder, Path) and _holds_image(folder / name)):
             columns.add(name, size, stamp)
         else:
             columns.others += 1
@@ -149,14 +156,52 @@ def _folder(folder: Location) -> Listing:
     return columns.listing(folder)
 
 
-def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
+def _holds_image(file: Path) -> bool:
+    """Whether a file without a known ending is an image by its first bytes."""
+    ending = file.suffix.lower()
+    if ending in _OTHER_ENDINGS or (ending and not ending[1:].isdigit() and len(ending) <= _LONGEST_ENDING):
+        return False
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would wait for ever
+        try:
+            return images.looks_like_image(os.read(descriptor, 32))
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return False
+
+
+def _walk(folder: str) -> Iterator[tuple[str, int, int]]:
+    """The files below a folder, with links to folders followed: each folder once, under its own name if it has one."""
+    seen = set[tuple[int, int]]()
+    open_ = [("", folder)]
+    while open_:
+        links = list[tuple[str, str]]()
+        for prefix, path in sorted(open_):
+            if _identity(path) not in seen:
+                yield from _walk_tree(path, prefix, seen, links)
+        open_ = links
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    stat = Path(folder).stat()
+    return stat.st_dev, stat.st_ino
+
+
+def _walk_tree(
+    folder: str, prefix: str, seen: set[tuple[int, int]], links: list[tuple[str, str]]
+) -> Iterator[tuple[str, int, int]]:
+    """The files below a folder without following links, which are added to `links`; `seen` are all folders so far."""
+    seen.add(_identity(folder))
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name in _SKIPPED:
                 continue
             if entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path, f"{prefix}{entry.name}/")
-            elif not entry.is_dir():
+                yield from _walk_tree(entry.path, f"{prefix}{entry.name}/", seen, links)
+            elif entry.is_dir():
+                links.append((f"{prefix}{entry.name}/", entry.path))
+            else:
                 try:
                     stat = entry.stat()
                     yield prefix + entry.name, stat.st_size, stat.st_mtime_ns
@@ -190,6 +235,13 @@ def _listed(file: Location) -> Iterator[str]:
             column = next((name for name in ("path", "file", "image") if name in table.schema_arrow.names), None)
             if column is None:
                 raise DataError(f"{file} has no column path.", "name the column with the images' paths `path`.")
+            if not (
+                pa.types.is_string(kind := table.schema_arrow.field(column).type) or pa.types.is_large_string(kind)
+            ):
+                raise DataError(
+                    f"the column {column!r} of {file} holds {kind}, not paths.",
+                    "write the images to files or a tar, and give the table by --labels alone.",
+                )
             for batch in table.iter_batches(_CHUNK, columns=[column]):
                 yield from (name for name in batch.column(0).to_pylist() if name)
         return
@@ -204,7 +256,7 @@ def _archives(root: Location, archives: Sequence[Location]) -> Listing:
         for name, size, *member in members(archive):
             if is_image(name):
                 columns.add(name, size, 0, number, *member)
-            elif not name.endswith(_RECORDS):
+            elif not name.lower().endswith(_RECORDS):
                 columns.others += 1
     listing = columns.listing(root, archives)
     if len(archives) > 1 and len(listing.unique()[1]):
@@ -231,7 +283,7 @@ def members(archive: Location) -> Iterator[tuple[str, int, int, int, int]]:
                 yield from _zip_members(stream)
                 return
             with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for info in tar:
+                for info in _until_cut(archive, tar):
                     how = PLAIN if info.isreg() and not info.sparse and _stays_inside(info.name) else REFUSED
                     if not info.isdir() and not _is_hidden(info.name):
                         yield info.name.removeprefix("./"), info.size, info.offset_data, info.size, how
@@ -239,15 +291,40 @@ def members(archive: Location) -> Iterator[tuple[str, int, int, int, int]]:
         raise DataError(f"{archive} does not read as an archive: {error}.", "write it again.") from None
 
 
+def _until_cut(archive: Location, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar; of one that is cut off, those before the cut, with a warning."""
+    count = 0
+    try:
+        for info in tar:
+            count += 1
+            yield info
+    except tarfile.ReadError as error:
+        if not count:
+            raise
+        logger.warning("%s is cut off after %d members (%s); the rest is lost", archive, count, error)
+
+
 def _zip_members(stream: Any) -> Iterator[tuple[str, int, int, int, int]]:
     with zipfile.ZipFile(stream) as archive:
         for info in archive.infolist():
             known = {zipfile.ZIP_STORED: PLAIN, zipfile.ZIP_DEFLATED: DEFLATED}
-            how = known.get(info.compress_type, REFUSED) if _stays_inside(info.filename) else REFUSED
+            how = known.get(info.compress_type, REFUSED) if _stays_inside(_zip_name(info)) else REFUSED
             if info.flag_bits & 1:
                 how = REFUSED
-            if not info.is_dir() and not _is_hidden(info.filename):
-                yield info.filename, info.file_size, info.header_offset, info.compress_size, how
+            name = _zip_name(info)
+            if not info.is_dir() and not _is_hidden(name):
+                yield name, info.file_size, info.header_offset, info.compress_size, how
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """A member's name: UTF-8 where it decodes, though not marked as such (macOS), and `/` for Windows's backslash."""
+    name = info.filename
+    if not info.flag_bits & 0x800:
+        try:
+            name = name.encode("cp437").decode("utf-8")
+        except UnicodeError:
+            name = info.filename
+    return name.replace("\\", "/")
 
 
 def _is_hidden(name: str) -> bool:

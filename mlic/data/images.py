@@ -16,7 +16,10 @@ from mlic.config.fit import Color
 
 Array = np.ndarray[Any, Any]
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".j2k"}
+    | {".heic", ".heif"}  # read where pillow-heif is installed
+)
 
 _EXIF_ORIENTATION = 274
 # Orientation tag -> (turns by 90 degrees counter-clockwise, mirror left-right afterwards). TIFF 6.0, tag 274.
@@ -38,6 +41,15 @@ MAX_PIXELS = 100_000_000  # of the largest image that is decoded, unless a setti
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit would refuse what `max_pixels` allows, with another reason
 
 
+try:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    _HAS_HEIF = True
+except ImportError:
+    _HAS_HEIF = False
+
+
 class BadImage(Exception):
     """An image that cannot be used; the message is the reason, worded to follow the file's name."""
 
@@ -49,6 +61,16 @@ class ImageInfo:
     format: str
     width: int
     height: int
+
+
+def looks_like_image(head: bytes) -> bool:
+    """Whether the first 32 bytes of a file are those of an image format that is read."""
+    return head.startswith(_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:12] in _BRANDS
+
+
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  \r\n\x87\n")
+_HEIF = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc")
+_BRANDS = (*_HEIF, b"ftypavif", b"ftypavis")
 
 
 def read_file(path: Path | bytes) -> bytes:
@@ -170,16 +192,34 @@ def _decode_jpeg(data: bytes, color: Color, max_pixels: int, side: int, out: Arr
         return None
     if into is not None and pixels.shape == shape:
         pixels = into
-    if data.find(b"Exif\0\0", 0, 4096) >= 0:
+    if _has_exif(data):
         with _pillow(data, max_pixels) as image:
             return _upright(pixels, image.getexif().get(_EXIF_ORIENTATION, 1))
     return pixels  # type: ignore[no-any-return]
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether a JPEG has an Exif segment before its image data, wherever among its segments that is."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xDA:  # the image data
+            return False
+        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            return True
+        if marker == 0xFF or 0xD0 <= marker <= 0xD8 or marker == 0x01:  # fill bytes, and markers without a length
+            at += 1 if marker == 0xFF else 2
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
 
 
 def _pillow(data: Any, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
+        if bytes(data[4:12]) in _HEIF and not _HAS_HEIF:
+            raise BadImage("a HEIC image, which needs the package pillow-heif") from None
         raise BadImage("not an image") from None
     except Exception as error:  # Pillow's parsers raise many types on broken headers
         raise BadImage(_reason(error)) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from json.encoder import encode_basestring_ascii as quote
@@ -48,7 +49,8 @@ def write(
             if i in skip:
                 bad.append((file, skip[i]))
                 continue
-            extension = file[file.rindex(".") :].lower()
+            extension = os.path.splitext(file)[1].lower()  # noqa: PTH122 - called for every image
+            extension = extension if extension in images.EXTENSIONS else ".jpg"
             if version:
                 key, extension = f"{key}~{version}", ".jpg"
             name = member_name(key)
