@@ -142,6 +142,9 @@ def _exact(scores: Array, targets: Array, resamples: int, seed: int) -> list[tup
         ranked.append((order, (targets[order, i] == 1).astype(np.float32), last))
     for weights in _weights(len(targets), resamples, seed):
         for part, (order, positive, last) in zip(parts, ranked, strict=True):
+            if not len(order):  # no sample of the label is known
+                part.append((np.zeros(len(weights)), np.full(len(weights), np.nan)))
+                continue
             drawn = weights[:, order]
             count = np.cumsum(drawn, axis=1)[:, last]
             part.append(_areas(np.cumsum(drawn * positive, axis=1)[:, last], count))

@@ -125,10 +125,14 @@ def average_precision(scores: Array, targets: Array) -> Array:
 def label_table(
     labels: Sequence[str], decisions: Array, targets: Array, areas: tuple[Array, Array] | None
 ) -> list[dict[str, Any]]:
-    """One row per label: label, support, share, precision, recall, f1, ap and roc_auc (both None without areas)."""
+    """One row per label: label, support, share, precision, recall, f1, ap and roc_auc.
+
+    The last two are None without areas, and where no sample of the label is known.
+    """
     columns = label_metrics(decisions, targets)
     share = ratio(columns["support"], (targets >= 0).sum(axis=0))
     precision, area = areas or (None, None)
+    is_known = np.asarray((targets >= 0).any(axis=0))
     return [
         {
             "label": label,
@@ -137,7 +141,7 @@ def label_table(
             "precision": float(columns["precision"][i]),
             "recall": float(columns["recall"][i]),
             "f1": float(columns["f1"][i]),
-            "ap": None if precision is None else float(precision[i]),
+            "ap": None if precision is None or not is_known[i] else float(precision[i]),
             "roc_auc": None if area is None or np.isnan(area[i]) else float(area[i]),
         }
         for i, label in enumerate(labels)
