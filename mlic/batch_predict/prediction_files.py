@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,8 @@ _SCORE = "_score"
 class Predictions:
     """Predictions in columns of equal length N: `scores` float32 (N, L) or None, `decisions` bool (N, L) or None.
 
-    `labels` is empty where the file does not name its columns.
+    `labels` is empty where the file does not name its columns. With `is_lists`, the file lists the labels of each
+    image, so that labels that it never names are predicted absent.
     """
 
     labels: tuple[str, ...]
@@ -42,6 +44,17 @@ class Predictions:
     files: tuple[str, ...]
     scores: Array | None
     decisions: Array | None
+    is_lists: bool = False
+
+    def with_labels(self, labels: Sequence[str]) -> Predictions:
+        """The same predictions, with all these labels absent that lists never name."""
+        new = [label for label in labels if label not in self.labels]
+        if not self.is_lists or not new or self.decisions is None:
+            return self
+        absent = np.zeros((len(self.keys), len(new)), bool)
+        return dataclasses.replace(
+            self, labels=(*self.labels, *new), decisions=np.concatenate([self.decisions, absent], axis=1)
+        )
 
     @property
     def columns(self) -> int:
@@ -97,25 +110,24 @@ def is_folder(path: Path) -> bool:
     return path.is_dir() and any(path.glob("part-*.parquet"))
 
 
-def read(path: Path) -> Predictions:
+def read(path: Path, logits: bool = False) -> Predictions:
     """Read a prediction file of any of the formats, or `NAME 0 1 ...` lines (.txt), whose columns have no names.
 
-    Columns of a table that hold other numbers than 0 and 1 are scores. Raises DataError when the file is missing or
-    not one.
+    Columns of a table that hold other numbers than 0 and 1 are scores, or logits where `logits` says so. Raises
+    DataError when the file is missing or not one.
     """
     if not path.is_file() and not is_folder(path):
         raise DataError(f"the predictions {path} do not exist.", "mlic batch-predict writes them.")
     try:
         if path.suffix == ".parquet" or path.is_dir():
-            return _read_parquet(path)
+            return _read_parquet(path, logits)
         if path.suffix == ".jsonl":
             return _read_jsonl(path)
         if path.suffix in (".tsv", ".csv", ".txt"):
-            return _read_table(path)
+            return _read_table(path, logits)
     except (ValueError, KeyError, TypeError, OSError, csv.Error) as error:
-        raise DataError(
-            f"{path} cannot be read as predictions: {error}.", "write it again by mlic batch-predict."
-        ) from None
+        hint = "give --logits." if "logits" in str(error) else "write it again by mlic batch-predict."
+        raise DataError(f"{path} cannot be read as predictions: {error}.", hint) from None
     raise DataError(f"{path} is no .tsv, .csv, .txt, .jsonl or .parquet file.", "name a predictions file or a run.")
 
 
@@ -166,17 +178,17 @@ def _write_parquet(path: Path, labels: Sequence[str], values: Values, parts: Ite
     return rows
 
 
-def _read_parquet(path: Path) -> Predictions:
+def _read_parquet(path: Path, logits: bool) -> Predictions:
     import pyarrow.parquet as pq
 
     files = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
     table = pa.concat_tables([pq.read_table(file) for file in files])
     columns = {name: table.column(name).to_numpy() for name in table.column_names if name not in ("key", "file")}
     keys, names = (tuple(table.column(name).to_pylist()) for name in ("key", "file"))
-    return _from_columns(keys, names, columns)
+    return from_columns(keys, names, columns, logits)
 
 
-def _read_table(path: Path) -> Predictions:
+def _read_table(path: Path, logits: bool) -> Predictions:
     import pyarrow.csv as pa_csv
 
     spaces = path.suffix == ".txt"
@@ -205,9 +217,9 @@ def _read_table(path: Path) -> Predictions:
     )
     texts_read = [tuple(table.column(i).to_pylist()) for i in range(texts)]
     files = texts_read[-1]
-    keys = texts_read[0] if texts == 2 else tuple(_without_extension(name) for name in files)
+    keys = texts_read[0] if texts == 2 else keys_of(files)
     columns = {name: table.column(i).to_numpy() for i, name in enumerate(names) if i >= texts}
-    predictions = _from_columns(keys, files, columns)
+    predictions = from_columns(keys, files, columns, logits)
     return dataclasses.replace(predictions, labels=()) if spaces else predictions
 
 
@@ -226,7 +238,10 @@ def _read_jsonl(path: Path) -> Predictions:
     return Predictions(labels, keys, files, scores, decisions)
 
 
-def _from_columns(keys: tuple[str, ...], files: tuple[str, ...], columns: dict[str, Array]) -> Predictions:
+def from_columns(
+    keys: tuple[str, ...], files: tuple[str, ...], columns: dict[str, Array], logits: bool = False
+) -> Predictions:
+    """Predictions from columns (N,) by name. Raises ValueError for values that are neither decisions nor scores."""
     scored = [name for name in columns if name.endswith(_SCORE)]
     decided = [name for name in columns if not name.endswith(_SCORE)]
     labels = tuple(decided) or tuple(name.removesuffix(_SCORE) for name in scored)
@@ -236,13 +251,27 @@ def _from_columns(keys: tuple[str, ...], files: tuple[str, ...], columns: dict[s
     decisions = None
     if decided:
         raw = np.stack([columns[name] for name in decided], axis=1)
-        if np.isin(raw, (0, 1)).all():
+        if logits and not scored:
+            scores = (1 / (1 + np.exp(-raw.astype(np.float64)))).astype(np.float32)
+        elif np.isin(raw, (0, 1)).all():
             decisions = raw.astype(bool)
         elif scores is None and ((raw >= 0) & (raw <= 1)).all():
             scores = raw.astype(np.float32)
         else:
-            raise ValueError("a decision is neither 0 nor 1, and there are no scores outside of 0 to 1")
+            wrong = ~np.isin(raw, (0, 1)) if scores is not None else ~((raw >= 0) & (raw <= 1))
+            row, column = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"{raw[row, column]:g} for {decided[column]!r} is neither 0, 1 nor a score between 0 and 1, as logits "
+                "are not"
+            )
     return Predictions(labels, keys, files, scores, decisions)
+
+
+def keys_of(files: Sequence[str]) -> tuple[str, ...]:
+    """The keys of files: their names without extension, and whole where two would be the same."""
+    keys = [_without_extension(name) for name in files]
+    counts = Counter(keys)
+    return tuple(key if counts[key] == 1 else file for key, file in zip(keys, files, strict=True))
 
 
 def _without_extension(name: str) -> str:

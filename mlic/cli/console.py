@@ -45,6 +45,7 @@ def parameters(model: type[BaseModel]) -> list[click.Parameter]:
 
 
 _TITLES: dict[base.Group, str] = {
+    "labels": "Labels",
     "search": "Search",
     "data": "Data",
     "model": "Model",

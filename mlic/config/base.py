@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mlic.config.types import Workers
 
-Group = Literal["", "data", "model", "optimisation", "search", "resources", "run"]
+Group = Literal["", "labels", "data", "model", "optimisation", "search", "resources", "run"]
 
 
 def setting(default: Any, help: str, *, cli: str = "", runtime: bool = False, group: Group = "", **limits: Any) -> Any:

@@ -7,18 +7,18 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from mlic.config.base import Model, Settings, setting
+from mlic.config.base import Model, setting
 from mlic.config.fit import Color, ShardSettings
+from mlic.config.labels import LabelSettings, NotAnnotated
 from mlic.config.types import (
     AnyPath,
     LocalPath,
     Names,
     Operations,
+    Options,
     Share,
     Shares,
 )
-
-LabelFormat = Literal["auto", "lists", "wide", "delimited", "long", "jsonl", "coco", "voc", "folders", "webdataset"]
 
 
 class Preprocessing(Model):
@@ -35,7 +35,7 @@ class Preprocessing(Model):
         return 3 if self.color == "rgb" else 1
 
 
-class PackConfig(Settings):
+class PackConfig(LabelSettings):
     """Pack images and their labels into WebDataset tar shards."""
 
     images: AnyPath = setting(
@@ -49,19 +49,30 @@ class PackConfig(Settings):
         "Label files: a folder of LABEL.txt lists, a table, or another format of the README",
         cli="flag",
         runtime=True,
+        group="labels",
     )
-    format: LabelFormat = setting("auto", "Format of the label files; auto: recognise it", cli="flag")
     corrections: AnyPath | None = setting(
         None,
         "Table of suspected label errors from mlic noise; its verdicts are applied to the labels",
         cli="flag",
         runtime=True,
+        group="labels",
     )
     out: AnyPath = setting(
         Path("shards"), "Folder to write the shards to, or s3://...", cli="flag", runtime=True, validate_default=True
     )
+    dry_run: bool = setting(
+        False, "Show what was understood of the images and labels, and write nothing", cli="flag", runtime=True
+    )
+    not_annotated: NotAnnotated = setting(
+        "auto",
+        "Images that the label files do not name: leave-out, negative for all labels, unknown, or fail; auto: negative "
+        "if the format lists positive labels only, else leave-out",
+        cli="flag",
+        group="labels",
+    )
     unlabelled: Literal["keep", "drop", "as-label"] = setting(
-        "keep", "Images without a label: keep them, drop them, or give them the label none", cli="flag"
+        "keep", "Images without a label: keep them, drop them, or give them the label none", cli="flag", group="labels"
     )
     unlabelled_label: str = setting("none", "Name of the label that --unlabelled as-label gives")
     split: Shares = setting(
@@ -71,6 +82,9 @@ class PackConfig(Settings):
         "stratified", "stratified: each label is as frequent in every split as overall", cli="flag"
     )
     split_column: str | None = setting(None, "Column of the label table with the split of each image", cli="flag")
+    split_names: Options = setting(
+        {}, "What splits are called in the column or files, such as 0=train,1=val,2=test", cli="flag"
+    )
     split_files: AnyPath | None = setting(
         None, "Files that list the images of each split, in any label format", cli="flag", runtime=True
     )
@@ -157,14 +171,13 @@ def is_split_name(name: str) -> bool:
     return name.isidentifier() and name.isascii() and name == name.lower()
 
 
-class ExploreConfig(Settings):
+class ExploreConfig(LabelSettings):
     """Show what a data set is like: its labels, images, splits and duplicates, as a page with figures."""
 
     data: AnyPath = setting(
         Path("shards"), "Shards, or images as for mlic pack", cli="argument", runtime=True, validate_default=True
     )
     labels: AnyPath | None = setting(None, "Label files, if the data are images", cli="flag", runtime=True)
-    format: LabelFormat = setting("auto", "Format of the label files; auto: recognise it", cli="flag")
     out: LocalPath = setting(
         Path("explore"),
         "Folder for the page, its figures and explore.json",

@@ -7,8 +7,8 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from mlic.config.base import Model, Settings, setting
-from mlic.config.data import LabelFormat
 from mlic.config.fit import CALIBRATION
+from mlic.config.labels import LabelSettings
 from mlic.config.types import (
     AnyPath,
     Calibrator,
@@ -19,14 +19,13 @@ from mlic.config.types import (
 )
 
 
-class EvaluateConfig(Settings):
+class EvaluateConfig(LabelSettings):
     """Measure predictions against labels, with trivial baselines and intervals beside every number."""
 
     predictions: LocalPath = setting(..., "Predictions file, or a run to predict and measure", cli="argument")
     labels: AnyPath | None = setting(
-        None, "Shards, or label files as for mlic pack; default: the shards of the run", cli="flag"
+        None, "Shards, or label files as for mlic pack; default: the shards of the run", cli="flag", group="labels"
     )
-    format: LabelFormat = setting("auto", "Format of the label files; auto: recognise it")
     split: str = setting("test", "Split to measure, when labels are shards", cli="flag")
     unlabelled: Literal["auto", "skip", "negative"] = setting(
         "auto",
@@ -39,6 +38,9 @@ class EvaluateConfig(Settings):
     )
     threshold: float | None = setting(
         None, "Decision threshold, if the predictions are scores only", cli="flag", ge=0, le=1
+    )
+    logits: bool = setting(
+        False, "The scores of the predictions are logits, which a sigmoid makes probabilities", cli="flag"
     )
     gate: Gates = setting(
         (),

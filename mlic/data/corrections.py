@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from mlic.config.types import Location
 from mlic.data import label_join, storage
+from mlic.data.marks import Builder
 from mlic.errors import DataError
 
 Array = np.ndarray[Any, Any]
@@ -192,7 +193,7 @@ def apply(corrections: Corrections, names: Sequence[str], paths: pa.Array, targe
 
 def _images(corrections: Corrections, paths: pa.Array) -> Array:
     """The image (K,) of each row, -1 for none; in tables, bytes that are not UTF-8 are written as escapes."""
-    builder = label_join.Builder()
+    builder = Builder()
     for name, line in zip(corrections.names, corrections.line.tolist(), strict=True):
         builder.image(name, str(corrections.source), line)
     try:
@@ -200,6 +201,6 @@ def _images(corrections: Corrections, paths: pa.Array) -> Array:
     except pa.ArrowInvalid:
         paths = pa.array([path.decode("utf-8", "backslashreplace").encode() for path in paths.to_pylist()])
         paths = paths.cast(pa.large_binary())
-    named = builder.build((), str(corrections.source), once=False)
-    of_name = dict(zip(named.names.to_pylist(), label_join.resolve(named, paths).tolist(), strict=True))
+    named = builder.build((), str(corrections.source), repeats="union")
+    of_name = dict(zip(named.names.to_pylist(), label_join.resolve(named, paths).image.tolist(), strict=True))
     return np.array([of_name[name] for name in corrections.names], np.int64)

@@ -17,14 +17,15 @@ import numpy as np
 from mlic.batch_predict import prediction_files
 from mlic.batch_predict.predict import predict
 from mlic.config.base import Model, Settings
-from mlic.config.data import LabelFormat
 from mlic.config.evaluate import EvaluateConfig
 from mlic.config.predict import PredictConfig
 from mlic.config.types import AnyPath, Location, location, parse_gate
 from mlic.data import label_join, storage
-from mlic.data.annotations.read import read_annotations
+from mlic.data.annotations.options import LabelOptions, options_of
+from mlic.data.annotations.read import DEFAULTS, read_annotations
 from mlic.data.shards import INDEX, read_index, read_split
 from mlic.errors import ConfigError, DataError, RunError
+from mlic.evaluate import foreign_predictions
 from mlic.metrics import decision, metrics, thresholds
 from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle
@@ -111,10 +112,16 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
         file = predict_split(config, file, truth, config.split)
     if truth is None:
         raise ConfigError("--labels is not given.", "name shards, a folder of per-label lists, or a CSV file.")
-    predictions = prediction_files.read(file)
+    predictions = foreign_predictions.read(file, config.logits, options_of(config) if config.labels else DEFAULTS)
     decided = _decisions(config, file, predictions)
-    joined = join(predictions, truth, config.split, config.format, config.unlabelled)
+    options = options_of(config, label_join.as_paths(predictions.files))
+    joined = join(predictions, truth, config.split, options, config.unlabelled)
     names, rows, targets = joined.labels, joined.rows, joined.targets
+    if not predictions.labels:
+        logger.info("the columns are taken in the order of the labels: %s", ", ".join(names))
+    if predictions.is_lists:
+        predictions = predictions.with_labels(names)
+        decided = _decisions(config, file, predictions)
     columns = [predictions.labels.index(name) for name in names] if predictions.labels else list(range(len(names)))
     scores = None if predictions.scores is None else predictions.scores[rows][:, columns]
     if scores is not None:
@@ -248,7 +255,7 @@ def join(
     predictions: prediction_files.Predictions,
     truth: Location,
     split: str,
-    format: LabelFormat,
+    options: LabelOptions = DEFAULTS,
     unlabelled: Literal["auto", "skip", "negative"] = "auto",
 ) -> Joined:
     """Predictions beside their targets, by key; a bare number matches the key that ends in it.
@@ -262,24 +269,26 @@ def join(
         twice = next(key for i, key in enumerate(predictions.keys) if position[key] != i)
         raise DataError(f"the key {twice!r} is predicted twice.", "name each image once.")
     if storage.size(truth / INDEX) is not None:
-        if unlabelled != "auto" or format != "auto":
+        if unlabelled != "auto" or options.format != "auto":
             raise ConfigError(
                 f"{truth} are shards, which have a label of each sample.", "leave --unlabelled and format out."
             )
         return _join_split(predictions, position, truth, split)
     if split != "test":
         raise ConfigError(f"{truth} holds label files, which have no split {split!r}.", "leave --split out.")
-    annotations = read_annotations(truth, format)
-    _same_labels(predictions.labels, predictions.columns, annotations.labels)
+    annotations = read_annotations(truth, options)
+    for warning in annotations.warnings:
+        logger.warning("%s", warning)
+    _same_labels(predictions, annotations.labels)
     joined = label_join.join(annotations, label_join.as_paths(predictions.files))
     negative = unlabelled == "negative" or (unlabelled == "auto" and annotations.by_label)
-    rows = np.arange(len(predictions.keys)) if negative else np.flatnonzero(joined.labelled)
+    rows = np.arange(len(predictions.keys)) if negative else np.flatnonzero(joined.annotated)
     return Joined(
         rows,
         joined.targets[rows],
         annotations.labels,
         len(joined.missing),
-        int((~joined.labelled).sum()),
+        int((~joined.annotated).sum()),
         "negative" if negative else "skipped",
     )
 
@@ -289,7 +298,7 @@ def _join_split(
 ) -> Joined:
     """Predictions of a split of shards, in the order of its samples."""
     samples = read_split(truth, split)
-    _same_labels(predictions.labels, predictions.columns, samples.labels)
+    _same_labels(predictions, samples.labels)
     keys = samples.keys.to_pylist()
     if not len(samples):
         raise DataError(f"the split {split!r} of {truth} is empty.", "name another by --split.")
@@ -323,7 +332,8 @@ def _by_number(keys: Sequence[str], position: dict[str, int]) -> tuple[list[str]
     return list(numbered), predicted
 
 
-def _same_labels(predicted: tuple[str, ...], columns: int, annotated: tuple[str, ...]) -> None:
+def _same_labels(predictions: prediction_files.Predictions, annotated: tuple[str, ...]) -> None:
+    predicted, columns = predictions.labels, predictions.columns
     if not predicted:  # the columns have no names, and stand in the order of the labels
         if columns != len(annotated):
             raise DataError(
@@ -332,6 +342,8 @@ def _same_labels(predicted: tuple[str, ...], columns: int, annotated: tuple[str,
             )
         return
     sides = {"predicted": set(predicted) - set(annotated), "annotated": set(annotated) - set(predicted)}
+    if predictions.is_lists:
+        sides["annotated"] = set()
     if any(sides.values()):
         only = [f"only {side}: {', '.join(sorted(names)[:5])}" for side, names in sides.items() if names]
         raise DataError(

@@ -19,6 +19,7 @@ from mlic.cluster.connect import connect
 from mlic.cluster.resources import Cluster, task_share
 from mlic.config.data import ExploreConfig
 from mlic.data import duplicates, image_sources, images, label_join, label_stats, shards, storage
+from mlic.data.annotations.options import options_of
 from mlic.data.annotations.read import read_annotations
 from mlic.data.image_listing import Listing
 from mlic.data.shards import INDEX, Split
@@ -113,8 +114,17 @@ def _read(config: ExploreConfig) -> Data:
             shards.read_index(config.data)  # raises an error that says what is there, and how to pack it
         raise ConfigError("--labels is not given.", "name the label files of the images, or give a folder of shards.")
     listing = image_sources.list_images(config.data).unique()[0]
-    annotations = read_annotations(config.labels, config.format)
-    return Data(listing, label_join.join(annotations, listing.paths).targets, annotations.labels, None)
+    annotations = read_annotations(config.labels, options_of(config, listing.paths))
+    joined = label_join.join(annotations, listing.paths)
+    for warning in annotations.warnings:
+        logger.warning("%s", warning)
+    if annotations.positives_only or joined.annotated.all():
+        return Data(listing, joined.targets, annotations.labels, None)
+    rows = np.flatnonzero(joined.annotated)
+    logger.warning(
+        "%s of %s images are not annotated and left out", f"{len(listing) - len(rows):,}", f"{len(listing):,}"
+    )
+    return Data(listing.take(rows), joined.targets[rows], annotations.labels, None)
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlic.cluster import shared_folders
 from mlic.cluster.connect import connect
 from mlic.cluster.resources import Share, task_share
-from mlic.config.data import PackConfig, is_split_name
+from mlic.config.data import PackConfig
 from mlic.config.types import Location
 from mlic.data import corrections, image_sources, label_join, shards, storage
-from mlic.data.annotations.builders import Columns
+from mlic.data.annotations.options import options_of
 from mlic.data.annotations.read import read_annotations
 from mlic.data.image_listing import Listing
-from mlic.data.label_join import Annotations, Joined
+from mlic.data.label_join import Joined
+from mlic.data.marks import Annotations
 from mlic.errors import DataError
-from mlic.pack import shard_plan, shard_writer
+from mlic.pack import label_folders, shard_plan, shard_writer
 from mlic.pack import summary as accounts
+from mlic.pack.given_splits import given_splits
 from mlic.pack.image_scan import forget, scan
 from mlic.pack.shard_tasks import remove_accounts, tables, verify_all, write_all
 from mlic.pack.splits import folds, random_split, stratified_split
 from mlic.pack.summary import PackReport, Seen
+from mlic.pack.understanding import Treatment, Understanding, understanding
 from mlic.runs.files import fingerprint
 from mlic.runs.run import Run
 
@@ -46,9 +48,9 @@ class Found:
     """What is to be packed, known before any image is opened: N images with distinct keys and `targets` int8 (N, L).
 
     `column` (N,) are the values of the group column as numbers, -1 for none; `fixed` (N,) the splits that some images
-    have already, as numbers into `splits`, -1 for none. `duplicate` and `missing` are what is not packed, as (name,
-    reason). `corrected` is the number of targets that differ from the label files. `inputs` are fingerprints of all
-    that decides the shards, except the settings.
+    have already, as numbers into `splits`, -1 for none. `duplicate`, `missing` and `not_annotated` are what is not
+    packed, as (name, reason). `corrected` is the number of targets that differ from the label files. `inputs` are
+    fingerprints of all that decides the shards, except the settings. `about` says in words what was understood.
     """
 
     listing: Listing
@@ -60,18 +62,25 @@ class Found:
     fixed: Array
     duplicate: tuple[tuple[str, str], ...]
     missing: tuple[tuple[str, str], ...]
+    not_annotated: tuple[tuple[str, str], ...]
     corrected: int
     inputs: dict[str, str]
+    about: Understanding
 
 
-def pack(config: PackConfig) -> PackReport:
+def pack(config: PackConfig) -> PackReport | Understanding:
     """Pack images and labels into shards, one Ray task a shard; shards that are whole already are kept.
+
+    With `dry_run`, nothing is written, and the report says what was understood.
 
     The shards are a pure function of the listing, the labels and the settings: the same bytes for any number of workers
     and interruptions. Raises DataError for folders, label files or more
     unreadable images than `max_bad` allows, and PartialError when it is interrupted.
     """
     listing = find(config)
+    if config.dry_run:
+        return listing.about
+    logger.info("%s", "\n".join(listing.about.lines()))
     with Run.open(config.out, "pack", config, listing.inputs, config.fresh) as run:
         finished = run.finished and _whole(config.out)
         if finished and not config.verify:
@@ -96,53 +105,44 @@ def pack(config: PackConfig) -> PackReport:
 def find(config: PackConfig) -> Found:
     """List the images, read the labels and the given splits, and join them. Raises DataError."""
     listing = image_sources.list_images(config.images)
-    columns = Columns(config.split_column, config.group_column)
-    annotations = read_annotations(config.labels, config.format, columns)
     if listing.others:
         logger.info("skipped %d files in %s without an image extension", listing.others, config.images)
     unique, doubled, first_rows = listing.unique()
-    duplicate = tuple(
+    duplicate = [
         (listing.path(int(i)), f"has the key of {listing.path(int(j))}")
         for i, j in zip(doubled, first_rows, strict=True)
-    )
+    ]
+    options = options_of(config, unique.paths, config.split_column, config.group_column)
+    annotations = read_annotations(config.labels, options)
     joined = label_join.join(annotations, unique.paths)
+    if annotations.format == label_folders.FORMAT:
+        unique, joined, copies = label_folders.merged(unique, joined)
+        duplicate += copies
+    about = understanding(config.images, annotations, joined, unique, _treatment(config, annotations, joined))
+    for warning in about.warnings if not config.dry_run else ():
+        logger.warning("%s", warning)
     verdicts = None if config.corrections is None else corrections.read(config.corrections)
     corrected = 0
     if verdicts is not None:
         targets, corrected = corrections.apply(verdicts, annotations.labels, unique.paths, joined.targets)
         joined = replace(joined, targets=targets)
-    gone = {name for name, _ in duplicate}
-    missing = tuple(
-        sorted(
-            (annotations.names[int(i)].as_py(), f"{annotations.where(int(i))} names no image")
-            for i in joined.missing
-            if annotations.names[int(i)].as_py() not in gone
-        )
-    )
-    if missing and (differ := label_join.case_differs(annotations, joined.missing, unique.paths)):
-        logger.warning("%d missing names match images except for upper and lower case", differ)
-    splits, fixed = _given_splits(config, annotations, joined, unique)
+    splits, fixed = given_splits(config, annotations, joined, unique)
     if not (fixed >= 0).any():
         _warn_of_named_splits(unique)
     column = _group_column(annotations, joined)
-    names, targets = _label_the_unlabelled(config, annotations.labels, joined.targets)
-    if config.limit is not None and config.limit < len(unique):
-        logger.info("limited to %s of %s images", f"{config.limit:,}", f"{len(unique):,}")
-        rows = np.sort(np.random.default_rng([config.seed, 19]).permutation(len(unique))[: config.limit])
-        unique, targets, fixed = unique.take(rows), targets[rows], fixed[rows]
-        column = None if column is None else column[rows]
-    label_join.check_names(names)
-    unknown = [name for name in config.thin_labels if name not in names]
-    if unknown:
-        raise DataError(f"thin_labels names {unknown[0]!r}.", f"the labels are {', '.join(names)}.")
-    if config.expand and pc.any(pc.match_substring_regex(unique.keys, _VERSION_NAME)).as_py():
-        raise DataError("some images end in ~ and a number, as versions do.", "rename them, or leave --expand out.")
+    names, targets = _label_the_unlabelled(config, annotations.labels, _treated(joined, about.treatment))
+    rows, not_annotated = _rows(config, joined, about.treatment, unique)
     inputs = {
         "images": listing.fingerprint(),
         "labels": annotations.fingerprint(),
         "splits": fingerprint(splits, fixed.tobytes()),
         "corrections": fingerprint(None if verdicts is None else verdicts.decisions()),
     }
+    if len(rows) < len(unique):
+        unique, targets, fixed = unique.take(rows), targets[rows], fixed[rows]
+        column = None if column is None else column[rows]
+    _check_labels(config, names, unique)
+    gone = {name for name, _ in duplicate}
     return Found(
         unique,
         names,
@@ -151,11 +151,68 @@ def find(config: PackConfig) -> Found:
         column,
         splits,
         fixed,
-        duplicate,
-        missing,
+        tuple(duplicate),
+        _missing(annotations, joined, gone),
+        not_annotated,
         corrected,
         inputs,
+        about,
     )
+
+
+def _treatment(config: PackConfig, annotations: Annotations, joined: Joined) -> Treatment:
+    """What becomes of images that the label files do not name. Raises DataError if there may be none."""
+    count = int((~joined.annotated).sum())
+    if config.not_annotated == "fail" and count:
+        raise DataError(
+            f"{count:,} of {len(joined.annotated):,} images are not annotated.",
+            "annotate them, or give --not-annotated leave-out.",
+        )
+    if config.not_annotated in ("leave-out", "negative", "unknown"):
+        return config.not_annotated
+    return "negative" if annotations.positives_only else "leave-out"
+
+
+def _treated(joined: Joined, treatment: Treatment) -> Array:
+    """The targets (N, L), those of images without annotation too."""
+    if treatment != "unknown":
+        return joined.targets
+    targets = joined.targets.copy()
+    targets[~joined.annotated] = -1
+    return targets
+
+
+def _rows(
+    config: PackConfig, joined: Joined, treatment: Treatment, listing: Listing
+) -> tuple[Array, tuple[tuple[str, str], ...]]:
+    """The images that are to be packed, as numbers, and those left out because they are not annotated."""
+    rows = np.arange(len(listing))
+    left_out: tuple[tuple[str, str], ...] = ()
+    if treatment == "leave-out":
+        rows = np.flatnonzero(joined.annotated)
+        left_out = tuple(
+            (listing.path(int(i)), "is not annotated; --not-annotated says what such images are")
+            for i in np.flatnonzero(~joined.annotated)
+        )
+    if config.limit is not None and config.limit < len(rows):
+        logger.info("limited to %s of %s images", f"{config.limit:,}", f"{len(rows):,}")
+        rows = rows[np.sort(np.random.default_rng([config.seed, 19]).permutation(len(rows))[: config.limit])]
+    return rows, left_out
+
+
+def _missing(annotations: Annotations, joined: Joined, gone: Collection[str]) -> tuple[tuple[str, str], ...]:
+    """The names that are of no image, with where they stand."""
+    missing = ((annotations.names[int(i)].as_py(), annotations.where(int(i))) for i in joined.missing)
+    return tuple(sorted((name, f"{where} names no image") for name, where in missing if name not in gone))
+
+
+def _check_labels(config: PackConfig, names: tuple[str, ...], listing: Listing) -> None:
+    label_join.check_names(names)
+    unknown = [name for name in config.thin_labels if name not in names]
+    if unknown:
+        raise DataError(f"thin_labels names {unknown[0]!r}.", f"the labels are {', '.join(names)}.")
+    if config.expand and pc.any(pc.match_substring_regex(listing.keys, _VERSION_NAME)).as_py():
+        raise DataError("some images end in ~ and a number, as versions do.", "rename them, or leave --expand out.")
 
 
 def _label_the_unlabelled(config: PackConfig, names: tuple[str, ...], targets: Array) -> tuple[tuple[str, ...], Array]:
@@ -169,57 +226,6 @@ def _label_the_unlabelled(config: PackConfig, names: tuple[str, ...], targets: A
     none = np.where((targets == -1).any(axis=1), -1, 1).astype(np.int8)
     none[(targets == 1).any(axis=1)] = 0
     return (*names, config.unlabelled_label), np.concatenate([targets, none[:, None]], axis=1)
-
-
-def _given_splits(
-    config: PackConfig, annotations: Annotations, joined: Joined, listing: Listing
-) -> tuple[tuple[str, ...], Array]:
-    """The names of the splits, and the split (N,) that an image has already by a column, files or earlier shards."""
-    fixed = np.full(len(listing), -1, np.int64)
-    names = tuple(config.split)
-    if config.split_column is not None:
-        encoded = annotations.columns["split"].dictionary_encode()
-        names = _all_splits(names, encoded.dictionary.to_pylist())
-        split_number = np.array([names.index(name) if name else -1 for name in encoded.dictionary.to_pylist()] + [-1])
-        split_of = encoded.indices.to_numpy()
-        fixed = np.where(joined.names >= 0, split_number[split_of[joined.names]], -1)
-    elif config.split_files is not None:
-        listed = read_annotations(config.split_files)
-        members = label_join.join(listed, listing.paths).targets == 1
-        twice = np.flatnonzero(members.sum(axis=1) > 1)
-        if len(twice):
-            both = [listed.labels[i] for i in np.flatnonzero(members[twice[0]])]
-            raise DataError(
-                f"{config.split_files}: {listing.path(int(twice[0]))} is in {' and '.join(both)}.", "keep one of them."
-            )
-        names = _all_splits(names, listed.labels)
-        split_number = np.array([names.index(name) for name in listed.labels])
-        fixed = np.where(members.any(axis=1), split_number[members.argmax(axis=1)], -1)
-    elif config.keep_test is not None:
-        fixed = _earlier_test(config.keep_test, listing, names.index("test"))
-    if (fixed >= 0).any() and (fixed < 0).any() and config.keep_test is None:
-        logger.info("%s images have no given split and are assigned at random", f"{int((fixed < 0).sum()):,}")
-    return names, fixed
-
-
-def _all_splits(names: tuple[str, ...], splits_given: Sequence[str]) -> tuple[str, ...]:
-    wrong = [name for name in splits_given if name and not is_split_name(name)]
-    if wrong:
-        raise DataError(f"a split is named {wrong[0]!r}.", "name splits by one lower-case word.")
-    return (*names, *(name for name in dict.fromkeys(splits_given) if name and name not in names))
-
-
-def _earlier_test(folder: Location, listing: Listing, number: int) -> Array:
-    """The fixed splits (N,): `number` for the test images of earlier shards, else -1; warns if some are gone."""
-    index = shards.read_index(folder)
-    shards.check_splits(folder, index, "test")
-    files = shards.read_table(folder, ["file"], pc.field("split") == "test").column("file").combine_chunks()
-    files = files.cast(pa.large_binary())
-    again = pc.is_in(listing.paths, value_set=files).to_numpy(zero_copy_only=False)
-    lost = len(files) - int(again.sum())
-    if lost:
-        logger.warning("%s of the %s test images of %s are no longer there", f"{lost:,}", f"{len(files):,}", folder)
-    return np.where(again, number, -1)
 
 
 def _pack(config: PackConfig, listing: Found, share: Share) -> PackReport:
@@ -262,6 +268,7 @@ def _arrange(config: PackConfig, inputs: Found, share: Share) -> tuple[shard_pla
     if not len(samples) and not bad:
         raise DataError("every image is unlabelled, and those are dropped.", "give --unlabelled keep.")
     split = deal(config, samples, inputs.splits, inputs.fixed[rows])
+    _warn_of_empty_splits(inputs.splits, split)
     samples = replace(samples, split=split, fold=_folds(config, samples, split, inputs.splits))
     reasons = {listing.path(i): reason for i, reason in bad.items()}
     return samples, Seen(
@@ -274,7 +281,22 @@ def _arrange(config: PackConfig, inputs: Found, share: Share) -> tuple[shard_pla
         inputs.missing,
         reasons,
         inputs.corrected,
+        inputs.not_annotated,
     )
+
+
+def _warn_of_empty_splits(names: Sequence[str], split: Array) -> None:
+    """Warn if a split that training needs has no image."""
+    counts = dict(zip(names, np.bincount(split, minlength=len(names)).tolist(), strict=True))
+    for name in ("train", "val"):
+        if not counts.get(name):
+            others = ", ".join(f"{other} {count:,}" for other, count in counts.items() if count)
+            logger.warning(
+                "the split %r is empty (%s), and mlic train needs it; --split-names OTHER=%s renames one",
+                name,
+                others,
+                name,
+            )
 
 
 def _warn_of_named_splits(listing: Listing) -> None:

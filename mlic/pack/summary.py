@@ -41,10 +41,12 @@ class Account(Model):
     missing: int
     unreadable: int
     duplicate: int
+    not_annotated: int = 0
 
     def balances(self) -> bool:
         packed = self.packed_labelled + self.packed_unlabelled
-        return self.found == packed + self.dropped + self.missing + self.unreadable + self.duplicate
+        left_out = self.dropped + self.missing + self.unreadable + self.duplicate + self.not_annotated
+        return self.found == packed + left_out
 
 
 class PackReport(Model):
@@ -83,7 +85,8 @@ class PackReport(Model):
             f"packed {self.samples:,} samples{versions} into {self.shards} shard{'s' * (self.shards != 1)} in "
             f"{self.out}: " + ", ".join(f"{name} {count:,}" for name, count in self.splits.items()),
             f"found {a.found:,} = {a.packed_labelled:,} labelled + {a.packed_unlabelled:,} unlabelled{dropped}"
-            f" + {a.missing:,} missing + {a.unreadable:,} unreadable + {a.duplicate:,} duplicate",
+            f" + {a.missing:,} missing + {a.unreadable:,} unreadable + {a.duplicate:,} duplicate"
+            + (f" + {a.not_annotated:,} not annotated" if a.not_annotated else ""),
             *([f"corrected {self.corrected:,} labels that the label files have otherwise"] if self.corrected else []),
             f"splits  {self.largest_deviation}; {groups}",
             "labels  " + "  ".join(f"{label} {count:,}" for label, count in self.label_counts.items()),
@@ -96,7 +99,7 @@ class Seen:
     """What was found before anything was written.
 
     `files` are the images that were to be packed, with `group` and `targets` as in shard_plan.Samples. The rest is not
-    packed, as (name, reason): `duplicate`, `missing`, `bad`; `dropped` and `corrected` are numbers.
+    packed, as (name, reason): `duplicate`, `missing`, `bad`, `not_annotated`; `dropped` and `corrected` are numbers.
     """
 
     files: Listing
@@ -108,6 +111,7 @@ class Seen:
     missing: Sequence[tuple[str, str]] = ()
     bad: Mapping[str, str] = field(default_factory=dict)
     corrected: int = 0
+    not_annotated: Sequence[tuple[str, str]] = ()
 
     @property
     def grouped(self) -> int | None:
@@ -130,9 +134,13 @@ def settle(seen: Seen, written: Sequence[shard_plan.Written]) -> tuple[Account, 
         "unreadable": sorted((dict(seen.bad) | late).items()),
         "missing": list(seen.missing),
         "duplicate": list(seen.duplicate),
+        "not_annotated": list(seen.not_annotated),
     }
     account = Account(
-        found=len(seen.files) + seen.dropped + len(seen.bad) + len(seen.duplicate) + len(seen.missing),
+        found=len(seen.files)
+        + seen.dropped
+        + len(seen.bad)
+        + sum(len(items) for items in (seen.duplicate, seen.missing, seen.not_annotated)),
         packed_labelled=int((~lost & ~unlabelled).sum()),
         packed_unlabelled=int((~lost & unlabelled).sum()),
         dropped=seen.dropped,
@@ -147,7 +155,7 @@ def warn(trouble: Mapping[str, Sequence[tuple[str, str]]], counts: Mapping[str, 
     """Say what needs a look: images left out, labels without a sample, groups in two splits."""
     for kind, items in trouble.items():
         for name, reason in items[:3]:
-            logger.warning("%s: %s: %s", kind, name, reason)
+            logger.warning("%s: %s: %s", kind.replace("_", " "), name, reason)
         if len(items) > 3:
             logger.warning("%s: and %s more, all in %s", kind, f"{len(items) - 3:,}", LEFT_OUT)
     empty = [label for label, count in counts.items() if not count]

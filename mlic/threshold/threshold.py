@@ -178,7 +178,7 @@ def _of_shards(config: ThresholdConfig, model: bundle.Bundle) -> _Basis:
         raise ConfigError(f"{config.labels} is not a folder of shards.", "pack the images and their labels first.")
     file = predict_split(config, config.model, config.labels, config.split)
     predictions = prediction_files.read(file)
-    joined = join(predictions, config.labels, config.split, "auto")
+    joined = join(predictions, config.labels, config.split)
     if predictions.scores is None or tuple(joined.labels) != model.labels:
         raise DataError(f"{config.labels} has different labels from the model.", "fit to the labels it was trained on.")
     noted = {

@@ -147,7 +147,7 @@ def _decided(config: TuneConfig, trials: Trials, number: int, split: str) -> tup
     where = {"address": config.address, "workers": config.workers}
     predict(PredictConfig(model=folder, images=config.shards, split=split, out=out, values="both", **where))
     predictions = prediction_files.read(out)
-    joined = join(predictions, config.shards, split, "auto")
+    joined = join(predictions, config.shards, split)
     if predictions.scores is None or predictions.decisions is None:
         raise RunError(f"{out} has no scores.", "remove it and run the same command again.")
     return predictions.decisions[joined.rows], joined.targets, predictions.scores[joined.rows]

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.read import read_annotations
 from mlic.data.label_join import as_paths, join
 from mlic.errors import DataError
@@ -17,7 +18,7 @@ PATHS = ["a.jpg", "b.jpg", "c.jpg"]
 
 
 def targets(path: Path, format: Any = "auto") -> tuple[tuple[str, ...], list[list[int]]]:
-    annotations = read_annotations(path, format)
+    annotations = read_annotations(path, LabelOptions(format=format))
     return annotations.labels, join(annotations, as_paths(PATHS)).targets.tolist()
 
 
@@ -33,7 +34,7 @@ def test_long_table(tmp_path: Path) -> None:
 def test_parquet(tmp_path: Path) -> None:
     wide = pd.DataFrame({"file": PATHS, "dog": [1, 0, -1], "cat": [0.0, 1.0, None]})
     wide.to_parquet(tmp_path / "wide.parquet")
-    assert targets(tmp_path / "wide.parquet") == (("dog", "cat"), [[1, 0], [0, 1], [-1, 0]])
+    assert targets(tmp_path / "wide.parquet") == (("dog", "cat"), [[1, 0], [0, 1], [-1, -1]])
     lists = pd.DataFrame({"file": PATHS, "labels": [["dog", "big cat"], [], ["dog"]]})
     lists.to_parquet(tmp_path / "lists.parquet")
     assert targets(tmp_path / "lists.parquet") == (("big cat", "dog"), [[1, 1], [0, 0], [0, 1]])
@@ -57,10 +58,11 @@ def test_json_lines(tmp_path: Path) -> None:
     ("line", "error"),
     [
         ("{", "l.jsonl:2: not JSON"),
-        ("[1]", "l.jsonl:2: no name of an image"),
-        ('{"image": "b.jpg"}', "l.jsonl:2: `labels` is neither a list nor a mapping"),
+        ("[1]", r"l.jsonl:2: \[1\] is no JSON object"),
+        ('{"labels": ["dog"]}', "l.jsonl:2: the image is not named"),
+        ('{"image": "b.jpg", "labels": [{"x": 1}]}', "l.jsonl:2: .* in the list 'labels' is no label"),
         ('{"image": "b.jpg", "labels": {"dog": 2}}', "l.jsonl:2: 2 for the label 'dog' is not 1, 0 or -1"),
-        ('{"image": "a.jpg", "labels": []}', "l.jsonl:2: the image 'a.jpg' has a line already"),
+        ('{"image": "a.jpg", "labels": []}', "the image 'a.jpg' has several rows, which differ in 'dog'"),
     ],
 )
 def test_malformed_json_lines(tmp_path: Path, line: str, error: str) -> None:
@@ -84,7 +86,10 @@ def test_coco_instances(tmp_path: Path) -> None:
     assert targets(path) == (("dog", "cat", "person"), [[1, 0, 0], [0, 1, 0], [0, 0, 0]])
     plain["annotations"].append({"image_id": 99, "category_id": 17})
     path.write_text(json.dumps(plain))
-    with pytest.raises(DataError, match=r"is not valid COCO instances JSON \(KeyError: 99\)"):
+    assert "1 annotations are of images that the file does not list" in read_annotations(path).warnings[0]
+    plain["annotations"][-1] = {"image_id": 9, "category_id": 5}
+    path.write_text(json.dumps(plain))
+    with pytest.raises(DataError, match="an annotation of 'b.jpg' has the category 5, which is not one of the 3"):
         read_annotations(path)
 
 
@@ -119,12 +124,12 @@ def test_a_folder_a_label(tmp_path: Path) -> None:
 def test_a_format_that_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("image,dog,cat\na.jpg,1,0\n")
     for format, error in {
-        "long": "3 columns where a long table has two",
+        "long": "no column holds labels",
         "voc": "voc labels are a folder, and .* is not",
-        "coco": "is not valid COCO",
+        "coco": "is not JSON",
     }.items():
         with pytest.raises(DataError, match=error):
-            read_annotations(tmp_path / "l.csv", format)  # type: ignore[arg-type]
+            read_annotations(tmp_path / "l.csv", LabelOptions(format=format))  # type: ignore[arg-type]
     (tmp_path / "m.csv").touch()
     with pytest.raises(DataError, match="holds 2 tables"):
         read_annotations(tmp_path)

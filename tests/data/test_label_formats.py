@@ -15,6 +15,7 @@ import webdataset
 from PIL import Image
 
 from mlic.config.data import PackConfig
+from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.read import read_annotations
 from mlic.data.image_sources import list_images
 from mlic.data.label_join import join
@@ -34,7 +35,7 @@ def photos(tmp_path: Path) -> Path:
 
 def check(photos: Path, labels: Path, format: Any = "auto") -> None:
     """The labels of a, b and c are theirs, and d has none."""
-    annotations = read_annotations(labels, format)
+    annotations = read_annotations(labels, LabelOptions(format=format))
     listing = list_images(photos)
     targets = join(annotations, listing.paths).targets
     places = [annotations.labels.index(name) for name in NAMES]

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlic.data.annotations.builders import Columns
+from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.read import read_annotations
-from mlic.data.label_join import Annotations, Builder, Joined, as_paths, case_differs, check_names
+from mlic.data.label_join import Joined, as_paths, check_names
 from mlic.data.label_join import join as join_columns
+from mlic.data.marks import Annotations, Builder
 from mlic.errors import DataError
 
 PATHS = ["im1.jpg", "im2.jpg", "im12.jpg", "sub/cat 3.png"]
@@ -30,7 +31,7 @@ def test_bare_numbers_name_images_by_number_not_by_position(tmp_path: Path) -> N
     assert annotations.labels == ("baby", "bird")
     joined = join(annotations, PATHS)
     assert joined.targets.tolist() == [[1, 0], [0, 0], [1, 1], [0, 0]]
-    assert joined.labelled.tolist() == [True, False, True, False]
+    assert joined.annotated.tolist() == [True, False, True, False]
     assert joined.missing.tolist() == []
 
 
@@ -51,13 +52,37 @@ def test_names_of_no_image_are_counted(tmp_path: Path) -> None:
     assert annotations.names.take(joined.missing).to_pylist() == ["99", "98"]
 
 
-def test_names_that_differ_in_case_alone_are_told(tmp_path: Path) -> None:
-    annotations = read_annotations(lists(tmp_path, a="IM1.jpg\nim2.jpg\nim77.jpg\n"))
-    joined = join(annotations, PATHS)
-    assert case_differs(annotations, joined.missing, as_paths(PATHS)) == 1
-    with pytest.raises(DataError) as error:
-        join(read_annotations(lists(tmp_path, a="IM1.jpg\n")), PATHS)
-    assert "upper and lower case" in error.value.hint
+@pytest.mark.parametrize(
+    ("name", "paths", "rule"),
+    [
+        ("IM1.jpg", ["im1.jpg"], "upper and lower case"),
+        (r"C:\x\img\im1.jpg", ["im1.jpg"], "folders in front left out"),
+        (r"sub\im1.jpg", ["sub/im1.jpg", "im1.jpg"], r"\ read as /"),
+        ("https://example.org/img/im1.jpg", ["im1.jpg"], "folders in front left out"),
+        ("../../sub/im1.jpg", ["sub/im1.jpg", "other/im1.jpg"], "folders in front left out"),
+        ("M\u00fcller.jpg", ["Mu\u0308ller.jpg"], "Unicode normalised"),
+        ("a%20b.jpg", ["a b.jpg"], "%XX decoded"),
+        ("7.0", ["im7.jpg"], ".0 left out"),
+        ("im1.png", ["im1.jpg"], "another extension"),
+        ("upload/1/0a1b2c3d-im1.jpg", ["im1.jpg"], "prefix of an upload left out"),
+    ],
+)
+def test_rules_for_names_that_no_exact_form_explains(tmp_path: Path, name: str, paths: list[str], rule: str) -> None:
+    (tmp_path / "l.csv").write_text(f"image,a\n{name},1\nnothing.jpg,0\n", encoding="utf-8")
+    annotations = read_annotations(tmp_path / "l.csv")
+    joined = join(annotations, [*paths, "spare.jpg"])
+    assert joined.targets[:, 0].tolist() == [1] + [0] * len(paths)
+    assert joined.rules == {rule: 1}
+    assert annotations.names.take(joined.missing).to_pylist() == ["nothing.jpg"]
+
+
+def test_a_rule_gives_no_image_twice(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("image,dog\nim1.jpg,1\nim1.png,0\n")
+    joined = join(read_annotations(tmp_path / "l.csv"), ["im1.jpg", "im2.jpg"])
+    assert (joined.targets.tolist(), joined.missing.tolist()) == ([[1], [0]], [1])
+    (tmp_path / "l.csv").write_text("image,dog\na/im1.jpg,1\nb/im1.jpg,0\n")
+    with pytest.raises(DataError, match="'a/im1.jpg' and 'b/im1.jpg' both seem to mean the image im1.jpg"):
+        join(read_annotations(tmp_path / "l.csv"), ["im1.jpg", "im2.jpg"])
 
 
 def test_a_bad_line_among_numbers_is_named(tmp_path: Path) -> None:
@@ -67,7 +92,7 @@ def test_a_bad_line_among_numbers_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "error"),
-    [(b"1\n\xff\xfe\n", "a.txt:2: not UTF-8"), (b"1\n2\x00\n", "a.txt:2: a NUL byte"), (b"1\t2\n", "a.txt:1: '1.t2'")],
+    [(b"1\n\x81\xfe\n", "a.txt:2: not UTF-8"), (b"1\n2\x00\n", "a.txt:2: a NUL byte"), (b"1\t2\n", "a.txt:1: '1.t2'")],
 )
 def test_lines_that_are_no_text(tmp_path: Path, text: bytes, error: str) -> None:
     (tmp_path / "a.txt").write_bytes(text)
@@ -102,7 +127,7 @@ def test_wide_table(tmp_path: Path) -> None:
     assert annotations.labels == ("dog", "ant")
     joined = join(annotations, PATHS)
     assert joined.targets.tolist() == [[1, 0], [-1, 1], [0, 0], [0, 0]]
-    assert joined.labelled.tolist() == [True, True, True, False]
+    assert joined.annotated.tolist() == [True, True, True, False]
 
 
 def test_wide_table_by_tabs_and_semicolons(tmp_path: Path) -> None:
@@ -127,14 +152,13 @@ def test_delimited_table(tmp_path: Path, cell: str, labels: tuple[str, ...]) -> 
     ("text", "error"),
     [
         ("image,dog\nim1.jpg,1\nim2.jpg\n", "l.csv:3: 1 columns where the header has 2"),
-        ("image,dog,ant\nim1.jpg,1,2\n", "l.csv:2: '2' for the label 'ant' is not 1, 0 or -1"),
+        ("image,dog,ant\nim2.jpg,0,1\nim1.jpg,1,2\n", "l.csv:3: '2' for the label 'ant' is not 1, 0 or -1"),
         ("image,dog,dog\nim1.jpg,1,1\n", "l.csv:1: the label 'dog' stands twice"),
-        ("image,dog\nim1.jpg,1\nim1.jpg,0\n", "l.csv:3: the image 'im1.jpg' has a line already"),
+        ("image,dog\nim1.jpg,1\nim1.jpg,0\n", "l.csv:3: the image 'im1.jpg' has several rows, which differ in 'dog'"),
         ("image,dog\n,1\n", "l.csv:2: the image is not named"),
         ("image,dog\n", "holds a header and nothing else"),
         ("image\nim1.jpg\n", "l.csv:1: a header"),
-        ("im1.jpg,dog\nim2.jpg,ant\n", "l.csv:1: 'im1.jpg' begins a line of data"),
-        ("1,0,1\n2,0,0\n", "l.csv:1: '1' begins a line of data"),
+        ("1,0,1\n2,0,0\n", "l.csv has 2 columns of labels without names"),
     ],
 )
 def test_malformed_tables(tmp_path: Path, text: str, error: str) -> None:
@@ -144,7 +168,7 @@ def test_malformed_tables(tmp_path: Path, text: str, error: str) -> None:
 
 
 def test_lines_that_contradict_each_other(tmp_path: Path) -> None:
-    (tmp_path / "l.csv").write_text("image,dog\nim1.jpg,1\nim1,-1\n")
+    (tmp_path / "l.csv").write_text("image,dog\nim1.jpg,1\nim1,-1\nim2.jpg,0\n")
     with pytest.raises(DataError, match=r"says -1 for 'dog', and another line .* says 1"):
         join(read_annotations(tmp_path / "l.csv"), PATHS)
 
@@ -172,8 +196,12 @@ def test_spaces_part_labels_only_where_words_come_again(tmp_path: Path) -> None:
     path = tmp_path / "l.csv"
     path.write_text("image,labels\na.jpg,dog ant\nb.jpg,ant\nc.jpg,dog\n")
     assert read_annotations(path).labels == ("ant", "dog")
-    path.write_text("image,labels\na.jpg,hot dog\nb.jpg,ice cream\n")
+    path.write_text("image,label\na.jpg,hot dog\nb.jpg,ice cream\n")
     assert read_annotations(path).labels == ("hot dog", "ice cream")
+    path.write_text("image,labels\na.jpg,hot dog\nb.jpg,ice cream\n")
+    with pytest.raises(DataError, match="it cannot be told whether 'hot dog' in 'labels' is one label or several"):
+        read_annotations(path)
+    assert read_annotations(path, LabelOptions(delimiter="none")).labels == ("hot dog", "ice cream")
 
 
 def test_a_quoted_tab_is_no_delimiter(tmp_path: Path) -> None:
@@ -192,18 +220,18 @@ def test_the_fingerprint_follows_what_is_said_and_not_the_order_of_lines(tmp_pat
 def test_columns_that_are_no_labels(tmp_path: Path) -> None:
     path = tmp_path / "l.csv"
     path.write_text("image,dog,split,patient\na.jpg,1,train,p1\nb.jpg,0,val,p2\n")
-    annotations = read_annotations(path, columns=Columns("split", "patient"))
+    annotations = read_annotations(path, LabelOptions(split_column="split", group_column="patient"))
     assert annotations.labels == ("dog",)
     assert annotations.columns["split"].to_pylist() == ["train", "val"]
     assert annotations.columns["group"].to_pylist() == ["p1", "p2"]
     with pytest.raises(DataError, match="no column 'fold'"):
-        read_annotations(path, columns=Columns(split="fold"))
+        read_annotations(path, LabelOptions(split_column="fold"))
     (tmp_path / "l.jsonl").write_text('{"image": "a.jpg", "labels": ["dog"], "set": "val"}\n')
-    annotations = read_annotations(tmp_path / "l.jsonl", columns=Columns(split="set"))
+    annotations = read_annotations(tmp_path / "l.jsonl", LabelOptions(split_column="set"))
     assert annotations.columns["split"].to_pylist() == ["val"]
     path.unlink()
     with pytest.raises(DataError, match="lists labels have no columns"):
-        read_annotations(lists(tmp_path, a="1\n"), columns=Columns(split="set"))
+        read_annotations(lists(tmp_path, a="1\n"), LabelOptions(split_column="set"))
 
 
 def test_tables_beside_lists_are_named(tmp_path: Path) -> None:

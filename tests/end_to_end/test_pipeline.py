@@ -23,6 +23,7 @@ from mlic.config.predict import PredictConfig
 from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig
 from mlic.data import toy
+from mlic.data.shards import read_split
 from mlic.errors import ClusterError, ConfigError, DataError
 from mlic.evaluate.evaluate import evaluate
 from mlic.metrics import thresholds
@@ -110,24 +111,26 @@ def test_pack_lists_what_is_wrong(corpus: Path, tmp_path: Path) -> None:
     shutil.copytree(corpus / "annotations", labels)
     (images / "im1.jpg").write_bytes(b"")
     (images / "im2.jpg").write_bytes((images / "im2.jpg").read_bytes()[:-100])
-    (images / "im3.png").write_bytes((images / "im3.jpg").read_bytes())
+    for name in ("spare.jpg", "spare.png"):
+        (images / name).write_bytes((images / "im3.jpg").read_bytes())
     (images / "notes.txt").touch()
     (labels / "disc.txt").write_text((labels / "disc.txt").read_text() + "99999\n")
     report = pack(packing(corpus, tmp_path / "out", images=images, labels=labels))
     assert report.account.model_dump() == {
-        "found": 242,
+        "found": 243,
         "packed_labelled": report.account.packed_labelled,
-        "packed_unlabelled": 238 - report.account.packed_labelled,
+        "packed_unlabelled": 240 - report.account.packed_labelled,
         "missing": 1,
         "unreadable": 2,
-        "duplicate": 1,
+        "duplicate": 0,
+        "not_annotated": 0,
         "dropped": 0,
     }
     assert report.trouble["unreadable"][0] == "im1.jpg: zero bytes"
     assert report.trouble["unreadable"][1].startswith("im2.jpg: ")
-    assert report.trouble["duplicate"] == ["im3.png: has the key of im3.jpg"]
     assert "99999" in report.trouble["missing"][0]
-    assert json.loads((tmp_path / "out" / "index.json").read_text())["trouble"]["duplicate"]
+    assert json.loads((tmp_path / "out" / "index.json").read_text())["trouble"]["missing"]
+    assert {"spare.jpg", "spare.png"} <= set(read_split(tmp_path / "out", None).keys.to_pylist())
 
 
 def test_pack_stops_at_too_many_bad_images(corpus: Path, tmp_path: Path) -> None:

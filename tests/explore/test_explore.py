@@ -47,6 +47,8 @@ def test_images_with_their_labels(corpus: Path, ray_cluster: None, tmp_path: Pat
         Image.new("RGB", (20 + i % 2, 10), (i * 8, 0, 0)).save(images / f"{i}.png")
     (images / "<b>x.jpg").write_bytes(b"no")
     (tmp_path / "l.csv").write_text("image,<i>red,$a_b$\n" + "".join(f"{i}.png,{i % 2},1\n" for i in range(30)))
+    with (tmp_path / "l.csv").open("a") as file:
+        file.write("<b>x.jpg,0,1\n")
     config = ExploreConfig(data=images, labels=tmp_path / "l.csv", out=tmp_path / "look", max_images=31)
     report = explore(config)
     assert (report.samples, report.bad, report.splits) == (31, 1, {})

@@ -237,7 +237,7 @@ def test_verification(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_two_files_of_one_name(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The second is a duplicate; its own line in the labels is not called missing as well."""
+    """They are two samples, each with its line in the labels."""
     images = tmp_path / "images"
     shutil.copytree(corpus / "images", images)
     Image.open(images / "im5.jpg").save(images / "im5.png")
@@ -245,7 +245,7 @@ def test_two_files_of_one_name(corpus: Path, tmp_path: Path, caplog: pytest.LogC
     with labels.open("a") as file:
         file.write("im5.png,1,1\nim999.jpg,1,1\n")
     report = packed(tmp_path / "s", images, labels)
-    assert (report.account.duplicate, report.account.missing) == (1, 1)
+    assert (report.account.duplicate, report.account.missing, report.samples) == (0, 1, 241)
     assert report.account.balances()
 
 

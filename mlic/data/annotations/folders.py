@@ -1,48 +1,91 @@
-"""A folder for each label: with a list of its images (LABEL.txt), or with the images in it."""
+"""Folders of images: one folder per label, or one table per split."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-from mlic.data.annotations.builders import TABLES, text_lines
-from mlic.data.images import EXTENSIONS
-from mlic.data.label_join import Annotations, Builder, is_number
+import pyarrow as pa
+
+from mlic.data.annotations.lists import image_files
+from mlic.data.annotations.options import LabelOptions
+from mlic.data.annotations.table_files import is_table, open_table
+from mlic.data.annotations.tables import read_table
+from mlic.data.marks import Annotations, Builder
 from mlic.errors import DataError
 
-
-def read_lists(folder: Path) -> Annotations:
-    files = sorted(file for file in folder.iterdir() if file.suffix == ".txt" and not file.name.startswith("."))
-    builder = Builder()
-    numbers = 0
-    for label, file in enumerate(files):
-        for line, text in text_lines(file):
-            name = text.strip()
-            if not name:
-                continue
-            if any(ord(char) < 32 for char in name):
-                raise DataError(f"{file}:{line}: {name!r} is not one image's name.", "write one image per line.")
-            builder.image(name, str(file), line)
-            builder.mark(label, 1)
-            numbers += is_number(name)
-    if not len(builder):
-        raise DataError(f"the {len(files)} lists in {folder} are all empty.", "write one image per line.")
-    source = f"{len(files)} labels from per-label lists in {folder}"
-    passed = sorted(file.name for file in folder.iterdir() if file.suffix in (".jsonl", ".json", *TABLES))
-    if passed:
-        source += f" (passed over {', '.join(passed[:3])}{' ...' if len(passed) > 3 else ''})"
-    names = tuple(file.stem for file in files)
-    return replace(builder.build(names, source, bare_numbers=numbers * 2 > len(builder), once=False), by_label=True)
+_SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "valid": "val",
+    "val": "val",
+    "validation": "val",
+    "test": "test",
+}
 
 
 def read_folders(folder: Path) -> Annotations:
+    """One folder per label, with its images; an image in several of them has several labels."""
     labels = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     builder = Builder()
     for number, label in enumerate(labels):
-        for file in sorted((folder / label).rglob("*")):
-            if file.suffix.lower() in EXTENSIONS:
-                builder.image(file.relative_to(folder).as_posix(), str(folder), 0)
-                builder.mark(number, 1)
+        for file in image_files(folder / label):
+            builder.image(file.relative_to(folder).as_posix(), str(folder), 0)
+            builder.mark(number, 1)
     if not len(builder):
         raise DataError(f"the folders in {folder} hold no images.", "give a folder of LABEL.txt lists, or a table.")
-    return replace(builder.build(tuple(labels), f"{len(labels)} labels from the folders in {folder}"), by_label=True)
+    if len(labels) > 20 and len(labels) * 2 > len(builder):
+        raise DataError(
+            f"{folder} has {len(labels):,} folders for {len(builder):,} images, so they are hardly labels "
+            f"({labels[0]}, {labels[1]}).",
+            "give the label files themselves by --labels.",
+        )
+    annotations = builder.build(
+        tuple(labels), f"{len(labels)} labels from the folders in {folder}", format="one folder per label"
+    )
+    return replace(annotations, by_label=True, positives_only=True)
+
+
+def split_tables(folder: Path) -> dict[str, Path]:
+    """Tables in folders that are called like splits, by folder: the layout in which Roboflow exports."""
+    tables = dict[str, Path]()
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and entry.name.lower() in _SPLIT_FOLDERS:
+            found = [file for file in sorted(entry.iterdir()) if is_table(file) and not file.name.startswith(".")]
+            if len(found) == 1:
+                tables[entry.name] = found[0]
+    return tables
+
+
+def read_split_tables(folder: Path, options: LabelOptions) -> Annotations:
+    """One table per split, whose names are below the folder of the split."""
+    read = {
+        name: read_table(open_table(file, options.is_image), replace(options, split_column=None))
+        for name, file in split_tables(folder).items()
+    }
+    labels = tuple(dict.fromkeys(label for part in read.values() for label in part.labels))
+    builder = Builder(("split",))
+    for name, part in read.items():
+        order = [labels.index(label) for label in part.labels]
+        ends = part.image.argsort(kind="stable")
+        at = 0
+        for i, image in enumerate(part.names.to_pylist()):
+            builder.image(f"{name}/{image}", part.files[part.file[i]], int(part.line[i]), _SPLIT_FOLDERS[name.lower()])
+            while at < len(ends) and part.image[ends[at]] == i:
+                builder.mark(order[int(part.label[ends[at]])], int(part.value[ends[at]]))
+                at += 1
+    first = next(iter(read.values()))
+    annotations = builder.build(
+        labels,
+        f"{len(labels)} labels from {len(read)} tables in {folder}",
+        repeats="agree",
+        format=first.format,
+        tool="Roboflow" if any(file.name == "_classes.csv" for file in split_tables(folder).values()) else "",
+        used=first.used,
+        left_out=first.left_out,
+        warnings=first.warnings,
+    )
+    notes = (*first.notes, f"splits from the folders {', '.join(read)}")
+    return replace(
+        annotations, notes=notes, positives_only=first.positives_only, names=annotations.names.cast(pa.large_string())
+    )

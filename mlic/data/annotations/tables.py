@@ -1,168 +1,281 @@
-"""Tables of labels: CSV, TSV and Parquet, wide, delimited or long."""
+"""Tables to annotations: one column per label, lists of labels in a cell, or one label per row."""
 
 from __future__ import annotations
 
-import csv
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mlic.data.annotations.builders import Columns, build_named, image_name, text_lines
-from mlic.data.images import EXTENSIONS
-from mlic.data.label_join import Annotations, Builder
+import numpy as np
+
+from mlic.data import name_rules
+from mlic.data.annotations.cells import kind_of, number_of, target_of
+from mlic.data.annotations.columns import Plan, choose
+from mlic.data.annotations.label_lists import LabelLists
+from mlic.data.annotations.options import LabelOptions, label_names
+from mlic.data.annotations.profiles import Profile, profiles_of
+from mlic.data.annotations.table_files import Block, Table
+from mlic.data.marks import Annotations, Builder
 from mlic.errors import DataError
 
-_CELLS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "": 0, "-1": -1, "-1.0": -1}
-_DELIMITERS = ";|, "
-Row = tuple[int, list[str]]  # a line's number and its cells
+_ODD = 5  # cells that an error shows
 
 
-def read_table(file: Path, format: str | None, columns: Columns) -> Annotations:
-    header, body = _table(file)
-    if len(header) < 2:
-        raise DataError(f"{file}:1: a header with an image column and labels is needed.", "add the header line.")
-    _check_header(file, header)
-    extra = _extra_columns(file, header, columns)
-    places = [i for i in range(1, len(header)) if i not in extra.values()]
-    builder = Builder(tuple(extra))
-    if format is None:
-        format = "wide" if len(places) != 1 else _two_columns(file, places[0])
-    if format != "wide" and len(places) != 1:
-        raise DataError(f"{file}:1: {len(places) + 1} columns where a {format} table has two.", "check --format.")
-    labels = _label_columns(file, [header[i] for i in places]) if format == "wide" else ()
-    delimiter = _delimiter(file, places[0]) if format == "delimited" else ""
-    for line, cells in body:
-        if len(cells) != len(header):
-            raise DataError(
-                f"{file}:{line}: {len(cells)} columns where the header has {len(header)}.", "fix that line."
-            )
-        builder.image(image_name(file, line, cells[0]), str(file), line, *(cells[i].strip() for i in extra.values()))
-        if format == "wide":
-            _mark_wide(builder, file, line, labels, [cells[i] for i in places])
-        else:
-            values = cells[places[0]].split(delimiter) if delimiter else [cells[places[0]]]
-            for label in values:
-                if label.strip():
-                    builder.mark(builder.label(label.strip()), 1)
-    if not len(builder):
-        raise DataError(f"{file} holds a header and nothing else.", "add one line for each image.")
-    if format == "wide":
-        return builder.build(labels, f"{len(labels)} labels from the columns of {file}")
-    source = f"one label per line in {file}" if format == "long" else f"the lists (by {delimiter!r}) in {file}"
-    return build_named(builder, None, source, once=format != "long")
-
-
-def _check_header(file: Path, header: Sequence[str]) -> None:
-    """A table without its line of names would silently lose its first image."""
-    values = all(cell.strip().lower() in _CELLS for cell in header[1:])
-    if values or Path(header[0].strip()).suffix.lower() in EXTENSIONS:
-        raise DataError(f"{file}:1: {header[0]!r} begins a line of data, not of column names.", "add the header line.")
-
-
-def _extra_columns(file: Path, header: Sequence[str], columns: Columns) -> dict[str, int]:
-    extra: dict[str, int] = {}
-    for kind, name in (("split", columns.split), ("group", columns.group)):
-        if name is not None:
-            if name not in header[1:]:
-                raise DataError(f"{file}:1: no column {name!r}.", f"its columns are {', '.join(header)}.")
-            extra[kind] = header.index(name)
-    return extra
-
-
-def _label_columns(file: Path, header: Sequence[str]) -> tuple[str, ...]:
-    labels = tuple(name.strip() for name in header)
-    twice = {name for name in labels if labels.count(name) > 1 or not name}
-    if twice:
-        raise DataError(f"{file}:1: the label {min(twice)!r} stands twice or is empty.", "give each column a name.")
-    return labels
-
-
-def _mark_wide(builder: Builder, file: Path, line: int, labels: Sequence[str], cells: Sequence[str]) -> None:
-    for label, cell in enumerate(cells):
-        value = _CELLS.get(cell) if cell in _CELLS else _CELLS.get(cell.strip().lower())
-        if value is None:
-            raise DataError(
-                f"{file}:{line}: {cell!r} for the label {labels[label]!r} is not 1, 0 or -1.", "fix that cell."
-            )
-        if value:
-            builder.mark(label, value)
-
-
-def _two_columns(file: Path, place: int) -> str:
-    """Which kind of table of two columns this is, by its cells."""
-    seen: set[str] = set()
-    values, repeated = True, False
-    for _, cells in _table(file)[1]:
-        if len(cells) > place:
-            values = values and cells[place].strip().lower() in _CELLS
-            repeated = repeated or cells[0].strip() in seen
-            seen.add(cells[0].strip())
-        if repeated and not values:
-            return "long"
-    if values:
-        return "wide"
-    return "delimited" if _delimiter(file, place) else "long"
-
-
-def _delimiter(file: Path, place: int) -> str:
-    """The separator of the labels in a column.
-
-    A space is a separator only if it gives no more different words than there are different cells: "hot dog" is one
-    label.
-    """
-    cells = {cells[place].strip() for _, cells in _table(file)[1] if len(cells) > place} - {""}
-    for delimiter in _DELIMITERS[:-1]:
-        if any(delimiter in cell for cell in cells):
-            return delimiter
-    words = {word for cell in cells for word in cell.split()}
-    return " " if any(" " in cell for cell in cells) and len(words) <= len(cells) else ""
-
-
-def _table(file: Path) -> tuple[list[str], Iterator[Row]]:
-    """The header of a table and its rows, which are read on demand."""
-    rows = _parquet_rows(file) if file.suffix == ".parquet" else _rows(file)
-    _, header = next(rows, (0, []))
-    return header, rows
-
-
-def _rows(file: Path) -> Iterator[Row]:
-    """Rows of a CSV or TSV with the line that each ends on; blank lines are skipped."""
-    text = (line for _, line in text_lines(file))
-    first = next(text, "")
-    unquoted = re.sub(r'"[^"]*"', "", first)
-    delimiter = (
-        "\t" if file.suffix == ".tsv" or "\t" in unquoted else ";" if unquoted.count(";") > unquoted.count(",") else ","
+def read_table(table: Table, options: LabelOptions, layout: str | None = None) -> Annotations:
+    """Read a table. `layout` is wide, delimited or long, or None: it is recognised. Raises DataError."""
+    profiles = profiles_of(table)
+    plan = choose(table, profiles, options, "listed" if layout in ("delimited", "long") else layout)  # type: ignore[arg-type]
+    if plan.layout == "wide":
+        read = _read_wide(table, profiles, plan, options)
+    else:
+        read = _read_listed(table, profiles, plan, options, layout)
+    used = [*plan.image, *plan.labels, *plan.extra.values(), *([] if plan.value is None else [plan.value])]
+    return replace(
+        read,
+        tool=plan.tool,
+        used=tuple(table.columns[i] or f"column {i + 1}" for i in used),
+        left_out=plan.left_out,
+        notes=(*table.notes, *plan.notes, *read.notes),
+        warnings=(*plan.warnings, *read.warnings),
     )
-    reader = csv.reader((line for part in ([first], text) for line in part), delimiter=delimiter)
+
+
+def image_name(file: Path, line: int, cell: Any) -> str:
+    """The name of an image in a cell, as text. Raises DataError for a blank one, and for bytes without a name."""
+    if isinstance(cell, dict):
+        cell = cell.get("path") or cell.get("file_name")
+        if not isinstance(cell, str):
+            raise DataError(
+                f"{file}:{line}: the image is stored as bytes without a name.",
+                "write the images to files, and their names to a column.",
+            )
+    if isinstance(cell, bytes):
+        raise DataError(f"{file}:{line}: the image is stored as bytes, not as a name.", "write the images to files.")
+    name = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell if cell is not None else "")
+    name = name.strip()
+    if not name:
+        raise DataError(f"{file}:{line}: the image is not named.", "fix or delete that line.")
+    return name
+
+
+def _names(table: Table, plan: Plan, block: Block) -> list[str]:
+    if len(plan.image) == 2:
+        subjects, studies = (block.columns[i] for i in plan.image)
+        return [f"p{str(a).strip()}/s{str(b).strip()}" for a, b in zip(subjects, studies, strict=True)]
+    cells: Sequence[Any] = block.columns[plan.image[0]]
+    for i in plan.fallbacks:
+        cells = [other if cell is None else cell for cell, other in zip(cells, block.columns[i], strict=True)]
+    return [image_name(table.file, line, cell) for line, cell in zip(block.lines, cells, strict=True)]
+
+
+def _extra(plan: Plan, block: Block) -> list[list[str]]:
+    return [[str("" if cell is None else cell).strip() for cell in block.columns[i]] for i in plan.extra.values()]
+
+
+# One column per label
+
+
+def _read_wide(table: Table, profiles: Sequence[Profile], plan: Plan, options: LabelOptions) -> Annotations:
+    labels = _wide_labels(table, plan, options)
+    minus_one, notes = _minus_one(table, profiles, plan, options)
+    builder = Builder(tuple(plan.extra))
+    odd = _OddCells(table.file)
+    in_folder = _images_by_folder(options) if len(plan.image) == 2 else None
+    for block in table.blocks():
+        values = np.empty((len(block.lines), len(labels)), np.int8)
+        for number, i in enumerate(plan.labels):
+            values[:, number] = _targets(block, i, labels[number], minus_one, options.positive_from, odd)
+        names, lines, extra = _names(table, plan, block), block.lines, _extra(plan, block)
+        if in_folder is not None:
+            chosen = [(row, image) for row, name in enumerate(names) for image in in_folder.get(name, [name])]
+            of_row = [row for row, _ in chosen]
+            names, lines, values = [image for _, image in chosen], [lines[row] for row in of_row], values[of_row]
+            extra = [[column[row] for row in of_row] for column in extra]
+        builder.rows(names, str(table.file), lines, values, *extra)
+    odd.refuse()
+    rows = len(builder)
+    annotations = builder.build(
+        labels, f"{len(labels)} labels from the columns of {table.file}", repeats=options.readers, format="wide table"
+    )
+    if rows > len(annotations.names):
+        notes += (f"{rows:,} rows are about {len(annotations.names):,} images (--readers {options.readers})",)
+    return replace(annotations, notes=notes, warnings=_one_sided(profiles, plan, table, options))
+
+
+def _images_by_folder(options: LabelOptions) -> dict[str, list[str]]:
+    """The images of each study of MIMIC-CXR, whose folder is the patient's and the study's number: p10/s50."""
+    images = dict[str, list[str]]()
+    for path in [] if options.image_names is None else name_rules.as_text(options.image_names.paths).to_pylist():
+        if path is not None and len(parts := path.split("/")) > 2:
+            images.setdefault("/".join(parts[-3:-1]), []).append(path)
+    return images
+
+
+def _wide_labels(table: Table, plan: Plan, options: LabelOptions) -> tuple[str, ...]:
+    names = label_names(options.label_names)
+    columns = [table.columns[i].strip() for i in plan.labels]
+    if names is not None and (not table.has_header or all(column.isdecimal() for column in columns)):
+        if len(names.names) != len(columns):
+            raise DataError(
+                f"{table.file} has {len(columns)} columns of labels, and {names.source} has {len(names.names)} names.",
+                "give one name per column, in their order.",
+            )
+        return names.names
+    if names is not None and names.by_id:
+        return tuple(names.by_id.get(column, column) for column in columns)
+    if not table.has_header:
+        raise DataError(
+            f"{table.file} has {len(columns)} columns of labels without names.",
+            "name them in their order by --label-names cat,dog,... or --label-names FILE.",
+        )
+    return tuple(columns)
+
+
+def _targets(
+    block: Block, i: int, label: str, minus_one: int, positive_from: float | None, odd: _OddCells
+) -> list[int]:
+    """The values of a label in a block; cells that are none are noted, and are 0."""
+    cells = block.columns[i]
+    meaning = dict[Any, int]()
+    for cell in set(cells):
+        try:
+            meaning[cell] = target_of(cell, minus_one, positive_from)
+        except ValueError:
+            meaning[cell] = 0
+            odd.add(label, cell, block.lines[cells.index(cell)], cells.count(cell))
+    return [meaning[cell] for cell in cells]
+
+
+@dataclass
+class _OddCells:
+    """Cells of labels' columns that say neither yes nor no, for one message about all of them."""
+
+    file: Path
+    first: list[tuple[str, Any, int]] = field(default_factory=list)
+    count: int = 0
+    labels: set[str] = field(default_factory=set)
+
+    def add(self, label: str, cell: Any, line: int, count: int) -> None:
+        if len(self.first) < _ODD:
+            self.first.append((label, cell, line))
+        self.count += count
+        self.labels.add(label)
+
+    def refuse(self) -> None:
+        """Raise DataError if there was one."""
+        if not self.first:
+            return
+        label, cell, line = self.first[0]
+        if isinstance(cell, str) and kind_of(cell) == "fraction":
+            hint = "say by --positive-from 0.5 from which confidence a label is positive."
+        else:
+            hint = (
+                "cells may be 1, 0, -1, true, false, yes, no, x, nan or blank; fix them, or leave columns out by "
+                f"--ignore-columns {min(self.labels)}."
+            )
+        more = f" ({self.count:,} such cells in {len(self.labels)} columns)" if self.count > 1 else ""
+        raise DataError(f"{self.file}:{line}: {cell!r} for the label {label!r} is not 1, 0 or -1{more}.", hint)
+
+
+def _minus_one(
+    table: Table, profiles: Sequence[Profile], plan: Plan, options: LabelOptions
+) -> tuple[int, tuple[str, ...]]:
+    """What -1 means. Raises DataError where a table has 1 and -1 alone and nobody has said it."""
+    values = _values_in(profiles, plan)
+    if -1 not in values:
+        return -1, ()
+    if options.minus_one is not None:
+        return (0 if options.minus_one == "negative" else -1), (f"-1 means {options.minus_one}",)
+    if values <= {1, -1}:
+        raise DataError(
+            f"{table.file}: the cells of the labels are 1 and -1 alone, so -1 may mean that a label is absent or that "
+            "it is unknown.",
+            "say it by --minus-one negative or --minus-one unknown.",
+        )
+    return -1, ("-1 means unknown",)
+
+
+def _values_in(profiles: Sequence[Profile], plan: Plan) -> set[float]:
+    values = set[float]()
+    for i in plan.labels:
+        profile = profiles[i]
+        for cell in profile.distinct or profile.sample:
+            if kind_of(cell) == "word":
+                values.add(number_of(cell))
+        if profile.kinds["blank"]:
+            values.add(0)
+    return values
+
+
+def _one_sided(profiles: Sequence[Profile], plan: Plan, table: Table, options: LabelOptions) -> tuple[str, ...]:
+    """A warning where no cell of a table says no: then nothing can be measured."""
+    values = _values_in(profiles, plan)
+    if 0 in values or (options.minus_one == "negative" and -1 in values) or options.positive_from is not None:
+        return ()
+    return (f"no cell of {table.file.name} says that a label is absent, so all labels are positive or unknown",)
+
+
+# Labels in a cell, or one label per row
+
+
+def _read_listed(
+    table: Table, profiles: Sequence[Profile], plan: Plan, options: LabelOptions, layout: str | None
+) -> Annotations:
+    label = plan.labels[0]
+    lists = LabelLists(table, profiles, label, plan, options, layout)
+    builder = Builder(tuple(plan.extra))
+    not_annotated = 0
+    for block in table.blocks():
+        names, extra, cells = _names(table, plan, block), _extra(plan, block), block.columns[label]
+        value = None if plan.value is None else block.columns[plan.value]
+        unknown = None if plan.unknown is None else block.columns[plan.unknown]
+        for n, (line, name) in enumerate(zip(block.lines, names, strict=True)):
+            marks = lists.marks(cells[n], line)
+            if marks is None:
+                not_annotated += 1
+                continue
+            builder.image(name, str(table.file), line, *(column[n] for column in extra))
+            sure = 1 if value is None else _sure(table, plan, line, value[n], options)
+            for text, mark in marks:
+                builder.mark(builder.label(text), mark if mark != 1 else sure)
+            for text in (unknown[n] if unknown is not None else None) or ():
+                builder.mark(builder.label(lists.named(text, line)), -1)
+    if not_annotated:
+        lists.notes.append(f"{not_annotated:,} rows have no value in {table.columns[label]!r}: not annotated")
+    return _listed_annotations(table, plan, options, builder, lists)
+
+
+def _sure(table: Table, plan: Plan, line: int, cell: Any, options: LabelOptions) -> int:
     try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise DataError(f"{file}:{reader.line_num}: {error}.", "fix that line.") from None
+        return target_of(cell, -1, options.positive_from)
+    except ValueError:
+        column = table.columns[plan.value or 0]
+        raise DataError(
+            f"{table.file}:{line}: the {column} {str(cell)!r} is neither 0 nor 1.",
+            "say by --positive-from 0.5 from which one a label is positive.",
+        ) from None
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
-    """The header and rows of a Parquet table as text; lists become the delimited form."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(file) as table:
-            yield 1, list(table.schema_arrow.names)
-            number = 0
-            for batch in table.iter_batches(50_000):
-                columns = [_texts(column) for column in batch.columns]
-                for cells in zip(*columns, strict=True):
-                    number += 1
-                    yield number, list(cells)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file} is not valid Parquet: {error}.", "write it again.") from None
-
-
-def _texts(column: Any) -> list[str]:
-    return [
-        "" if value is None else _DELIMITERS[0].join(value) if isinstance(value, list) else str(value)
-        for value in column.to_pylist()
-    ]
+def _listed_annotations(
+    table: Table, plan: Plan, options: LabelOptions, builder: Builder, lists: LabelLists
+) -> Annotations:
+    rows, long = len(builder), lists.is_long(builder)
+    vocabulary = lists.vocabulary(builder)
+    if not vocabulary:
+        raise DataError(f"no label at all in {table.file}.", "give each image its labels.")
+    source = f"one label per line in {table.file}" if long else f"the lists ({lists.how}) in {table.file}"
+    has_values = plan.value is not None
+    annotations = builder.build(
+        vocabulary,
+        f"{len(vocabulary)} labels from {source}",
+        repeats=(options.readers if has_values else "union") if long else options.readers,
+        fill=-1 if has_values else 0,
+        format="one label per row" if long else "labels in a cell",
+        positives_only=not has_values and not lists.is_complete,
+    )
+    if rows > len(annotations.names) and not long:
+        lists.notes.append(f"{rows:,} rows are about {len(annotations.names):,} images")
+    if has_values:
+        lists.notes.append(f"labels that are not listed for an image are unknown ({table.columns[plan.value or 0]})")
+    return replace(annotations, notes=tuple(lists.notes), warnings=tuple(lists.warnings))

@@ -1,0 +1,122 @@
+"""What a person says about label files, for the readers of all formats."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from mlic.config.labels import LabelFormat, LabelSettings, Readers
+from mlic.data.label_join import ImageNames
+from mlic.errors import DataError
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """The settings of `LabelSettings`, and the columns with the split and the group of an image.
+
+    `image_names` looks names up among the images, where these are known.
+    """
+
+    format: LabelFormat = "auto"
+    image_column: str | None = None
+    label_columns: tuple[str, ...] = ()
+    label_column: str | None = None
+    ignore_columns: tuple[str, ...] = ()
+    delimiter: str | None = None
+    label_names: str | None = None
+    minus_one: str | None = None
+    positive_from: float | None = None
+    no_label: tuple[str, ...] = ()
+    readers: Readers = "agree"
+    image_list: str | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+    image_names: ImageNames | None = None
+
+    @property
+    def needs_columns(self) -> str | None:
+        """The name of an option that only tables have, if one is given."""
+        names = ("split_column", "group_column", "image_column", "label_columns", "label_column", "ignore_columns")
+        return next((name for name in names if getattr(self, name)), None)
+
+    @property
+    def extra(self) -> dict[str, str]:
+        """The columns that are kept beside the labels, by what they are for."""
+        named = {"split": self.split_column, "group": self.group_column}
+        return {kind: column for kind, column in named.items() if column is not None}
+
+    @property
+    def is_image(self) -> Callable[[str], bool]:
+        """Whether a cell is the name of an image, as far as is known."""
+        names = self.image_names
+        return (lambda _: False) if names is None else (lambda cell: names.share([cell]) == 1)
+
+
+def options_of(
+    config: LabelSettings, paths: pa.Array | None = None, split: str | None = None, group: str | None = None
+) -> LabelOptions:
+    """The options of a command; `paths` (N,) are the images' paths as bytes."""
+    return LabelOptions(
+        format=config.format,
+        image_column=config.image_column,
+        label_columns=config.label_columns,
+        label_column=config.label_column,
+        ignore_columns=config.ignore_columns,
+        delimiter=config.delimiter,
+        label_names=config.label_names,
+        minus_one=config.minus_one,
+        positive_from=config.positive_from,
+        no_label=config.no_label,
+        readers=config.readers,
+        image_list=config.image_list,
+        split_column=split,
+        group_column=group,
+        image_names=None if paths is None else ImageNames(paths),
+    )
+
+
+class LabelNames:
+    """Names of numbered labels: in the order of their numbers from 0 on, or by their ids."""
+
+    def __init__(self, source: str, names: Sequence[str], by_id: dict[str, str]) -> None:
+        self.source, self.names, self.by_id = source, tuple(names), by_id
+
+    def of(self, label: str, where: str) -> str:
+        """The name of a number or an id. Raises DataError where there is none."""
+        if label in self.by_id:
+            return self.by_id[label]
+        if not self.by_id and label.isdecimal() and int(label) < len(self.names):
+            return self.names[int(label)]
+        raise DataError(
+            f"{where}: the label {label!r} has no name in {self.source}, which has {len(self.names)}.",
+            "name all labels by --label-names, in the order of their numbers from 0 on or as ID,NAME.",
+        )
+
+
+def label_names(given: str | None) -> LabelNames | None:
+    """The names that `--label-names` gives: NAME,NAME or a file. Raises DataError for a file that cannot be read."""
+    if given is None:
+        return None
+    path = Path(given).expanduser()
+    if not path.is_file():
+        if "/" in given or Path(given).suffix.lower() in (".txt", ".csv", ".json", ".tsv"):
+            raise DataError(f"the label names {given} do not exist.", "check the path given to --label-names.")
+        return LabelNames("--label-names", [name.strip() for name in given.split(",")], {})
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":
+            found = json.loads(text)
+            if isinstance(found, dict):
+                return LabelNames(given, [str(name) for name in found.values()], {k: str(v) for k, v in found.items()})
+            return LabelNames(given, [str(name) for name in found], {})
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"cannot read the label names {given}: {error}.", "give one name per line.") from None
+    rows = [row for row in csv.reader(text.splitlines(), delimiter="\t" if "\t" in text else ",") if row]
+    if rows and all(len(row) == 2 for row in rows):
+        return LabelNames(given, [row[1].strip() for row in rows], {row[0].strip(): row[1].strip() for row in rows})
+    return LabelNames(given, [line.strip() for line in text.splitlines() if line.strip()], {})

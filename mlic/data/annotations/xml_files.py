@@ -1,0 +1,72 @@
+"""XML: a folder of Pascal VOC files, or one file of CVAT."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+from mlic.data.marks import Annotations, Builder
+from mlic.errors import DataError
+
+
+def read_voc(folder: Path) -> Annotations:
+    """Pascal VOC: an image has the labels of its objects; a label whose objects are all `difficult` is unknown."""
+    builder = Builder()
+    files = sorted(file for file in folder.rglob("*.xml") if not file.name.startswith("."))
+    for file in files:
+        root = _root(file)
+        if root.tag == "annotations":
+            raise DataError(f"{file} is CVAT's XML, among files of Pascal VOC.", "name that file by --labels.")
+        builder.image((root.findtext("filename") or file.stem).strip(), str(file), 0)
+        marks: dict[str, int] = {}
+        for item in root.iter("object"):
+            label = (item.findtext("name") or "").strip()
+            if not label:
+                raise DataError(f"{file}: an object without a name.", "fix that file.")
+            difficult = (item.findtext("difficult") or "0").strip() == "1"
+            if not difficult or marks.get(label) != 1:
+                marks[label] = -1 if difficult else 1
+        for label, value in marks.items():
+            builder.mark(builder.label(label), value)
+    return _built(builder, f"{len(files):,} Pascal VOC files in {folder}", "Pascal VOC")
+
+
+def read_cvat(file: Path) -> Annotations:
+    """CVAT for images: the tags and shapes of each image; an image without any has no label."""
+    root = _root(file)
+    if root.tag != "annotations":
+        raise DataError(
+            f"{file} has the root <{root.tag}>, and CVAT's XML has <annotations>.", "export as CVAT for images."
+        )
+    builder = Builder()
+    for image in root.iter("image"):
+        builder.image(image.get("name") or "", str(file), 0)
+        for label in dict.fromkeys(item.get("label") for item in image if item.get("label")):
+            builder.mark(builder.label(str(label)), 1)
+    labels = [(item.findtext("name") or "").strip() for item in root.findall("./meta//labels/label")]
+    for label in labels:
+        if label:
+            builder.label(label)
+    return _built(builder, f"the images of {file}", "CVAT")
+
+
+def root_of(file: Path) -> str:
+    """The name of the root of an XML file. Raises DataError for a file that is none."""
+    return _root(file).tag
+
+
+def _root(file: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.parse(file).getroot()  # noqa: S314 - expat itself stops entities that explode
+    except (ElementTree.ParseError, OSError) as error:
+        raise DataError(f"{file} is not valid XML: {error}.", "fix that file.") from None
+
+
+def _built(builder: Builder, source: str, tool: str) -> Annotations:
+    labels = tuple(sorted(builder.numbers))
+    if not labels:
+        raise DataError(f"no label at all in {source}.", "give each image its labels.")
+    return replace(
+        builder.build(labels, f"{len(labels)} labels from {source}", repeats="agree", format=tool, tool=tool)
+    )

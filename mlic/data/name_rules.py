@@ -1,0 +1,264 @@
+"""Which image each name of a label file means: by exact forms of its path first, then by rules that are counted."""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlic.errors import DataError
+
+Array = np.ndarray[Any, Any]
+
+_EXTENSION = r"\.[^./]*$"
+_IMAGE_EXTENSION = r"(?i)\.(jpe?g|jfif|jpe|png|webp|bmp|tiff?|gif|avif|heic|heif|jp2)$"
+_DEEPEST = 12  # folders that are taken off a name at most
+EXACT, BY_NUMBER = "name", "number in the name"
+_FOLDERS = "folders in front left out"
+# Rules for names that no exact form explains, in their order; each is tried on top of those before it.
+RULES = (
+    "\\ read as /",
+    "Unicode normalised",
+    "%XX decoded",
+    _FOLDERS,
+    ".0 left out",
+    "prefix of an upload left out",
+    "another extension",
+    "upper and lower case",
+)
+
+
+@dataclass(frozen=True)
+class Names:
+    """M names in label files, and how an error calls them: `where` says in which file and line each stands.
+
+    With `may_share`, several names may mean one image, as in folders of labels.
+    """
+
+    names: pa.Array
+    where: Callable[[int], str]
+    may_share: bool = False
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The image (M,) that each name means, -1 for none, and how many names each rule explains."""
+
+    image: Array
+    rules: dict[str, int]
+
+
+def match(asked: Names, paths: pa.Array) -> Matches:
+    """Find the image of each name among `paths` (N,), which are bytes.
+
+    The exact forms are, in this order: relative path, path without extension, file name, file name without extension,
+    bare number ("12" is im12.jpg). Then the rules follow. A rule never gives an image that a stricter one has
+    explained. Raises DataError when a name could mean two images, or when a rule gives two names one image.
+    """
+    names = asked.names
+    if pc.any(pc.starts_with(names, "./")).as_py():
+        names = pc.replace_substring_regex(names, r"^\./", "")
+    image = np.full(len(names), -1, dtype=np.int64)
+    binary = names.cast(pa.large_binary())
+    for column in _forms(paths):
+        if (image >= 0).all():
+            break
+        open_ = np.flatnonzero(image < 0)
+        image[open_] = _look_up(asked, open_, binary.take(pa.array(open_)), column, paths)
+    rules = {EXACT: int((image >= 0).sum())}
+    open_ = np.flatnonzero((image < 0) & are_numbers(asked.names))
+    if len(open_):
+        numbers = _as_numbers(asked.names.take(pa.array(open_)))
+        stems = as_text(pc.replace_substring_regex(file_names(paths), _EXTENSION, b""))
+        image[open_] = _look_up(asked, open_, numbers, _as_numbers(stems), paths)
+        rules[BY_NUMBER] = int((image[open_] >= 0).sum())
+    if (image < 0).any():
+        rules |= _by_rules(asked, names, paths, image)
+    return Matches(image, {rule: count for rule, count in rules.items() if count})
+
+
+def _forms(paths: pa.Array) -> Iterator[pa.Array]:
+    """The forms of paths that names are compared with, the most specific first."""
+    empty = "" if pa.types.is_large_string(paths.type) else b""
+    yield paths
+    yield pc.replace_substring_regex(paths, _EXTENSION, empty)
+    names = file_names(paths)
+    yield names
+    yield pc.replace_substring_regex(names, _EXTENSION, empty)
+
+
+def _by_rules(asked: Names, names: pa.Array, paths: pa.Array, image: Array) -> dict[str, int]:
+    """Apply the rules to the names that are left, in place; returns how many names each explains."""
+    open_, column = np.flatnonzero(image < 0), as_text(paths)
+    left, counts, by_tail = names.take(pa.array(open_)), dict[str, int](), False
+    for rule in RULES:
+        changed, new_column = _changed(rule, left, column)
+        if rule == _FOLDERS:
+            by_tail = True
+        elif changed.equals(left) and new_column is column:
+            continue
+        column = new_column
+        counts[rule] = _take(asked, image, open_, _tails(asked, open_, changed, column, by_tail), paths)
+        still = image[open_] < 0
+        open_, left = open_[still], changed.filter(pa.array(still))
+        if not len(open_):
+            break
+    return counts
+
+
+def _changed(rule: str, names: pa.Array, column: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Names and paths as a rule writes them."""
+    if rule == "\\ read as /":
+        return pc.replace_substring(names, "\\", "/"), column
+    if rule == "Unicode normalised":
+        if pc.all(pc.string_is_ascii(names)).as_py() or pc.all(pc.string_is_ascii(column)).as_py():
+            return names, column
+        return pc.utf8_normalize(names, "NFC"), pc.utf8_normalize(column, "NFC")
+    if rule == "%XX decoded":
+        if not pc.any(pc.match_substring(names, "%")).as_py():
+            return names, column
+        return pa.array([urllib.parse.unquote(name) for name in names.to_pylist()], pa.large_string()), column
+    if rule == ".0 left out":
+        return pc.replace_substring_regex(names, r"^([0-9]+)\.0$", r"\1"), column
+    if rule == "prefix of an upload left out":  # Label Studio's
+        return pc.replace_substring_regex(names, r"(^|/)[0-9a-f]{8}-([^/]+)$", r"\1\2"), column
+    if rule == "another extension":
+        return pc.replace_substring_regex(names, _IMAGE_EXTENSION, ""), column
+    if rule == "upper and lower case":
+        return pc.utf8_lower(names), pc.utf8_lower(column)
+    return names, column
+
+
+def _tails(asked: Names, open_: Array, names: pa.Array, column: pa.Array, by_tail: bool) -> Array:
+    """The image of each open name, or of the longest part of its end that is one image."""
+    hits = np.full(len(open_), -1, dtype=np.int64)
+    forms = list(_forms(column))
+    for _ in range(_DEEPEST if by_tail else 1):
+        for form in forms:
+            left = np.flatnonzero(hits < 0)
+            if not len(left):
+                return hits
+            hits[left] = _look_up(asked, open_[left], names.take(pa.array(left)), form, column)
+        left = np.flatnonzero((hits < 0) & are_numbers(names))
+        if len(left):
+            numbers, stems = _as_numbers(names.take(pa.array(left))), _as_numbers(forms[-1])
+            hits[left] = _look_up(asked, open_[left], numbers, stems, column)
+        shorter = pc.replace_substring_regex(names, r"^[^/]*/", "")
+        if shorter.equals(names):
+            return hits
+        names = shorter
+    return hits
+
+
+def _take(asked: Names, image: Array, open_: Array, hits: Array, paths: pa.Array) -> int:
+    """Give the open names the images that a rule found, in place; returns for how many."""
+    good = hits >= 0
+    if not asked.may_share:
+        taken = np.zeros(len(paths), bool)
+        taken[image[image >= 0]] = True
+        good &= ~taken[hits]
+        unique, counts = np.unique(hits[good], return_counts=True)
+        if (counts > 1).any():
+            twice = open_[good & (hits == unique[counts > 1][0])][:2]
+            one, two = (asked.names[int(i)].as_py() for i in twice)
+            raise DataError(
+                f"{asked.where(int(twice[1]))}: {one!r} and {two!r} both seem to mean the image "
+                f"{show(paths[int(unique[counts > 1][0])])}.",
+                "give the folder above the images, in which the two names differ.",
+            )
+    image[open_[good]] = hits[good]
+    return int(good.sum())
+
+
+def _look_up(asked: Names, open_: Array, names: pa.Array, column: pa.Array, paths: pa.Array) -> Array:
+    """The row of `column` (N,) that equals each of `names`; `open_` are the names' numbers. Null equals nothing."""
+    if len(names) * 4 < len(column):
+        return _look_up_few(asked, open_, names, column, paths)
+    hit: Array = pc.index_in(names, value_set=column, skip_nulls=True).fill_null(-1).to_numpy().astype(np.int64)
+    hits = np.flatnonzero(hit >= 0)
+    if not len(hits) or column is paths or pc.count_distinct(column).as_py() == len(column) - column.null_count:
+        return hit
+    encoded = column.dictionary_encode()
+    code = encoded.indices.fill_null(-1).to_numpy()
+    count = np.bincount(code[code >= 0])
+    twice = hits[count[code[hit[hits]]] > 1]
+    if len(twice):
+        raise _ambiguous(asked, int(open_[twice[0]]), np.flatnonzero(code == code[hit[twice[0]]]), paths)
+    return hit
+
+
+def _look_up_few(asked: Names, open_: Array, names: pa.Array, column: pa.Array, paths: pa.Array) -> Array:
+    """As `_look_up`, for few names: the column is read once, and no table of it is made."""
+    wanted = pc.unique(names.drop_null())
+    place = pc.index_in(column, value_set=wanted, skip_nulls=True).fill_null(-1).to_numpy()
+    rows = np.flatnonzero(place >= 0)
+    count = np.bincount(place[rows], minlength=len(wanted))
+    row_of = np.full(len(wanted) + 1, -1, np.int64)
+    row_of[place[rows[::-1]]] = rows[::-1]
+    of = pc.index_in(names, value_set=wanted, skip_nulls=True).fill_null(len(wanted)).to_numpy()
+    if column is not paths:
+        twice = np.flatnonzero(np.append(count, 0)[of] > 1)
+        if len(twice):
+            raise _ambiguous(asked, int(open_[twice[0]]), rows[place[rows] == of[twice[0]]], paths)
+    found: Array = row_of[of]
+    return found
+
+
+def _ambiguous(asked: Names, number: int, rows: Array, paths: pa.Array) -> DataError:
+    a, b = (show(paths[int(row)]) for row in rows[:2])
+    return DataError(
+        f"{asked.where(number)}: {asked.names[number].as_py()!r} could mean {a} or {b}.",
+        "name the image by its path within the folder.",
+    )
+
+
+def file_names(paths: pa.Array) -> pa.Array:
+    """Paths without their folders."""
+    return pc.replace_substring_regex(paths, r"^.*/", "" if pa.types.is_large_string(paths.type) else b"")
+
+
+def stems(paths: pa.Array) -> pa.Array:
+    """File names without their extensions."""
+    empty = "" if pa.types.is_large_string(paths.type) else b""
+    return pc.replace_substring_regex(file_names(paths), _EXTENSION, empty)
+
+
+def as_text(column: pa.Array) -> pa.Array:
+    """Bytes as text; what is not UTF-8 becomes null, since no label file can name it."""
+    try:
+        return column.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        texts = [
+            None if (text := value.decode("utf-8", "replace")).count("\ufffd") else text for value in column.to_pylist()
+        ]
+        return pa.array(texts, pa.large_string())
+
+
+def are_numbers(names: pa.Array) -> Array:
+    """Whether each name (M,) is a bare number."""
+    numeric: Array = pc.match_substring_regex(names, r"^[0-9]+$").to_numpy(zero_copy_only=False)
+    return numeric
+
+
+def _as_numbers(texts: pa.Array) -> pa.Array:
+    """The number at the end of each text as int64, null where there is none or it is too long to be one."""
+    digits = pc.struct_field(pc.extract_regex(texts, r"(?s)^.*?(?P<digits>[0-9]+)$"), [0])
+    digits = pc.utf8_ltrim(digits, characters="0")
+    short = pc.less_equal(pc.utf8_length(digits), 18)
+    return pc.if_else(short, pc.if_else(pc.equal(digits, ""), "0", digits), None).cast(pa.int64())
+
+
+def is_number(name: str) -> bool:
+    """Whether a name is a bare image number."""
+    return name.isascii() and name.isdigit()
+
+
+def show(path: Any) -> str:
+    """A path of a column of bytes or text, as text."""
+    value = path.as_py()
+    return value if isinstance(value, str) else str(value.decode("utf-8", "surrogateescape"))

@@ -1,0 +1,156 @@
+"""The splits that images have already: by a column, by files, by folders, or by earlier shards."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+
+from mlic.config.data import PackConfig, is_split_name
+from mlic.config.types import Location
+from mlic.data import label_join, shards
+from mlic.data.annotations.options import LabelOptions
+from mlic.data.annotations.profiles import profiles_of
+from mlic.data.annotations.read import read_annotations
+from mlic.data.annotations.table_files import Table, is_table, open_table
+from mlic.data.annotations.tables import read_table
+from mlic.data.image_listing import Listing
+from mlic.data.label_join import ImageNames, Joined
+from mlic.data.marks import Annotations, Array
+from mlic.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# What the splits are called elsewhere.
+_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+    "unassigned": "",
+}
+_NUMBERED = ("partition", "split", "subset", "set", "evaluation_status")  # 0 is train, 1 val, 2 test, as in CelebA
+_COLUMNS = ("split", "partition", "subset", "set", "fold", "phase", "usage")
+
+
+def given_splits(
+    config: PackConfig, annotations: Annotations, joined: Joined, listing: Listing
+) -> tuple[tuple[str, ...], Array]:
+    """The names of the splits, and the split (N,) that an image has already, -1 for none. Raises DataError."""
+    fixed = np.full(len(listing), -1, np.int64)
+    names = tuple(config.split)
+    if config.split_files is not None:
+        names, fixed = _by_files(config, config.split_files, listing, names)
+    elif config.keep_test is not None:
+        fixed = _earlier_test(config.keep_test, listing, names.index("test"))
+    elif "split" in annotations.columns:
+        encoded = annotations.columns["split"].dictionary_encode()
+        found = encoded.dictionary.to_pylist()
+        meaning = split_names(found, config.split_column or "split", config.split_names)
+        names = _all_splits(names, [meaning[name] for name in found])
+        number = np.array([names.index(meaning[name]) if meaning[name] else -1 for name in found] + [-1])
+        split_of = encoded.indices.to_numpy()
+        fixed = np.where(joined.names >= 0, number[split_of[joined.names]], -1)
+    if (fixed >= 0).any() and (fixed < 0).any() and config.keep_test is None:
+        logger.info("%s images have no given split and are assigned at random", f"{int((fixed < 0).sum()):,}")
+    return names, fixed
+
+
+def split_names(values: Sequence[str], column: str, said: Mapping[str, str]) -> dict[str, str]:
+    """What each value of a column of splits is called here. Raises DataError for numbers whose meaning is open."""
+    plain = {value: value.strip() for value in values}
+    filled = {text.lower() for text in plain.values() if text}
+    numbered = _numbered(column.lower(), filled)
+    meaning = dict[str, str]()
+    for value, text in plain.items():
+        low = text.lower()
+        if text in said or low in said:
+            meaning[value] = said.get(text, said.get(low, text))
+        elif low in numbered:
+            meaning[value] = numbered[low]
+        elif low in ("0", "1", "2", "true", "false"):
+            raise DataError(
+                f"the column {column!r} of splits holds {', '.join(sorted(filled))}, which do not say what they mean.",
+                "name them by --split-names 0=train,1=val.",
+            )
+        else:
+            meaning[value] = _WORDS.get(low, text)
+    renamed = {text: new for text, new in meaning.items() if new != text and text}
+    if renamed:
+        logger.info("splits: %s", ", ".join(f"{old} is {new or 'none'}" for old, new in sorted(renamed.items())))
+    return meaning
+
+
+def _numbered(column: str, values: set[str]) -> dict[str, str]:
+    """The splits that numbers and truth values mean, by what their column is called."""
+    if not values <= {"0", "1", "2", "true", "false"}:
+        return {}
+    if any(word in column for word in ("is_val", "isval", "is_valid", "valid")):
+        return {"0": "train", "1": "val", "false": "train", "true": "val"}
+    if "test" in column and "train" not in column:
+        return {"0": "train", "1": "test", "false": "train", "true": "test"}
+    if any(word in column for word in _NUMBERED) and values <= {"0", "1", "2"}:
+        return {"0": "train", "1": "val", "2": "test"}
+    return {}
+
+
+def _by_files(
+    config: PackConfig, files: Location, listing: Listing, names: tuple[str, ...]
+) -> tuple[tuple[str, ...], Array]:
+    options = LabelOptions(image_names=ImageNames(listing.paths))
+    table = open_table(files, options.is_image) if isinstance(files, Path) and files.is_file() else None
+    column = _split_column(table) if table is not None else None
+    if table is not None and column is not None:
+        listed = read_table(table, LabelOptions(label_column=column, delimiter="none", image_names=options.image_names))
+        word = column or files.name
+    else:
+        listed, word = read_annotations(files, options), files.name
+    members = label_join.join(listed, listing.paths).targets == 1
+    twice = np.flatnonzero(members.sum(axis=1) > 1)
+    if len(twice):
+        both = [listed.labels[i] for i in np.flatnonzero(members[twice[0]])]
+        raise DataError(f"{files}: {listing.path(int(twice[0]))} is in {' and '.join(both)}.", "keep one of them.")
+    meaning = split_names(listed.labels, word, config.split_names)
+    names = _all_splits(names, list(meaning.values()))
+    number = np.array([names.index(meaning[name]) if meaning[name] else -1 for name in listed.labels])
+    return names, np.where(members.any(axis=1), number[members.argmax(axis=1)], -1)
+
+
+def _split_column(table: Table) -> str | None:
+    """The column of a table that says the split of each image; None where each split has a column of 0 and 1."""
+    if not is_table(table.file) or not table.has_header:
+        return None
+    names = [name.strip().lower() for name in table.columns]
+    named = next((name for name in _COLUMNS if name in names), None)
+    if named is not None:
+        return table.columns[names.index(named)]
+    if len(names) == 2:
+        profile = profiles_of(table)[1]
+        return table.columns[1] if not profile.is_binary(False) or "val" in names[1] or "test" in names[1] else None
+    return None
+
+
+def _all_splits(names: tuple[str, ...], splits_given: Sequence[str]) -> tuple[str, ...]:
+    wrong = [name for name in splits_given if name and not is_split_name(name)]
+    if wrong:
+        raise DataError(
+            f"a split is named {wrong[0]!r}.", f"name it by one lower-case word: --split-names '{wrong[0]}=train'."
+        )
+    return (*names, *(name for name in dict.fromkeys(splits_given) if name and name not in names))
+
+
+def _earlier_test(folder: Location, listing: Listing, number: int) -> Array:
+    """The fixed splits (N,): `number` for the test images of earlier shards, else -1; warns if some are gone."""
+    import pyarrow as pa
+
+    index = shards.read_index(folder)
+    shards.check_splits(folder, index, "test")
+    files = shards.read_table(folder, ["file"], pc.field("split") == "test").column("file").combine_chunks()
+    files = files.cast(pa.large_binary())
+    again = pc.is_in(listing.paths, value_set=files).to_numpy(zero_copy_only=False)
+    lost = len(files) - int(again.sum())
+    if lost:
+        logger.warning("%s of the %s test images of %s are no longer there", f"{lost:,}", f"{len(files):,}", folder)
+    return np.where(again, number, -1)
