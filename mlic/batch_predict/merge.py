@@ -22,7 +22,7 @@ from mlic.config.remote_path import RemotePath
 from mlic.config.types import AnyPath, Location, Output
 from mlic.data import storage
 from mlic.data.shards import INDEX
-from mlic.errors import ConfigError
+from mlic.errors import ConfigError, DataError
 from mlic.metrics import thresholds
 from mlic.metrics.calibration import Calibration
 from mlic.model import bundle
@@ -32,13 +32,14 @@ from mlic.runs.run import read_state
 logger = logging.getLogger(__name__)
 
 _OURS = re.compile(r"part-\d{6,}\.parquet|\.part-.*\.part")  # the second pattern matches what a killed process has left
+_ALLOWED_BAD = 10  # bad images that are no failure in any folder
 
 
 class PredictReport(Model):
     """The report of batch-predict: `found` is `predicted` plus `bad`, and `errors` is the file that names the bad ones.
 
     `rows` are the predictions themselves if they go to the standard output. `first_bad` is the reason why the first bad
-    image is bad.
+    image is bad. More bad images than `max_bad` allows, or no good one, are no success.
     """
 
     out: Output
@@ -53,6 +54,13 @@ class PredictReport(Model):
     errors: AnyPath | None
     rows: str | None = None
     first_bad: str | None = None
+    max_bad: float = 1.0
+
+    @property
+    def exit_code(self) -> int:
+        """0, or the exit code of DataError if too many images are bad."""
+        is_too_bad = self.bad > max(_ALLOWED_BAD, self.max_bad * self.found) or (self.found > 0 and not self.predicted)
+        return DataError.exit_code if is_too_bad else 0
 
     def text(self) -> str:
         if self.rows is not None:
@@ -63,6 +71,8 @@ class PredictReport(Model):
         ]
         if self.errors is not None:
             lines.append(f"bad images   {self.errors}")
+        if self.exit_code:
+            lines.append(f"no success: {self.bad:,} of {self.found:,} images are bad, more than --max-bad allows")
         return "\n".join(lines)
 
 

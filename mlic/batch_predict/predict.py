@@ -54,7 +54,7 @@ def predict(config: PredictConfig) -> PredictReport:
     items = list_items(config.images, config.split)
     out = config.out or (STDOUT if _is_one_image(config.images) else Path("predictions.tsv").absolute())
     if out != STDOUT:
-        return _predict_to(config, out, model, items)
+        return _predict_to(config, out, model, items).model_copy(update={"max_bad": config.max_bad})
     here = None if is_embedded(config.address) else Path.cwd()  # a folder that other nodes can see
     with tempfile.TemporaryDirectory(prefix=".mlic-predict-", dir=here) as scratch:
         file = Path(scratch) / "predictions.tsv"
@@ -63,7 +63,7 @@ def predict(config: PredictConfig) -> PredictReport:
     if report.bad == report.found:
         raise DataError(f"none of the images in {config.images} can be read: {report.first_bad}.", "give another file.")
     logger.info("found %d = %d predicted + %d bad", report.found, report.predicted, report.bad)
-    return report.model_copy(update={"out": STDOUT, "errors": None, "rows": rows})
+    return report.model_copy(update={"out": STDOUT, "errors": None, "rows": rows, "max_bad": config.max_bad})
 
 
 def _is_one_image(images: Location) -> bool:

@@ -54,6 +54,15 @@ class PredictConfig(Settings):
         ge=0,
         runtime=True,
     )
+    max_bad: Share = setting(
+        0.01,
+        "Fraction of unreadable images from which the command ends with exit code 3, though all others are predicted; "
+        "ten are always allowed",
+        cli="flag",
+        ge=0,
+        le=1,
+        runtime=True,
+    )
     batch_size: Workers = setting(
         "auto", "Images per forward pass; auto: 8 or 16 on CPUs, as many as fit into memory on a GPU", cli="flag"
     )

@@ -22,6 +22,7 @@ EXTENSIONS = frozenset(
 )
 
 _EXIF_ORIENTATION = 274
+_HALF = "premature end of data segment"  # libjpeg's warning
 # Orientation tag -> (turns by 90 degrees counter-clockwise, mirror left-right afterwards). TIFF 6.0, tag 274.
 _TURNS = {
     1: (0, False),
@@ -188,7 +189,9 @@ def _decode_jpeg(data: bytes, color: Color, max_pixels: int, side: int, out: Arr
             min_width=wide if factor > 1 else 0,
             buffer=into,
         )
-    except ValueError:
+    except ValueError as error:
+        if _HALF in str(error):  # Pillow would fill what is missing with grey
+            raise BadImage("cut off within its image data") from None
         return None
     if into is not None and pixels.shape == shape:
         pixels = into

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ _WORDS = {
     **dict.fromkeys(("test", "testing", "tst"), "test"),
     "unassigned": "",
 }
+_ARCHIVE = re.compile(r"(train|val|valid|validation|test)[-_.]")
 _NUMBERED = ("partition", "split", "subset", "set", "evaluation_status")  # 0 is train, 1 val, 2 test, as in CelebA
 _COLUMNS = ("split", "partition", "subset", "set", "fold", "phase", "usage")
 
@@ -53,9 +55,25 @@ def given_splits(
         number = np.array([names.index(meaning[name]) if meaning[name] else -1 for name in found] + [-1])
         split_of = encoded.indices.to_numpy()
         fixed = np.where(joined.names >= 0, number[split_of[joined.names]], -1)
+    elif annotations.format == "WebDataset shards" and (named := _by_archives(listing)) is not None:
+        names, fixed = _all_splits(names, named[0]), named[1]
+        logger.info("splits from the names of the shards: %s", ", ".join(named[0]))
+        fixed = np.array([names.index(name) for name in named[0]])[fixed]
     if (fixed >= 0).any() and (fixed < 0).any() and config.keep_test is None:
         logger.info("%s images have no given split and are assigned at random", f"{int((fixed < 0).sum()):,}")
     return names, fixed
+
+
+def _by_archives(listing: Listing) -> tuple[list[str], Array] | None:
+    """The splits that all archives are named after, and the split (N,) of each image; None where some are not."""
+    matches = [_ARCHIVE.match(archive.name) for archive in listing.archives]
+    if listing.members is None or not all(matches):
+        return None
+    names = [_WORDS.get(match[1], match[1]) for match in matches if match is not None]
+    splits = list(dict.fromkeys(names))
+    if len(splits) < 2:
+        return None
+    return splits, np.array([splits.index(name) for name in names])[listing.members["container"]]
 
 
 def split_names(values: Sequence[str], column: str, said: Mapping[str, str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from mlic.batch_predict import prediction_files
+from mlic.batch_predict.merge import PredictReport
 from mlic.batch_predict.prediction_files import Predictions, Values
 from mlic.errors import DataError
 
@@ -124,3 +125,33 @@ def test_files_of_other_programs(tmp_path: Path) -> None:
     assert found.decisions is None
     assert found.scores is not None
     assert found.scores.tolist() == [[0.25, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("found", "bad", "max_bad", "code"),
+    [
+        (0, 0, 0.01, 0),
+        (5, 0, 0.01, 0),
+        (5, 4, 0.01, 0),
+        (5, 5, 1.0, 3),
+        (100, 11, 0.01, 3),
+        (100, 11, 0.2, 0),
+        (2000, 20, 0.01, 0),
+    ],
+)
+def test_too_many_bad_images_are_no_success(found: int, bad: int, max_bad: float, code: int) -> None:
+    report = PredictReport(
+        out=Path("p.tsv"),
+        model=Path("m"),
+        fingerprint="",
+        sha256="",
+        values="scores",
+        top_k=0,
+        found=found,
+        predicted=found - bad,
+        bad=bad,
+        errors=None,
+        max_bad=max_bad,
+    )
+    assert report.exit_code == code
+    assert ("no success" in report.text()) == bool(code)

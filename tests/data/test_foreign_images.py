@@ -88,6 +88,13 @@ def test_a_tar_that_is_cut_off_keeps_what_is_before_the_cut(tmp_path: Path, capl
     assert "a.tar is cut off after 3 members" in caplog.text
 
 
+def test_half_a_jpeg_is_bad_though_it_ends_as_a_whole_one() -> None:
+    whole = picture(size=(64, 64))
+    with pytest.raises(images.BadImage, match="cut off within its image data"):
+        images.decode(whole[: len(whole) // 2] + b"\xff\xd9", "rgb", 10_000)
+    assert images.decode(whole + b"text behind the end", "rgb", 10_000).shape == (64, 64, 3)
+
+
 def test_orientation_behind_other_segments() -> None:
     plain, exif = picture(), Image.Exif()
     exif[274] = 6

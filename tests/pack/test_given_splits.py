@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +110,16 @@ def test_a_dry_run_says_what_was_understood_and_writes_nothing(tmp_path: Path) -
     ):
         assert part in text
     assert {count.label: (count.positive, count.negative) for count in about.labels} == {"cat": (8, 8), "dog": (8, 8)}
+
+
+def test_splits_that_shards_are_named_after(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for split, keys in (("train", ["a", "b", "c"]), ("valid", ["d"]), ("test", ["e"])):
+        with tarfile.open(tmp_path / "photos" / f"{split}-000000.tar", "w") as tar:
+            for key in keys:
+                for name, data in ((f"{key}.jpg", b"\xff\xd8"), (f"{key}.json", b'["cat"]')):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    listing = understood(tmp_path, labels=tmp_path / "photos")
+    assert [listing.splits[i] for i in listing.fixed] == ["train", "train", "train", "val", "test"]
