@@ -85,6 +85,7 @@ def test_an_image_that_kills_its_worker_costs_itself_alone(run: Path, poisoned: 
     assert not list((tmp_path / "p.csv.parts").glob("*.trail"))
 
 
+@pytest.mark.slow
 def test_an_image_that_kills_the_command_is_given_up_by_the_next_ones(
     run: Path, poisoned: Path, tmp_path: Path
 ) -> None:

@@ -130,7 +130,7 @@ def fits(how: str, truth: Truth, labels: list[str]) -> bool:
     return separator is None or not any(separator in label for label in labels)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(written=truths())
 @example(
     written=(

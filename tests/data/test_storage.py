@@ -158,6 +158,18 @@ def test_pack_from_and_to_an_object_store(
     remote, local = read_split(out, "val"), read_split(shards, "val")
     assert remote.keys == local.keys
     assert (remote.targets == local.targets).all()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_train_from_an_object_store(
+    bucket: RemotePath, shards: Path, mlic: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Shards are read from the store, and copies of checkpoints in it are taken by a run elsewhere."""
+    out = bucket / "trained"
+    for path in shards.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            storage.upload(path, out / path.name)
     copies = f"checkpoint_copy={bucket}/copies"
     training = ["train", out, "--epochs", "1", "--image-size", "32", "--arch", "a-cnn1", "--workers", "1"]
     trained = mlic(*training, "--set", copies)
@@ -176,6 +188,7 @@ def test_pack_from_and_to_an_object_store(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_predictions_in_an_object_store(
     bucket: RemotePath,
     corpus: Path,

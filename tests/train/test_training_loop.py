@@ -427,6 +427,7 @@ def test_evaluation_is_the_same_on_any_number_of_ranks(shards: Path, tmp_path: P
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision_resumes_bit_for_bit(shards: Path, tmp_path: Path, precision: str) -> None:
     """Its samplers too. Scores are those of float32, which predictions are computed in."""
