@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -61,23 +61,9 @@ def options_of(
     config: LabelSettings, paths: pa.Array | None = None, split: str | None = None, group: str | None = None
 ) -> LabelOptions:
     """The options of a command; `paths` (N,) are the images' paths as bytes."""
-    return LabelOptions(
-        format=config.format,
-        image_column=config.image_column,
-        label_columns=config.label_columns,
-        label_column=config.label_column,
-        ignore_columns=config.ignore_columns,
-        delimiter=config.delimiter,
-        label_names=config.label_names,
-        minus_one=config.minus_one,
-        positive_from=config.positive_from,
-        no_label=config.no_label,
-        readers=config.readers,
-        image_list=config.image_list,
-        split_column=split,
-        group_column=group,
-        image_names=None if paths is None else ImageNames(paths),
-    )
+    said = {field.name: getattr(config, field.name) for field in fields(LabelOptions) if hasattr(config, field.name)}
+    names = None if paths is None else ImageNames(paths)
+    return LabelOptions(**said | {"split_column": split, "group_column": group, "image_names": names})
 
 
 class LabelNames:

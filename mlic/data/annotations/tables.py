@@ -20,6 +20,7 @@ from mlic.data.marks import Annotations, Builder
 from mlic.errors import DataError
 
 _ODD = 5  # cells that an error shows
+_RECORDS = (".json", ".jsonl", ".ndjson", ".manifest")  # a record for every image, with a label or without
 
 
 def read_table(table: Table, options: LabelOptions, layout: str | None = None) -> Annotations:
@@ -272,7 +273,7 @@ def _listed_annotations(
         repeats=(options.readers if has_values else "union") if long else options.readers,
         fill=-1 if has_values else 0,
         format="one label per row" if long else "labels in a cell",
-        positives_only=not has_values and not lists.is_complete,
+        positives_only=not has_values and not lists.is_complete and table.file.suffix.lower() not in _RECORDS,
     )
     if rows > len(annotations.names) and not long:
         lists.notes.append(f"{rows:,} rows are about {len(annotations.names):,} images")
