@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,7 @@ from mlic.data.annotations.profiles import Profile
 from mlic.data.annotations.table_files import Table
 from mlic.errors import DataError
 
+_IMAGE_WORD = re.compile(r"image|img|file|photo|picture")
 Layout = Literal["wide", "listed"]
 
 
@@ -155,7 +157,7 @@ class _Chooser:
         open_ = [i for i in range(len(self.profiles)) if i not in taken and not self._is_asked_for(i)]
         scored = {i: self._image_score(i) for i in open_}
         best = max(scored, key=lambda i: (scored[i], -i), default=0)
-        if not open_ or (scored[best] == 0 and self.has_header and best != 0):
+        if not open_ or (scored[best] <= 0.5 and self.has_header and best != 0):
             best = next(iter(open_), 0)
         return (best,)
 
@@ -173,21 +175,24 @@ class _Chooser:
         )
 
     def _image_score(self, i: int) -> float:
-        """How much a column looks like the images' names: its values first, then its name, then that it is first."""
+        """How much a column looks like the images' names: by its values, by its name, and by how different they are."""
         profile = self.profiles[i]
         if not profile.filled:
             return 0
         if profile.kinds["bytes"]:
             return 3
-        score = 0.0
+        score = 0.5 if profile.distinct is None or len(profile.distinct) == profile.filled else 0.0
         texts = [cell for cell in profile.sample if isinstance(cell, str)]
         numbers = [str(cell) for cell in profile.sample if isinstance(cell, int) and not isinstance(cell, bool)]
-        if self.options.image_names is not None and (texts or numbers) and profile.distinct != {"0", "1"}:
+        is_answer = profile.distinct is not None and {str(cell) for cell in profile.distinct} <= {"0", "1", ""}
+        if self.options.image_names is not None and (texts or numbers) and not is_answer:
             share = self.options.image_names.share([str(cell) for cell in [*texts, *numbers]])
             score += 4 * share if share >= 0.2 else 0
         score += 2 * profile.endings / max(1, profile.filled)
         if self.lower[i] in NAME_COLUMNS:
             score += 1 + (len(NAME_COLUMNS) - NAME_COLUMNS.index(self.lower[i])) / 100
+        elif _IMAGE_WORD.search(self.lower[i]):
+            score += 0.5
         if profile.kinds["list"] or profile.kinds["mapping"]:
             return 0
         return score
