@@ -126,7 +126,7 @@ def test_a_format_that_does_not_fit(tmp_path: Path) -> None:
     for format, error in {
         "long": "no column holds labels",
         "voc": "voc labels are a folder, and .* is not",
-        "coco": "is not JSON",
+        "coco": "not JSON",
     }.items():
         with pytest.raises(DataError, match=error):
             read_annotations(tmp_path / "l.csv", LabelOptions(format=format))  # type: ignore[arg-type]

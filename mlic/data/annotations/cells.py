@@ -10,17 +10,17 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from mlic.errors import DataError
+
 # One set of words for CSV, JSON and Parquet. A blank cell is "no", as in CheXpert; a missing value is unknown.
 WORDS = {
     "1": 1,
     "true": 1,
-    "t": 1,
     "yes": 1,
     "y": 1,
     "x": 1,
     "0": 0,
     "false": 0,
-    "f": 0,
     "no": 0,
     "n": 0,
     "-1": -1,
@@ -33,6 +33,7 @@ NO_LABEL = frozenset(
 Kind = Literal["word", "blank", "missing", "fraction", "number", "text", "list", "mapping", "bytes"]
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+_SCALAR = re.compile(r"[+-]?\d+(\.\d*)?|True|False")
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 
@@ -137,11 +138,33 @@ def _python_list(text: str, inner: str) -> Any:
         pass  # the last form has no quotes
     if quoted and text[0] != "{":
         raise ValueError(text)
-    separator = "," if "," in inner or text[0] == "{" else " "
+    separator = "," if "," in inner or text[0] == "{" else None
+    if all(_SCALAR.fullmatch(token) for token in inner.replace(",", " ").split()):  # of NumPy
+        return [_scalar(token) for token in inner.replace(",", " ").split()]
     names = [name.strip().strip('"') for name in inner.split(separator)]
     if any(set(name) & set("[]{}") for name in names):
         raise ValueError(text)
     return [name for name in names if name]
+
+
+def _scalar(text: str) -> float | bool:
+    return text == "True" if text in ("True", "False") else float(text)
+
+
+def are_vectors(cells: Sequence[Any]) -> bool:
+    """Whether lists of one length, which is not 1, hold 0 and 1 alone."""
+    lengths = {len(cell) for cell in cells}
+    return len(lengths) == 1 and lengths.isdisjoint({0, 1}) and all(is_vector(cell) for cell in cells)
+
+
+def check_numbers(values: Sequence[Any], where: str) -> None:
+    """Raise DataError for a list of numbers that cannot be numbers of labels: one is negative, or stands twice."""
+    numbers = [int(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if any(number < 0 for number in numbers) or len(set(numbers)) < len(numbers):
+        raise DataError(
+            f"{where}: {str(list(values))[:60]} is no list of labels: a number in it is negative or stands twice.",
+            "name the columns of a vector of 0 and 1 by --label-names, or write the labels' names.",
+        )
 
 
 def is_vector(values: Sequence[Any]) -> bool:

@@ -13,7 +13,7 @@ from mlic.data.annotations.cells import NO_LABEL
 from mlic.data.marks import Annotations
 from mlic.errors import DataError
 
-_SEPARATORS = re.compile(r"\s*[,;| ]\s*")
+_SEPARATORS = re.compile(r"\s*[,;|/+& ]\s*")
 _MISSING = frozenset({"nan", "null", "<na>"})
 _AT_ONCE = 1_000_000  # marks
 _MANY = 10  # labels; with fewer, one image for each is nothing special

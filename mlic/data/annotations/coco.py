@@ -39,6 +39,10 @@ def read_coco(file: Path, content: Mapping[str, Any]) -> Annotations:
                     "add it to categories.",
                 )
             present[image].add(categories[category])
+    if lost and lost == len(content["annotations"]):
+        raise DataError(
+            f"all {lost:,} annotations of {file} are of images that it does not list.", "give both with the same ids."
+        )
     is_lvis = any("neg_category_ids" in image for image in content["images"])
     builder = Builder()
     absent = {_name(file, image): image.get("neg_category_ids", ()) for image in content["images"]}

@@ -13,6 +13,7 @@ from mlic.data.annotations.profiles import Profile
 from mlic.data.annotations.table_files import Table
 from mlic.errors import DataError
 
+_REMARKS = ("comment", "comments", "note", "notes", "remark", "remarks", "url", "description")
 _IMAGE_WORD = re.compile(r"image|img|file|photo|picture")
 Layout = Literal["wide", "listed"]
 
@@ -157,9 +158,37 @@ class _Chooser:
         open_ = [i for i in range(len(self.profiles)) if i not in taken and not self._is_asked_for(i)]
         scored = {i: self._image_score(i) for i in open_}
         best = max(scored, key=lambda i: (scored[i], -i), default=0)
+        self._refuse_two_images(scored, best)
         if not open_ or (scored[best] <= 0.5 and self.has_header and best != 0):
             best = next(iter(open_), 0)
         return (best,)
+
+    def _share(self, i: int) -> float:
+        """How many of the sampled cells of a column look like names of images."""
+        cells = [str(cell) for cell in self.profiles[i].sample if isinstance(cell, str | int)]
+        return 0.0 if self.options.image_names is None else self.options.image_names.share(cells)
+
+    def _is_number(self, i: int) -> bool:
+        return all(str(cell).strip().isdecimal() for cell in self.profiles[i].sample)
+
+    def _names_elsewhere(self, i: int) -> bool:
+        """Whether another column is called like the images, or ends like them, and names some."""
+        return any(
+            other != i
+            and not self._is_index(other)
+            and (profile.endings > 0 or (self.lower[other] in NAME_COLUMNS and self._share(other) > 0))
+            for other, profile in enumerate(self.profiles)
+        )
+
+    def _refuse_two_images(self, scored: dict[int, float], best: int) -> None:
+        """Raise DataError where two columns name images as well, and neither is called so."""
+        rivals = [i for i, score in scored.items() if i != best and score >= 2 and scored[best] - score <= 0.5]
+        if rivals and self.lower[best] not in NAME_COLUMNS and self.lower[rivals[0]] not in NAME_COLUMNS:
+            one, two = (self.profiles[i].name for i in sorted((best, rivals[0])))
+            raise DataError(
+                f"{self.where}: the columns {one!r} and {two!r} may both name the images.",
+                f"say which one by --image-column {one}.",
+            )
 
     def _fallbacks(self, image: int) -> tuple[int, ...]:
         """Columns of the images' names in rows of JSON where the first of them is missing."""
@@ -181,13 +210,16 @@ class _Chooser:
             return 0
         if profile.kinds["bytes"]:
             return 3
+        if self._is_index(i):
+            return 0
         score = 0.5 if profile.distinct is None or len(profile.distinct) == profile.filled else 0.0
         texts = [cell for cell in profile.sample if isinstance(cell, str)]
         numbers = [str(cell) for cell in profile.sample if isinstance(cell, int) and not isinstance(cell, bool)]
         is_answer = profile.distinct is not None and {str(cell) for cell in profile.distinct} <= {"0", "1", ""}
         if self.options.image_names is not None and (texts or numbers) and not is_answer:
-            share = self.options.image_names.share([str(cell) for cell in [*texts, *numbers]])
-            score += 4 * share if share >= 0.2 else 0
+            share = self._share(i)
+            is_other = self._is_number(i) and self.lower[i] not in NAME_COLUMNS and self._names_elsewhere(i)
+            score += 4 * share if share >= 0.2 and not is_other else 0
         score += 2 * profile.endings / max(1, profile.filled)
         if self.lower[i] in NAME_COLUMNS:
             score += 1 + (len(NAME_COLUMNS) - NAME_COLUMNS.index(self.lower[i])) / 100
@@ -211,7 +243,7 @@ class _Chooser:
             rest = [i for i in rest if self.lower[i] not in self.ignored]
             return Plan("wide", image, self._checked(rest), {})
         named = self._named_list(rest)
-        binary = [i for i in rest if self.profiles[i].is_binary(True)]
+        binary = [i for i in rest if self.profiles[i].is_binary(True) and self.lower[i] not in SPLITS]
         if named is not None and len([i for i in binary if i != named and self._varies(i)]) >= 2 and not self.tool:
             a, b = (self.profiles[i].name for i in binary[:2])
             raise DataError(
@@ -223,6 +255,14 @@ class _Chooser:
             return self._listed(image, named, rest)
         if len(binary) == 1 and self.lower[binary[0]] in LABEL_COLUMNS:
             return self._numbered(image, binary[0], rest)
+        texts = [i for i in rest if i not in binary and self.profiles[i].kinds["text"] and self.lower[i] not in SPLITS]
+        if len(binary) == 1 and texts and not self.tool:
+            one, two = self.profiles[binary[0]].name, self.profiles[texts[0]]
+            raise DataError(
+                f"{self.where}: the column {one!r} of 0 and 1 and the column {two.name!r} ({two.example!r}) may both "
+                "be the labels.",
+                f"say which by --label-columns {one} or --label-column {two.name}.",
+            )
         if binary:
             return Plan("wide", image, self._binary(binary, rest, fractions), {})
         return self._listed(image, self._only_list(rest), rest)
@@ -245,7 +285,9 @@ class _Chooser:
         """The column that is called labels, or the like, and holds texts, lists or numbers of labels."""
         for name in LABEL_COLUMNS:
             for i in rest:
-                if self.lower[i] == name and not (self._is_answers(i)):
+                if self.lower[i] == name and not self._is_answers(i):
+                    if self.lower.count(name) > 1:
+                        raise DataError(f"{self.where}: two columns are called {name!r}.", "give each its own name.")
                     return i
         return None
 
@@ -305,7 +347,9 @@ class _Chooser:
 
     def _binary(self, binary: Sequence[int], rest: Sequence[int], fractions: bool) -> tuple[int, ...]:
         others = [i for i in rest if i not in binary and self.profiles[i].filled]
-        blank = [i for i in rest if not self.profiles[i].filled and self.profiles[i].name.strip()]
+        blank = [i for i in rest if not self.profiles[i].filled and self.lower[i] not in ("", *_REMARKS)]
+        if blank:
+            self.notes.append(f"the column {self.profiles[blank[0]].name!r} is blank: a label that no image has")
         flags = [i for i in binary if self.lower[i] in FLAGS]
         if flags and len(binary) > 1:
             name = self.profiles[flags[0]].name

@@ -14,6 +14,9 @@ from mlic.data.annotations.tables import read_table
 from mlic.data.marks import Annotations, Builder
 from mlic.errors import DataError
 
+_NO_LABELS = frozenset(
+    {"train", "training", "valid", "val", "validation", "test", "testing", "images", "imgs", "img", "photos"}
+)
 _SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -27,6 +30,11 @@ _SPLIT_FOLDERS = {
 def read_folders(folder: Path) -> Annotations:
     """One folder per label, with its images; an image in several of them has several labels."""
     labels = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if labels and {label.lower() for label in labels} <= _NO_LABELS:
+        raise DataError(
+            f"the folders in {folder} are {', '.join(labels)}, which are no labels.",
+            "give the label files themselves by --labels, or one folder of labels such as train/.",
+        )
     builder = Builder()
     for number, label in enumerate(labels):
         for file in image_files(folder / label):
@@ -51,7 +59,11 @@ def split_tables(folder: Path) -> dict[str, Path]:
     tables = dict[str, Path]()
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and entry.name.lower() in _SPLIT_FOLDERS:
-            found = [file for file in sorted(entry.iterdir()) if is_table(file) and not file.name.startswith(".")]
+            found = [
+                file
+                for file in sorted(entry.iterdir())
+                if (is_table(file) or file.suffix == ".jsonl") and not file.name.startswith(".")
+            ]
             if len(found) == 1:
                 tables[entry.name] = found[0]
     return tables
@@ -64,13 +76,22 @@ def read_split_tables(folder: Path, options: LabelOptions) -> Annotations:
         for name, file in split_tables(folder).items()
     }
     labels = tuple(dict.fromkeys(label for part in read.values() for label in part.labels))
-    builder = Builder(("split",))
+    extra = tuple(kind for kind in ("group",) if options.group_column is not None)
+    builder = Builder(("split", *extra))
+    warnings = tuple(dict.fromkeys(warning for part in read.values() for warning in part.warnings))
     for name, part in read.items():
         order = [labels.index(label) for label in part.labels]
+        unknown = [number for number, label in enumerate(labels) if label not in part.labels]
+        if unknown:
+            warnings += (f"{name}/ has no column {labels[unknown[0]]!r}, which is unknown there",)
         ends = part.image.argsort(kind="stable")
         at = 0
         for i, image in enumerate(part.names.to_pylist()):
-            builder.image(f"{name}/{image}", part.files[part.file[i]], int(part.line[i]), _SPLIT_FOLDERS[name.lower()])
+            values = [part.columns[kind][i].as_py() for kind in extra]
+            split = _SPLIT_FOLDERS[name.lower()]
+            builder.image(f"{name}/{image}", part.files[part.file[i]], int(part.line[i]), split, *values)
+            for label in unknown:
+                builder.mark(label, -1)
             while at < len(ends) and part.image[ends[at]] == i:
                 builder.mark(order[int(part.label[ends[at]])], int(part.value[ends[at]]))
                 at += 1
@@ -83,7 +104,7 @@ def read_split_tables(folder: Path, options: LabelOptions) -> Annotations:
         tool="Roboflow" if any(file.name == "_classes.csv" for file in split_tables(folder).values()) else "",
         used=first.used,
         left_out=first.left_out,
-        warnings=first.warnings,
+        warnings=warnings,
     )
     notes = (*first.notes, f"splits from the folders {', '.join(read)}")
     return replace(

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mlic.data.annotations.cells import are_vectors, check_numbers
 from mlic.data.annotations.coco import read_coco
 from mlic.data.annotations.column_names import NAME_COLUMNS
 from mlic.data.annotations.options import LabelOptions, label_names
 from mlic.data.annotations.table_files import records
 from mlic.data.annotations.tables import read_table
-from mlic.data.annotations.text_files import document
+from mlic.data.annotations.text_files import document, parsed_json
+from mlic.data.images import EXTENSIONS
 from mlic.data.marks import Annotations, Builder
 from mlic.errors import DataError
 
 
 def read_json(file: Path, options: LabelOptions) -> Annotations:
     """Labels of one JSON file. Raises DataError for one that is not known, which names its keys."""
-    try:
-        content = json.loads(document(file))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is not JSON ({error}).", "write it again.") from None
+    content = parsed_json(document(file), str(file))
     try:
         return _read(file, content, options)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(
             f"{file} looks like {_kind(content)}, and lacks something of it ({what}).",
@@ -72,7 +70,7 @@ def _read(file: Path, content: Any, options: LabelOptions) -> Annotations:
         return _wider(file, content)
     if kind == "an object by image" and not set(content) & set(NAME_COLUMNS):
         names = label_names(options.label_names)
-        return _by_image(file, content, list(names.names) if names is not None else [], "")
+        return _by_image(file, content, list(names.in_order()) if names is not None else [], "")
     keys = ", ".join(list(content)[:6]) if isinstance(content, dict) else type(content).__name__
     raise DataError(
         f"{file} has keys {keys}, which no known tool writes together.",
@@ -83,8 +81,19 @@ def _read(file: Path, content: Any, options: LabelOptions) -> Annotations:
 def _by_image(file: Path, images: Mapping[str, Any], classes: list[str], tool: str) -> Annotations:
     """Labels by the image's name: names or numbers in a list, or values by label."""
     builder = Builder()
+    lists = [labels for labels in images.values() if isinstance(labels, list)]
+    is_vector = len(lists) == len(images) and are_vectors(lists)
+    if is_vector and (len(lists[0]) != len(classes) or all(len(set(labels)) == len(labels) for labels in lists)):
+        raise DataError(
+            f"{file}: the lists of 0 and 1 may be vectors, and {len(classes)} classes have names.",
+            "write the names of the labels, or name all of them by --label-names.",
+        )
     for image, labels in images.items():
         builder.image(image, str(file), 0)
+        if is_vector:
+            for name, bit in zip(classes, labels, strict=True):
+                builder.mark(builder.label(name), int(bit))
+            continue
         for label, value in _pairs(file, image, labels):
             name = classes[label] if isinstance(label, int) and 0 <= label < len(classes) else str(label)
             if isinstance(label, int) and (classes or label < 0) and not 0 <= label < len(classes):
@@ -111,23 +120,31 @@ def _pairs(file: Path, image: str, labels: Any) -> list[tuple[Any, int]]:
             f"{file}: the labels of {image!r} are {str(labels)[:40]}, which is no list of labels.",
             "write them as a list of names.",
         )
+    check_numbers(labels, f"{file}: {image!r}")
     return [(label, 1) for label in labels]
 
 
 def _label_studio(file: Path, tasks: list[Any], options: LabelOptions) -> Annotations:
     """Label Studio's tasks: choices, and labels of regions; a task without an annotation is not annotated."""
-    builder, skipped = Builder(), 0
+    builder, skipped, controls = Builder(), 0, dict[str, set[str]]()
     for number, task in enumerate(tasks, start=1):
         annotations = [a for a in task.get("annotations", task.get("completions", ())) if not a.get("was_cancelled")]
-        image = next((value for value in task["data"].values() if isinstance(value, str)), None)
+        image = _task_image(task["data"])
         if not annotations or image is None:
             skipped += 1
             continue
         for annotation in annotations:
             builder.image(_uploaded(image), str(file), number)
             for result in annotation["result"]:
-                for label in _chosen(result["value"]):
+                for label in _chosen(result.get("value", {})):
+                    controls.setdefault(label, set()).add(str(result.get("from_name", "")))
                     builder.mark(builder.label(label), 1)
+    shared = next((label for label, names in controls.items() if len(names) > 1), None)
+    if shared is not None:
+        raise DataError(
+            f"{file}: {shared!r} is a choice of several questions ({', '.join(sorted(controls[shared]))}).",
+            "export one question at a time, or give each its own words.",
+        )
     notes = (f"{skipped:,} tasks have no annotation: not annotated",) if skipped else ()
     return replace(
         _named(builder, tuple(sorted(builder.numbers)), file, "tasks", "Label Studio", repeats=options.readers),
@@ -136,11 +153,18 @@ def _label_studio(file: Path, tasks: list[Any], options: LabelOptions) -> Annota
 
 
 def _chosen(value: Mapping[str, Any]) -> list[str]:
-    for key in ("choices", "rectanglelabels", "polygonlabels", "brushlabels", "labels", "taxonomy"):
-        found = value.get(key)
-        if isinstance(found, list):
+    for key, found in value.items():
+        if (key in ("choices", "taxonomy") or key.endswith("labels")) and isinstance(found, list):
             return [str(label[-1]) if isinstance(label, list) else str(label) for label in found]
     return []
+
+
+def _task_image(data: Mapping[str, Any]) -> str | None:
+    """The image of a task: what is called so, else what looks like a file, else the first text."""
+    texts = {key.lower(): value for key, value in data.items() if isinstance(value, str)}
+    named = next((texts[key] for key in NAME_COLUMNS if key in texts and key not in ("id", "key", "name")), None)
+    like = next((value for value in texts.values() if "/" in value or Path(value).suffix.lower() in EXTENSIONS), None)
+    return named or like or next(iter(texts.values()), None)
 
 
 def _uploaded(image: str) -> str:
@@ -178,11 +202,13 @@ def read_json_folder(folder: Path) -> Annotations:
     files = sorted(file for file in folder.rglob("*.json") if not file.name.startswith("."))
     builder = Builder()
     for file in files:
+        content = parsed_json(document(file), str(file))
         try:
-            content = json.loads(document(file))
-        except ValueError as error:
-            raise DataError(f"{file} is not JSON ({error}).", "write it again.") from None
-        labels = _labels_of(content) if isinstance(content, dict) else content if isinstance(content, list) else None
+            labels = (
+                _labels_of(content) if isinstance(content, dict) else content if isinstance(content, list) else None
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{file} lacks something of LabelMe's ({error}).", "export it again.") from None
         if labels is None:
             raise DataError(f"{file} has no labels.", "give `labels`, `shapes`, `tags` or `flags` in each file.")
         builder.image(_image_of(folder, file, content), str(file), 0)

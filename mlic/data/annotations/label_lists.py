@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mlic.data.annotations.cells import MISSING, is_vector, kind_of, parse_list, target_of
+from mlic.data.annotations.cells import MISSING, check_numbers, is_vector, kind_of, parse_list, target_of
+from mlic.data.annotations.column_names import VALUE_COLUMNS
 from mlic.data.annotations.columns import Plan
 from mlic.data.annotations.options import LabelOptions, label_names
 from mlic.data.annotations.profiles import Profile
@@ -22,7 +23,7 @@ _DELIMITERS = ";|"  # label names hardly ever have these
 _NEVER_A_LABEL = MISSING - {"none", "?", "unknown"}
 _DISTINCT = 5_000  # different cells that are looked at
 _SINGULAR = ("label", "class", "category", "tag", "class_name", "classname", "label_name", "labelname", "species")
-_STRUCT_KEYS = ("choices", "displayName", "name", "label", "labels", "class", "value")
+_STRUCT_KEYS = ("choices", "displayName", "label", "labels", "class", "class_name", "name", "value")
 _NAMED = {"space": " ", "tab": "\t", "none": ""}
 
 
@@ -87,11 +88,18 @@ class LabelLists:
             return self._vector([int(part) for part in parts], where)
         return self._named_marks(parts, where)
 
-    def _list(self, values: Sequence[Any], where: str) -> Marks:
+    def _list(self, values: Sequence[Any], where: str) -> Marks | None:
         if self.vector:
             return self._vector(values, where)
         texts = list[str]()
+        marks: Marks = []
+        check_numbers([] if self._class_names is not None else values, where)
+        if self._class_names is not None and list(values) == [-1]:
+            return None  # Hugging Face's way to say that the labels of a test split are not given
         for value in values:
+            if isinstance(value, dict) and any(name in value for name in VALUE_COLUMNS):
+                marks.append(self._with_value(value, where))
+                continue
             if isinstance(value, dict):
                 key = next((key for key in _STRUCT_KEYS if isinstance(value.get(key), str | int)), None)
                 value = value.get(key) if key else value
@@ -103,10 +111,22 @@ class LabelLists:
                     "give labels as text, or name the columns of a vector of 0 and 1 by --label-names.",
                 )
             texts.append(str(value).strip())
-        self.is_split = self.is_split or len(texts) > 1
-        return self._named_marks(texts, where)
+        self.is_split = self.is_split or len(texts) + len(marks) > 1
+        return marks + self._named_marks(texts, where)
 
-    def _mapping(self, cell: dict[Any, Any], where: str) -> Marks:
+    def _with_value(self, item: dict[str, Any], where: str) -> tuple[str, int]:
+        """A label beside its score, as `{"label": "cat", "score": 0.9}`."""
+        key = next((key for key in _STRUCT_KEYS if isinstance(item.get(key), str)), None)
+        value = next(item[name] for name in VALUE_COLUMNS if name in item)
+        try:
+            return self.named(str(item[key or ""]), 0), target_of(value, -1, self.options.positive_from)
+        except (KeyError, ValueError):
+            raise DataError(
+                f"{where}: {str(item)[:60]} in {self.name!r} is neither 0 nor 1 for a label.",
+                "say by --positive-from 0.5 from which score a label is positive.",
+            ) from None
+
+    def _mapping(self, cell: dict[Any, Any], where: str) -> Marks | None:
         key = next((key for key in _STRUCT_KEYS if isinstance(cell.get(key), list)), None)
         if key is not None:
             return self._list(cell[key], where)
@@ -151,8 +171,13 @@ class LabelLists:
             return self._names.of(
                 label, f"{self.table.file}:{where}" if isinstance(where, int) and where else str(where)
             )
-        if self._class_names is not None and label.isdecimal() and int(label) < len(self._class_names):
-            return self._class_names[int(label)]
+        if self._class_names is not None and label.lstrip("-").isdecimal():
+            if 0 <= int(label) < len(self._class_names):
+                return self._class_names[int(label)]
+            raise DataError(
+                f"{self.table.file}: {self.name!r} holds {label}, and names {len(self._class_names)} labels.",
+                "name all labels by --label-names.",
+            )
         return label
 
     def _split(self, text: str) -> list[str]:
@@ -190,7 +215,7 @@ class LabelLists:
 
     def _vector_names(self) -> Sequence[str]:
         if self._names is not None:
-            return self._names.names
+            return self._names.in_order()
         if self._class_names is not None:
             return self._class_names
         raise DataError(
@@ -305,11 +330,13 @@ class LabelLists:
         raise self._ask(next(iter(lists)), "space")
 
     def _names_repeat(self) -> bool:
-        """Whether some image has several rows."""
-        hashes = array("q")
+        """Whether some image has several rows with different cells."""
+        names, rows = array("q"), array("q")
         for block in self.table.blocks():
-            hashes.extend(hash(str(cell).strip()) for cell in block.columns[self.image])
-        return len(np.unique(np.frombuffer(hashes, np.int64))) < len(hashes)
+            for name, cell in zip(block.columns[self.image], block.columns[self.column], strict=True):
+                names.append(hash(str(name).strip()))
+                rows.append(hash((str(name).strip(), str(cell).strip())))
+        return len(np.unique(np.frombuffer(names, np.int64))) < len(np.unique(np.frombuffer(rows, np.int64)))
 
     def _ask(self, example: str, delimiter: str) -> DataError:
         return DataError(

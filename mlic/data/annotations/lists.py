@@ -18,7 +18,7 @@ from mlic.errors import DataError
 SPLITS = ("train", "val", "test", "trainval", "valid", "validation")
 _OTHER_FILES = re.compile(r"(?i)(readme|license|licence|changelog|requirements|notes?|classes|obj|data)\b.*")
 _SET_LINE = re.compile(r"(\S+)\s+(-1|0|1)")
-_YOLO_LINE = re.compile(r"\d+( -?[\d.]+(e-?\d+)?){4,}")
+_YOLO_LINE = re.compile(r"\d+(\s+-?[\d.]+([eE][+-]?\d+)?){4,}")
 _SPLIT_SUFFIX = re.compile(r"_(train|val|test|trainval)$")
 _LINES = 200  # of a file that are looked at
 
@@ -62,6 +62,8 @@ def are_sidecars(folder: Path, options: LabelOptions) -> bool:
 def read_lists(folder: Path, options: LabelOptions) -> Annotations:
     """One list of images per label, LABEL.txt: a bare number, a name or a relative path on each line."""
     files = text_files(folder)
+    if any(file.stem not in SPLITS for file in files):  # else they are lists of splits, for --split-files
+        files = [file for file in files if file.stem not in SPLITS]
     builder = Builder()
     numbers = 0
     for label, file in enumerate(files):
@@ -125,6 +127,7 @@ def read_image_sets(folder: Path) -> Annotations:
         files = [file for file in files if not file.stem.endswith("_trainval")]
     labels = sorted({parts[file] for file in files})
     splits = _image_splits(folder)
+    has_absent = any(text.split()[-1:] == ["-1"] for file in files for _, text in text_lines(file))
     builder = Builder(("split",) if splits else ())
     for file in files:
         for line, text in text_lines(file):
@@ -135,7 +138,7 @@ def read_image_sets(folder: Path) -> Annotations:
                 raise DataError(f"{file}:{line}: {text.strip()!r} is not NAME 1, -1 or 0.", "fix that line.")
             name = match[1]
             builder.image(name, str(file), line, *((splits.get(name, ""),) if splits else ()))
-            builder.mark(labels.index(parts[file]), {1: 1, -1: 0, 0: -1}[int(match[2])])
+            builder.mark(labels.index(parts[file]), {1: 1, -1: 0, 0: -1 if has_absent else 0}[int(match[2])])
     annotations = builder.build(
         tuple(labels),
         f"{len(labels)} labels from the image sets in {folder}",
@@ -144,7 +147,9 @@ def read_image_sets(folder: Path) -> Annotations:
         format="VOC image sets",
         tool="Pascal VOC",
     )
-    notes: tuple[str, ...] = ("1 is present, -1 absent, 0 difficult and so unknown, as Pascal VOC defines them",)
+    notes: tuple[str, ...] = ("1 is present, 0 absent: no line has -1",)
+    if has_absent:
+        notes = ("1 is present, -1 absent, 0 difficult and so unknown, as Pascal VOC defines them",)
     if splits:
         notes += (f"splits from {', '.join(sorted(set(splits.values())))}.txt",)
     return replace(annotations, notes=notes)
@@ -224,11 +229,17 @@ def read_sidecars(folder: Path, options: LabelOptions) -> Annotations:
     builder = Builder()
     for file, lines in zip(files, heads, strict=True):
         builder.image(file.relative_to(folder).with_suffix("").as_posix(), str(file), 0)
+        if len(lines) == _LINES:
+            lines = [text.strip() for _, text in text_lines(file) if text.strip()]
+        if not is_yolo and any(_YOLO_LINE.fullmatch(line) for line in lines):
+            raise DataError(f"{file} has YOLO's lines, and other files beside it do not.", "fix or remove that file.")
         for tag in _tags(lines, is_yolo, options):
             builder.mark(builder.label(names.of(tag, str(file)) if names is not None else tag), 1)
     if not builder.numbers:
         raise DataError(f"the text files in {folder} hold no tags.", "write tags separated by commas.")
-    labels = names.names if is_yolo and names is not None else tuple(sorted(builder.numbers))
+    labels = (
+        tuple(names.by_id.values() or names.names) if is_yolo and names is not None else tuple(sorted(builder.numbers))
+    )
     labels = (*labels, *sorted(set(builder.numbers) - set(labels)))
     source = f"{len(labels)} labels from {len(files):,} text files beside the images in {folder}"
     return builder.build(labels, source, repeats="union", format="YOLO" if is_yolo else "tags beside images")

@@ -11,8 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 
 from mlic.config.labels import LabelFormat, LabelSettings, Readers
+from mlic.data.annotations.column_names import LABEL_COLUMNS
 from mlic.data.label_join import ImageNames
 from mlic.errors import DataError
+
+_HEADERS = frozenset({*LABEL_COLUMNS, "name", "names"})
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,17 @@ class LabelNames:
     def __init__(self, source: str, names: Sequence[str], by_id: dict[str, str]) -> None:
         self.source, self.names, self.by_id = source, tuple(names), by_id
 
+    def in_order(self) -> tuple[str, ...]:
+        """The names by their numbers from 0 on. Raises DataError where the ids are others."""
+        if not self.by_id:
+            return self.names
+        if set(self.by_id) != {str(number) for number in range(len(self.by_id))}:
+            raise DataError(
+                f"the ids in {self.source} are not 0 to {len(self.by_id) - 1}, which number columns.",
+                "give the names in the order of the columns, one per line.",
+            )
+        return tuple(self.by_id[str(number)] for number in range(len(self.by_id)))
+
     def of(self, label: str, where: str) -> str:
         """The name of a number or an id. Raises DataError where there is none."""
         if label in self.by_id:
@@ -97,6 +111,8 @@ def label_names(given: str | None) -> LabelNames | None:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
             found = json.loads(text)
+            if isinstance(found, dict) and all(isinstance(value, int) for value in found.values()):
+                found = {str(number): name for name, number in found.items()}
             if isinstance(found, dict):
                 return LabelNames(given, [str(name) for name in found.values()], {k: str(v) for k, v in found.items()})
             return LabelNames(given, [str(name) for name in found], {})
@@ -105,4 +121,5 @@ def label_names(given: str | None) -> LabelNames | None:
     rows = [row for row in csv.reader(text.splitlines(), delimiter="\t" if "\t" in text else ",") if row]
     if rows and all(len(row) == 2 for row in rows):
         return LabelNames(given, [row[1].strip() for row in rows], {row[0].strip(): row[1].strip() for row in rows})
-    return LabelNames(given, [line.strip() for line in text.splitlines() if line.strip()], {})
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return LabelNames(given, lines[1:] if lines and lines[0].lower() in _HEADERS else lines, {})

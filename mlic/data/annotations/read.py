@@ -146,7 +146,7 @@ def _recognise(path: Path, options: LabelOptions) -> str | None:
         return "voc"
     if any(is_table(path / name) for name in names):
         return "table"
-    if any(name.lower().endswith(_LINES) for name in names) and not has_folders:
+    if any(name.lower().endswith(_LINES) for name in names):
         return "jsonl"
     if ".json" in suffixes or (has_folders and next(path.rglob("*.json"), None) is not None):
         return "json"

@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlic.data.annotations.column_names import NAME_COLUMNS
-from mlic.data.annotations.text_files import encoding_of, text_lines
+from mlic.data.annotations.column_names import LABEL_COLUMNS, NAME_COLUMNS, SPLITS, VALUE_COLUMNS
+from mlic.data.annotations.text_files import encoding_of, parsed_json, text_lines
 from mlic.data.images import EXTENSIONS
 from mlic.errors import DataError
 
 DELIMITED = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 TABLES = (*DELIMITED, ".parquet", ".xlsx")
 _ROWS = 1_000  # in a block: cells as text take twenty times their bytes
+_KNOWN = frozenset({*NAME_COLUMNS, *LABEL_COLUMNS, *VALUE_COLUMNS, *SPLITS})
+_DIGITS = re.compile(r"\d+|[0-9a-f]{8,}")
 _SIZE = 100  # lines that are looked at to tell a file's dialect
 _WORDS = frozenset({"1", "0", "-1", "1.0", "0.0", "-1.0"})
 
@@ -87,7 +89,7 @@ def _text_table(file: Path, is_image: Callable[[str], bool]) -> Table:
     first = _without_last_blank(first)
     if not first:
         raise DataError(f"{file} is empty.", "give a table with a line of column names.")
-    if begins_with_data(first, is_image):
+    if begins_with_data(first, is_image) or _is_like_what_follows(file, dialect, first):
         return _without_header(file, dialect, first, is_image)
     columns = tuple(cell.strip() for cell in first)
     return Table(file, columns, lambda: _blocks(file, dialect, len(columns), 1), notes=dialect.notes)
@@ -103,6 +105,22 @@ def begins_with_data(row: Sequence[str], is_image: Callable[[str], bool]) -> boo
     others = [cell.lower() for cell in cells[1:]]
     counted = [str(number) for number in range(len(others))]
     return bool(others) and all(cell in _WORDS for cell in others) and (others != counted or cells[0].isdigit())
+
+
+def _is_like_what_follows(file: Path, dialect: Dialect, first: Sequence[str]) -> bool:
+    """Whether a first row without any known name of a column looks like the rows after it, and so is data."""
+    cells = [cell.strip() for cell in first]
+    if any(cell.lower() in _KNOWN or not cell for cell in cells):
+        return False
+    rows = [row for _, row in itertools.islice(_rows(file, dialect), 1, _SIZE)]
+    for i, cell in enumerate(cells):
+        column = [row[i].strip() for row in rows if i < len(row)]
+        pattern = _DIGITS.sub("#", cell)
+        if cell in column or (
+            pattern != cell and column and all(_DIGITS.sub("#", other) == pattern for other in column)
+        ):
+            return True
+    return False
 
 
 def _without_header(file: Path, dialect: Dialect, first: Sequence[str], is_image: Callable[[str], bool]) -> Table:
@@ -146,8 +164,8 @@ def _dialect(file: Path) -> Dialect:
     skipped, separator = 0, None
     while skipped < len(lines):
         line = lines[skipped].strip()
-        if re.fullmatch(r"sep=(.)", line):
-            separator = line[-1]
+        if match := re.fullmatch(r"sep=(.)\s*", lines[skipped].strip("\r\n")):
+            separator = match[1]
         elif line and not (line.startswith("#") and skipped + 1 < len(lines)):
             break
         skipped += 1
@@ -177,7 +195,7 @@ def _rows(file: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
     if not dialect.separator:
         yield from ((number, line.split()) for number, line in lines if line.strip())
         return
-    reader = csv.reader((line for _, line in lines), delimiter=dialect.separator)
+    reader = csv.reader((line for _, line in lines), delimiter=dialect.separator, strict=True)
     try:
         for row in reader:
             if any(cell.strip() for cell in row):
@@ -261,7 +279,7 @@ def _excel(file: Path) -> Table:
     import pandas as pd
 
     try:
-        frame = pd.read_excel(file)
+        frame = pd.read_excel(file, keep_default_na=False)
     except ImportError:
         raise DataError(
             f"{file} is an Excel workbook, which needs the package openpyxl.", "save it as CSV, or install openpyxl."
@@ -295,10 +313,7 @@ def _records_in_blocks(objects: Iterable[tuple[int, dict[str, Any]]], keys: Sequ
 
 def json_object(text: str | bytes, where: str) -> dict[str, Any]:
     """An object of one JSON text. Raises DataError for anything else."""
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error}).", "fix that line.") from None
+    record = parsed_json(text, where)
     if not isinstance(record, dict):
         raise DataError(f"{where}: {str(record)[:40]} is no JSON object.", "write one object for each image.")
     return record
@@ -321,11 +336,14 @@ def plain_record(record: dict[str, Any]) -> dict[str, Any]:
 def _sagemaker_labels(record: dict[str, Any]) -> Any:
     """Labels of a SageMaker manifest: numbers, or one number, that the attribute's metadata name."""
     for key, value in record.items():
-        classes = (record.get(f"{key}-metadata") or {}).get("class-map")
+        metadata = record.get(f"{key}-metadata")
+        if not isinstance(metadata, dict):
+            continue
+        classes = metadata.get("class-map")
         if isinstance(classes, dict):
             numbers = value if isinstance(value, list) else [value]
             return [str(classes.get(str(number), number)) for number in numbers]
-        name = (record.get(f"{key}-metadata") or {}).get("class-name")
+        name = metadata.get("class-name")
         if isinstance(name, str):
             return [name]
     return None

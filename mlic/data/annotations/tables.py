@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,6 +54,8 @@ def image_name(file: Path, line: int, cell: Any) -> str:
             )
     if isinstance(cell, bytes):
         raise DataError(f"{file}:{line}: the image is stored as bytes, not as a name.", "write the images to files.")
+    if isinstance(cell, float) and math.isnan(cell):
+        cell = None
     name = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell if cell is not None else "")
     name = name.strip()
     if not name:
@@ -116,13 +119,15 @@ def _images_by_folder(options: LabelOptions) -> dict[str, list[str]]:
 def _wide_labels(table: Table, plan: Plan, options: LabelOptions) -> tuple[str, ...]:
     names = label_names(options.label_names)
     columns = [table.columns[i].strip() for i in plan.labels]
-    if names is not None and (not table.has_header or all(column.isdecimal() for column in columns)):
+    if names is not None and table.has_header and all(column.isdecimal() for column in columns):
+        return tuple(names.of(column, str(table.file)) for column in columns)
+    if names is not None and not table.has_header:
         if len(names.names) != len(columns):
             raise DataError(
                 f"{table.file} has {len(columns)} columns of labels, and {names.source} has {len(names.names)} names.",
                 "give one name per column, in their order.",
             )
-        return names.names
+        return names.in_order()
     if names is not None and names.by_id:
         return tuple(names.by_id.get(column, column) for column in columns)
     if not table.has_header:
@@ -139,7 +144,13 @@ def _targets(
     """The values of a label in a block; cells that are none are noted, and are 0."""
     cells = block.columns[i]
     meaning = dict[Any, int]()
-    for cell in set(cells):
+    try:
+        distinct = set(cells)
+    except TypeError:
+        raise DataError(
+            f"{block.lines[0]}: the cells of {label!r} are lists, not 0 and 1.", f"give --label-column {label}."
+        ) from None
+    for cell in distinct:
         try:
             meaning[cell] = target_of(cell, minus_one, positive_from)
         except ValueError:
@@ -261,7 +272,7 @@ def _sure(table: Table, plan: Plan, line: int, cell: Any, options: LabelOptions)
 def _listed_annotations(
     table: Table, plan: Plan, options: LabelOptions, builder: Builder, lists: LabelLists
 ) -> Annotations:
-    rows, long = len(builder), lists.is_long(builder)
+    rows, long = len(builder), lists.is_long(builder) and plan.tool != "Label Studio"
     vocabulary = lists.vocabulary(builder)
     if not vocabulary:
         raise DataError(f"no label at all in {table.file}.", "give each image its labels.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mlic.errors import DataError
 
@@ -65,6 +66,17 @@ def text_lines(file: Path, encoding: str | None = None) -> Iterator[tuple[int, s
     except (OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"cannot read the labels {file}: {reason}.", "check the file.") from None
+
+
+def parsed_json(text: str | bytes, where: str) -> Any:
+    """What a JSON text holds. Raises DataError for one that is not JSON, or that holds half of a character."""
+    try:
+        content = json.loads(text)
+        if (b"\\ud" in text.lower()) if isinstance(text, bytes) else ("\\ud" in text.lower()):
+            json.dumps(content, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error}).", "fix that line.") from None
+    return content
 
 
 def document(file: Path) -> str:

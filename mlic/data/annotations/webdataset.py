@@ -78,11 +78,13 @@ class _Reader:
 
     def sample(self, image: str, records: dict[str, tuple[str, bytes]]) -> None:
         """Take the labels of one image; without a record it is not annotated."""
+        content: Any = None
         if "json" in records:
             where, data = records["json"]
             content = _content(data, where)
-            if isinstance(content, dict) and "labels" not in content and len(records) == 1:
-                return
+            if isinstance(content, dict) and "labels" not in content:
+                content = None  # what img2dataset says of an image
+        if content is not None:
             self.builder.image(image, where, 0)
             self._json(content, where)
         elif "cls" in records:
@@ -97,7 +99,7 @@ class _Reader:
 
     def vocabulary(self) -> tuple[str, ...]:
         if self.is_vector and self.names is not None:
-            return self.names.names
+            return self.names.in_order()
         return tuple(sorted(self.builder.numbers))
 
     def _json(self, content: Any, where: str) -> None:
@@ -128,7 +130,7 @@ class _Reader:
                 f"{where}: a vector of {len(values)} values, which do not name their labels ({count} names).",
                 "name them in their order by --label-names cat,dog,... or --label-names FILE.",
             )
-        for name, value in zip(self.names.names, values, strict=True):
+        for name, value in zip(self.names.in_order(), values, strict=True):
             self._mark(name, int(value), where)
 
     def _mark(self, label: str, value: int, where: str) -> None:

@@ -39,6 +39,8 @@ def read_cvat(file: Path) -> Annotations:
         raise DataError(
             f"{file} has the root <{root.tag}>, and CVAT's XML has <annotations>.", "export as CVAT for images."
         )
+    if root.find("image") is None:
+        raise DataError(f"{file} has no <image>, as an export of a video has not.", "export as CVAT for images.")
     builder = Builder()
     for image in root.iter("image"):
         builder.image(image.get("name") or "", str(file), 0)
@@ -59,7 +61,7 @@ def root_of(file: Path) -> str:
 def _root(file: Path) -> ElementTree.Element:
     try:
         return ElementTree.parse(file).getroot()  # noqa: S314 - expat itself stops entities that explode
-    except (ElementTree.ParseError, OSError) as error:
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         raise DataError(f"{file} is not valid XML: {error}.", "fix that file.") from None
 
 
