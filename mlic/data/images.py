@@ -223,6 +223,8 @@ def _pillow(data: Any, max_pixels: int) -> Image.Image:
     except UnidentifiedImageError:
         if bytes(data[4:12]) in _HEIF and not _HAS_HEIF:
             raise BadImage("a HEIC image, which needs the package pillow-heif") from None
+        if bytes(data[4:12]) in _BRANDS:
+            raise BadImage("an AVIF image, which needs Pillow 11.3 or newer") from None
         raise BadImage("not an image") from None
     except Exception as error:  # Pillow's parsers raise many types on broken headers
         raise BadImage(_reason(error)) from None
