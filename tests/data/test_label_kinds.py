@@ -199,7 +199,8 @@ def test_commas_in_names_of_labels(tmp_path: Path) -> None:
 def test_text_that_is_no_list_of_images(tmp_path: Path) -> None:
     (tmp_path / "README.txt").write_text("These are the labels\nof my photographs\n")
     (tmp_path / "cat.txt").write_text("\n".join(NAMES[:4]))
-    assert read(tmp_path).labels == ("cat",)
+    (tmp_path / "data center.TXT").write_text("\n".join(NAMES[2:6]))
+    assert read(tmp_path).labels == ("cat", "data center")
     (tmp_path / "about.txt").write_text("Some words about it\nand some more of them\n")
     with pytest.raises(DataError, match="about.txt is no list of images"):
         read(tmp_path)

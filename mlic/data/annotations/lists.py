@@ -16,7 +16,7 @@ from mlic.data.name_rules import is_number
 from mlic.errors import DataError
 
 SPLITS = ("train", "val", "test", "trainval", "valid", "validation")
-_OTHER_FILES = re.compile(r"(?i)(readme|license|licence|changelog|requirements|notes?|classes|obj|data)\b.*")
+_OTHER_FILES = re.compile(r"(?i)(readme|licen[sc]e|changelog|requirements)\b.*|classes|obj\.names|notes?")
 _SET_LINE = re.compile(r"(\S+)\s+(-1|0|1)")
 _YOLO_LINE = re.compile(r"\d+(\s+-?[\d.]+([eE][+-]?\d+)?){4,}")
 _SPLIT_SUFFIX = re.compile(r"_(train|val|test|trainval)$")
@@ -25,7 +25,7 @@ _LINES = 200  # of a file that are looked at
 
 def text_files(folder: Path) -> list[Path]:
     """The .txt files of a folder that can hold labels, without README files and their kind."""
-    files = sorted(file for file in folder.iterdir() if file.suffix == ".txt" and not file.name.startswith("."))
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".txt" and not file.name.startswith("."))
     return [file for file in files if not _OTHER_FILES.fullmatch(file.stem)] or files
 
 
