@@ -179,6 +179,8 @@ class Builder:
                 image, label, value = self._agreed(votes, code, repeats, fill, names, labels)
         columns = {name: pa.array(values, pa.large_string()) for name, values in self._columns.items()}
         if first is not None:
+            for kind, column in columns.items():
+                self._refuse_differing(kind, column, first[code], file, line)
             columns = {name: column.take(pa.array(first)) for name, column in columns.items()}
         return Annotations(
             labels,
@@ -219,6 +221,17 @@ class Builder:
                 "keep one of the rows, or say by --readers majority|all|any|unknown what they mean together.",
             )
         return image, label, value
+
+    def _refuse_differing(self, kind: str, column: pa.Array, first: Array, file: Array, line: Array) -> None:
+        """Raise DataError where lines of one image differ in a further column; `first` is the first line of each."""
+        same = pc.equal(column, column.take(pa.array(first))).to_numpy(zero_copy_only=False)
+        if not same.all():
+            row = int(np.flatnonzero(~same)[0])
+            raise DataError(
+                f"{list(self._files)[file[row]]}:{line[row]}: the image has the {kind} {column[row].as_py()!r}, and "
+                f"{column[int(first[row])].as_py()!r} in line {line[int(first[row])]}.",
+                f"give each image one {kind}.",
+            )
 
     def _refuse_repeated(self, names: pa.Array, file: Array, line: Array) -> None:
         """Raise DataError where an image has two lines; looks at a piece of the sorted names at a time."""

@@ -120,6 +120,7 @@ def _changed(rule: str, names: pa.Array, column: pa.Array) -> tuple[pa.Array, pa
             return names, column
         return pc.utf8_normalize(names, "NFC"), pc.utf8_normalize(column, "NFC")
     if rule == "%XX decoded":
+        names = pc.replace_substring_regex(names, r"(://[^?#]*)[?#].*$", r"\1")  # the query of a URL is no name
         if not pc.any(pc.match_substring(names, "%")).as_py():
             return names, column
         return pa.array([urllib.parse.unquote(name) for name in names.to_pylist()], pa.large_string()), column

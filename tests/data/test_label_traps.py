@@ -232,6 +232,27 @@ def test_broken_files_of_labelme_are_refused_in_words(tmp_path: Path) -> None:
             read(tmp_path / "a")
 
 
+def test_one_image_in_two_splits(tmp_path: Path) -> None:
+    path = file(tmp_path, "l.csv", "image,label,split\np0.jpg,cat,train\np1.jpg,cat,train\np0.jpg,dog,test\n")
+    with pytest.raises(DataError, match="l.csv:4: the image has the split 'test', and 'train' in line 2"):
+        read(path, split_column="split")
+
+
+def test_json_lines_that_are_called_json(tmp_path: Path) -> None:
+    path = file(tmp_path, "l.json", '{"image": "p0.jpg", "labels": ["cat"]}\n{"image": "p1.jpg", "labels": []}\n')
+    assert positives(path) == {"p0.jpg": ["cat"], "p1.jpg": []}
+
+
+def test_the_query_of_a_url_is_no_name(tmp_path: Path) -> None:
+    path = file(tmp_path, "l.csv", "image,cat\nhttps://x.org/a/p0.jpg?x=1&y=/2,1\nhttps://x.org/a/p1.jpg?x=2,0\n")
+    assert read(path) == {"p0.jpg": {"cat": 1}, "p1.jpg": {"cat": 0}}
+
+
+def test_voc_files_that_name_other_images(tmp_path: Path) -> None:
+    file(tmp_path, "p0.xml", "<annotation><filename>x/p1.jpg</filename><object><name>cat</name></object></annotation>")
+    assert "1 of 1 files name an image by another name" in read_annotations(tmp_path).warnings[0]
+
+
 def test_class_names_of_a_split_without_labels(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from mlic.data.annotations.cells import are_vectors, check_numbers
 from mlic.data.annotations.coco import read_coco
 from mlic.data.annotations.column_names import NAME_COLUMNS
 from mlic.data.annotations.options import LabelOptions, label_names
-from mlic.data.annotations.table_files import records
+from mlic.data.annotations.table_files import json_lines, records
 from mlic.data.annotations.tables import read_table
 from mlic.data.annotations.text_files import document, parsed_json
 from mlic.data.images import EXTENSIONS
@@ -21,7 +22,10 @@ from mlic.errors import DataError
 
 def read_json(file: Path, options: LabelOptions) -> Annotations:
     """Labels of one JSON file. Raises DataError for one that is not known, which names its keys."""
-    content = parsed_json(document(file), str(file))
+    text = document(file)
+    if "\n{" in text and text.lstrip()[:1] == "{" and _is_object(text.lstrip().partition("\n")[0]):
+        return read_table(json_lines(file), options)
+    content = parsed_json(text, str(file))
     try:
         return _read(file, content, options)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
@@ -30,6 +34,14 @@ def read_json(file: Path, options: LabelOptions) -> Annotations:
             f"{file} looks like {_kind(content)}, and lacks something of it ({what}).",
             "export it again, or write JSON Lines with `image` and `labels`.",
         ) from None
+
+
+def _is_object(line: str) -> bool:
+    """Whether a line is a JSON object of its own, as in JSON Lines."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _kind(content: Any) -> str:

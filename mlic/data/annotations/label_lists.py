@@ -86,7 +86,7 @@ class LabelLists:
         parts = self._split(text) if text else []
         if self.vector:
             return self._vector([int(part) for part in parts], where)
-        return self._named_marks(parts, where)
+        return self._named_marks((part for part in parts if part.lower() not in _NEVER_A_LABEL), where)
 
     def _list(self, values: Sequence[Any], where: str) -> Marks | None:
         if self.vector:

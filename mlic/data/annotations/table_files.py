@@ -63,7 +63,7 @@ def open_table(file: Path, is_image: Callable[[str], bool]) -> Table:
     if name.endswith(".xlsx"):
         return _excel(file)
     if name.endswith((".jsonl", ".manifest", ".ndjson")):
-        return _json_lines(file)
+        return json_lines(file)
     return _text_table(file, is_image)
 
 
@@ -289,7 +289,9 @@ def _excel(file: Path) -> Table:
     return records(file, [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")], ())
 
 
-def _json_lines(file: Path) -> Table:
+def json_lines(file: Path) -> Table:
+    """A table of one JSON object per line. Raises DataError."""
+
     def objects() -> Iterator[tuple[int, dict[str, Any]]]:
         for line, text in text_lines(file):
             if text.strip():

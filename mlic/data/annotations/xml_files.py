@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from xml.etree import ElementTree
 
 from mlic.data.marks import Annotations, Builder
@@ -13,12 +13,15 @@ from mlic.errors import DataError
 def read_voc(folder: Path) -> Annotations:
     """Pascal VOC: an image has the labels of its objects; a label whose objects are all `difficult` is unknown."""
     builder = Builder()
+    others = 0  # files that name another image than they are called after
     files = sorted(file for file in folder.rglob("*.xml") if not file.name.startswith("."))
     for file in files:
         root = _root(file)
         if root.tag == "annotations":
             raise DataError(f"{file} is CVAT's XML, among files of Pascal VOC.", "name that file by --labels.")
-        builder.image((root.findtext("filename") or file.stem).strip(), str(file), 0)
+        name = (root.findtext("filename") or file.stem).strip()
+        others += PureWindowsPath(name).stem != file.stem
+        builder.image(name, str(file), 0)
         marks: dict[str, int] = {}
         for item in root.iter("object"):
             label = (item.findtext("name") or "").strip()
@@ -29,7 +32,9 @@ def read_voc(folder: Path) -> Annotations:
                 marks[label] = -1 if difficult else 1
         for label, value in marks.items():
             builder.mark(builder.label(label), value)
-    return _built(builder, f"{len(files):,} Pascal VOC files in {folder}", "Pascal VOC")
+    annotations = _built(builder, f"{len(files):,} Pascal VOC files in {folder}", "Pascal VOC")
+    warning = f"{others:,} of {len(files):,} files name an image by another name than their own; <filename> is taken"
+    return replace(annotations, warnings=(warning,)) if others else annotations
 
 
 def read_cvat(file: Path) -> Annotations:
