@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test coverage test-rest test-oldest test-ray test-all test-fast soak check fmt golden bench clean
+.PHONY: demo test coverage test-rest test-oldest test-ray test-all test-fast gpu soak check fmt golden bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/mlic demo
@@ -44,12 +44,20 @@ test-ray: $(VENV)/installed
 	test -d .ray/$(RAY) || $(BIN)/python -m pip install -q --no-deps --target .ray/$(RAY) ray==$(RAY)
 	PYTHONPATH="$(CURDIR)/.ray/$(RAY)" $(PYTEST) -m smoke
 
+# On a machine with a GPU: the tests that need one, and the benchmark, which writes benchmarks/RESULTS.md. Without .venv it
+# takes a Python that has the dependencies: make gpu PYTHON=python3
+GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:
+	$(GPU_PYTHON) -m pytest -q -p no:cacheprovider -m gpu --durations=10 tests/test_gpu.py
+	$(GPU_PYTHON) -m benchmarks.gpu
+
 # Without the tests that start Ray, train, kill and resume.
 test-fast: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not ray and not slow"
 
 # The tests that kill at random moments, with as many kills as it takes to be sure.
 soak: $(VENV)/installed
+	MLIC_EXAMPLES=1000 $(BIN)/python -m pytest tests/data/test_label_fuzz.py
 	MLIC_KILLS=20 $(BIN)/python -m pytest tests/end_to_end/test_kill.py tests/end_to_end/test_kill_nodes.py
 
 check: $(VENV)/installed

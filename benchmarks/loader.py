@@ -62,7 +62,7 @@ def mlic_decoding(corpus: Corpus, limit_gb: float = 0) -> Iterator[Any]:
     from mlic.data.shards import read_split
     from mlic.train.epoch_order import epoch_order
 
-    prep = Preprocessing(image_size=corpus.size, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3)
+    prep = Preprocessing(image_size=corpus.size, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3, resize="squash")
     split = read_split(corpus.folder / "shards", "train")
     with ShardReader(split, prep) as reader, tempfile.TemporaryDirectory() as cache:
         if limit_gb:

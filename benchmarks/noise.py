@@ -25,10 +25,11 @@ from benchmarks.results import write_section
 from mlic.cluster.connect import connect
 from mlic.config.data import PackConfig
 from mlic.config.train import NoiseConfig
-from mlic.data import image_sources, label_join
+from mlic.data import label_join
 from mlic.data.annotations.read import read_annotations
 from mlic.data.label_stats import implications
 from mlic.data.shards import read_index
+from mlic.data.sources import image_sources
 from mlic.metrics import label_noise as score
 from mlic.noise.noise import noise
 from mlic.pack.pack import pack

@@ -34,8 +34,8 @@ import webdataset
 from benchmarks import peers
 from benchmarks.results import write_section
 from mlic.data import toy
-from mlic.data.image_listing import Listing
-from mlic.data.image_sources import list_images
+from mlic.data.sources.image_listing import Listing
+from mlic.data.sources.image_sources import list_images
 from mlic.pack import shard_plan, shard_writer
 
 ROUNDS = 7

@@ -24,8 +24,8 @@ from benchmarks.results import write_section
 from mlic.config.data import PackConfig
 from mlic.data.annotations.read import read_annotations
 from mlic.data.duplicates import clusters
-from mlic.data.image_listing import Listing
 from mlic.data.label_join import join
+from mlic.data.sources.image_listing import Listing
 from mlic.pack import shard_plan
 from mlic.pack.pack import deal
 from mlic.pack.splits import folds

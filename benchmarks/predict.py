@@ -102,7 +102,9 @@ def prepare(folder: Path, images: int) -> None:
         for copy in range(_TIMES):
             (folder / "often" / f"{copy}{path.name}").hardlink_to(path)
     torch.manual_seed(0)
-    prep = Preprocessing(image_size=SIZE, color="rgb", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    prep = Preprocessing(
+        image_size=SIZE, color="rgb", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize="squash"
+    )
     labels = tuple(f"label{i}" for i in range(14))
     model = zoo.build(ARCH, len(labels), 3, SIZE, {})
     spec = bundle.Bundle(

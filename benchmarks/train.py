@@ -69,7 +69,7 @@ def prepare(folder: Path) -> Path:
     split = {"train": 1 - share, "val": share}
     pack(PackConfig(**where, out=folder / "shards", split=split, split_by="random", group_by="none"))
     train = read_split(folder / "shards", "train")
-    prep = Preprocessing(image_size=SIZE, color="rgb", mean=(0.5,) * 3, std=(0.5,) * 3)
+    prep = Preprocessing(image_size=SIZE, color="rgb", mean=(0.5,) * 3, std=(0.5,) * 3, resize="squash")
     with ShardReader(train, prep) as reader:
         (batch,) = reader.batches([np.arange(len(train))], 0)
     np.savez(folder / "images.npz", images=batch.images.numpy(), targets=train.targets)

@@ -17,7 +17,8 @@ from mlic.config.data import PackConfig
 from mlic.data import toy
 
 # How long an example takes says what else the machine does, and nothing about the code.
-settings.register_profile("mlic", deadline=None)
+# The same examples at each run; `make soak` looks for new ones.
+settings.register_profile("mlic", deadline=None, derandomize="MLIC_EXAMPLES" not in os.environ)
 settings.load_profile("mlic")
 
 # Some machines set a thread count or a Ray of their own; tests run on neither.
@@ -64,6 +65,17 @@ def shards(corpus: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFac
     out = tmp_path_factory.mktemp("packed") / "shards"
     pack(PackConfig(images=corpus / "images", labels=corpus / "annotations", out=out, workers=2))
     return out
+
+
+@pytest.fixture(scope="session")
+def trained_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch on the toy shards, for tests that only need some model. They do not change it."""
+    from mlic.config.train import TrainConfig
+    from mlic.train.train import train
+    from tests.end_to_end.test_pipeline import FIT, NET
+
+    runs = tmp_path_factory.mktemp("runs")
+    return train(TrainConfig(shards=shards, runs=runs, name="run", workers=1, **(FIT | NET | {"epochs": 1}))).run
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ def _check_same(
     prep, expected = one.preprocessing, other.preprocessing
     for what, a, b in (
         ("labels", one.labels, other.labels),
-        ("images", (prep.image_size, prep.color), (expected.image_size, expected.color)),
+        ("images", prep.pixels, expected.pixels),
         ("shards", one.provenance["shards"], other.provenance["shards"]),
     ):
         if a != b:

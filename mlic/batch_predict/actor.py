@@ -7,6 +7,7 @@ image whose decoding has killed three processes. The batches stay the same, and 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -26,13 +27,14 @@ from mlic.config.remote_path import RemotePath
 from mlic.config.types import Backend, Location
 from mlic.data import storage
 from mlic.data.decoding import ahead, decode_batch
-from mlic.data.image_listing import Listing
 from mlic.data.shards import Split
+from mlic.data.sources.image_listing import Listing
 from mlic.model import bundle, runtimes
 from mlic.runs.files import disk_errors, temporary
 
 Array = np.ndarray[Any, Any]
 
+_PIECE = 16  # images that one thread decodes for a GPU
 _DEADLY = 3  # an image is given up after this many processes have died while decoding it
 
 
@@ -53,11 +55,13 @@ class Items:
 
     def part(self, start: int, end: int) -> Items:
         """The items from `start` to `end`, picklable."""
-        rows = self.rows[start:end]
-        source = self.source.take(rows)
-        # A slice would take its whole column with it.
-        keys, files = (pa.concat_arrays([column[start:end]]) for column in (self.keys, self.files))
-        return Items(source, np.arange(len(rows)), keys, files)
+        return self.take(np.arange(start, min(end, len(self))))
+
+    def take(self, numbers: Array) -> Items:
+        """The items with these numbers, in this order, without the others' names."""
+        chosen = pa.array(numbers, pa.int64())
+        source = self.source.take(self.rows[numbers])
+        return Items(source, np.arange(len(numbers)), self.keys.take(chosen), self.files.take(chosen))
 
 
 class Trail:
@@ -110,6 +114,21 @@ class Trail:
         return decoded
 
 
+def _ranges(start: int, end: int, step: int) -> list[range]:
+    return [range(i, min(i + step, end)) for i in range(start, end, step)]
+
+
+def _joined(pieces: Sequence[tuple[Array, dict[int, str]]]) -> tuple[Array, dict[int, str]]:
+    """One batch of pieces of images (B, H, W, C), with the reasons of bad images by their position in the batch."""
+    if len(pieces) == 1:
+        return pieces[0]
+    starts = np.cumsum([0, *(len(pixels) for pixels, _ in pieces)]).tolist()
+    reasons = [
+        (start + row, reason) for start, (_, bad) in zip(starts, pieces, strict=False) for row, reason in bad.items()
+    ]
+    return np.concatenate([pixels for pixels, _ in pieces]), dict(reasons)
+
+
 class Predictor:
     """Computes scores of images, in this process or as a Ray actor."""
 
@@ -119,8 +138,10 @@ class Predictor:
         if not exported:
             device = any_device() if here else placement.assigned_device()
         self._model = Exported(config) if exported else Network(config, backend, device)
-        # On a CPU, one background thread for decoding keeps the model busy. A GPU needs all CPUs of this process.
+        # On a CPU, one background thread for decoding keeps the model busy. A GPU needs all CPUs of this process, which
+        # decode a batch together.
         self._threads = 1 if device == "cpu" else runtimes.threads()
+        self._piece = self._model.batch_size if device == "cpu" else _PIECE
         self._prep, self._max_pixels = self._model.bundle.preprocessing, config.max_pixels
         self._mirrors = config.tta == "mirror"
 
@@ -130,18 +151,22 @@ class Predictor:
     def run(self, items: Items, out: Location) -> tuple[int, int, str]:
         """Predict the items and write their part; returns the number of rows, of bad rows, and the engine."""
         size = self._model.batch_size
-        batches = [range(i, min(i + size, len(items))) for i in range(0, len(items), size)]
+        batches = [_ranges(i, min(i + size, len(items)), self._piece) for i in range(0, len(items), size)]
         scores, errors = [], []
         with Trail(out) as trail, items.source.opened() as read:
             decode = functools.partial(self._carefully if trail.careful else self._decode, read, trail)
             threads = 0 if trail.careful else self._threads
-            for batch, (pixels, bad) in zip(batches, ahead(decode, batches, threads), strict=True):
-                predicted = self._scores(pixels)
-                for position in np.flatnonzero(~np.isfinite(predicted).all(axis=1)).tolist():
-                    bad.setdefault(position, "the scores that the model gives it are not numbers")
-                    predicted[position] = 0
-                scores.append(predicted)
-                errors += [bad.get(position) for position in range(len(batch))]
+            pieces = ahead(decode, [piece for batch in batches for piece in batch], threads)
+            # Closed here and not by the garbage collector, which would swallow a Ctrl-C while the thread ends.
+            with contextlib.closing(pieces) as decoded:
+                for batch in batches:
+                    pixels, bad = _joined([next(decoded) for _ in batch])
+                    predicted = self._scores(pixels)
+                    for position in np.flatnonzero(~np.isfinite(predicted).all(axis=1)).tolist():
+                        bad.setdefault(position, "the scores that the model gives it are not numbers")
+                        predicted[position] = 0
+                    scores.append(predicted)
+                    errors += [bad.get(position) for position in range(len(pixels))]
             write_part(out, items, np.concatenate(scores), errors)
         return len(items), sum(error is not None for error in errors), self._model.said
 
@@ -171,14 +196,17 @@ class Predictor:
 
 
 def write_part(path: Location, items: Items, scores: Array, errors: Sequence[str | None]) -> None:
-    """Write a part atomically: key, file, error and scores of each image."""
+    """Write a part atomically: key, file, size, time of the last change, error and scores of each image."""
     import pyarrow.parquet as pq
 
     flat = pa.array(scores.astype(np.float32).ravel(), pa.float32())
+    stamps = items.source.stamps[items.rows] if isinstance(items.source, Listing) else np.zeros(len(items), np.int64)
     table = pa.table(
         {
-            "key": pa.array([_text(key) for key in items.keys.to_pylist()], pa.string()),
-            "file": pa.array([_text(file) for file in items.files.to_pylist()], pa.string()),
+            "key": as_text(items.keys),
+            "file": as_text(items.files),
+            "size": pa.array(items.source.sizes[items.rows], pa.int64()),
+            "stamp": pa.array(stamps, pa.int64()),
             "error": pa.array(errors, pa.string()),
             "scores": pa.FixedSizeListArray.from_arrays(flat, scores.shape[1]),
         }
@@ -194,6 +222,9 @@ def write_part(path: Location, items: Items, scores: Array, errors: Sequence[str
             os.replace(part, path)  # noqa: PTH105 - the counterpart of the write above
 
 
-def _text(name: bytes) -> str:
-    """A name as text for Parquet; bytes that are not UTF-8 are shown as \\xNN."""
-    return name.decode("utf-8", "backslashreplace")
+def as_text(names: pa.Array) -> pa.Array:
+    """Names (bytes) as text for Parquet; bytes that are not UTF-8 are shown as \\xNN."""
+    try:
+        return names.cast(pa.string())
+    except pa.ArrowInvalid:
+        return pa.array([name.decode("utf-8", "backslashreplace") for name in names.to_pylist()], pa.string())

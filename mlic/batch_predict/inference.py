@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mlic.config.predict import PredictConfig
-from mlic.config.types import Backend
+from mlic.config.types import STDOUT, Backend, Precise, Reduced
 from mlic.metrics import thresholds
 from mlic.metrics.calibration import Calibration
 from mlic.model import bundle, malloc, runtimes
@@ -19,9 +21,13 @@ from mlic.model import bundle, malloc, runtimes
 Array = np.ndarray[Any, Any]
 
 _TOLERANCE = 1e-4  # between the scores of two engines in float32
-_AGREEMENT = 0.99  # bf16 is used only if at least this share of its decisions equals those in fp32
+_AGREEMENT = 0.99  # half precision is used only if at least this share of its decisions equals those in fp32
 # A CPU's caches can hold the intermediate results of small batches: measured 1.3 to 1.6 times as fast as batches of 64.
-_CPU_BATCH, _ENGINE_BATCH, _GPU_BATCH = 16, 8, 1024
+_CPU_BATCH, _ENGINE_BATCH = 16, 8
+# Kernels of matrix products treat the last few rows of a batch in another way, whose last bit differs. In batches of a
+# multiple of this, the scores of an image depend on the image alone: measured with 11 networks on CPUs.
+_MULTIPLE = 8
+_GPU_BATCH = 256  # enough for any GPU; with larger batches, decoding and computing a part would overlap less
 
 INSTEAD = ", as "  # stands between the engine that computes the scores and the reason why it is not the requested one
 
@@ -34,50 +40,86 @@ class Network:
         import torch
 
         from mlic.data.augment import Normalizer
+        from mlic.model import amp
 
         if device == "cpu":
             malloc.keep()
+        elif config.workers_per_gpu > 1:  # so that a process that takes more does not take it from its neighbours
+            torch.cuda.set_per_process_memory_fraction(1 / config.workers_per_gpu)
         self.bundle, net = bundle.load_model(config.model)
         self.net = net.to(torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
         prep = self.bundle.preprocessing
         self._normalize = Normalizer(prep.mean, prep.std, torch.device(device))
+        amp.configure_gpu(torch.device(device))
         self._device, self._precision = device, config.precision
+        self._multiple = 1 if config.out == STDOUT else _MULTIPLE
+        self._streams, self._settling = threading.local(), threading.Lock()
         self._backend: Backend = backend if device == "cpu" else "torch"
-        self._settled = self._backend == "torch" and self._precision == "fp32"
-        self._run: runtimes.Scorer = functools.partial(self._by_torch, False)
+        self._run: runtimes.Scorer = functools.partial(self._by_torch, "fp32")
+        self._remark = ""
+        if device == "cpu" and self._precision == "fp16":
+            self._precision, self._remark = "fp32", f" in fp32{INSTEAD}fp16 is for GPUs"
         ignored = device != "cpu" and config.backend not in ("auto", "torch")
-        self.said = f"torch{INSTEAD}{config.backend} is for CPUs" if ignored else "torch"
+        self.said = f"torch{INSTEAD}{config.backend} is for CPUs" if ignored else f"torch{self._remark}"
+        self._settled = self._backend == "torch" and self._precision == "fp32"
         self.batch_size = config.batch_size if isinstance(config.batch_size, int) else self._fitting()
+        if device != "cpu":
+            torch.cuda.synchronize()  # other threads, with other streams, use the weights
 
     def __call__(self, pixels: Array) -> Array:
-        """Scores float32 (B, L) of images uint8 (B, H, W, C)."""
-        scores = self._run(pixels)
-        if not self._settled:
-            self._settled = True
-            self._try(pixels, scores)
-            scores = self._run(pixels)  # so that the first batch of a process is computed like all others
-        return scores
+        """Scores float32 (B, L) of images uint8 (B, H, W, C). On a GPU, several threads may call it at once."""
+        with self._settling:
+            if not self._settled:
+                self._try(pixels, self._run(pixels))
+                self._settled = True
+        return self._run(pixels)  # so that the first batch of a process is computed like all others
 
-    def _by_torch(self, reduced: bool, pixels: Array) -> Array:
+    def _by_torch(self, dtype: Reduced, pixels: Array) -> Array:
+        """Scores by PyTorch. A batch for which a GPU has too little memory is computed in two halves."""
         import torch
 
-        from mlic.model import losses
+        try:
+            return self._forward(dtype, pixels)
+        except torch.cuda.OutOfMemoryError:
+            if len(pixels) == 1:
+                raise
+        torch.cuda.empty_cache()
+        half = len(pixels) // 2
+        return np.concatenate([self._by_torch(dtype, part) for part in (pixels[:half], pixels[half:])])
 
-        with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=reduced):
+    def _forward(self, dtype: Reduced, pixels: Array) -> Array:
+        import torch
+
+        from mlic.model import amp, losses
+
+        count = len(pixels)
+        if count % self._multiple:
+            pixels = np.concatenate([pixels, np.zeros((-count % self._multiple, *pixels.shape[1:]), np.uint8)])
+        with torch.inference_mode(), self._stream(), amp.autocast(dtype, torch.device(self._device)):
             logits = self.net(self._normalize(torch.from_numpy(pixels)))
             scores: Array = losses.scores(self.bundle.activation, logits).cpu().numpy()
-        return scores
+        return scores[:count]
+
+    def _stream(self) -> Any:
+        """The GPU's stream of this thread, so that one thread's upload runs beside the computation of another."""
+        if self._device == "cpu":
+            return contextlib.nullcontext()
+        import torch
+
+        if not hasattr(self._streams, "mine"):
+            self._streams.mine = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._streams.mine)
 
     def _try(self, pixels: Array, expected: Array) -> None:
         """Use the requested engine or precision if its results for a batch agree with PyTorch in fp32."""
-        reduced, name = self._precision == "bf16", self._backend
+        reduced, name = self._precision != "fp32", self._backend
         try:
-            run = functools.partial(self._by_torch, True) if name == "torch" else self._engine(pixels)
+            run = functools.partial(self._by_torch, self._precision) if name == "torch" else self._engine(pixels)
             scores = run(pixels)
         except Exception as error:  # an engine may raise any type for an unsupported network
             self.said = f"torch{INSTEAD}{name} does not take this network: {' '.join(str(error).split())[:200]}"
             return
-        engine = f"{name}{' in bf16' * reduced}"
+        engine = f"{name}{f' in {self._precision}' * reduced}"
         share = agreement(self.bundle, scores, expected)
         apart = float(np.abs(scores - expected).max())
         if reduced:
@@ -88,14 +130,15 @@ class Network:
         elif apart > _TOLERANCE or share < 1:
             self.said = f"torch{INSTEAD}the scores of {name} are up to {apart:.1g} apart from its own"
         else:
-            self._run, self.said = run, engine
+            self._run, self.said = run, f"{engine}{self._remark}"
 
     def _engine(self, pixels: Array) -> runtimes.Scorer:
         from mlic.model import converters
 
         full_model = converters.Whole(self.net, self.bundle.preprocessing, self.bundle.activation).eval()
         shape: tuple[int, int, int] = pixels.shape[1:]
-        return converters.engine(self._backend, full_model, self.batch_size, shape, self._precision)
+        precision: Precise = "bf16" if self._precision == "bf16" else "fp32"
+        return converters.engine(self._backend, full_model, self.batch_size, shape, precision)
 
     def _fitting(self) -> int:
         """The largest power of two as batch size for which this batch and the next one fit into the GPU's memory."""

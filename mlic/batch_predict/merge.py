@@ -12,8 +12,10 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from mlic.batch_predict import prediction_files
 from mlic.config.base import Model
@@ -32,6 +34,7 @@ from mlic.runs.run import read_state
 logger = logging.getLogger(__name__)
 
 _OURS = re.compile(r"part-\d{6,}\.parquet|\.part-.*\.part")  # the second pattern matches what a killed process has left
+_PART = re.compile(r"part-(\d{6,})\.parquet")
 _ALLOWED_BAD = 10  # bad images that are no failure in any folder
 
 
@@ -103,10 +106,9 @@ def part_at(parts: Location, number: int) -> Location:
     return parts / f"part-{number:06d}.parquet"
 
 
-def missing(parts: Location, count: int) -> list[int]:
-    """The numbers of the parts, out of `count`, that are not written yet."""
-    there = set(storage.names(parts))
-    return [number for number in range(count) if part_at(parts, number).name not in there]
+def part_numbers(parts: Location) -> list[int]:
+    """The numbers of the parts that are written, in order."""
+    return sorted(int(match[1]) for name in storage.names(parts) if (match := _PART.fullmatch(name)))
 
 
 def merge(
@@ -115,15 +117,18 @@ def merge(
     model: bundle.Bundle,
     values: prediction_files.Values,
     parts: Location,
-    count: int,
+    tables: Iterable[pa.Table],
 ) -> PredictReport:
-    """Write the output from the parts in their order, the errors beside it, and the index."""
+    """Write the output from `tables`, which are parts in their order, the errors beside it, and the index."""
     errors: list[tuple[str, str]] = []
+    count = 0
 
     def good() -> Iterator[prediction_files.Predictions]:
-        for number in range(count):
-            part, bad = _read_part(part_at(parts, number), model, config.top_k or model.top_k)
+        nonlocal count
+        for table in tables:
+            part, bad = _predictions(table, model, config.top_k or model.top_k)
             errors.extend(bad)
+            count += 1
             yield part
 
     with disk_errors(out):
@@ -145,8 +150,16 @@ def merge(
         errors=named,
         first_bad=errors[0][1] if errors else None,
     )
+    write_json((parts / INDEX), _index(config, model, report, parts, count))
+    return report
+
+
+def _index(
+    config: PredictConfig, model: bundle.Bundle, report: PredictReport, parts: Location, count: int
+) -> dict[str, Any]:
+    """The content of index.json: what the predictions are of, and by what they were computed."""
     state = read_state(parts) or {}
-    index = {
+    return {
         "format": 1,
         "kind": "predictions",
         "model": model.fingerprint,
@@ -155,18 +168,16 @@ def merge(
         "threshold_fit": model.threshold_fit,
         "calibration": model.calibration,
         "trained_on": model.provenance.get("shards"),
-        "values": values,
+        "values": report.values,
         "top_k": config.top_k or model.top_k,
         "scores": "float32, in text six significant digits",
         "versions": state.get("versions"),
         "computed_by": state.get("computed_by"),
         "found": report.found,
-        "predicted": predicted,
-        "bad": len(errors),
+        "predicted": report.predicted,
+        "bad": report.bad,
         "parts": count,
     }
-    write_json((parts / INDEX), index)
-    return report
 
 
 def sha256(out: Location) -> str:
@@ -240,12 +251,17 @@ def _beside(out: Location, ending: str) -> Location:
     return out.parent / (out.name + ending)
 
 
-def _read_part(
-    path: Location, model: bundle.Bundle, top_k: int
-) -> tuple[prediction_files.Predictions, list[tuple[str, str]]]:
+def read_part(parts: Location, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """A part as a table, or those of some columns that it has."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(io.BytesIO(storage.read(path)))
+    file = pq.ParquetFile(io.BytesIO(storage.read(part_at(parts, number))))
+    return file.read(None if columns is None else [name for name in columns if name in file.schema_arrow.names])
+
+
+def _predictions(
+    table: pa.Table, model: bundle.Bundle, top_k: int
+) -> tuple[prediction_files.Predictions, list[tuple[str, str]]]:
     keys, files, errors = (table.column(name).to_pylist() for name in ("key", "file", "error"))
     flat = table.column("scores").combine_chunks().flatten().to_numpy(zero_copy_only=False)
     scores = flat.reshape(len(keys), len(model.labels))

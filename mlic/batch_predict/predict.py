@@ -11,24 +11,36 @@ import importlib.util
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlic.batch_predict import prediction_files
+from mlic.batch_predict import prediction_files, update
 from mlic.batch_predict.actor import Items, Predictor, Trail
 from mlic.batch_predict.inference import INSTEAD
-from mlic.batch_predict.merge import PredictReport, check_out, exists, merge, missing, part_at, parts_of, sha256
+from mlic.batch_predict.merge import (
+    PredictReport,
+    check_out,
+    exists,
+    merge,
+    part_at,
+    part_numbers,
+    parts_of,
+    read_part,
+    sha256,
+)
 from mlic.cluster import pool, shared_folders
 from mlic.cluster.connect import connect, is_embedded
 from mlic.cluster.resources import Share, task_share
 from mlic.config.predict import PredictConfig
 from mlic.config.types import STDOUT, Backend, Location
-from mlic.data import image_sources, storage
-from mlic.data.image_listing import Listing
+from mlic.data import storage
 from mlic.data.shards import INDEX, Split, read_split
+from mlic.data.sources import image_sources
+from mlic.data.sources.image_listing import Listing
 from mlic.errors import ClusterError, ConfigError, DataError, PartialError
 from mlic.model import bundle, runtimes
 from mlic.runs.files import fingerprint
@@ -39,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 _FEW = 1000  # with fewer images, preparing a faster backend takes longer than it saves
 _HERE = 500  # images, at most, that are predicted in this process
+_PARTS_OF_GPU = 2  # that are in progress at once: while the GPU computes one, the CPUs decode the next
 _ATTEMPTS = 40  # at a part whose workers die during the work, before the part fails
 
 
@@ -53,12 +66,16 @@ def predict(config: PredictConfig) -> PredictReport:
     _check_engine(config, model)
     items = list_items(config.images, config.split)
     out = config.out or (STDOUT if _is_one_image(config.images) else Path("predictions.tsv").absolute())
+    if out == STDOUT and config.update:
+        raise ConfigError(
+            "--update is for an output in a file, and one image is printed.", "give --out, or no --update."
+        )
     if out != STDOUT:
         return _predict_to(config, out, model, items).model_copy(update={"max_bad": config.max_bad})
     here = None if is_embedded(config.address) else Path.cwd()  # a folder that other nodes can see
     with tempfile.TemporaryDirectory(prefix=".mlic-predict-", dir=here) as scratch:
         file = Path(scratch) / "predictions.tsv"
-        report = _predict_to(config, file, model, items)
+        report = _predict_to(config.model_copy(update={"out": STDOUT}), file, model, items)
         rows = file.read_text(encoding="utf-8")
     if report.bad == report.found:
         raise DataError(f"none of the images in {config.images} can be read: {report.first_bad}.", "give another file.")
@@ -81,23 +98,74 @@ def _predict_to(config: PredictConfig, out: Location, model: bundle.Bundle, item
         "model": model.fingerprint,
         "images": items.source.fingerprint() if isinstance(items.source, Listing) else _of_split(items.source),
     }
-    with Run.open(parts, "batch-predict", config, inputs, config.fresh) as run:
+    if config.update:
+        update.check(config, items)
+    may_change = ("images",) if config.update else ()
+    with Run.open(parts, "batch-predict", config, inputs, config.fresh, may_change) as run:
         if run.finished and exists(out):
             report = PredictReport(**run.report)
             if sha256(out) != report.sha256:
                 logger.warning("%s has changed since it was written; writing it again", out)
-            elif (report.values, report.top_k) == (values, config.top_k):
+            elif (report.values, report.top_k) == (values, config.top_k) and _is_as_asked(config, run):
                 return report
         if run.finished:
             run.reopen()
-        count = -(-len(items) // config.chunk)
-        todo = missing(parts, count)
-        if todo:
-            bundle.check_weights(config.model)
-            _predict_parts(config, model, items, count, todo, run)
-        report = merge(config, out, model, values, parts, count)
+        if run.renewed:
+            rows = _update_parts(config, model, items, run)
+            report = merge(config, out, model, values, parts, update.tables(parts, rows, config.chunk))
+            update.delete_unused(parts, rows)
+        else:
+            count = -(-len(items) // config.chunk)
+            there = set(part_numbers(parts))
+            todo = Todo(items, config.chunk, [number for number in range(count) if number not in there])
+            _predict_parts(config, model, todo, len(items), run)
+            report = merge(config, out, model, values, parts, (read_part(parts, number) for number in range(count)))
         run.finish(report)
     return report
+
+
+def _is_as_asked(config: PredictConfig, run: Run[Location]) -> bool:
+    """Whether the last update did with the rows of images that are gone what this command asks for, if it does."""
+    return not run.renewed or config.gone in ("fail", (read_state(run.folder) or {}).get("gone"))
+
+
+@dataclass(frozen=True)
+class Todo:
+    """Parts to predict: `numbers`, of which the part `first` begins with the first of the items."""
+
+    items: Items
+    chunk: int
+    numbers: Sequence[int]
+    first: int = 0
+
+    def part(self, number: int) -> Items:
+        """The items of a part."""
+        start = (number - self.first) * self.chunk
+        return self.items.part(start, start + self.chunk)
+
+
+def _update_parts(config: PredictConfig, model: bundle.Bundle, items: Items, run: Run[Location]) -> update.Rows:
+    """Predict the images that are new or have changed, into new parts; returns where the rows of the output are."""
+    parts = run.folder
+    noted = (read_state(parts) or {}).get("backend")
+    if noted is not None and noted != _best_backend(config, model, len(items)):
+        logger.info("so many images are computed by another engine than %s: all are predicted again", noted)
+        for number in part_numbers(parts):
+            storage.delete(part_at(parts, number))
+        run.note(backend=None)
+    known = update.read_known(parts)
+    comparison = update.compare(items, known)
+    update.check_gone(config, known, comparison)
+    update.say(items, comparison, config.gone)
+    run.note(gone=config.gone)
+    if len(comparison.todo):
+        first = update.begin(parts)
+        count = -(-len(comparison.todo) // config.chunk)
+        todo = Todo(items.take(comparison.todo), config.chunk, range(first, first + count), first)
+        _predict_parts(config, model, todo, len(items), run)
+        known = update.read_known(parts)
+        comparison = update.compare(items, known)
+    return update.output_rows(config, items, known, comparison)
 
 
 def list_items(images: Location, name: str | None) -> Items:
@@ -153,12 +221,19 @@ def _backend(config: PredictConfig, model: bundle.Bundle, count: int, run: Run[L
     if config.backend != "auto" or model.export:
         return "torch" if config.backend == "auto" else config.backend
     noted: Backend | None = (read_state(run.folder) or {}).get("backend")
+    backend = noted or _best_backend(config, model, count)
+    run.note(backend=backend)
+    return backend
+
+
+def _best_backend(config: PredictConfig, model: bundle.Bundle, count: int) -> Backend:
+    """The fastest backend for `count` images, or the one that is asked for."""
+    if config.backend != "auto" or model.export:
+        return "torch" if config.backend == "auto" else config.backend
     best = runtimes.best()
     if config.precision == "bf16" and best == "onnx":
         best = "torch"
-    backend = noted or ("torch" if count < _FEW else best)
-    run.note(backend=backend)
-    return backend
+    return "torch" if count < _FEW else best
 
 
 def _is_here(config: PredictConfig, model: bundle.Bundle, count: int) -> bool:
@@ -168,33 +243,34 @@ def _is_here(config: PredictConfig, model: bundle.Bundle, count: int) -> bool:
     return count <= _HERE or (model.export is not None and importlib.util.find_spec("ray") is None)
 
 
-def _predict_parts(
-    config: PredictConfig, model: bundle.Bundle, items: Items, count: int, todo: Sequence[int], run: Run[Location]
-) -> None:
-    """Predict the missing parts. Few images are predicted in this process, which is faster than starting Ray."""
-    parts, backend = run.folder, _backend(config, model, len(items), run)
-    progress = Progress(logger, "predict", len(todo), "parts", "images")
+def _predict_parts(config: PredictConfig, model: bundle.Bundle, todo: Todo, total: int, run: Run[Location]) -> None:
+    """Predict parts of `total` images. Few images are predicted in this process, which is faster than starting Ray."""
+    if not todo.numbers:
+        return
+    bundle.check_weights(config.model)
+    parts, backend = run.folder, _backend(config, model, total, run)
+    progress = Progress(logger, "predict", len(todo.numbers), "parts", "images")
     failed: dict[int, str] = {}
     warned: set[str] = set()
     try:
-        if _is_here(config, model, len(items)):
-            for rows, bad, used in _make_here(config, items, todo, parts, backend):
+        if _is_here(config, model, len(todo.items)):
+            for rows, bad, used in _make_here(config, todo, parts, backend):
                 warned.add(used)
                 progress.add(rows, bad)
         else:
             with connect(config.address) as cluster:
                 shared_folders.check_shared(cluster, parts, config.images, config.model)
-                share = task_share(cluster, config.workers, use_gpus=True)
-                for number, rows, bad, used, error in _map_parts(config, items, todo, parts, share, backend):
+                share = task_share(cluster, config.workers, True, config.workers_per_gpu)
+                for number, rows, bad, used, error in _map_parts(config, todo, parts, share, backend):
                     warned.add(used)
                     if error is not None:
                         failed[number] = error
                         logger.warning("part %d failed: %s", number, error)
                     progress.add(rows, bad)
     except KeyboardInterrupt:
-        left = len(missing(parts, count))
+        done = len(set(part_numbers(parts)) & set(todo.numbers))
         raise PartialError(
-            f"stopped after {count - left:,} of {count:,} parts.",
+            f"stopped after {done:,} of {len(todo.numbers):,} parts.",
             "run the same command again to resume.",
         ) from None
     warned.discard("")  # of a part that failed
@@ -205,25 +281,21 @@ def _predict_parts(
     if failed:
         number, error = min(failed.items())
         raise PartialError(
-            f"{len(failed)} of {count} parts failed; part {number}: {error}.",
+            f"{len(failed)} of {len(todo.numbers)} parts failed; part {number}: {error}.",
             "run the same command again.",
         )
 
 
-def _make_here(
-    config: PredictConfig, items: Items, todo: Sequence[int], parts: Location, backend: Backend
-) -> Iterator[tuple[int, int, str]]:
+def _make_here(config: PredictConfig, todo: Todo, parts: Location, backend: Backend) -> Iterator[tuple[int, int, str]]:
     """Predict parts in this process; yields (rows, bad rows, backend)."""
     predictor = Predictor(config, backend, here=True)
-    for number in todo:
-        part = items.part(number * config.chunk, (number + 1) * config.chunk)
-        yield predictor.run(part, part_at(parts, number))
+    for number in todo.numbers:
+        yield predictor.run(todo.part(number), part_at(parts, number))
 
 
 def _map_parts(
     config: PredictConfig,
-    items: Items,
-    todo: Sequence[int],
+    todo: Todo,
     parts: Location,
     share: Share,
     backend: Backend,
@@ -235,11 +307,13 @@ def _map_parts(
     """
 
     def task(number: int) -> tuple[Items, Location]:
-        return items.part(number * config.chunk, (number + 1) * config.chunk), part_at(parts, number)
+        return todo.part(number), part_at(parts, number)
 
     def attempts(number: int) -> int:
         return Trail.attempts(part_at(parts, number))
 
-    for number, result, why in pool.run_on_actors(Predictor, (config, backend), share, todo, task, attempts, _ATTEMPTS):
+    at_once = _PARTS_OF_GPU if share.gpus else 1
+    outcomes = pool.run_on_actors(Predictor, (config, backend), share, todo.numbers, task, attempts, _ATTEMPTS, at_once)
+    for number, result, why in outcomes:
         rows, bad, used = result or (0, 0, "")
         yield number, rows, bad, used, why

@@ -98,18 +98,22 @@ def run_on_actors(
     task: Callable[[T], tuple[Any, ...]],
     attempts: Callable[[T], int],
     most_attempts: int,
+    at_once: int = 1,
 ) -> Iterator[tuple[T, Any, str | None]]:
     """Yield each task with its result, or with the reason why it was given up, as they finish.
 
     `share.workers` actors are made with `arguments`. Each has a method `ready`, which returns when the actor can begin,
     and a method `run`, which is called with `task(name)` and does that task. `attempts(name)` is the number of actors
     that have begun a task and not ended it. A task with `most_attempts` is given up. An actor gets tasks only when it
-    is ready: the replacement of an actor on a lost node may never find room. What `run` raises is raised here. Raises
-    ClusterError when actors die again and again before they have begun, and KeyboardInterrupt.
+    is ready: the replacement of an actor on a lost node may never find room. An actor has up to `at_once` tasks, each
+    in a thread of its own. What `run` raises is raised here. Raises ClusterError when actors die again and again before
+    they have begun, and KeyboardInterrupt.
     """
     import ray
 
-    actor = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0)(actor_class)
+    actor = ray.remote(
+        num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0, max_concurrency=at_once
+    )(actor_class)
     waiting, idle = list(reversed(tasks)), list[Any]()
     running: dict[Any, tuple[T | None, Any]] = {}  # by Ray reference: (task, actor), or (None, actor) that starts
 
@@ -128,7 +132,7 @@ def run_on_actors(
                 if name is not None:
                     yield name, result, None
                 in_vain = 0
-                idle.append(worker)
+                idle += [worker] * (1 if name is not None else at_once)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
             except (ray.exceptions.RayActorError, *deaths()) as error:
@@ -145,7 +149,9 @@ def run_on_actors(
                 elif name is not None:
                     logger.warning("a worker died at part %s, which is retried in smaller pieces", name)
                     waiting.append(name)
-                start()
+                if not any(other is worker for _, other in running.values()):  # the last of its tasks to be lost
+                    start()
+                idle[:] = [other for other in idle if other is not worker]
         while waiting and idle:
             name, worker = waiting.pop(), idle.pop()
             begun[name] = attempts(name)

@@ -11,13 +11,15 @@ from mlic.config.base import Settings
 from mlic.config.fit import ShardSettings
 from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig
-from mlic.data.shards import check_trainable, read_index
+from mlic.data.shards import check_trainable, is_foreign, read_index
 from mlic.errors import ClusterError
 
 
 def check(config: Settings) -> None:
     """Raise DataError for shards that cannot be trained on, and ClusterError where an embedded Ray has no room."""
     if not isinstance(config, ShardSettings):
+        return
+    if is_foreign(config.shards):  # the command itself indexes them first
         return
     index = read_index(config.shards)
     if isinstance(config, TrainConfig | TuneConfig) and not config.cross_validate:

@@ -70,22 +70,23 @@ def train_share(cluster: Cluster, workers: int | Literal["auto"]) -> Share:
     return Share(count, cpus, 0)
 
 
-def task_share(cluster: Cluster, workers: int | Literal["auto"], use_gpus: bool) -> Share:
-    """Independent workers: with `use_gpus` and a GPU in the cluster, one per GPU with a part of its node's CPUs.
+def task_share(cluster: Cluster, workers: int | Literal["auto"], use_gpus: bool, per_gpu: int = 1) -> Share:
+    """Independent workers: with `use_gpus` and a GPU in the cluster, `per_gpu` for each with a part of its node's CPUs.
 
     Otherwise, one worker per CPU. Raises ClusterError.
     """
     gpus = use_gpus and cluster.gpus > 0
-    have = cluster.gpus if gpus else cluster.cpus
+    have = cluster.gpus * per_gpu if gpus else cluster.cpus
     count = have if workers == "auto" else workers
     if count > have or have == 0:
         unit = "GPU" if gpus else "CPU"
-        raise ClusterError(
-            f"{count} workers need {count} {unit}s; this cluster has {have}.", f"--workers {max(1, have)}."
-        )
+        need = f"{count} {unit}s" if not gpus or per_gpu == 1 else f"{-(-count // per_gpu)} GPUs, {per_gpu} on each"
+        has = cluster.gpus if gpus else have
+        raise ClusterError(f"{count} workers need {need}; this cluster has {has}.", f"--workers {max(1, have)}.")
     if not gpus:
         return Share(count, 1, 0)
-    return Share(count, max(1, min(node.cpus // node.gpus for node in cluster.nodes if node.gpus)), 1)
+    cpus = min(node.cpus // (node.gpus * per_gpu) for node in cluster.nodes if node.gpus)
+    return Share(count, max(1, cpus), 1 if per_gpu == 1 else 1 / per_gpu)
 
 
 def room(cluster: Cluster, share: Share) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import model_validator
 
 from mlic.config.base import Model, setting
-from mlic.config.fit import Color, ShardSettings
+from mlic.config.fit import Color, Interpolation, Resize, ShardSettings
 from mlic.config.labels import LabelSettings, NotAnnotated
 from mlic.config.types import (
     AnyPath,
@@ -22,17 +23,37 @@ from mlic.config.types import (
 
 
 class Preprocessing(Model):
-    """How an image file becomes a model's input; stored in the bundle and used by every stage alike."""
+    """How an image file becomes a model's input; stored in the bundle and used by every stage alike.
+
+    An image is resized so that both sides (squash), the short side (crop) or the long side (pad) are `scale` pixels.
+    The square of `image_size` in its middle is the input; what the image does not cover has the colour `mean`.
+    """
 
     image_size: int
     color: Color
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    resize: Literal["squash"] = "squash"
+    resize: Resize
+    # Bundles of earlier versions lack the settings with a default, which say what those versions did.
+    interpolation: Interpolation = "bilinear"
+    crop_fraction: float = 1.0
 
     @property
     def channels(self) -> int:
         return 3 if self.color == "rgb" else 1
+
+    @property
+    def scale(self) -> int:
+        """The side in pixels that an image is resized to, before its middle is taken."""
+        return math.floor(self.image_size / self.crop_fraction)
+
+    @property
+    def pixels(self) -> str:
+        """All that decides the decoded pixels, as text."""
+        decisive = {"image_size", "color", "resize", "interpolation", "crop_fraction"}
+        if self.resize == "pad":
+            decisive.add("mean")
+        return self.model_dump_json(include=decisive)
 
 
 class PackConfig(LabelSettings):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from mlic.config.base import Settings, setting
 from mlic.config.types import (
@@ -21,6 +21,8 @@ from mlic.config.types import (
 )
 
 Color = Literal["rgb", "gray"]
+Resize = Literal["squash", "crop", "pad"]
+Interpolation = Literal["bilinear", "bicubic"]
 Objective = Literal["f1_micro", "f1_macro", "map", "subset_accuracy", "hamming_accuracy"]
 KeptEpoch = Literal["best", "lowest-loss", "last"]
 _MOST_AUGMENT = {"shift": 1.0, "invert": 1.0, "erase": 1.0, "hue": 0.5}
@@ -136,6 +138,19 @@ class FitSettings(Settings):
     color: Color | Literal["auto"] = setting(
         "auto", "rgb, gray, or auto: the one that the architecture was made for", cli="flag", group="data"
     )
+    resize: Literal["squash", "crop", "pad", "weights"] = setting(
+        "squash",
+        "How an image becomes a square: squash: both sides are resized; crop: the middle of it; pad: the whole, with "
+        "borders; weights: as the architecture's published weights were evaluated",
+        cli="flag",
+        group="data",
+    )
+    interpolation: Literal["auto", "bilinear", "bicubic"] = setting(
+        "auto",
+        "Interpolation of resized images, antialiased; auto: that of the architecture's published weights",
+        cli="flag",
+        group="data",
+    )
     normalization: Literal["auto", "imagenet", "none"] = setting(
         "auto",
         "Mean and standard deviation to normalise with; auto: those of the architecture's published "
@@ -201,11 +216,15 @@ class FitSettings(Settings):
         ge=0,
         group="resources",
     )
-    loader_threads: int = setting(
-        2,
-        "Threads that decode images ahead of each worker; 0: decode in the worker itself",
-        ge=0,
-        le=64,
+    loader_threads: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = setting(
+        "auto",
+        "Threads that decode images ahead of each worker; auto: 2 on CPUs, all CPUs of the worker on GPUs; 0: decode "
+        "in the worker itself",
+        runtime=True,
+    )
+    deterministic: bool = setting(
+        True,
+        "On GPUs, use only convolutions that give the same bits each time; false: the fastest ones",
     )
     seed: int = setting(
         42, "Seed for weights, order of samples and augmentation", cli="flag", ge=0, le=2**31 - 1, group="run"

@@ -79,6 +79,6 @@ class LabelSettings(Settings):
         both = sorted(set(self.label_columns) & set(self.ignore_columns))
         if both:
             raise ValueError(f"{both[0]!r} is in label_columns and in ignore_columns; leave it out of one")
-        if self.delimiter is not None and self.delimiter not in ("space", "none", "tab") and len(self.delimiter) != 1:
-            raise ValueError(f"delimiter should be one character, space, tab or none, not {self.delimiter!r}")
+        if self.delimiter == "":
+            raise ValueError("delimiter should be some characters, space, tab or none, not nothing")
         return self

@@ -66,9 +66,32 @@ class PredictConfig(Settings):
     batch_size: Workers = setting(
         "auto", "Images per forward pass; auto: 8 or 16 on CPUs, as many as fit into memory on a GPU", cli="flag"
     )
+    update: bool = setting(
+        False,
+        "Take new and changed images into an output that exists: images that have the size and the time of their last "
+        "change that they had are not predicted again",
+        cli="flag",
+        runtime=True,
+    )
+    gone: Literal["fail", "keep", "drop"] = setting(
+        "fail",
+        "What an update does with the rows of images that are no longer there",
+        cli="flag",
+        runtime=True,
+    )
+    workers_per_gpu: int = setting(
+        1,
+        "Processes on each GPU, which share its memory; several decode faster where the GPU waits for images",
+        cli="flag",
+        ge=1,
+        le=16,
+        runtime=True,
+        group="resources",
+    )
     precision: Reduced = setting(
         "fp32",
-        "bf16: faster on some machines; used only if at least 99% of the decisions of the first batch stay the same",
+        "bf16, or fp16 on GPUs: faster on some machines; used only if at least 99% of the decisions of the first batch "
+        "stay the same",
         cli="flag",
     )
     tta: Literal["none", "mirror"] = setting(
@@ -90,6 +113,10 @@ class PredictConfig(Settings):
 
     @model_validator(mode="after")
     def _format_is_known(self) -> Self:
+        if self.update and self.out == STDOUT:
+            raise ValueError("update is for an output in a file; give out as one")
+        if self.gone != "fail" and not self.update:
+            raise ValueError("gone is for an update; give update too")
         if self.out is None or self.out == STDOUT:
             return self._batch_is_known()
         ending = self.out.suffix

@@ -19,7 +19,7 @@ Optimizer = Literal["adam", "adamw", "adamax", "adadelta", "adagrad", "rmsprop",
 Activation = Literal["sigmoid", "softmax", "none"]
 Backend = Literal["torch", "compile", "onnx", "openvino"]
 Engine = Literal["onnx", "openvino", "torchscript"]
-Reduced = Literal["fp32", "bf16"]  # precision of predictions
+Reduced = Literal["fp32", "bf16", "fp16"]  # precision of predictions
 Precise = Literal["fp32", "bf16", "int8"]  # and of exports
 Calibrator = Literal["auto", "none", "prior", "temperature", "platt", "isotonic"]
 

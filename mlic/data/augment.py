@@ -40,11 +40,9 @@ class Normalizer:
         """Normalise; images whose `mirror` (B,) is true are flipped left to right first, while they are still uint8."""
         if self._device.type == "cpu":
             return self._on_cpu(images, None if mirror is None else mirror.tolist())
-        if self._device.type == "cuda":
-            images = images.pin_memory().to(self._device, non_blocking=True)
-        if mirror is not None and mirror.any():
-            chosen = mirror.to(images.device)
-            images[chosen] = images[chosen].flip(2)
+        images = on_device(images, self._device)
+        if mirror is not None:  # torch.where: an index by booleans would wait for the GPU to count them
+            images = torch.where(_each(on_device(mirror, self._device)), images.flip(2), images)
         shape = (1, -1, 1, 1)
         scale, shift = self._scale.view(shape), self._shift.view(shape)
         return images.permute(0, 3, 1, 2).to(torch.float32).mul_(scale).add_(shift)
@@ -60,6 +58,15 @@ class Normalizer:
             rows, out = image.reshape(height, width * channels), self._buffer[i].view(height, width * channels)
             torch.addcmul(shift, rows, scale, out=out)
         return self._buffer[:count].permute(0, 3, 1, 2)
+
+
+def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The values on a device. Nothing waits for a GPU: they are copied from pinned memory, in the order of its work."""
+    if values.device.type == device.type:
+        return values
+    if device.type == "cuda":
+        values = values if values.is_pinned() else values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def distortions(num_samples: int, augment: Mapping[Distortion, float], seed: int, epoch: int) -> dict[str, Array]:
@@ -98,7 +105,10 @@ def distortions(num_samples: int, augment: Mapping[Distortion, float], seed: int
 
 def distort(images: torch.Tensor, index: Array, drawn: Mapping[str, Array]) -> torch.Tensor:
     """Images uint8 (B, H, W, C) of the samples `index` (B,), changed as `distortions` drew; a new uint8 tensor."""
-    mine = {name: torch.from_numpy(np.asarray(values[index], dtype=np.float32)) for name, values in drawn.items()}
+    mine = {
+        name: on_device(torch.from_numpy(np.asarray(values[index], dtype=np.float32)), images.device)
+        for name, values in drawn.items()
+    }
     pixels = images.permute(0, 3, 1, 2).float().div_(255)
     if "rotate" in mine or "shift" in mine:
         pixels = _moved(pixels, mine)
@@ -118,24 +128,6 @@ def distort(images: torch.Tensor, index: Array, drawn: Mapping[str, Array]) -> t
     return pixels.mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def rand_augment(
-    images: torch.Tensor, index: Array, operations: int, magnitude: int, seed: int, epoch: int
-) -> torch.Tensor:
-    """Images uint8 (B, H, W, C) of the samples `index` (B,), each changed by `operations` random operations; a copy.
-
-    RandAugment (Cubuk et al., 2020) as torchvision implements it, with `magnitude` out of 30.
-    """
-    from torchvision.transforms import RandAugment
-
-    change = RandAugment(operations, magnitude, num_magnitude_bins=31)
-    augmented = torch.empty_like(images)
-    with torch.random.fork_rng(devices=[]):
-        for position, sample in enumerate(index.tolist()):
-            torch.manual_seed(int(np.random.SeedSequence([seed, epoch, 30, sample]).generate_state(1)[0]))
-            augmented[position] = change(images[position].permute(2, 0, 1)).permute(1, 2, 0)
-    return augmented
-
-
 def mix(
     images: torch.Tensor, targets: torch.Tensor, mixup: float, cutmix: float, seed: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,7 +142,7 @@ def mix(
     cut = bool(cutmix) and (not mixup or rng.random() < 0.5)
     spread = cutmix if cut else mixup
     share = float(rng.beta(spread, spread))
-    other = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+    other = on_device(torch.from_numpy(rng.permutation(len(images))), images.device)
     if cut:
         height, width = images.shape[2:]
         side = (1 - share) ** 0.5
@@ -161,15 +153,15 @@ def mix(
         share = 1 - down * across / (height * width)
     else:
         mixed = torch.lerp(images[other], images, share)
-    known = (targets >= 0) & (targets[other.cpu()] >= 0)
-    both = share * targets.float() + (1 - share) * targets[other.cpu()].float()
+    known = (targets >= 0) & (targets[other] >= 0)
+    both = share * targets.float() + (1 - share) * targets[other].float()
     return mixed, torch.where(known, both, -1.0)
 
 
 def _moved(images: torch.Tensor, mine: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Images rotated about their centre and shifted; uncovered pixels are black."""
-    angle = mine.get("rotate", torch.zeros(len(images)))
-    shift = mine.get("shift", torch.zeros(len(images), 2)) * 2
+    angle = mine.get("rotate", torch.zeros(len(images), device=images.device))
+    shift = mine.get("shift", torch.zeros(len(images), 2, device=images.device)) * 2
     cosine, sine = torch.cos(angle), torch.sin(angle)
     rows = [torch.stack([cosine, -sine, shift[:, 0]], dim=1), torch.stack([sine, cosine, shift[:, 1]], dim=1)]
     grid = functional.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
@@ -186,14 +178,14 @@ def _hue_turned(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     sides = torch.stack([(green - blue) / safe, 2 + (blue - red) / safe, 4 + (red - green) / safe], dim=1)
     sixth = sides.gather(1, where[:, None])[:, 0] + 6 * turns.view(-1, 1, 1)
     # Each channel as a function of the hue in sixths of the circle (Smith, Color Gamut Transform Pairs, 1978).
-    sector = (torch.tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1) + sixth[:, None]) % 6
+    sector = (_on_each_channel((5.0, 3.0, 1.0), images.device) + sixth[:, None]) % 6
     return high[:, None] - span[:, None] * torch.minimum(sector, 4 - sector).clamp(0, 1)
 
 
 def _within(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Which pixels (B, 1, H, W) lie in boxes (B, 4), top, left, bottom and right in shares of the sides."""
-    rows, columns = (torch.arange(n)[None] + 0.5 for n in (height, width))
-    top, left, bottom, right = (boxes[:, [i]] for i in range(4))
+    rows, columns = (torch.arange(n, device=boxes.device)[None] + 0.5 for n in (height, width))
+    top, left, bottom, right = (boxes[:, i : i + 1] for i in range(4))
     down = (rows >= top * height) & (rows < bottom * height)
     across = (columns >= left * width) & (columns < right * width)
     return (down[:, :, None] & across[:, None, :])[:, None]
@@ -203,7 +195,11 @@ def _grey(images: torch.Tensor) -> torch.Tensor:
     """Brightness (B, 1, H, W), by the weights of ITU-R 601 as everywhere."""
     if images.shape[1] == 1:
         return images
-    return (images * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    return (images * _on_each_channel((0.299, 0.587, 0.114), images.device)).sum(dim=1, keepdim=True)
+
+
+def _on_each_channel(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    return on_device(torch.tensor(values), device).view(1, -1, 1, 1)
 
 
 def _each(values: torch.Tensor) -> torch.Tensor:

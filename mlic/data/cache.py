@@ -52,10 +52,9 @@ def decoded(
     the limit, files of other splits are removed, the least recently used first.
     """
     shape = (len(split), preprocessing.image_size, preprocessing.image_size, preprocessing.channels)
-    text = (
-        f"{split.fingerprint} {split.name} {preprocessing.model_dump_json(include={'image_size', 'color', 'resize'})}"
+    return stored(
+        f"{split.fingerprint} {split.name} {preprocessing.pixels}", shape, np.dtype(np.uint8), limit_gb, folder, decode
     )
-    return stored(text, shape, np.dtype(np.uint8), limit_gb, folder, decode)
 
 
 def stored(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ EXTENSIONS = frozenset(
 )
 
 _EXIF_ORIENTATION = 274
+_DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # Pillow's modes of one channel with more than 8 bits
+_DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # bits of the integers that cameras and scanners write
 _HALF = "premature end of data segment"  # libjpeg's warning
 # Orientation tag -> (turns by 90 degrees counter-clockwise, mirror left-right afterwards). TIFF 6.0, tag 274.
 _TURNS = {
@@ -57,11 +59,17 @@ class BadImage(Exception):
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What the header of an image says."""
+    """What the header of an image says, and the range that pixels of more than 8 bits are scaled from, if looked at."""
 
     format: str
     width: int
     height: int
+    scaled_from: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The format, with the range of pixels of more than 8 bits."""
+        return f"{self.format} ({self.scaled_from})" if self.scaled_from else self.format
 
 
 def looks_like_image(head: bytes) -> bool:
@@ -108,6 +116,8 @@ def probe(data: Any, max_pixels: int) -> ImageInfo:
     with _pillow(data, max_pixels) as image:
         try:
             image.load()
+            if image.mode in _DEEP:
+                return replace(info, scaled_from=_to_8_bits(np.asarray(image))[1])
         except Exception as error:  # Pillow's decoders raise many types, and all of them mean this
             raise BadImage(_reason(error)) from None
     return info
@@ -136,7 +146,7 @@ def is_gray_file(data: bytes) -> bool:
         except ValueError as error:
             raise BadImage(f"broken JPEG header ({error})") from None
     with _pillow(data, MAX_PIXELS) as image:
-        return image.mode in ("1", "L", "LA", "I", "I;16", "F")
+        return image.mode in ("1", "L", "LA", *_DEEP)
 
 
 def decode(data: bytes, color: Color, max_pixels: int, side: int = 0, out: Array | None = None) -> Array:
@@ -144,8 +154,8 @@ def decode(data: bytes, color: Color, max_pixels: int, side: int = 0, out: Array
 
     With `side`, a JPEG is decoded at a half, quarter or eighth of its size, if both of its sides are at least twice
     `side`. This is cheaper, and never gives a side below `side`. If a decoded JPEG has the shape of `out`, and `out` is
-    contiguous, it is decoded straight into `out`, and `out` is returned. Transparent pixels are laid on white; 16-bit
-    images are scaled to 8 bits. Raises BadImage for anything that is broken, truncated, or above `max_pixels`.
+    contiguous, it is decoded straight into `out`, and `out` is returned. Transparent pixels are laid on white; pixels
+    of more than 8 bits are scaled to 8. Raises BadImage for anything that is broken, truncated, or above `max_pixels`.
     """
     if not data:
         raise BadImage("zero bytes")
@@ -234,18 +244,32 @@ def _pillow(data: Any, max_pixels: int) -> Image.Image:
 
 def _pillow_pixels(image: Image.Image, color: Color) -> Array:
     mode: Literal["RGB", "L"] = "RGB" if color == "rgb" else "L"
-    if image.mode.startswith("I"):
-        deep = np.asarray(image, dtype=np.int64)
-        image = Image.fromarray((deep.clip(0, 65535) // 257).astype(np.uint8))
-    elif image.mode == "F":
-        real = np.nan_to_num(np.asarray(image))
-        real = real * 255 if real.max(initial=0) <= 1 else real  # both conventions are about
-        image = Image.fromarray(real.clip(0, 255).astype(np.uint8))
+    if image.mode in _DEEP:
+        image = Image.fromarray(_to_8_bits(np.asarray(image))[0])
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     pixels = np.asarray(image.convert(mode))
     return pixels.reshape(pixels.shape[0], pixels.shape[1], -1)
+
+
+def _to_8_bits(values: Array) -> tuple[Array, str]:
+    """Integers or floats (H, W) as uint8, and the range that they were scaled from, in words.
+
+    A file does not say how many bits a camera has used of 16 or 32, so the smallest usual depth that holds the largest
+    value counts. Floats count as 0 to 1 or as 0 to 255, if they fit. Values outside of that are scaled from their own
+    range.
+    """
+    real = np.nan_to_num(values.astype(np.float64))
+    low, high = (float(real.min()), float(real.max())) if real.size else (0.0, 0.0)
+    if values.dtype.kind == "f":
+        top, said = (1, "0 to 1") if high <= 1 else (255, "0 to 255")
+    else:
+        bits = next((bits for bits in _DEPTHS if high < 2**bits), 32)
+        top, said = 2**bits - 1, f"{bits} bits"
+    if low < 0 or high > top:
+        return ((real - low) * (255 / max(high - low, 1e-9))).astype(np.uint8), "own range"
+    return np.floor(real * 255 / top).astype(np.uint8), said
 
 
 def _upright(pixels: Array, orientation: int) -> Array:

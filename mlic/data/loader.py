@@ -7,22 +7,28 @@ depends on the seed and the epoch alone, and a global batch holds the same sampl
 
 from __future__ import annotations
 
+import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from mlic.config.data import Preprocessing
+from mlic.config.fit import Interpolation
 from mlic.data import cache, images, storage
-from mlic.data.decoding import ahead, decode_batch, resize
+from mlic.data.decoding import decode_batch, loader_threads, resize
 from mlic.data.shards import Split
 from mlic.errors import DataError
 
 _CACHE_BATCH = 256
+_PIECE = 32  # images that one thread loads at a time
+_PIECES_AHEAD = 6  # loaded ahead of the batch in use, for each thread
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,45 @@ def eval_batches(
     return [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
 
 
+class _Piece(NamedTuple):
+    """Some rows of a batch: their samples, boxes to crop if there are any, the images to write, and the first row."""
+
+    samples: np.ndarray[tuple[int], np.dtype[np.int64]]
+    boxes: np.ndarray[Any, Any] | None
+    images: torch.Tensor
+    first: int
+
+
+@dataclass(frozen=True)
+class _LoadingBatch:
+    """A batch whose images are being loaded."""
+
+    split: Split
+    index: np.ndarray[tuple[int], np.dtype[np.int64]]
+    boxes: np.ndarray[Any, Any] | None
+    images: torch.Tensor
+    pinned: bool
+
+    @property
+    def pieces(self) -> list[_Piece]:
+        """The parts that one thread each loads."""
+        parts = [slice(start, start + _PIECE) for start in range(0, len(self.index), _PIECE)]
+        boxes = self.boxes
+        return [
+            _Piece(self.index[part], None if boxes is None else boxes[part], self.images[part], part.start)
+            for part in parts
+        ]
+
+    def loaded(self, reasons: Sequence[dict[int, str]]) -> Batch:
+        """The batch, from the reasons of the bad samples of its pieces."""
+        bad = {row: reason for of_piece in reasons for row, reason in of_piece.items()}
+        targets = self.split.targets[self.index]
+        targets[list(bad)] = -1
+        named = tuple((self.split.key(self.index[row]), reason) for row, reason in bad.items())
+        of_labels = torch.from_numpy(targets)
+        return Batch(self.images, self.index, of_labels.pin_memory() if self.pinned else of_labels, named)
+
+
 class ShardReader:
     """Reads images out of shards by offset, or out of the node's cache of decoded ones; keeps the files open.
 
@@ -108,42 +153,76 @@ class ShardReader:
         self,
         batches: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]],
         threads: int,
-        crops: Sequence[np.ndarray[Any, Any] | None] | None = None,
+        crops: Sequence[np.ndarray[Any, Any]] | None = None,
         size: int = 0,
+        pinned: bool = False,
     ) -> Iterator[Batch]:
         """Load batches of sample numbers in their order, decoding ahead in `threads` threads, or in this one with 0.
 
         `crops` has an array (B, 4) for each batch: top, left, bottom and right as fractions of an image's sides. That
-        part of each image is resized to `size` pixels.
+        part of each image is resized to `size` pixels. `pinned` images and targets lie in memory that a GPU copies
+        from without a wait; the threads decode straight into it.
         """
+        boxes_of: Sequence[np.ndarray[Any, Any] | None] = [None] * len(batches) if crops is None else crops
+        asked = zip(batches, boxes_of, strict=True)
         if self._decoded is None:
             for i in {int(s) for batch in batches for s in self._split.shard[batch]} - self._files.keys():
                 self._files[i] = self._split.open_shard(i)
-        elif crops is None:
-            # Copying decoded images takes less time than passing them from one core to another.
-            yield from (self._load(index, None, size) for index in batches)
+        elif crops is None and not pinned:
+            threads = 0  # copying decoded images takes less time than passing them from one core to another
+        if threads == 0:
+            for index, boxes in asked:
+                batch = self._begin(index, boxes, size, pinned)
+                yield batch.loaded([self._load(piece) for piece in batch.pieces])
             return
-        boxes = [None] * len(batches) if crops is None else crops
-        asked = list(zip(batches, boxes, strict=True))
-        yield from ahead(lambda pair: self._load(pair[0], pair[1], size), asked, threads)
+        yield from self._ahead(asked, threads, size, pinned)
 
-    def _load(
-        self, index: np.ndarray[tuple[int], np.dtype[np.int64]], crops: np.ndarray[Any, Any] | None, size: int
-    ) -> Batch:
-        split = self._split
+    def _ahead(
+        self,
+        asked: Iterator[tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[Any, Any] | None]],
+        threads: int,
+        size: int,
+        pinned: bool,
+    ) -> Iterator[Batch]:
+        """Batches in their order. Several threads load a batch together, so a large one is soon there."""
+        waiting: deque[tuple[_LoadingBatch, list[Future[dict[int, str]]]]] = deque()
+        with loader_threads(threads) as pool:
+            try:
+                for index, boxes in asked:
+                    batch = self._begin(index, boxes, size, pinned)
+                    waiting.append((batch, [pool.submit(self._load, piece) for piece in batch.pieces]))
+                    if sum(len(pieces) for _, pieces in waiting) >= threads * _PIECES_AHEAD and len(waiting) > 2:
+                        first, pieces = waiting.popleft()
+                        yield first.loaded([piece.result() for piece in pieces])
+                while waiting:
+                    first, pieces = waiting.popleft()
+                    yield first.loaded([piece.result() for piece in pieces])
+            finally:
+                for _, pieces in waiting:
+                    for piece in pieces:
+                        piece.cancel()
+
+    def _begin(
+        self, index: np.ndarray[tuple[int], np.dtype[np.int64]], boxes: Any, size: int, pinned: bool
+    ) -> _LoadingBatch:
+        prep = self._preprocessing
+        side = prep.image_size if boxes is None else size
+        images = torch.empty((len(index), side, side, prep.channels), dtype=torch.uint8, pin_memory=pinned)
+        return _LoadingBatch(self._split, index, boxes, images, pinned)
+
+    def _load(self, piece: _Piece) -> dict[int, str]:
+        """Load a piece of a batch into its place; returns the reasons of bad samples by their row in the batch."""
+        index, boxes, out, first = piece
+        target = out.numpy() if boxes is None else None
         if self._decoded is not None:
-            pixels = torch.from_numpy(self._decoded.images[index])
+            # mode: without it NumPy would write to a buffer first, in case that a number is out of bounds
+            pixels = np.take(self._decoded.images, index, axis=0, out=target, mode="clip")
             bad = {row: self._decoded.bad[int(i)] for row, i in enumerate(index) if int(i) in self._decoded.bad}
         else:
-            decoded, bad = decode_batch(self._readers(index), self._preprocessing, images.MAX_PIXELS)
-            pixels = torch.from_numpy(decoded)
-        if crops is not None:
-            pixels = _cropped(pixels, crops, size)
-        targets = split.targets[index]
-        for row in bad:
-            targets[row] = -1
-        named = tuple((split.key(index[row]), reason) for row, reason in bad.items())
-        return Batch(pixels, index, torch.from_numpy(targets), named)
+            pixels, bad = decode_batch(self._readers(index), self._preprocessing, images.MAX_PIXELS, target)
+        if boxes is not None:
+            _crop(torch.from_numpy(pixels), boxes, out, self._preprocessing.interpolation)
+        return {first + row: reason for row, reason in bad.items()}
 
     def _readers(self, index: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[Callable[[], bytes]]:
         split = self._split
@@ -158,10 +237,14 @@ class FeatureReader:
         self._split, self._features = split, features
 
     def batches(
-        self, batches: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]], threads: int, *_: object
+        self,
+        batches: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]],
+        threads: int,
+        *_: object,
+        pinned: bool = False,
     ) -> Iterator[Batch]:
         """Load batches of sample numbers in their order; in memory, so without threads."""
-        del threads
+        del threads, pinned
         bad = self._features.bad
         for index in batches:
             targets = self._split.targets[index]
@@ -171,11 +254,37 @@ class FeatureReader:
             yield Batch(torch.from_numpy(self._features.images[index]), index, torch.from_numpy(targets), named)
 
 
-def _cropped(pixels: torch.Tensor, boxes: np.ndarray[Any, Any], size: int) -> torch.Tensor:
-    """Parts of images (B, S, S, C) given by `boxes` (B, 4) in shares of the sides, as (B, size, size, C)."""
-    side = pixels.shape[1]
+def _crop(pixels: torch.Tensor, boxes: np.ndarray[Any, Any], out: torch.Tensor, interpolation: Interpolation) -> None:
+    """Write parts of images (B, S, S, C) given by `boxes` (B, 4) in shares of the sides to `out` (B, size, size, C)."""
+    side, size = pixels.shape[1], out.shape[1]
     edges = np.concatenate([np.floor(boxes[:, :2] * side), np.ceil(boxes[:, 2:] * side)], axis=1).astype(int)
-    out = torch.empty(len(pixels), size, size, pixels.shape[3], dtype=torch.uint8)
     for i, (top, left, bottom, right) in enumerate(edges.clip(0, side).tolist()):
-        out[i] = torch.from_numpy(resize(pixels[i, top:bottom, left:right].numpy(), size))
-    return out
+        out[i] = torch.from_numpy(resize(pixels[i, top:bottom, left:right].numpy(), (size, size), interpolation))
+
+
+def to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on a device. On a GPU, each is copied while the batch before it is in use, if its memory is pinned."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    copied: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            images, targets = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.targets))
+            following = dataclasses.replace(batch, images=images, targets=targets)
+            event = stream.record_event()
+        if copied is not None:
+            yield _usable(*copied)
+        copied = following, event
+    if copied is not None:
+        yield _usable(*copied)
+
+
+def _usable(batch: Batch, event: torch.cuda.Event) -> Batch:
+    """A batch that the current stream uses after its copy; its memory is kept until that stream has used it."""
+    current = torch.cuda.current_stream(batch.images.device)
+    current.wait_event(event)
+    for tensor in (batch.images, batch.targets):
+        tensor.record_stream(current)
+    return batch

@@ -32,6 +32,7 @@ INDEX, TABLE = "index.json", "samples.parquet"
 _NUMBERED = re.compile(r"^(.*?)(\d+)$", re.DOTALL)
 _PACK = "mlic pack {} --labels {} writes ./shards."
 _LABELS = (".txt", ".csv", ".tsv", ".jsonl", ".json", ".parquet")
+_HOLDS_IMAGES = (".parquet", ".zip", ".tar")
 _LOOKED_AT = 200  # entries of a folder, to see what is in it
 _BLOCK, _RECORD = 512, 2048  # bytes: a block of a tar; the first read for a sample's record
 
@@ -111,18 +112,33 @@ def read_index(folder: Location) -> dict[str, Any]:
     try:
         index = json.loads(storage.read(path).decode("utf-8"))
     except FileNotFoundError:
+        if is_foreign(folder):
+            raise DataError(
+                f"{folder} holds shards of another program, and no {INDEX}.",
+                f"mlic train {folder} writes it; mlic pack {folder} --labels {folder} writes shards of its own.",
+            ) from None
         what = "holds no index.json" if storage.is_folder(folder) else "does not exist"
         seen, command = _to_pack(folder) if isinstance(folder, Path) else ("", _PACK.format("IMAGES", "LABELS"))
         raise DataError(f"the shard folder {folder} {what}{seen}.", command) from None
     except NotADirectoryError:
-        raise DataError(
-            f"{folder} is a file, not a folder of shards.", "name the folder that mlic pack wrote."
-        ) from None
+        hint = "name the folder that mlic pack wrote."
+        if folder.suffix.lower() in _HOLDS_IMAGES:
+            hint = f"{_PACK.format(folder.name, 'LABELS')} mlic explore takes --labels too."
+        raise DataError(f"{folder} is a file, not a folder of shards.", hint) from None
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}.", "run the same mlic pack command again with --fresh.") from None
     if not isinstance(index, dict) or index.get("format") != 1 or index.get("kind") != "shards":
         raise DataError(f"{path} is not an index of shards of format 1.", "pack the images with this version of mlic.")
     return index
+
+
+def is_foreign(folder: Location) -> bool:
+    """Whether a folder holds shards of another program without an index, not what a stopped `mlic pack` has left."""
+    try:
+        names = set(storage.names(folder))
+    except OSError:  # whoever reads the shards next says what is wrong
+        return False
+    return not names & {INDEX, "run.json"} and any(name.lower().endswith(".tar") for name in names)
 
 
 def _to_pack(folder: Path) -> tuple[str, str]:
@@ -260,16 +276,23 @@ def read_sample(shard: storage.File, offset: int, size: int) -> tuple[bytes, dic
 
 def check_sizes(folder: Location, index: Mapping[str, Any], split: str | None) -> None:
     """Raise DataError when a shard of the split, or any with None, is missing or not of its size."""
-    expected = {name: shard["size"] for name, shard in index["shards"].items() if split in (None, shard["split"])}
+    expected = {name: shard["size"] for name, shard in index["shards"].items() if split is None or holds(shard, split)}
     listed = {name: size for name, size, _ in storage.walk(folder)} if isinstance(folder, RemotePath) else None
     for name, size in expected.items():
         path = folder / name
         actual = storage.size(path) if listed is None else listed.get(name)
         hint = "run the same mlic pack command again."
+        if not index.get("records", True):
+            hint = f"bring it back, or delete {INDEX} there, and the shards are indexed again."
         if actual is None:
             raise DataError(f"the shard {path} is missing.", hint)
         if actual != size:
             raise DataError(f"the shard {path} has {actual:,} bytes where index.json says {size:,}.", hint)
+
+
+def holds(shard: Mapping[str, Any], split: str) -> bool:
+    """Whether a shard of the index has samples of a split."""
+    return split in (shard["split"] if isinstance(shard["split"], list) else [shard["split"]])
 
 
 def verify(path: Location, expected: Mapping[str, Any], max_pixels: int) -> str | None:

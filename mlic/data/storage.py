@@ -13,10 +13,10 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from filelock import FileLock
@@ -101,27 +101,40 @@ def here(location: Location, version: str) -> Location:
     """
     if isinstance(location, Path):
         return location
+
+    def fetch(sink: BinaryIO) -> None:
+        with stream(location) as source:
+            shutil.copyfileobj(source, sink, _CHUNK)
+
+    return made_here(f"{location} {version}", size(location) or 0, fetch) or location
+
+
+def made_here(known_by: str, needed: int, write: Callable[[BinaryIO], None]) -> Path | None:
+    """This node's file that `known_by` identifies, written once for all its processes.
+
+    The longest unused of these files are removed if the disk has no room for `needed` bytes. Returns None if it has
+    none even so. Raises OSError.
+    """
     folder = node_folder() / "fetched"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    copy = folder / hashlib.sha256(f"{location} {version}".encode()).hexdigest()[:24]
-    with locked(copy.with_suffix(".lock")):
-        if not copy.is_file():
-            needed = (size(location) or 0) + KEEP_FREE
+    file = folder / hashlib.sha256(known_by.encode()).hexdigest()[:24]
+    with locked(file.with_suffix(".lock")):
+        if not file.is_file():
             for old in longest_unused(folder.glob("[0-9a-f]" * 24)):
-                if shutil.disk_usage(folder).free >= needed:
+                if shutil.disk_usage(folder).free >= needed + KEEP_FREE:
                     break
                 old.unlink(missing_ok=True)
-            if shutil.disk_usage(folder).free < needed:
-                return location
-            part = copy.with_suffix(f".{os.getpid()}.part")
+            if shutil.disk_usage(folder).free < needed + KEEP_FREE:
+                return None
+            part = file.with_suffix(f".{os.getpid()}.part")
             try:
-                with stream(location) as source, part.open("wb") as sink:
-                    shutil.copyfileobj(source, sink, _CHUNK)
-                part.replace(copy)
+                with part.open("wb") as sink:
+                    write(sink)
+                part.replace(file)
             finally:
                 part.unlink(missing_ok=True)
-        os.utime(copy)
-    return copy
+        os.utime(file)
+    return file
 
 
 def longest_unused(paths: Iterable[Path]) -> list[Path]:
@@ -199,6 +212,14 @@ def size(location: Location) -> int | None:
     files, path = _store(location)
     info = files.get_file_info(path)
     return int(info.size) if info.type == fs.FileType.File else None
+
+
+def changed_ns(location: Location) -> int:
+    """When a file was written, in nanoseconds since 1970; 0 where its store does not say. Raises OSError."""
+    if isinstance(location, Path):
+        return location.stat().st_mtime_ns
+    files, path = _store(location)
+    return int(files.get_file_info(path).mtime_ns or 0)
 
 
 def is_folder(location: Location) -> bool:

@@ -21,7 +21,7 @@ from mlic.config.base import Model
 from mlic.config.data import DoctorConfig
 from mlic.config.types import AnyPath, Location
 from mlic.data import images, storage
-from mlic.data.shards import Split, check_sizes, natural_order, read_index, read_sample, read_split, read_table
+from mlic.data.shards import Split, check_sizes, holds, natural_order, read_index, read_sample, read_split, read_table
 from mlic.doctor import features as features_of
 from mlic.doctor.alignment import Alignment, Stretch, doubtful, probe, stretches
 from mlic.errors import DataError, MlicError
@@ -123,7 +123,9 @@ def _look(config: DoctorConfig, index: dict[str, Any], cluster: Cluster) -> list
         worst = [keys[i] for i in doubtful(features, targets, config.seed, _LISTED).tolist()]
         text = f"labels that agree least with their images: {', '.join(worst)}"
         checks.append(Check(name="doubtful", status="note", text=text))
-    return [*checks, _records(differ, split), _pixels(features, bad)]
+    if index.get("records", True):  # shards of another program hold records of its own
+        checks.append(_records(differ, split))
+    return [*checks, _pixels(features, bad)]
 
 
 def _features(split: Split, cluster: Cluster, config: DoctorConfig) -> tuple[np.ndarray[Any, Any], list[int]]:
@@ -228,6 +230,7 @@ def _labels(index: dict[str, Any]) -> Check:
     lacking = [
         f"{label} in {split}"
         for split, counts in index["splits"].items()
+        if counts["samples"] or split in ("train", "val")  # a split without any sample is not used
         for label, count in counts["label_counts"].items()
         if not count
     ]
@@ -276,7 +279,7 @@ def _readers(index: dict[str, Any], ranks: int) -> Check:
     """
     name = "train" if "train" in index["splits"] else next(iter(index["splits"]))
     samples = index["splits"][name]["samples"]
-    count = sum(shard["split"] == name for shard in index["shards"].values())
+    count = sum(holds(shard, name) for shard in index["shards"].values())
     text = f"{samples:,} samples of {name} in {count:,} shards for {ranks:,} rank{'s' * (ranks > 1)}"
     if samples < 2 * ranks:
         return Check(name="shards", status="warning", text=f"{text}: a rank needs two samples")

@@ -18,11 +18,12 @@ from mlic.cluster import pool
 from mlic.cluster.connect import connect
 from mlic.cluster.resources import Cluster, task_share
 from mlic.config.data import ExploreConfig
-from mlic.data import duplicates, image_sources, images, label_join, label_stats, shards, storage
+from mlic.data import duplicates, images, label_join, label_stats, shards, storage
 from mlic.data.annotations.options import options_of
 from mlic.data.annotations.read import read_annotations
-from mlic.data.image_listing import Listing
 from mlic.data.shards import INDEX, Split
+from mlic.data.sources import image_sources
+from mlic.data.sources.image_listing import Listing
 from mlic.errors import ConfigError
 from mlic.explore import explore_page
 from mlic.explore.plots import figures_of
@@ -218,13 +219,13 @@ def _open(piece: _Piece, _shared: None) -> _Seen:
 
 def _describe(data: bytes) -> tuple[dict[str, Any], Array]:
     """Size, format, kind of colour and brightness of an image, and its pixels."""
-    info = images.header(data, images.MAX_PIXELS)
+    info = images.probe(data, images.MAX_PIXELS)
     pixels = images.decode(data, "rgb", images.MAX_PIXELS, side=2 * _THUMBNAIL)
     spread = int((pixels.max(axis=2).astype(int) - pixels.min(axis=2)).max())
     color = "colour" if spread > _GRAY_WITHIN else "grey" if images.is_gray_file(data) else "grey as RGB"
     record = {
         "size": f"{info.width} x {info.height}",
-        "format": info.format,
+        "format": info.kind,
         "color": color,
         "brightness": float(pixels.mean()),
     }
@@ -251,6 +252,7 @@ def _summary(config: ExploreConfig, data: Data, look: Look) -> ExploreReport:
         labels=_counts(data, targets),
         unknown=dict(zip(data.labels, (targets == -1).sum(axis=0).tolist(), strict=True)),
         cardinality=label_stats.cardinality(targets).tolist(),
+        undecided=int(((targets != 1).all(axis=1) & (targets == -1).any(axis=1)).sum()),
         label_sets=different,
         label_sets_seen_once=once,
         together=label_stats.together(targets).tolist(),

@@ -30,9 +30,7 @@ def render(report: ExploreReport, pictures: Mapping[str, bytes], grids: Mapping[
     parts = [
         head,
         page.section("Labels", "Images with each label.", figure("labels", "images by label") + _labels(report)),
-        page.section(
-            "Labels at a time", f"{report.cardinality[0]:,} images have none.", figure("cardinality", "by number")
-        ),
+        page.section("Labels at a time", f"{report.without()}.", figure("cardinality", "by number")),
         page.section(
             "Labels together",
             "Of 100 images with the label of the row, so many have that of the column.",
@@ -55,7 +53,9 @@ def _labels(report: ExploreReport) -> Markup:
     unknown = any(report.unknown.values())
     rows = []
     for label, count in sorted(report.labels.items(), key=lambda item: -item[1]):
-        cells: list[str | page.Cell] = [label, f"{count:,}", f"{count / report.samples:.2%}", page.bar(count / most)]
+        share = report.share(label)
+        said = "-" if share is None else f"{share:.2%}"
+        cells: list[str | page.Cell] = [label, f"{count:,}", said, page.bar(count / most)]
         cells += [f"{report.unknown[label]:,}"] if unknown else []
         rows.append([*cells, *(f"{report.splits[split][label]:,}" for split in splits)])
     return page.table(["Label", "Images", "Share", "", *(["Unknown"] if unknown else []), *splits], rows)

@@ -19,7 +19,10 @@ class ImplicationRow(Model):
 
 
 class ExploreReport(Model):
-    """What was found. Label counts are over all samples; for everything else, `looked_at` images were opened."""
+    """What was found. Label counts are over all samples; for everything else, `looked_at` images were opened.
+
+    `undecided` counts the images without a known label that may have one, because some of their labels are unknown.
+    """
 
     data: AnyPath
     out: Path
@@ -27,6 +30,7 @@ class ExploreReport(Model):
     labels: dict[str, int]
     unknown: dict[str, int]
     cardinality: list[int]
+    undecided: int
     label_sets: int
     label_sets_seen_once: int
     together: list[list[int]]
@@ -42,12 +46,26 @@ class ExploreReport(Model):
     duplicates: tuple[tuple[str, ...], ...]
     page: Path
 
+    def without(self) -> str:
+        """How many images have no label, in words. Those whose labels are unknown in part may have one."""
+        surely = self.cardinality[0] - self.undecided
+        return f"{surely:,} images without any" + (
+            f", {self.undecided:,} without a known one" if self.undecided else ""
+        )
+
+    def share(self, label: str) -> float | None:
+        """The share of a label among the images of which it is known; None where it is known of none."""
+        known = self.samples - self.unknown[label]
+        return self.labels[label] / known if known else None
+
     def text(self) -> str:
         total = sum(count * number for number, count in enumerate(self.cardinality))
+        unknown = "  ".join(f"{label} {count:,}" for label, count in self.unknown.items() if count)
         lines = [
             f"{self.samples:,} images, {len(self.labels)} labels, {total / self.samples:.2f} labels an image, "
-            f"{self.cardinality[0]:,} images without any",
+            f"{self.without()}",
             "labels  " + "  ".join(f"{label} {count:,}" for label, count in self.labels.items()),
+            *([f"unknown  {unknown}"] if unknown else []),
             "at a time  " + "  ".join(f"{number}: {count:,}" for number, count in enumerate(self.cardinality)),
             f"{self.label_sets:,} different sets of labels, {self.label_sets_seen_once:,} of them once",
         ]

@@ -94,7 +94,7 @@ class Bundle:
                 self.arch,
                 sorted(self.arch_options.items()),
                 self.labels,
-                self.preprocessing.model_dump_json(),
+                self.preprocessing.model_dump_json(exclude_defaults=True),
                 self.activation,
                 self.thresholds,
                 self.top_k,

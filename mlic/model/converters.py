@@ -7,6 +7,7 @@ them with the network.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from mlic.config.data import Preprocessing
-from mlic.config.types import Activation, Backend, Reduced
+from mlic.config.types import Activation, Backend, Precise
 from mlic.model import losses, runtimes
 from mlic.model.runtimes import Array, Scorer
 
@@ -40,7 +41,7 @@ class Whole(nn.Module):
 
 
 def engine(
-    name: Backend, full_model: Whole, batch_size: int, shape: tuple[int, int, int], precision: Reduced = "fp32"
+    name: Backend, full_model: Whole, batch_size: int, shape: tuple[int, int, int], precision: Precise = "fp32"
 ) -> Scorer:
     """What computes the scores (B, L) of images uint8 (B, H, W, C) of `shape`, for B up to `batch_size`."""
     example = torch.zeros(batch_size, *shape, dtype=torch.uint8)
@@ -80,6 +81,8 @@ def to_int8(model: Any, images: Array) -> Any:
 
 def to_onnx(full_model: Whole, example: torch.Tensor, any_batch: bool = False) -> bytes:
     """An ONNX file for batches of the size of the example, or of any. Raises RuntimeError."""
+    if not {"dynamo", "optimize", "dynamic_shapes"} <= inspect.signature(torch.onnx.export).parameters.keys():
+        raise RuntimeError(f"ONNX needs PyTorch 2.6 or newer, and this is {torch.__version__}")
     shapes = ({0: torch.export.Dim("batch")},) if any_batch else None
     with _silence():
         program = torch.onnx.export(

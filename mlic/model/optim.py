@@ -15,14 +15,17 @@ from mlic.config.train import TrainConfig
 _ONE_CYCLE_RISE, _ONE_CYCLE_START, _ONE_CYCLE_END = 0.3, 25.0, 1e4
 
 
-def optimizer(config: TrainConfig, parameters: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimiser that a configuration asks for, over groups of parameters.
+def optimizer(
+    config: TrainConfig, parameters: Iterable[dict[str, Any]], device: torch.device | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser that a configuration asks for, over groups of parameters, which lie on `device`.
 
-    Weight decay is L2, but decoupled for adamw.
+    Weight decay is L2, but decoupled for adamw. On a GPU, one kernel updates all parameters where PyTorch has one.
     """
     lr, decay = config.lr, config.weight_decay
+    fused: dict[str, Any] = {"fused": True} if device is not None and device.type == "cuda" else {}
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=config.momentum)
+        return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=config.momentum, **fused)
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=lr, weight_decay=decay, momentum=config.momentum)
     kinds = {
@@ -32,7 +35,8 @@ def optimizer(config: TrainConfig, parameters: Iterable[dict[str, Any]]) -> torc
         "adadelta": torch.optim.Adadelta,
         "adagrad": torch.optim.Adagrad,
     }
-    return kinds[config.optimizer](parameters, lr=lr, weight_decay=decay)  # type: ignore[no-any-return]
+    options = fused if config.optimizer in ("adam", "adamw") else {}
+    return kinds[config.optimizer](parameters, lr=lr, weight_decay=decay, **options)  # type: ignore[no-any-return]
 
 
 def adjust(config: TrainConfig, optimizer: torch.optim.Optimizer) -> None:
@@ -73,9 +77,13 @@ def average(ema_weights: dict[str, torch.Tensor], net: nn.Module, decay: float, 
     """Move averaged weights towards those of a network, in place.
 
     Over the first updates the decay grows to its value, so that the average forgets the untrained weights. Counters,
-    which are no floats, are copied.
+    which are no floats, are copied. Frozen weights stay as they are.
     """
-    state = net.state_dict()
+    state = {
+        name: tensor
+        for name, tensor in net.state_dict(keep_vars=True).items()
+        if tensor.requires_grad or not isinstance(tensor, nn.Parameter)
+    }
     averaged = [name for name, tensor in state.items() if tensor.is_floating_point()]
     # On a GPU, one kernel updates all tensors. One kernel for each tensor would take as long as a small step.
     now = min(decay, (1 + updates) / (10 + updates))

@@ -6,12 +6,12 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from mlic.config.fit import Color
+from mlic.config.fit import Color, Interpolation, Resize
 from mlic.errors import ConfigError
 from mlic.model import reference, small
 from mlic.model.heads import MLDecoder
@@ -21,6 +21,7 @@ TIMM = "timm/"
 HEAD_OPTIONS = ("head_hidden", "head_decoder", "head_dropout")
 FINAL_RELU = "final_relu"  # an option of SqueezeNet: 1 leaves the ReLU behind its last layer, as torchvision has it
 _POOLS = ("SelectAdaptivePool2d",)  # of timm
+_CROP_PCT = 0.875  # timm's value for weights that name none
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -135,14 +136,55 @@ def from_head(model: nn.Module, head: nn.Module) -> nn.Module:
     raise ConfigError("this architecture pools its last layer in a way that cannot be taken apart.", "--train all.")
 
 
-def normalization(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the red, green and blue that an architecture's published weights were trained on."""
-    if not arch.startswith(TIMM):
-        return IMAGENET
+class Published(NamedTuple):
+    """How images were prepared when an architecture's published weights were evaluated.
+
+    `mean` and `std` are of red, green and blue from 0 to 1. `crop_fraction` is the side of the input over the side
+    that an image is resized to.
+    """
+
+    mean: tuple[float, ...] = IMAGENET[0]
+    std: tuple[float, ...] = IMAGENET[1]
+    resize: Resize = "squash"
+    interpolation: Interpolation = "bilinear"
+    crop_fraction: float = 1.0
+
+
+def published(arch: str) -> Published:
+    """The preprocessing of an architecture's published weights; ImageNet's mean and deviation if there are none."""
+    if arch in NETS or arch in reference.EARLIER:
+        return Published()
+    return _published_by_timm(arch) if arch.startswith(TIMM) else _published_by_torchvision(arch)
+
+
+def _published_by_timm(arch: str) -> Published:
     import timm
 
-    published = timm.get_pretrained_cfg(arch.removeprefix(TIMM))
-    return IMAGENET if published is None else (tuple(published.mean), tuple(published.std))
+    config = timm.get_pretrained_cfg(arch.removeprefix(TIMM))
+    if config is None:
+        return Published()
+    modes: dict[str, Resize] = {"squash": "squash", "border": "pad"}
+    return Published(
+        tuple(config.mean),
+        tuple(config.std),
+        modes.get(config.crop_mode, "crop"),
+        "bilinear" if config.interpolation == "bilinear" else "bicubic",
+        config.crop_pct or _CROP_PCT,
+    )
+
+
+def _published_by_torchvision(arch: str) -> Published:
+    import torchvision
+
+    try:
+        transforms = torchvision.models.get_model_weights(arch).DEFAULT.transforms()
+    except (AttributeError, ValueError):  # the architecture has no published weights
+        return Published()
+    return Published(
+        resize="crop",
+        interpolation="bilinear" if transforms.interpolation.value == "bilinear" else "bicubic",
+        crop_fraction=transforms.crop_size[0] / transforms.resize_size[0],
+    )
 
 
 def as_made(arch: str, options: Mapping[str, float], nets: int) -> tuple[str, dict[str, float]]:

@@ -18,9 +18,10 @@ from mlic.data.annotations.profiles import profiles_of
 from mlic.data.annotations.read import read_annotations
 from mlic.data.annotations.table_files import Table, is_table, open_table
 from mlic.data.annotations.tables import read_table
-from mlic.data.image_listing import Listing
 from mlic.data.label_join import ImageNames, Joined
 from mlic.data.marks import Annotations, Array
+from mlic.data.sources import parquet_images
+from mlic.data.sources.image_listing import Listing
 from mlic.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ _WORDS = {
     **dict.fromkeys(("test", "testing", "tst"), "test"),
     "unassigned": "",
 }
-_ARCHIVE = re.compile(r"(train|val|valid|validation|test)[-_.]")
+_SPLIT_WORD = re.compile(r"[a-z]+")
 _NUMBERED = ("partition", "split", "subset", "set", "evaluation_status")  # 0 is train, 1 val, 2 test, as in CelebA
 _COLUMNS = ("split", "partition", "subset", "set", "fold", "phase", "usage")
 
@@ -55,25 +56,40 @@ def given_splits(
         number = np.array([names.index(meaning[name]) if meaning[name] else -1 for name in found] + [-1])
         split_of = encoded.indices.to_numpy()
         fixed = np.where(joined.names >= 0, number[split_of[joined.names]], -1)
-    elif annotations.format == "WebDataset shards" and (named := _by_archives(listing)) is not None:
+    elif _have_labels(listing, annotations) and (named := _by_archives(listing)) is not None:
         names, fixed = _all_splits(names, named[0]), named[1]
-        logger.info("splits from the names of the shards: %s", ", ".join(named[0]))
+        logger.info("splits from the names of the files: %s", ", ".join(named[0]))
         fixed = np.array([names.index(name) for name in named[0]])[fixed]
     if (fixed >= 0).any() and (fixed < 0).any() and config.keep_test is None:
         logger.info("%s images have no given split and are assigned at random", f"{int((fixed < 0).sum()):,}")
     return names, fixed
 
 
+def _have_labels(listing: Listing, annotations: Annotations) -> bool:
+    """Whether the labels are in the archives of the images, so that both were written together."""
+    in_cells = all(archive.suffix.lower() == ".parquet" for archive in listing.archives)
+    return annotations.format == "WebDataset shards" or in_cells
+
+
 def _by_archives(listing: Listing) -> tuple[list[str], Array] | None:
     """The splits that all archives are named after, and the split (N,) of each image; None where some are not."""
-    matches = [_ARCHIVE.match(archive.name) for archive in listing.archives]
-    if listing.members is None or not all(matches):
+    found = [split_of_name(parquet_images.stem(listing.root, archive)) for archive in listing.archives]
+    names = [name for name in found if name is not None]
+    if listing.members is None or len(names) < len(found):
         return None
-    names = [_WORDS.get(match[1], match[1]) for match in matches if match is not None]
     splits = list(dict.fromkeys(names))
     if len(splits) < 2:
         return None
     return splits, np.array([splits.index(name) for name in names])[listing.members["container"]]
+
+
+def split_of_name(path: str) -> str | None:
+    """The split that the name of a file or its folder says, such as `imagenet-val-000001`; None if not just one."""
+    for part in reversed(path.lower().split("/")):
+        splits = {_WORDS[word] for word in _SPLIT_WORD.findall(part) if _WORDS.get(word)}
+        if splits:
+            return splits.pop() if len(splits) == 1 else None
+    return None
 
 
 def split_names(values: Sequence[str], column: str, said: Mapping[str, str]) -> dict[str, str]:

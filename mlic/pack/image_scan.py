@@ -13,7 +13,7 @@ from mlic.cluster import pool
 from mlic.cluster.resources import Share
 from mlic.config.types import Location
 from mlic.data import duplicates, images, storage
-from mlic.data.image_listing import Listing, Reader
+from mlic.data.sources.image_listing import Listing, Reader
 from mlic.errors import PartialError
 from mlic.runs.files import write_atomic
 from mlic.runs.progress import Progress
@@ -25,19 +25,33 @@ GroupBy = Literal["near-duplicates", "identical", "none"]
 
 _CHUNK = 500
 _KEPT = ".scan.npz"
+_ROW = np.dtype(
+    [
+        ("digest", "u1", 32),
+        ("hash", "u1", duplicates.HASH_BYTES),
+        ("width", "i4"),
+        ("height", "i4"),
+        ("kind", "S32"),
+    ]
+)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What was seen of N files: `digests` uint8 (N, 32), `hashes` uint8 (N, 16), and the reason of each bad one."""
+    """What was seen of N files: `rows` (N,) with digest, hash, width, height and kind, and the reason of bad ones."""
 
-    digests: Array
-    hashes: Array
+    rows: Array
     bad: dict[int, str]
+
+    @property
+    def digests(self) -> Array:
+        """The sha256 uint8 (N, 32) of each file."""
+        return self.rows["digest"]
 
     def groups(self, group_by: GroupBy, column: Array | None) -> Array:
         """Groups (N,) of the same, or nearly the same, images, and of those with the same value in `column`."""
-        return duplicates.clusters(self.digests, self.hashes if group_by == "near-duplicates" else None, column)
+        hashes = self.rows["hash"] if group_by == "near-duplicates" else None
+        return duplicates.clusters(self.digests, hashes, column)
 
 
 def scan(listing: Listing, out: Location, max_pixels: int, share: Share, known: str) -> Scan:
@@ -47,7 +61,7 @@ def scan(listing: Listing, out: Location, max_pixels: int, share: Share, known: 
         return stored
     starts = range(0, len(listing), _CHUNK)
     progress = Progress(logger, "scan", len(starts), "chunks", "images")
-    rows = np.zeros((len(listing), 32 + duplicates.HASH_BYTES), dtype=np.uint8)
+    rows = np.zeros(len(listing), _ROW)
     bad: dict[int, str] = {}
     pieces = ((np.arange(start, min(start + _CHUNK, len(listing))), listing) for start in starts)
     try:
@@ -62,7 +76,7 @@ def scan(listing: Listing, out: Location, max_pixels: int, share: Share, known: 
         ) from None
     bad = dict(sorted(bad.items()))
     _keep((out / _KEPT), known, rows, bad)
-    return Scan(rows[:, :32], rows[:, 32:], bad)
+    return Scan(rows, bad)
 
 
 def forget(out: Location) -> None:
@@ -84,26 +98,26 @@ def _halves(piece: tuple[Array, Listing]) -> list[tuple[Array, Listing]]:
 def _deadly(piece: tuple[Array, Listing], reason: str) -> tuple[Array, dict[int, str]]:
     """The result for an image that kills every process that opens it: its digest is that of its name."""
     _, listing = piece
-    row = np.zeros((1, 32 + duplicates.HASH_BYTES), dtype=np.uint8)
-    row[0, :32] = np.frombuffer(duplicates.digest(listing.paths[0].as_py()), np.uint8)
+    row = np.zeros(1, _ROW)
+    row["digest"][0] = np.frombuffer(duplicates.digest(listing.paths[0].as_py()), np.uint8)
     return row, {0: reason}
 
 
 def _look(piece: tuple[Array, Listing], max_pixels: int) -> tuple[Array, dict[int, str]]:
-    """A Ray task: digest and hash of each image, uint8 (n, 48), and reasons of bad images (digest of their name)."""
+    """A Ray task: what is seen of each image (n,), and the reasons of bad ones, whose digest is that of their name."""
     _, listing = piece
-    rows = np.zeros((len(listing), 32 + duplicates.HASH_BYTES), dtype=np.uint8)
+    rows = np.zeros(len(listing), _ROW)
     reasons: dict[int, str] = {}
     with Reader(listing) as reader:
-        for i, row in enumerate(rows):
+        for i in range(len(listing)):
             try:
                 data = reader.read(i)
-                images.probe(data, max_pixels)
-                row[:32] = np.frombuffer(duplicates.digest(data), np.uint8)
-                row[32:] = np.frombuffer(duplicates.perceptual_hash(data, max_pixels), np.uint8)
+                info = images.probe(data, max_pixels)
+                digest = np.frombuffer(duplicates.digest(data), np.uint8)
+                perceptual = np.frombuffer(duplicates.perceptual_hash(data, max_pixels), np.uint8)
+                rows[i] = (digest, perceptual, info.width, info.height, info.kind.encode())
             except images.BadImage as error:
-                row[:32] = np.frombuffer(duplicates.digest(listing.paths[i].as_py()), np.uint8)
-                row[32:] = 0
+                rows["digest"][i] = np.frombuffer(duplicates.digest(listing.paths[i].as_py()), np.uint8)
                 reasons[i] = str(error)
     return rows, reasons
 
@@ -121,7 +135,8 @@ def _read_kept(path: Location, known: str) -> Scan | None:
             if str(stored["known"]) != known:
                 return None
             bad = dict(zip(stored["numbers"].tolist(), stored["reasons"].tolist(), strict=True))
-            return Scan(stored["rows"][:, :32], stored["rows"][:, 32:], bad)
+            rows = stored["rows"]
+            return Scan(rows, bad) if rows.dtype == _ROW else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError) as error:

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from mlic.data.image_listing import Listing
 from mlic.data.images import BadImage
 from mlic.data.label_join import Joined
+from mlic.data.sources.image_listing import Listing
 
 FORMAT = "one folder per label"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,16 +15,17 @@ from mlic.cluster.connect import connect
 from mlic.cluster.resources import Share, task_share
 from mlic.config.data import PackConfig
 from mlic.config.types import Location
-from mlic.data import corrections, image_sources, label_join, shards, storage
+from mlic.data import corrections, label_join, shards, storage
 from mlic.data.annotations.options import options_of
 from mlic.data.annotations.read import read_annotations
-from mlic.data.image_listing import Listing
 from mlic.data.label_join import Joined
 from mlic.data.marks import Annotations
+from mlic.data.sources import image_sources, parquet_images
+from mlic.data.sources.image_listing import Listing
 from mlic.errors import DataError
 from mlic.pack import label_folders, shard_plan, shard_writer
 from mlic.pack import summary as accounts
-from mlic.pack.given_splits import given_splits
+from mlic.pack.given_splits import given_splits, split_of_name
 from mlic.pack.image_scan import forget, scan
 from mlic.pack.shard_tasks import remove_accounts, tables, verify_all, write_all
 from mlic.pack.splits import folds, random_split, stratified_split
@@ -40,7 +40,6 @@ Array = np.ndarray[Any, Any]
 
 _LARGE, _LARGE_SHARE = 50, 0.05  # images, and share of all, in a group that is worth a warning
 _VERSION_NAME = r"~[0-9]+$"
-_SPLIT_NAME = re.compile(r"(train|val|valid|validation|test)[-_.]")
 
 
 @dataclass(frozen=True)
@@ -229,7 +228,7 @@ def _label_the_unlabelled(config: PackConfig, names: tuple[str, ...], targets: A
 
 
 def _pack(config: PackConfig, listing: Found, share: Share) -> PackReport:
-    samples, seen = _arrange(config, listing, share)
+    samples, seen = arrange(config, listing, share)
     expansion = shard_plan.Expansion(
         config.expand,
         config.expand_by,
@@ -248,17 +247,19 @@ def _pack(config: PackConfig, listing: Found, share: Share) -> PackReport:
     table = shard_writer.table_bytes(tables(config.out, [shard.name for shard in written]))
     accounts.warn(trouble, index["label_counts"], index["leakage"])
     accounts.write_files(config.out, trouble, table, index)
+    accounts.warn_of_depths(shards.read_table(config.out, ["format"]).column("format").to_pylist())
     return accounts.report(config, index, account.packed_labelled + account.packed_unlabelled)
 
 
-def _arrange(config: PackConfig, inputs: Found, share: Share) -> tuple[shard_plan.Samples, Seen]:
+def arrange(config: PackConfig, inputs: Found, share: Share) -> tuple[shard_plan.Samples, Seen]:
     """Scan the images if the settings ask for it, leave out what is not to be packed, and assign the splits."""
     listing, targets = inputs.listing, inputs.targets
-    group, digest, bad = None, None, dict[int, str]()
+    group, digest, bad, scanned = None, None, dict[int, str](), None
     if config.group_by != "none" or inputs.column is not None:
         known = fingerprint(sorted(inputs.inputs.items()), config.max_pixels)
         seen = scan(listing, config.out, config.max_pixels, share, known)
         group, digest, bad = seen.groups(config.group_by, inputs.column), seen.digests, seen.bad
+        scanned = seen.rows
         _warn_of_chain(group)
     usable = np.ones(len(listing), bool)
     usable[list(bad)] = False
@@ -282,6 +283,7 @@ def _arrange(config: PackConfig, inputs: Found, share: Share) -> tuple[shard_pla
         reasons,
         inputs.corrected,
         inputs.not_annotated,
+        None if scanned is None else scanned[rows],
     )
 
 
@@ -301,7 +303,8 @@ def _warn_of_empty_splits(names: Sequence[str], split: Array) -> None:
 
 def _warn_of_named_splits(listing: Listing) -> None:
     """Warn if archives are named after splits: the names alone do not assign the splits."""
-    names = {match[1] for archive in listing.archives if (match := _SPLIT_NAME.match(archive.name))}
+    found = {split_of_name(parquet_images.stem(listing.root, archive)) for archive in listing.archives}
+    names = {name for name in found if name is not None}
     if len(names) > 1:
         logger.warning(
             "the archives are named after the splits %s, but their images are assigned to splits at random; "

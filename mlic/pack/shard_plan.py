@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlic.config.types import Operation
-from mlic.data.image_listing import Listing
+from mlic.data.sources.image_listing import Listing
 
 Array = np.ndarray[Any, Any]
 

@@ -17,7 +17,7 @@ from mlic.cluster.resources import Share
 from mlic.config.data import PackConfig
 from mlic.config.types import Location
 from mlic.data import images, shards, storage
-from mlic.data.image_listing import Listing, Reader
+from mlic.data.sources.image_listing import Listing, Reader
 from mlic.errors import ClusterError, DataError, PartialError
 from mlic.pack import shard_plan, shard_writer
 from mlic.runs.files import disk_errors, temporary, write_atomic
@@ -61,13 +61,13 @@ def write_all(
     settings = _Settings(config.out, labels, config.max_pixels, expansion)
     total = len(samples) + len(bad)
     try:
-        _stop_at_too_many_bad(config, known, total)
+        stop_at_too_many_bad(config, known, total)
         jobs = (_Job(shard, samples.take(shard.rows)) for shard in todo)
         for written in _written(jobs, settings, share.workers):
             done[written.name] = written
             known |= dict(written.bad)
             progress.add(written.samples, len(written.bad))
-            _stop_at_too_many_bad(config, known, total)
+            stop_at_too_many_bad(config, known, total)
     except KeyboardInterrupt:
         raise PartialError(
             f"stopped after {len(done):,} of {len(plan):,} shards.", "run the same command again to resume."
@@ -75,7 +75,8 @@ def write_all(
     return [done[shard.name] for shard in plan]
 
 
-def _stop_at_too_many_bad(config: PackConfig, bad: Mapping[str, str], total: int) -> None:
+def stop_at_too_many_bad(config: PackConfig, bad: Mapping[str, str], total: int) -> None:
+    """Raise DataError when more of `total` images are bad, by name with the reason, than the settings allow."""
     if not bad:
         return
     file, reason = min(bad.items())

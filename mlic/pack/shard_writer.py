@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from mlic.data import images
-from mlic.data.image_listing import Reader
+from mlic.data.sources.image_listing import Reader
 from mlic.pack.offline_augment import render
 from mlic.pack.shard_plan import NO_EXPANSION, Array, Expansion, Samples, ShardPlan, Written
 from mlic.pack.tar import BLOCK, SHORT, Tar, long_header, member_name, record_room
@@ -67,7 +67,7 @@ def write(
             tar.used += size
             tar.pad()
             tar.put_member(name + ".json", record)
-            rows.append((i, key, file, offset, size, info.width, info.height, info.format, digest))
+            rows.append((i, key, file, offset, size, info.width, info.height, info.kind, digest))
     size, sha256 = tar.close()
     row_numbers = np.array([row[0] for row in rows], np.int64)
     targets = samples.targets[row_numbers]

@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from mlic.config.base import Model, result_settings
 from mlic.config.data import PackConfig
 from mlic.config.types import AnyPath, Location
 from mlic.data import shards
-from mlic.data.image_listing import Listing
+from mlic.data.sources.image_listing import Listing
 from mlic.pack import shard_plan
 from mlic.pack.splits import leakage
 from mlic.runs.files import fingerprint, write_atomic, write_json
@@ -74,6 +75,10 @@ class PackReport(Model):
     corrected: int = 0
 
     def text(self) -> str:
+        return self.told("packed", "into")
+
+    def told(self, done: str, where: str) -> str:
+        """The report in words: what was done with the samples, in or into the shards."""
         a = self.account
         versions = f" of {self.images:,} images" if self.images != self.samples else ""
         dropped = f" + {a.dropped:,} dropped" if a.dropped else ""
@@ -82,7 +87,7 @@ class PackReport(Model):
             groups = f"{self.near_duplicates:,} near-duplicates, leakage {self.leakage:,}"
         lines = [
             f"read {self.source}",
-            f"packed {self.samples:,} samples{versions} into {self.shards} shard{'s' * (self.shards != 1)} in "
+            f"{done} {self.samples:,} samples{versions} {where} {self.shards} shard{'s' * (self.shards != 1)} in "
             f"{self.out}: " + ", ".join(f"{name} {count:,}" for name, count in self.splits.items()),
             f"found {a.found:,} = {a.packed_labelled:,} labelled + {a.packed_unlabelled:,} unlabelled{dropped}"
             f" + {a.missing:,} missing + {a.unreadable:,} unreadable + {a.duplicate:,} duplicate"
@@ -100,6 +105,7 @@ class Seen:
 
     `files` are the images that were to be packed, with `group` and `targets` as in shard_plan.Samples. The rest is not
     packed, as (name, reason): `duplicate`, `missing`, `bad`, `not_annotated`; `dropped` and `corrected` are numbers.
+    `scanned` (N,) is what image_scan.Scan has of each file, if they were scanned.
     """
 
     files: Listing
@@ -112,6 +118,7 @@ class Seen:
     bad: Mapping[str, str] = field(default_factory=dict)
     corrected: int = 0
     not_annotated: Sequence[tuple[str, str]] = ()
+    scanned: Array | None = None
 
     @property
     def grouped(self) -> int | None:
@@ -165,6 +172,17 @@ def warn(trouble: Mapping[str, Sequence[tuple[str, str]]], counts: Mapping[str, 
         logger.warning("%d groups of identical or near-duplicate images are in more than one split", leaking)
 
 
+def warn_of_depths(kinds: Sequence[str]) -> None:
+    """Say how many images have pixels of more than 8 bits, and what they were scaled from."""
+    deep = Counter(kind.partition(" (")[2].rstrip(")") for kind in kinds if " (" in kind)
+    if deep:
+        logger.warning(
+            "%s images have more than 8 bits a pixel and are scaled to 8 from %s",
+            f"{sum(deep.values()):,}",
+            ", ".join(f"{said} ({count:,})" for said, count in deep.most_common()),
+        )
+
+
 def left_out(trouble: Mapping[str, Sequence[tuple[str, str]]]) -> bytes:
     """All that was left out as a table: kind, name, reason."""
     text = io.StringIO()
@@ -197,7 +215,7 @@ def index(
         splits[name] = {
             "samples": sum(shard.samples for shard in of_split),
             "images": int(inside.sum()),
-            "target_share": float(inside.mean()) if is_given else config.split[name] / total,
+            "target_share": float(inside.mean()) if is_given else config.split.get(name, 0.0) / total,
             "label_counts": _counts(labels, of_split),
             "label_shares": dict(zip(labels, share.tolist(), strict=True)),
         }

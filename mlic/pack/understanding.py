@@ -8,12 +8,13 @@ import numpy as np
 
 from mlic.config.base import Model
 from mlic.config.types import AnyPath
-from mlic.data.image_listing import Listing
 from mlic.data.label_join import Joined
 from mlic.data.marks import Annotations, Array
 from mlic.data.name_rules import EXACT
+from mlic.data.sources.image_listing import Listing
 
 Treatment = Literal["leave-out", "negative", "unknown"]
+_FEW_IMAGES = 10  # annotated ones; with fewer it may be chance that no image or every image has a label
 _EXAMPLES, _SHOWN_LABELS, _SHOWN = 3, 30, 5
 
 
@@ -122,6 +123,7 @@ def understanding(
     missing = [annotations.names[int(i)].as_py() for i in joined.missing[:3]]
     if len(joined.missing) * 2 > len(annotations.names):
         warnings.append(f"{len(joined.missing):,} of {len(annotations.names):,} annotated names are of no image")
+    warnings += _of_all_or_none(annotations.labels, targets)
     return Understanding(
         images_in=images_in,
         source=annotations.source,
@@ -144,6 +146,18 @@ def understanding(
         notes=annotations.notes,
         warnings=tuple(warnings),
     )
+
+
+def _of_all_or_none(labels: tuple[str, ...], targets: Array) -> list[str]:
+    """Warnings of labels that nothing can be learnt about: no annotated image has them, or every one has."""
+    none, every = ~(targets == 1).any(axis=0), (targets == 1).all(axis=0)
+    warnings = []
+    for chosen, what in ((none, "no image has"), (every, "every image has")):
+        names = [labels[i] for i in np.flatnonzero(chosen)]
+        if names and len(targets) >= _FEW_IMAGES:
+            more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+            warnings.append(f"labels that {what}: {', '.join(map(repr, names[:_SHOWN]))}{more}")
+    return warnings
 
 
 def _counts(labels: tuple[str, ...], targets: Array) -> list[LabelCount]:

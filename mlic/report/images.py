@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from mlic.config.data import Preprocessing
+from mlic.config.train import TrainConfig
 from mlic.data import images
 from mlic.data.augment import Normalizer
+from mlic.data.decoding import input_box
 from mlic.data.loader import ShardReader
 from mlic.data.shards import Split
 from mlic.model import saliency
@@ -86,7 +88,9 @@ def pictures(
                 continue
             small.thumbnail((SIDE, SIDE))
             overlays = {
-                labels[i]: _jpeg(_overlay(small, maps[number, i])) for i in about[number] if (number, i) in maps
+                labels[i]: _jpeg(_overlay(small, maps[number, i], training.config))
+                for i in about[number]
+                if training is not None and (number, i) in maps
             }
             picture = Picture(_jpeg(small), overlays)
             spent += sum(4 * len(data) // 3 for data in (picture.thumbnail, *overlays.values()))
@@ -113,9 +117,13 @@ def _maps(part: Split, about: Sequence[Sequence[int]], training: Training) -> tu
     return maps_of, method
 
 
-def _overlay(image: Image.Image, heat: Array) -> Image.Image:
-    """The image in grey, with warm colours where the map is high."""
-    enlarged = Image.fromarray((255 * heat).astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
+def _overlay(image: Image.Image, heat: Array, config: TrainConfig) -> Image.Image:
+    """The image in grey, with warm colours where the map of what the model saw of it is high."""
+    left, top, right, bottom = input_box(image.height, image.width, setup.preprocessing(config))
+    corner = round(left * image.width), round(top * image.height)
+    sides = round((right - left) * image.width), round((bottom - top) * image.height)
+    enlarged = Image.new("L", image.size)
+    enlarged.paste(Image.fromarray((255 * heat).astype(np.uint8)).resize(sides, Image.Resampling.BILINEAR), corner)
     strength = np.asarray(enlarged, dtype=np.float32)[:, :, None] / 255
     gray = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32) * 0.75
     warm = np.concatenate([np.full_like(strength, 255), 60 + 170 * strength, 30 * np.ones_like(strength)], axis=2)

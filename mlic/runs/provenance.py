@@ -17,7 +17,13 @@ from pydantic import BaseModel
 
 from mlic.config.base import result_settings
 
-_DECIDED = ("dtype", "arithmetic", "backend", "computed_by")  # decided once for a run, whichever machine continues it
+_DECIDED = (
+    "dtype",
+    "arithmetic",
+    "backend",
+    "computed_by",
+    "renewed",
+)  # decided once for a run, whichever machine continues it
 _PACKAGES = ("mlic", "ray", "torch", "torchvision", "numpy", "pillow", "simplejpeg")
 
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -61,8 +61,19 @@ class Run(Generic[Folder]):
         self._state = state
 
     @classmethod
-    def open(cls, folder: Folder, kind: str, config: BaseModel, inputs: Mapping[str, str], fresh: bool) -> Self:
+    def open(
+        cls,
+        folder: Folder,
+        kind: str,
+        config: BaseModel,
+        inputs: Mapping[str, str],
+        fresh: bool,
+        may_change: Collection[str] = (),
+    ) -> Self:
         """Lock the folder and compare what it holds with this command.
+
+        If an input in `may_change` is another one than before, the run is `renewed`: it is not finished any more, and
+        what it made of the other input stays in the folder.
 
         `inputs` are fingerprints of the data by name. Raises PartialError when another process works on the folder
         and ConfigError when the folder is another stage's, another command's, or not ours at all. An object store has
@@ -81,15 +92,7 @@ class Run(Generic[Folder]):
         try:
             if isinstance(folder, Path):
                 _remove_leftovers(folder)
-            state = read_state(folder)
-            if state is not None and (fresh or _made_nothing(folder, state) or state.get("status") == _CLEARED):
-                _refuse_foreign(folder, ours=_OWN)
-                state = _clear(folder, kind, state)
-            elif state is None:
-                _refuse_foreign(folder)
-                state = {"attempt": 0}
-            else:
-                _compare(folder, state, kind, config, inputs)
+            state = _last_state(folder, kind, config, inputs, fresh, may_change)
             if state.get("status") != "finished":
                 state = provenance(state, kind, config, inputs)
                 with disk_errors(folder):
@@ -118,6 +121,11 @@ class Run(Generic[Folder]):
     @property
     def finished(self) -> bool:
         return self._state.get("status") == "finished"
+
+    @property
+    def renewed(self) -> bool:
+        """Whether the folder holds what was made of other inputs, see `open`."""
+        return bool(self._state.get("renewed"))
 
     @property
     def attempt(self) -> int:
@@ -244,15 +252,44 @@ def _clear(folder: Location, kind: str, state: Mapping[str, Any]) -> dict[str, A
     return remembered
 
 
+def _last_state(
+    folder: Location,
+    kind: str,
+    config: BaseModel,
+    inputs: Mapping[str, str],
+    fresh: bool,
+    may_change: Collection[str],
+) -> dict[str, Any]:
+    """What earlier attempts of this command have left in run.json. Raises ConfigError for another command's folder."""
+    state = read_state(folder)
+    if state is None:
+        _refuse_foreign(folder)
+        return {"attempt": 0}
+    if fresh or _made_nothing(folder, state) or state.get("status") == _CLEARED:
+        _refuse_foreign(folder, ours=_OWN)
+        return _clear(folder, kind, state)
+    changed = _compare(folder, state, kind, config, inputs, may_change)
+    return {**state, "status": "running", "renewed": True} if changed else state
+
+
 def _compare(
-    folder: Location, state: Mapping[str, Any], kind: str, config: BaseModel, inputs: Mapping[str, str]
-) -> None:
+    folder: Location,
+    state: Mapping[str, Any],
+    kind: str,
+    config: BaseModel,
+    inputs: Mapping[str, str],
+    may_change: Collection[str],
+) -> list[str]:
+    """Raise ConfigError if the folder is of another command; returns the inputs in `may_change` that have changed."""
     name = str(folder).partition("?")[0].rstrip("/").rpartition("/")[2]
     other = f"{_another(kind)}, or --fresh to delete what {name} holds."
     if state.get("kind") != kind:
         raise ConfigError(f"{folder} was made by mlic {state.get('kind')}, not by mlic {kind}.", f"give {other}")
     now = json.loads(json.dumps(result_settings(config)))
-    before = {**_in_effect(config, now), **state.get("settings", {})}
+    # A setting that decides results no more, such as the number of the loader's threads, may differ.
+    runtime = type(config).model_fields.keys() - now.keys()
+    stored = {key: value for key, value in state.get("settings", {}).items() if key not in runtime}
+    before = {**_in_effect(config, now), **stored}
     differ = [
         f"{key} (was {before.get(key)!r}, now {now.get(key)!r})"
         for key in sorted({*before, *now})
@@ -261,9 +298,11 @@ def _compare(
     if differ:
         raise ConfigError(f"{folder} was made with different settings: {'; '.join(differ)}.", f"give {other}")
     changed = [name for name, value in inputs.items() if state.get("inputs", {}).get(name) != value]
-    if changed:
+    if set(changed) - set(may_change):
         what = " and ".join(changed)
-        raise ConfigError(f"{folder} was made from different {what}.", f"give {other}")
+        update = ", or --update to take in what is new" if kind == "batch-predict" and changed == ["images"] else ""
+        raise ConfigError(f"{folder} was made from different {what}.", f"give {other.removesuffix('.')}{update}.")
+    return changed
 
 
 def _in_effect(config: BaseModel, now: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,9 +311,23 @@ def _in_effect(config: BaseModel, now: Mapping[str, Any]) -> dict[str, Any]:
     If today's default is not what earlier versions did, the setting must be listed here with the old behaviour.
     """
     fields = type(config).model_fields
-    return {
+    effective = {
         name: json.loads(json.dumps(fields[name].get_default(call_default_factory=True), default=str)) for name in now
     }
+    if "interpolation" in effective and any(map(_is_of_a_library, _archs(now))):
+        effective["interpolation"] = "bilinear"
+    return effective
+
+
+def _archs(settings: Mapping[str, Any]) -> list[str]:
+    """The architectures of a run, or those that a search chooses from."""
+    searched = settings.get("space", {}).get("arch", {})
+    return [settings.get("arch", "small"), *(searched.get("choice") or searched.get("grid") or ())]
+
+
+def _is_of_a_library(arch: str) -> bool:
+    """Whether an architecture is torchvision's or timm's, whose published weights may ask for another interpolation."""
+    return "/" in arch or ("-" not in arch and arch != "small")
 
 
 def _another(kind: str) -> str:

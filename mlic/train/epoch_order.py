@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from mlic.config.fit import FitSettings
-from mlic.data.augment import crops, distort, distortions, mirrors, rand_augment
+from mlic.data.augment import crops, distort, distortions, mirrors
 from mlic.data.loader import train_batches
+from mlic.data.rand_augment import rand_augment
 from mlic.data.shards import Split, natural_order
 
 Array = np.ndarray[Any, Any]

@@ -13,6 +13,7 @@ from torch import nn
 
 from mlic.config.train import TrainConfig
 from mlic.config.types import Loss
+from mlic.data.augment import on_device
 from mlic.data.loader import Batch
 from mlic.data.shards import Split
 from mlic.errors import RunError
@@ -51,19 +52,15 @@ def evaluate(
     or a loss that is not a number, with the sample.
     """
     net.eval()
-    mine: list[tuple[Array, Array, Array]] = []
-    total, odd = 0.0, list[int]()
+    mine: list[tuple[Array, torch.Tensor, torch.Tensor, torch.Tensor]] = []
     activation = losses.activation(loss)
     for batch in batches:
         logits = net(prepare(batch.images)).float()
-        added = float(loss_sum(logits, batch.targets))
-        scores = losses.scores(activation, logits).cpu().numpy()
-        wrong = ~np.isfinite(scores).all(axis=1)
-        if wrong.any() or not math.isfinite(added):
-            odd.append(int(batch.index[int(np.argmax(wrong))]))
-        total += added
-        mine.append((batch.index, scores, batch.targets.numpy()))
-    gathered = context.gather((mine, total, min(odd, default=-1)))
+        truth = on_device(batch.targets, context.device)
+        # Nothing waits for the GPU before the last batch.
+        mine.append((batch.index, losses.scores(activation, logits), truth, loss_sum(logits, truth)))
+    read, total, odd = _read(mine)
+    gathered = context.gather((read, total, min(odd, default=-1)))
     first = min((number for _, _, number in gathered if number >= 0), default=None)
     if first is not None:
         raise RunError(
@@ -78,6 +75,21 @@ def evaluate(
     if not seen.all():
         return None
     return Evaluated(scores, targets, sum(part for _, part, _ in gathered) / max(1, int((targets >= 0).sum())))
+
+
+def _read(
+    batches: Sequence[tuple[Array, torch.Tensor, torch.Tensor, torch.Tensor]],
+) -> tuple[list[tuple[Array, Array, Array]], float, list[int]]:
+    """Sample numbers, scores and targets of each batch, the sum of the losses, and samples that are not finite."""
+    parts, total, odd = list[tuple[Array, Array, Array]](), 0.0, list[int]()
+    for index, on_gpu, targets, loss in batches:
+        scores, added = on_gpu.cpu().numpy(), float(loss)
+        wrong = ~np.isfinite(scores).all(axis=1)
+        if wrong.any() or not math.isfinite(added):
+            odd.append(int(index[int(np.argmax(wrong))]))
+        total += added
+        parts.append((index, scores, targets.cpu().numpy()))
+    return parts, total, odd
 
 
 def row(evaluated: Evaluated, decisions: Array, ranked: Array, labels: Sequence[str]) -> dict[str, float]:

@@ -19,7 +19,8 @@ T = TypeVar("T")
 class RankContext:
     """Where this process stands: its rank, its device, the run's folder and the attempt that may write to it.
 
-    `attempt` numbers the starts of the run in `owner`, the folder with run.json.
+    `attempt` numbers the starts of the run in `owner`, the folder with run.json. `host_group` is a process group of
+    the CPUs, for objects and for waiting: its time limit is longer than that of the GPUs' group.
     """
 
     rank: int
@@ -28,6 +29,7 @@ class RankContext:
     folder: Path
     owner: Path
     attempt: int
+    host_group: torch.distributed.ProcessGroup | None = None
 
     def say(self, line: str, everyone: bool = False) -> None:
         """Add a line to the run's log, which the driver follows; only rank 0 writes, unless `everyone` is set.
@@ -66,5 +68,5 @@ class RankContext:
         if self.world_size == 1:
             return [value]
         values: list[T | None] = [None] * self.world_size
-        torch.distributed.all_gather_object(values, value)
+        torch.distributed.all_gather_object(values, value, group=self.host_group)
         return cast("list[T]", values)

@@ -15,9 +15,11 @@ from mlic.config.data import Preprocessing
 from mlic.config.train import TrainConfig
 from mlic.data import cache, storage
 from mlic.data.augment import margin
-from mlic.data.loader import FeatureReader, ShardReader, eval_batches
+from mlic.data.loader import FeatureReader, ShardReader, eval_batches, to_device
 from mlic.data.shards import Split
+from mlic.model import runtimes
 
+_CPU_THREADS = 2  # on a CPU, the network needs the others
 _CPU_BATCH, _GPU_BATCH = 16, 256  # what a CPU computes stays in its caches: 1.5 times as fast as batches of 64
 
 
@@ -26,8 +28,15 @@ def decoded_side(config: TrainConfig) -> int:
     return margin(config.image_size) if config.crop < 1 else config.image_size
 
 
+def threads_of(config: TrainConfig, device: torch.device) -> int:
+    """The threads that load batches ahead. Those of a GPU's process are all CPUs of its share, one less for itself."""
+    if config.loader_threads != "auto":
+        return config.loader_threads
+    return _CPU_THREADS if device.type == "cpu" else max(_CPU_THREADS, runtimes.threads() - 1)
+
+
 def open_readers(
-    config: TrainConfig, prep: Preprocessing, splits: tuple[Split, Split], stack: ExitStack
+    config: TrainConfig, prep: Preprocessing, splits: tuple[Split, Split], stack: ExitStack, threads: int
 ) -> tuple[ShardReader, ShardReader]:
     """Readers of the images of the training and the validation split, closed with `stack`."""
     train, val = (
@@ -35,7 +44,7 @@ def open_readers(
         for split, size in zip(splits, (decoded_side(config), prep.image_size), strict=True)
     )
     for reader in (train, val):
-        reader.use_cache(config.cache_gb, config.loader_threads)
+        reader.use_cache(config.cache_gb, threads)
     return train, val
 
 
@@ -73,12 +82,11 @@ def feature_reader(
     for images, _ in _given(head, net, normalize, reader, [np.array([0])], 0):
         sizes = list(images.shape[1:])
     shape = (len(split), *sizes)
-    size = _CPU_BATCH if next(net.parameters()).device.type == "cpu" else _GPU_BATCH
+    device = next(net.parameters()).device
+    size, threads = _CPU_BATCH if device.type == "cpu" else _GPU_BATCH, threads_of(config, device)
 
     def parts() -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], dict[int, str]]]:
-        for features, batch in _given(
-            head, net, normalize, reader, eval_batches(len(split), size, 0, 1), config.loader_threads
-        ):
+        for features, batch in _given(head, net, normalize, reader, eval_batches(len(split), size, 0, 1), threads):
             named = dict(batch.bad)
             yield batch.index, features, {int(i): named[k] for i in batch.index if (k := split.key(i)) in named}
 
@@ -103,7 +111,8 @@ def _given(
     hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     net.eval()
     try:
-        for batch in reader.batches(batches, threads):
+        device = next(net.parameters()).device
+        for batch in to_device(reader.batches(batches, threads, pinned=device.type == "cuda"), device):
             net(normalize(batch.images))
             yield seen.pop().float().cpu().numpy(), batch
     finally:

@@ -45,10 +45,19 @@ def is_augmented(config: TrainConfig) -> bool:
 def preprocessing(config: TrainConfig) -> Preprocessing:
     """The preprocessing that a configuration asks for."""
     color = zoo.default_color(config.arch) if config.color == "auto" else config.color
-    mean, std = _NORMALIZATIONS.get(config.normalization) or zoo.normalization(config.arch)
+    published = zoo.published(config.arch)
+    mean, std = _NORMALIZATIONS.get(config.normalization, (published.mean, published.std))
     if color == "gray":
         mean, std = (sum(mean) / 3,), (sum(std) / 3,)
-    return Preprocessing(image_size=config.image_size, color=color, mean=mean, std=std)
+    return Preprocessing(
+        image_size=config.image_size,
+        color=color,
+        mean=mean,
+        std=std,
+        resize=published.resize if config.resize == "weights" else config.resize,
+        interpolation=published.interpolation if config.interpolation == "auto" else config.interpolation,
+        crop_fraction=published.crop_fraction if config.resize == "weights" else 1.0,
+    )
 
 
 def positive_weights(train: Split, config: TrainConfig) -> torch.Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,13 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlic.config.train import TrainConfig
 from mlic.config.types import parse_policy
-from mlic.data.augment import mix
+from mlic.data.augment import mix, on_device
 from mlic.data.loader import Batch
 from mlic.data.shards import Split
+from mlic.errors import RunError
 from mlic.model import amp, layer_groups, losses, optim
 from mlic.train import setup
 from mlic.train.non_finite import FiniteLosses
 from mlic.train.rank import RankContext
+from mlic.train.throughput import ForwardTimes
 from mlic.train.training_metrics import TrainingCounts
 
 
@@ -43,11 +45,15 @@ class Steps:
         self.net, self.core, head = network
         self.normalize = normalize
         self.weight = setup.positive_weights(train, config).to(context.device)
-        self.optimizer = optim.optimizer(config, layer_groups.parameter_groups(self.net, head, config.layer_decay))
+        groups = layer_groups.parameter_groups(self.net, head, config.layer_decay)
+        self.optimizer = optim.optimizer(config, groups, context.device)
         self.wrapped: nn.Module = self.core
         if context.world_size > 1 and config.train != "none":
             ids = [context.device] if context.device.type == "cuda" else None
-            self.wrapped = DistributedDataParallel(self.core, device_ids=ids)
+            # Buffers are not sent at every step: an evaluation, and a checkpoint, uses those of rank 0.
+            self.wrapped = DistributedDataParallel(
+                self.core, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         self._forward: Callable[..., torch.Tensor] = torch.compile(self.wrapped) if config.compile else self.wrapped
         self._activation = losses.activation(config.loss)
         self.dtype: amp.Dtype = "fp32"
@@ -61,6 +67,7 @@ class Steps:
         self._counted = policy != "top-k"
         self.cuts = torch.full((len(train.labels),), value if policy == "fixed" else 0.5, device=context.device)
         self.finite = FiniteLosses(config, context, train)
+        self.forward_times = ForwardTimes(context.device)
 
     def use(self, dtype: amp.Dtype) -> None:
         """Compute in this dtype from now on."""
@@ -108,9 +115,10 @@ class Steps:
         for begin in starts:
             part = slice(begin, begin + size)
             waits = begin == starts[-1] or not isinstance(self.wrapped, DistributedDataParallel)
+            started = self.forward_times.now()
             with nullcontext() if waits else self.wrapped.no_sync():  # type: ignore[operator]
                 images = self.normalize(batch.images[part], None if mirror is None else mirror[part])
-                targets = batch.targets[part]
+                targets = on_device(batch.targets[part], self._context.device)
                 if config.mixup or config.cutmix:
                     drawn = (config.seed, step, self._context.rank, begin, 13)
                     images, targets = mix(images, targets, config.mixup, config.cutmix, drawn)
@@ -118,8 +126,9 @@ class Steps:
                     logits = self._forward(images)
                 if self._counted and not (config.mixup or config.cutmix):
                     scores = losses.scores(self._activation, logits.detach().float())
-                    self.counts.add(scores, targets.to(self._context.device), self.cuts)
+                    self.counts.add(scores, targets, self.cuts)
                 loss = self.loss(logits, targets, config.label_smoothing) * scale
+                self.forward_times.add(started)
                 self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
@@ -133,7 +142,7 @@ class Steps:
             norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm or math.inf)
             # The gradient is that of all ranks, so either all of them skip the step or none.
             if skips and not self._scaler.is_enabled() and not math.isfinite(norm):
-                self.finite.skip(step, loss, batch, self.lr)
+                self.finite.skip(step, loss, batch.index, self.lr)
                 return torch.zeros_like(loss)
         self._scaler.step(self.optimizer)
         self._scaler.update()
@@ -141,13 +150,12 @@ class Steps:
         if self.ema_weights:
             optim.average(self.ema_weights, self.net, config.ema, step)
         if not skips:
-            self.finite.note(step, loss, batch)
+            self.finite.note(step, loss, batch.index)
         return torch.nan_to_num(loss, 0.0, 0.0, 0.0) if skips else loss
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
         """The loss () of logits (B, L) and targets (B, L), summed over the known labels."""
         config = self.config
-        targets = targets.to(self._context.device)
         return losses.loss_sum(config.loss, logits, targets, self.weight, config.loss_options, smoothing)
 
     @property
@@ -160,3 +168,18 @@ class Steps:
         factor = optim.lr_factor(self.config, step, steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * factor * group["scale"]
+
+
+@contextmanager
+def memory_errors(config: TrainConfig, context: RankContext) -> Iterator[None]:
+    """Raise RunError, with what to change, when the GPU's memory is too small. A restart would only repeat it."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        images = -(-config.batch_size // context.world_size)
+        parts = min(images, 2 * config.accumulate)
+        raise RunError(
+            f"the GPU of rank {context.rank} has too little memory for the {images} images that a rank has of a batch, "
+            f"at {config.image_size} pixels and in {config.accumulate} parts.",
+            f"--set accumulate={parts} computes each batch in {parts} parts; or lower --batch-size.",
+        ) from None

@@ -23,8 +23,8 @@ from torch import nn
 from mlic.config.base import result_settings
 from mlic.config.train import TrainConfig
 from mlic.data import sampling_weights
-from mlic.data.augment import Normalizer
-from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches
+from mlic.data.augment import Normalizer, on_device
+from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches, to_device
 from mlic.data.shards import Split, read_split
 from mlic.errors import ConfigError
 from mlic.metrics import decision
@@ -35,7 +35,7 @@ from mlic.train.bad_samples import BadSamples
 from mlic.train.checkpoints import Checkpoints, copy_of
 from mlic.train.epoch_choice import is_done, objective
 from mlic.train.rank import RankContext
-from mlic.train.steps import Steps
+from mlic.train.steps import Steps, memory_errors
 from mlic.train.throughput import Clock
 
 _SETTLE_STEPS = 20  # reading the loss waits for the GPU and involves all ranks, so it is not done at every step
@@ -95,7 +95,8 @@ def epochs(
         path = weights.resolve(config.arch, config.weights)
         known_by = fingerprint(result_settings(config), train.fingerprint, path and weights.digest(path))
         checkpoints = stack.enter_context(Checkpoints(context, copy, known_by, keep_scores))
-        fitting = _Fitting(config, context, train, val, checkpoints, stack)
+        with memory_errors(config, context):
+            fitting = _Fitting(config, context, train, val, checkpoints, stack)
         history = fitting.resume(dtype or amp.of_device(config.precision, context.device))
         resumed = len(history)
         yield list(history)
@@ -106,7 +107,8 @@ def epochs(
                 if is_asked:
                     context.say(f"stops on request after epoch {len(history)}")
                 return
-            row = fitting.epoch(len(history))
+            with memory_errors(config, context):
+                row = fitting.epoch(len(history))
             if row is None:
                 return
             history.append(row)
@@ -127,6 +129,7 @@ class _Fitting:
     ) -> None:
         self.config, self.context, self.train, self.val, self.checkpoints = config, context, train, val, checkpoints
         self.planned = config  # `self.config` includes the changes that apply after some epochs
+        amp.configure_gpu(context.device, config.deterministic)
         prep = setup.preprocessing(config)
         torch.manual_seed(config.seed)
         net, head, self.begins_with = setup.network(config, train, prep)
@@ -136,7 +139,8 @@ class _Fitting:
         )
         normalize: Callable[..., torch.Tensor] = Normalizer(prep.mean, prep.std, context.device)
         core: nn.Module = net  # what is trained and evaluated
-        opened = readers.open_readers(config, prep, (train, val), stack)
+        self.threads = readers.threads_of(config, context.device)
+        opened = readers.open_readers(config, prep, (train, val), stack, self.threads)
         self.train_reader: ShardReader | FeatureReader
         self.val_reader: ShardReader | FeatureReader
         self.train_reader, self.val_reader = opened
@@ -144,10 +148,9 @@ class _Fitting:
             self.train_reader, self.val_reader = readers.of_features(
                 config, prep, (train, val), opened, net, head, normalize
             )
-            core, normalize = zoo.from_head(net, head), lambda images, _=None: images.to(context.device)
+            core, normalize = zoo.from_head(net, head), lambda images, _=None: on_device(images, context.device)
+        context.gather(None)  # the first collective of the GPUs has a time limit, and other nodes may still decode
         self.steps = Steps(config, context, train, (net, core, head), normalize)
-        if context.device.type == "cuda":
-            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
         self.history: list[dict[str, float]] = []
         self.best_value = -math.inf
         self.bad = BadSamples(config, context)
@@ -262,9 +265,8 @@ class _Fitting:
         clock = Clock()
         left = batches[self.done :]
         parts = None if config.crop == 1 else [show.crop(mine) for mine, _ in left]
-        loaded = self.train_reader.batches(
-            [show.samples[mine] for mine, _ in left], config.loader_threads, parts, config.image_size
-        )
+        samples = [show.samples[mine] for mine, _ in left]
+        loaded = self._loaded(self.train_reader, samples, parts, config.image_size)
         for (mine, whole_batch), batch in zip(left, clock.watch(loaded), strict=True):
             torch.manual_seed((config.seed * 1_000_003 + self.step) * 1_009 + context.rank)
             self.bad.note("train", batch)
@@ -293,8 +295,7 @@ class _Fitting:
             "train/loss": self.total / context.world_size / len(batches),
             **self.steps.counts.values(context),
             "lr": self.steps.lr,
-            "time/images_per_s": clock.images_per_s,
-            "time/data_pct": clock.data_pct,
+            **clock.values(context, self.steps.forward_times),
         }
 
     def _looks_up(self, clock: Clock, epoch: int) -> bool:
@@ -340,7 +341,7 @@ class _Fitting:
         evaluated = evaluation.evaluate(
             context,
             self.steps.core,
-            self._sound(self.val_reader.batches(numbers, self.config.loader_threads)),
+            self._sound(self._loaded(self.val_reader, numbers, None, 0)),
             self.steps.normalize,
             self.config.loss,
             lambda logits, targets: self.steps.loss(logits, targets, 0.0),
@@ -350,6 +351,11 @@ class _Fitting:
         if trained:
             net.load_state_dict(trained)
         return evaluated
+
+    def _loaded(self, reader: ShardReader | FeatureReader, samples: Any, parts: Any, size: int) -> Iterator[Batch]:
+        """The batches of sample numbers on the device; `parts` are cropped from images and resized to `size`."""
+        device = self.context.device
+        return to_device(reader.batches(samples, self.threads, parts, size, pinned=device.type == "cuda"), device)
 
     def _sound(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield batches of the validation split and count undecodable samples; ends early at a request to stop."""

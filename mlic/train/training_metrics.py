@@ -37,9 +37,10 @@ class TrainingCounts:
             ~predicted & ~positive & known,
         ]
         parts = [count.sum(dim=0) for count in counts]
-        rest = torch.zeros(metrics.PER_SAMPLE, dtype=torch.float64, device=self.sums.device)
-        rest[0], rest[-1] = right.sum(), len(right)
-        self.sums += torch.cat([*(part.double() for part in parts), rest])
+        # Without an assignment to an item, which would wait for a GPU.
+        between = torch.zeros(metrics.PER_SAMPLE - 2, dtype=torch.float64, device=self.sums.device)
+        of_samples = [right.sum()[None], between, torch.ones_like(right).sum()[None]]
+        self.sums += torch.cat([part.double() for part in (*parts, *of_samples)])
 
     def values(self, context: RankContext) -> dict[str, float]:
         """The metrics NAMES over all ranks, each under `train/`; none where nothing was counted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import os
@@ -24,6 +25,8 @@ from mlic.train.rank import RankContext
 logger = logging.getLogger(__name__)
 
 FAILURE = ".failure.json"
+# One rank of a node decodes its cache while the others wait, and the nodes with a small part wait for those with more.
+_LONGEST_PREPARATION = datetime.timedelta(days=1)
 _WARNING = "Warning: "
 
 
@@ -90,6 +93,8 @@ def group(
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+    if share.gpus:  # it asks NCCL which ranks hang, and says so after ten minutes; it stops nothing
+        os.environ.setdefault("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "1")
     import ray.train
 
     from mlic.cluster.torch_backend import NodeTorchConfig
@@ -124,9 +129,13 @@ def _worker(arguments: dict[str, Any]) -> None:
     """A Ray Train worker: the training loop on this rank. Every epoch is reported, so Ray's dashboard shows the run."""
     import ray.train
     import ray.train.torch
+    import torch
 
     context, device = ray.train.get_context(), ray.train.torch.get_device()
-    _loop(arguments, context.get_world_rank(), context.get_world_size(), device, ray.train.report)
+    waits = None
+    if context.get_world_size() > 1:
+        waits = torch.distributed.new_group(backend="gloo", timeout=_LONGEST_PREPARATION)
+    _loop(arguments, context.get_world_rank(), context.get_world_size(), device, ray.train.report, waits)
 
 
 def _loop(
@@ -135,6 +144,7 @@ def _loop(
     world_size: int,
     device: Any,
     on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
+    host_group: Any = None,
 ) -> None:
     """The training loop; our own errors are noted for the driver in the run's folder.
 
@@ -142,7 +152,8 @@ def _loop(
     the next time, and a worker killed before that would resume from an older epoch.
     """
     folder = Path(arguments["folder"])
-    context = RankContext(rank, world_size, device, folder, Path(arguments["owner"]), arguments["attempt"])
+    owner, attempt = Path(arguments["owner"]), arguments["attempt"]
+    context = RankContext(rank, world_size, device, folder, owner, attempt, host_group)
     if _read_failure(folder, context.attempt) is not None:
         return  # a restart would only repeat our own error; restarts are meant for lost workers
     try:

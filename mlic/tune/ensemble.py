@@ -176,7 +176,7 @@ def fuse(
 
 def _chosen(config: TuneConfig, trials: Trials, plans: Mapping[int, TrainConfig]) -> list[int]:
     """The best trials, of those that keep their checkpoints and see the images that the winner sees."""
-    images = {number: (plan.image_size, setup.preprocessing(plan).color) for number, plan in plans.items()}
+    images = {number: setup.preprocessing(plan).pixels for number, plan in plans.items()}
     wanted = next(iter(images.values()))
     return [
         number

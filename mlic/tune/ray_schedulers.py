@@ -7,20 +7,28 @@ and the scheduler starts without any state.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ray import cloudpickle
 from ray import tune as ray_tune
-from ray.tune import Callback, Stopper
+from ray.exceptions import RayTaskError
+from ray.tune import Callback, Checkpoint, Stopper
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
 
 from mlic.config.space import Dimension, Value, rounded
 from mlic.config.tune import TuneConfig
+from mlic.tune import worker
 from mlic.tune.progress import Progress
 
 _MEDIAN_OF = 3  # a median needs at least this many trials
+# Copies of a trial that others may take over, besides those that a trial waits to take over. Ray Tune's scheduler names
+# one of the last two: it copies a good trial when it decides, and again when it pauses it.
+_COPIES_KEPT = 2
 
 
 def scheduler(config: TuneConfig, metric: str) -> TrialScheduler:
@@ -72,15 +80,50 @@ def parameters(progress: Progress) -> dict[str, Any]:
     return {"number": ray_tune.grid_search(numbers), **{name: of(name) for name in names}}
 
 
+def why_lost(trial: Trial) -> str:
+    """Why Ray Tune does not start a trial again: its process died each time, or it raised the error that is named."""
+    lost = "its worker was lost again and again"
+    path = trial.pickled_error_file  # the last error
+    if path is None or not Path(path).is_file():
+        return lost
+    try:
+        error = cloudpickle.loads(Path(path).read_bytes())
+    except Exception as unreadable:  # the class of the error may be known to the worker alone
+        return f"{lost}: {worker.reason(unreadable)}"
+    return f"{lost}: {worker.reason(error.cause)}" if isinstance(error, RayTaskError) else lost
+
+
 class Recorder(Callback):  # type: ignore[misc]
     """Keeps the record of a search whose trials are stopped by a scheduler of Ray Tune."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
+        self._copies: dict[Trial, list[str]] = {}  # folders of the copies that a population's trials have left
 
     def on_step_end(self, iteration: int, trials: list[Trial], **_: Any) -> None:  # noqa: ARG002
-        """Note which trials have a worker."""
+        """Note which trials have a worker, and delete the copies that no trial needs any more.
+
+        Ray Tune itself would keep the last few, and delete one that a slow worker has yet to take over.
+        """
         self._progress.running = {int(str(trial)) for trial in trials if trial.status == Trial.RUNNING}
+        old = [copy for copies in self._copies.values() for copy in copies[:-_COPIES_KEPT]]
+        if old:
+            needed = {trial.checkpoint.path for trial in trials if trial.checkpoint and not trial.is_finished()}
+            for copy in set(old) - needed:
+                shutil.rmtree(copy, ignore_errors=True)
+            for copies in self._copies.values():
+                copies[:-_COPIES_KEPT] = [copy for copy in copies[:-_COPIES_KEPT] if copy in needed]
+
+    def on_checkpoint(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Trial],  # noqa: ARG002
+        trial: Trial,
+        checkpoint: Checkpoint,
+        **_: Any,
+    ) -> None:
+        """Note the copy that a trial has left."""
+        self._copies.setdefault(trial, []).append(checkpoint.path)
 
     def on_trial_result(
         self,
@@ -108,10 +151,10 @@ class Recorder(Callback):  # type: ignore[misc]
         progress.end(number, result.get("failed"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:  # noqa: ARG002
-        """Store that a trial has lost too many workers."""
+        """Store that a trial has lost too many workers, or that its worker failed outside of the training."""
         number = int(str(trial))
         self._progress.search.tell(number, self._progress.search.values(number), "failed")
-        self._progress.end(number, "its worker was lost again and again")
+        self._progress.end(number, why_lost(trial))
 
 
 class EndOfSearch(Stopper):  # type: ignore[misc]

@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 _SCRATCH = ".ray"  # in the run's folder: Ray Tune's own records of its trials, which nobody needs later
 _ALL_AT_ONCE = ("hyperband", "pbt")  # schedulers that have to know all trials from the start
-_COPIES_KEPT = 4  # copies of a trial that others may take over; with fewer, a copy could be deleted before its use
 
 
 def train_on(cluster: Cluster, config: TuneConfig, trials: Trials, run: Run[Path], timed: bool) -> None:
@@ -119,7 +118,6 @@ def _tuner(progress: Progress, arguments: dict[str, Any], share: Share, scratch:
             verbose=0,
             stop=None if in_order else ray_schedulers.EndOfSearch(progress),
             callbacks=None if in_order else [ray_schedulers.Recorder(progress)],
-            checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=_COPIES_KEPT),
             # SearchScheduler counts failures itself, anew after every epoch.
             failure_config=ray_tune.FailureConfig(max_failures=-1 if in_order else config.max_failures),
         ),

@@ -10,6 +10,7 @@ from ray.tune.search import Searcher
 from mlic.cluster import ray_private
 from mlic.tune.ordered_asha import OrderedASHA
 from mlic.tune.progress import Progress
+from mlic.tune.ray_schedulers import why_lost
 
 
 class TrialSearcher(Searcher):  # type: ignore[misc]
@@ -92,7 +93,7 @@ class SearchScheduler(OrderedASHA):
         number, failed = self._number(trial), None
         self._paused.pop(number, None)
         if self._losses.get(number, 0) > self._progress.config.max_failures:
-            failed = "its worker was lost again and again"
+            failed = why_lost(trial)
             self._search.tell(number, self._search.values(number), "failed")
         self._progress.end(number, failed)
         self._stop_decided(tune_controller)

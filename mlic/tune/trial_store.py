@@ -138,11 +138,11 @@ class Trials:
         """The best trials. For an ensemble, the best of each kind of images: only such trials can be averaged."""
         if not self.config.ensemble:
             return list(best[:keep])
-        kinds: dict[object, int] = {}
+        kinds: dict[str, int] = {}
         staying = []
         for number in best:
             plan = self.plan(self.draw(number) or {})
-            kind = (plan.image_size, setup.preprocessing(plan).color)
+            kind = setup.preprocessing(plan).pixels
             kinds[kind] = kinds.get(kind, 0) + 1
             if kinds[kind] <= keep:
                 staying.append(number)

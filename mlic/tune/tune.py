@@ -26,6 +26,7 @@ from mlic.doctor.doctor import doctor as examine
 from mlic.errors import ConfigError, RunError
 from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle, losses, weights, zoo
+from mlic.pack.foreign_shards import index_if_needed
 from mlic.runs.files import write_atomic
 from mlic.runs.run import Run
 from mlic.train import checkpoints, epoch_choice, out_of_fold, setup
@@ -57,6 +58,7 @@ def tune(config: TuneConfig) -> TuneReport:
     Raises ConfigError for a space that cannot work, ClusterError when not even one trial fits, RunError when no trial
     finished an epoch and PartialError when it is interrupted.
     """
+    index_if_needed(config.shards, config.address)
     index = read_index(config.shards)
     check_trainable(config.shards, index, config.fold)
     folds = check_folds(config.shards, index) if config.cross_validate else 0

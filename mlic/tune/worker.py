@@ -131,7 +131,7 @@ class TrialTraining:
             self.folder.mkdir(parents=True, exist_ok=True)
             ended = self._train()
         except Exception as error:
-            failed, ended = _reason(error), True
+            failed, ended = reason(error), True
             self._note_failure(failed)
         history, objective = self.history or [], self.arguments["objective"]
         values = [row[objective] for row in history]
@@ -194,6 +194,9 @@ def _epochs(
     import torch
 
     device = torch.device(placement.assigned_device())
+    gpus = Share(*arguments["share"]).gpus
+    if device.type == "cuda" and gpus < 1:  # so that a trial that takes more fails alone, and not its neighbours
+        torch.cuda.set_per_process_memory_fraction(gpus)
     context = RankContext(0, 1, device, folder, Path(arguments["folder"]), arguments["attempt"])
     dtype, keep_scores = _dtype(plan, arguments), plan.fold is not None
     return training_loop.epochs(plan, context, arguments["deadline"], dtype, keep_scores)
@@ -250,7 +253,8 @@ def _join_folds(plan: TrainConfig, folder: Path, folds: int) -> float | None:
     return together
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """An error in one line."""
     if isinstance(error, MlicError):
         return str(error)
     line = next((line for line in str(error).splitlines() if line.strip()), "")

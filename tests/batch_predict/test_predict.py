@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +19,22 @@ import pytest
 import torch
 from PIL import Image
 
-from mlic.batch_predict import prediction_files
-from mlic.batch_predict.actor import Trail
+from mlic.batch_predict import actor, prediction_files
+from mlic.batch_predict.actor import Predictor, Trail
 from mlic.batch_predict.inference import Network
-from mlic.batch_predict.predict import predict
+from mlic.batch_predict.predict import list_items, predict
 from mlic.config.predict import PredictConfig
-from mlic.config.train import TrainConfig
+from mlic.data.decoding import ahead
 from mlic.errors import ConfigError
 from mlic.metrics import thresholds
-from mlic.train.train import train
 from tests import poison
-from tests.end_to_end.test_pipeline import FIT, NET
 
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(scope="module")
-def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    runs = tmp_path_factory.mktemp("runs")
-    return train(TrainConfig(shards=shards, runs=runs, workers=1, **(FIT | NET | {"epochs": 1}))).run
+@pytest.fixture
+def run(trained_run: Path) -> Path:
+    return trained_run
 
 
 @pytest.fixture
@@ -77,6 +74,7 @@ def whole(tmp_path: Path, run: Path, images: Path) -> None:
     assert found.scores == pytest.approx(expected.scores[kept], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_image_that_kills_its_worker_costs_itself_alone(run: Path, poisoned: Path, tmp_path: Path) -> None:
     code, err = predicted(tmp_path, run, poisoned, "--workers", "2", "--set", "chunk=8", "--batch-size", "4")
     assert code == 0, err
@@ -307,3 +305,72 @@ def test_the_commands_of_the_mission_as_they_are_typed(
     done = mlic("batch-predict", "runs/tune", corpus / "unlabelled")
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "predictions.tsv").read_text().splitlines()) == 31
+
+
+def test_a_batch_that_a_gpu_has_no_memory_for_is_computed_in_halves(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(PredictConfig(model=run, images=run, batch_size=16), "torch", "cpu")
+    images = np.random.default_rng(0).integers(0, 256, (13, 64, 64, 3), dtype=np.uint8)
+    expected, forward, sizes = network(images), Network._forward, list[int]()
+
+    def small(self: Network, dtype: Any, pixels: Any) -> Any:
+        if len(pixels) > 4:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(pixels))
+        return forward(self, dtype, pixels)
+
+    monkeypatch.setattr(Network, "_forward", small)
+    assert np.allclose(network(images), expected, atol=1e-6)
+    assert sizes == [3, 3, 3, 4]
+
+
+def test_an_image_that_a_gpu_has_no_memory_for_is_an_error(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    network = Network(PredictConfig(model=run, images=run, batch_size=16), "torch", "cpu")
+    monkeypatch.setattr(Network, "_forward", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        network(np.zeros((2, 64, 64, 3), np.uint8))
+
+
+def test_fp16_is_for_gpus(run: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    full, half = (
+        Network(PredictConfig(model=run, images=run, precision=name), "torch", "cpu") for name in ("fp32", "fp16")
+    )
+    assert np.array_equal(full(images), half(images))
+    assert half.said == "torch in fp32, as fp16 is for GPUs"
+
+
+def test_pieces_of_a_batch_make_the_same_part(run: Path, corpus: Path, tmp_path: Path) -> None:
+    """A GPU's batch is decoded in pieces by several threads."""
+    images = tmp_path / "images"
+    shutil.copytree(corpus / "unlabelled", images)
+    next(iter(sorted(images.iterdir()))).write_bytes(b"broken")
+    items = list_items(images, None)
+    predictor = Predictor(PredictConfig(model=run, images=images, batch_size=12), "torch", here=True)
+    assert predictor.run(items, tmp_path / "part-0.parquet")[:2] == (30, 1)
+    predictor._piece, predictor._threads = 5, 3
+    assert predictor.run(items, tmp_path / "part-1.parquet")[:2] == (30, 1)
+    one, two = (pd.read_parquet(tmp_path / f"part-{number}.parquet") for number in (0, 1))
+    assert one.drop(columns="scores").equals(two.drop(columns="scores"))
+    assert np.array_equal(np.stack(one["scores"]), np.stack(two["scores"]))
+
+
+def test_a_stop_while_the_decoding_thread_ends_is_raised(
+    run: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The garbage collector would swallow it, and the part would be written as if nobody had pressed Ctrl-C."""
+
+    def interrupted(*arguments: Any) -> Generator[Any, None, None]:
+        try:
+            yield from ahead(*arguments)
+        finally:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(actor, "ahead", interrupted)
+    items = list_items(corpus / "unlabelled", None)
+    predictor = Predictor(PredictConfig(model=run, images=corpus / "unlabelled"), "torch", here=True)
+    with pytest.raises(KeyboardInterrupt):
+        predictor.run(items, tmp_path / "part-0.parquet")
+    assert not list(tmp_path.glob("part-0*"))

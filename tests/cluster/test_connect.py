@@ -50,6 +50,11 @@ def test_task_workers() -> None:
     assert task_share(cluster((8, 0)), "auto", use_gpus=True) == Share(8, 1, 0)
     assert task_share(cluster((8, 2)), "auto", use_gpus=True) == Share(2, 4, 1)
     assert task_share(cluster((8, 2)), "auto", use_gpus=False) == Share(8, 1, 0)
+    assert task_share(cluster((8, 2), (16, 2)), "auto", True, 2) == Share(8, 2, 0.5)
+    assert task_share(cluster((4, 0)), "auto", True, 2) == Share(4, 1, 0)
+    with pytest.raises(ClusterError, match="9 workers need 5 GPUs, 2 on each; this cluster has 2") as caught:
+        task_share(cluster((8, 2)), 9, True, 2)
+    assert caught.value.hint == "--workers 4."
 
 
 def test_a_long_wait_for_a_lost_node_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from mlic.cluster import pool
+from mlic.cluster.resources import Share
 from mlic.errors import ClusterError
 from tests import poison
 
@@ -48,6 +50,41 @@ def test_a_piece_that_kills_its_worker_costs_itself_alone(ray_cluster: None) -> 
 
 def _fails(_: int, __: None) -> None:
     raise ClusterError("a disk is full.", "free some space.")
+
+
+class Pair:
+    """An actor that ends a task only while another is in progress; the first process dies of its first two tasks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.begun = folder, 0
+        self.dies = not (folder / "died").exists()
+        (folder / "died").touch()
+
+    def ready(self) -> None:
+        pass
+
+    def run(self, number: int) -> int:
+        self.begun += 1
+        (self.folder / f"{number}-{os.getpid()}").touch()
+        patience = time.monotonic() + 20
+        while self.begun < 2 and time.monotonic() < patience:
+            time.sleep(0.01)
+        if self.dies:
+            os._exit(1)
+        return self.begun
+
+
+def test_an_actor_with_two_tasks_at_once_that_dies_is_replaced_once(ray_cluster: None, tmp_path: Path) -> None:
+    def attempts(number: int) -> int:
+        return len(list(tmp_path.glob(f"{number}-*")))
+
+    share = Share(1, 1, 0)
+    outcomes = list(
+        pool.run_on_actors(Pair, (tmp_path,), share, [1, 2, 3], lambda number: (number,), attempts, 5, at_once=2)
+    )
+    assert sorted(number for number, _, _ in outcomes) == [1, 2, 3]
+    assert all(why is None and begun >= 2 for _, begun, why in outcomes)
+    assert len({path.name.split("-")[1] for path in tmp_path.glob("*-*")}) == 2  # processes: the first, its successor
 
 
 def test_what_work_raises_comes_as_it_is(ray_cluster: None) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 LABELS = ("cat", "dog")
@@ -111,6 +113,22 @@ def _long(path: Path) -> None:
 
 def _parquet(path: Path) -> None:
     pd.DataFrame({"file": [f"{key}.jpg" for key in TRUTH], "labels": list(TRUTH.values())}).to_parquet(path)
+
+
+def _dataset(path: Path) -> None:
+    """Two files of a Hugging Face data set, with the images in their cells and numbered labels."""
+    path.mkdir()
+    rows = [
+        {
+            "image": {"bytes": (path.parent / "photos" / f"{key}.jpg").read_bytes(), "path": f"{key}.jpg"},
+            "labels": [LABELS.index(label) for label in labels],
+        }
+        for key, labels in TRUTH.items()
+    ]
+    feature = {"labels": {"feature": {"names": LABELS, "_type": "ClassLabel"}, "_type": "Sequence"}}
+    about = {"huggingface": json.dumps({"info": {"features": feature}})}
+    for name, part in (("train-00000-of-00001", rows[:12]), ("test-00000-of-00001", rows[12:])):
+        pq.write_table(pa.Table.from_pylist(part).replace_schema_metadata(about), path / f"{name}.parquet")
 
 
 def _vectors(path: Path) -> None:
@@ -263,6 +281,112 @@ def _fiftyone(path: Path) -> None:
     path.write_text(json.dumps({"classes": list(LABELS), "labels": labels}))
 
 
+def _fiftyone_samples(path: Path) -> None:
+    def classes(found: Iterable[str]) -> dict[str, Any]:
+        items = [{"_cls": "Classification", "label": label} for label in found]
+        return {"_cls": "Classifications", "classifications": items}
+
+    samples = [{"filepath": f"/data/{key}.jpg", "tags": [], "truth": classes(found)} for key, found in TRUTH.items()]
+    path.write_text(json.dumps({"samples": samples}))
+
+
+def _via(path: Path) -> None:
+    """Images whose one question is answered by check boxes; nobody has ticked anything in the last kind of image."""
+    images = {
+        f"{key}.jpg99": {
+            "filename": f"{key}.jpg",
+            "size": 99,
+            "regions": [],
+            "file_attributes": {"tags": dict.fromkeys(found, True)},
+        }
+        for key, found in TRUTH.items()
+    }
+    path.write_text(json.dumps({"_via_settings": {}, "_via_img_metadata": images, "_via_attributes": {}}))
+
+
+def _prodigy(path: Path) -> None:
+    options = [{"id": label, "text": label} for label in LABELS]
+    lines = (
+        {"image": f"{key}.jpg", "options": options, "accept": found, "answer": "accept"} for key, found in TRUTH.items()
+    )
+    _lines(path, map(json.dumps, lines))
+
+
+def _labelbox(path: Path) -> None:
+    def line(key: str, found: list[str]) -> str:
+        answers = [{"name": label, "value": label} for label in found]
+        annotations = {"objects": [], "classifications": [{"name": "tags", "checklist_answers": answers}]}
+        project = {"name": "p", "labels": [{"label_kind": "Default", "annotations": annotations}]}
+        return json.dumps({"data_row": {"external_id": f"{key}.jpg"}, "projects": {"c1": project}})
+
+    _lines(path, (line(key, found) for key, found in TRUTH.items()))
+
+
+def _kili(path: Path) -> None:
+    def asset(key: str, found: list[str]) -> dict[str, Any]:
+        answers = {"TAGS": {"categories": [{"name": label, "confidence": 100} for label in found]}}
+        return {"externalId": key, "content": f"https://k/{key}.jpg", "labels": [{"jsonResponse": answers}]}
+
+    path.write_text(json.dumps([asset(key, found) for key, found in TRUTH.items()]))
+
+
+def _encord(path: Path) -> None:
+    def row(key: str, found: list[str]) -> dict[str, Any]:
+        answers = [{"name": label, "value": label} for label in found]
+        chosen = {"c": {"classifications": [{"name": "tags", "answers": answers}]}} if found else {}
+        units = {"u": {"labels": {"objects": [], "classifications": [{"name": "tags"}]}}}
+        return {"data_title": f"{key}.jpg", "data_units": units, "classification_answers": chosen}
+
+    path.write_text(json.dumps([row(key, found) for key, found in TRUTH.items()]))
+
+
+def _datumaro(path: Path) -> None:
+    def item(key: str, found: list[str]) -> dict[str, Any]:
+        marks = [{"id": 0, "type": "label", "label_id": LABELS.index(label)} for label in found]
+        return {"id": key, "annotations": marks, "image": {"path": f"{key}.jpg"}}
+
+    names = {"label": {"labels": [{"name": label, "parent": ""} for label in LABELS]}}
+    path.write_text(json.dumps({"categories": names, "items": [item(key, found) for key, found in TRUTH.items()]}))
+
+
+def _custom_vision(path: Path) -> None:
+    def image(key: str, found: list[str]) -> dict[str, Any]:
+        tags = [{"tagId": f"t{label}", "tagName": label} for label in found]
+        return {"id": f"aaaa{key}", "originalImageUri": f"https://x/{key}.jpg?sv=1", "tags": tags}
+
+    path.write_text(json.dumps([image(key, found) for key, found in TRUTH.items()]))
+
+
+def _superannotate(path: Path) -> None:
+    path.mkdir()
+    for key, found in TRUTH.items():
+        content = {"metadata": {"name": f"{key}.jpg"}, "instances": [], "tags": found}
+        (path / f"{key}.jpg___objects.json").write_text(json.dumps(content))
+
+
+def _supervisely(path: Path) -> None:
+    path.mkdir()
+    for key, found in TRUTH.items():
+        content = {"description": "", "tags": [{"name": v, "value": None} for v in found], "objects": []}
+        (path / f"{key}.jpg.json").write_text(json.dumps(content))
+
+
+def _by_label(path: Path) -> None:
+    path.write_text(json.dumps({v: [f"{key}.jpg" for key, found in TRUTH.items() if v in found] for v in LABELS}))
+
+
+def _by_image(path: Path) -> None:
+    path.write_text(json.dumps({f"{key}.jpg": {v: v in found for v in LABELS} for key, found in TRUTH.items()}))
+
+
+def _records(path: Path) -> None:
+    path.write_text(
+        json.dumps(
+            [{"image": f"{key}.jpg", "annotations": [{"label": v} for v in found]} for key, found in TRUTH.items()]
+        )
+    )
+
+
 def _mmpretrain(path: Path) -> None:
     images = [{"img_path": f"{key}.jpg", "gt_label": [LABELS.index(v) for v in found]} for key, found in TRUTH.items()]
     path.write_text(json.dumps({"metainfo": {"classes": list(LABELS)}, "data_list": images}))
@@ -401,6 +525,7 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "lists.csv": _python_lists,
     "long.csv": _long,
     "lists.parquet": _parquet,
+    "dataset": _dataset,
     "metadata.jsonl": _vectors,
     "labels.jsonl": _jsonl,
     "doccano.jsonl": _doccano,
@@ -419,6 +544,19 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "project-min.json": _label_studio_min,
     "project.csv": _label_studio_csv,
     "fiftyone.json": _fiftyone,
+    "samples.json": _fiftyone_samples,
+    "via.json": _via,
+    "prodigy.jsonl": _prodigy,
+    "labelbox.ndjson": _labelbox,
+    "kili.json": _kili,
+    "encord.json": _encord,
+    "datumaro.json": _datumaro,
+    "custom-vision.json": _custom_vision,
+    "superannotate": _superannotate,
+    "supervisely": _supervisely,
+    "by-label.json": _by_label,
+    "by-image.json": _by_image,
+    "records.json": _records,
     "mmpretrain.json": _mmpretrain,
     "mmpretrain.txt": _mmpretrain_list,
     "list_attr_celeba.txt": _celeba,

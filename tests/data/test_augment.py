@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import RandAugment
 from torchvision.transforms import functional as tv
 
 from mlic.config.train import TrainConfig
-from mlic.data.augment import distort, distortions, mix
+from mlic.config.types import Distortion
+from mlic.data.augment import Normalizer, distort, distortions, mix
+from mlic.data.rand_augment import rand_augment
+from tests.waits import META, Waits
 
 
 def images(channels: int = 3, count: int = 4) -> torch.Tensor:
@@ -106,3 +112,28 @@ def test_a_label_that_one_of_two_does_not_know_is_unknown() -> None:
     swapped = [soft for soft in found if 0 < float(soft[0, 0]) < 1]
     assert swapped
     assert all(soft[:, 1].tolist() == [-1, -1] for soft in swapped)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("magnitude", [0, 9, 30])
+def test_rand_augment_is_torchvisions(channels: int, magnitude: int) -> None:
+    images = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (40, 33, 33, channels), dtype=np.uint8))
+    images[0], images[1, :, :, 0] = 7, 0  # without contrast, and with an empty channel
+    before, index = images.clone(), np.arange(100, 140)
+    augmented = rand_augment(images, index, 3, magnitude, 5, 2)
+    assert images.equal(before)
+    theirs = RandAugment(3, magnitude, num_magnitude_bins=31)
+    for position, sample in enumerate(index.tolist()):
+        torch.manual_seed(int(np.random.SeedSequence([5, 2, 30, sample]).generate_state(1)[0]))
+        assert theirs(images[position].permute(2, 0, 1)).permute(1, 2, 0).equal(augmented[position])
+
+
+def test_augmentation_never_waits_for_a_device() -> None:
+    images = torch.zeros(12, 32, 32, 3, dtype=torch.uint8, device=META)
+    drawn = distortions(12, dict.fromkeys(get_args(Distortion), 0.5), 1, 1)
+    normalize = Normalizer((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), META)
+    targets = torch.zeros(12, 4, dtype=torch.int8, device=META)
+    with Waits():
+        changed = rand_augment(distort(images, np.arange(12), drawn), np.arange(12), 12, 9, 1, 1)
+        mixed, both = mix(normalize(changed, torch.arange(12) % 2 == 0), targets, 0.2, 0.2, (1, 2))
+    assert (mixed.shape, both.shape) == ((12, 3, 32, 32), (12, 4))

@@ -1,21 +1,29 @@
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from mlic.config.data import Preprocessing
 from mlic.data import decoding
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     ("height", "width", "size"),
     [(256, 171, 128), (128, 300, 128), (333, 128, 128), (40, 30, 64), (1, 500, 32), (97, 1, 64), (500, 701, 224)],
 )
-def test_the_resize_without_pytorch_is_the_one_with_it(height: int, width: int, size: int, channels: int) -> None:
+def test_the_resize_without_pytorch_is_the_one_with_it(
+    height: int, width: int, size: int, channels: int, interpolation: Any
+) -> None:
     """To the last bit: predictions do not depend on which of the two computed them."""
     rng = np.random.default_rng(height + width)
     for pixels in (
@@ -23,16 +31,74 @@ def test_the_resize_without_pytorch_is_the_one_with_it(height: int, width: int, 
         (rng.integers(0, 2, (height, width, channels)) * 255).astype(np.uint8),
     ):
         whole = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        expected = torch.nn.functional.interpolate(whole, (size, size), mode="bilinear", antialias=True)[0]
-        found = decoding.resize_by_numpy(pixels, size)
+        expected = torch.nn.functional.interpolate(whole, (size, size), mode=interpolation, antialias=True)[0]
+        found = decoding.resize_by_numpy(pixels, (size, size), interpolation)
         assert found.dtype == np.uint8
         assert (found == expected.permute(1, 2, 0).numpy()).all()
-        assert (decoding.resize(pixels, size) == found).all()
+        assert (decoding.resize(pixels, (size, size), interpolation) == found).all()
+
+
+def _square(image: Image.Image, **settings: Any) -> np.ndarray[Any, Any]:
+    """What a model of 64 px sees of an image, uint8 (64, 64, 3)."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    prep = Preprocessing(image_size=64, color="rgb", mean=(0.2, 0.4, 0.6), std=(1.0,) * 3, **settings)
+    pixels, bad = decoding.decode_batch([file.getvalue], prep, 10**8)
+    assert not bad
+    return pixels[0]
+
+
+def _photo(width: int, height: int) -> Image.Image:
+    """A smooth image, on which two ways to round differ by little."""
+    noise = np.random.default_rng(width * height).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (90, 311), (64, 64), (40, 30), (256, 255), (640, 630)])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("mode", "resize"), [("squash", "squash"), ("center", "crop"), ("border", "pad")])
+def test_an_image_becomes_the_square_that_timm_makes_of_it(
+    mode: str, resize: str, interpolation: str, crop_pct: float, width: int, height: int
+) -> None:
+    timm_data = pytest.importorskip("timm.data")
+    image = _photo(width, height)
+    transform = timm_data.create_transform(
+        64, mean=(0.2, 0.4, 0.6), std=(1, 1, 1), interpolation=interpolation, crop_pct=crop_pct, crop_mode=mode
+    )
+    transform.transforms.pop()  # the normalisation
+    expected = (255 * transform(image)).permute(1, 2, 0).round().numpy()
+    pixels = _square(image, resize=resize, interpolation=interpolation, crop_fraction=crop_pct)
+    assert np.abs(pixels.astype(int) - expected).max() <= 2
+
+
+def test_the_middle_of_a_very_long_image_needs_no_more_memory_than_the_image() -> None:
+    tracemalloc.start()
+    pixels = _square(_photo(40_000, 5), resize="crop", interpolation="bilinear")
+    assert pixels.shape == (64, 64, 3)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("resize", "crop_fraction", "box"),
+    [
+        ("squash", 1.0, (0, 0, 1, 1)),
+        ("squash", 0.5, (0.25, 0.25, 0.75, 0.75)),
+        ("crop", 1.0, (0.25, 0, 0.75, 1)),
+        ("pad", 1.0, (0, -0.5, 1, 1.5)),
+    ],
+)
+def test_the_part_of_an_image_that_a_model_sees(resize: Any, crop_fraction: float, box: tuple[float, ...]) -> None:
+    prep = Preprocessing(
+        image_size=64, color="gray", mean=(0.5,), std=(1.0,), resize=resize, crop_fraction=crop_fraction
+    )
+    assert decoding.input_box(100, 200, prep) == box
 
 
 def test_decoding_loads_no_pytorch() -> None:
     script = (
         "import sys, numpy\nfrom mlic.data import decoding\n"
-        "decoding.resize(numpy.zeros((9, 8, 3), numpy.uint8), 4)\nassert 'torch' not in sys.modules"
+        "decoding.resize(numpy.zeros((9, 8, 3), numpy.uint8), (4, 4), 'bicubic')\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mlic.data import images
-from mlic.data.image_sources import list_images
+from mlic.data.sources.image_sources import list_images
 
 
 def picture(format: str = "JPEG", size: tuple[int, int] = (12, 8)) -> bytes:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mlic.data import image_listing, image_sources
 from mlic.data.images import BadImage
+from mlic.data.sources import image_listing, image_sources
 from mlic.errors import DataError
 
 FILES = {"b.jpg": b"bee", "a.png": b"ay", "x/a.JPG": b"eks" * 500}

@@ -107,7 +107,7 @@ def test_extra_bytes_after_a_whole_jpeg_are_harmless() -> None:
 @pytest.mark.parametrize("color", ["rgb", "gray"])
 @pytest.mark.parametrize("size", [(40, 30), (128, 128), (700, 400), (1200, 1100)])
 def test_what_the_loader_makes_of_it(color: Any, size: tuple[int, int]) -> None:
-    prep = Preprocessing(image_size=128, color=color, mean=(0.5,), std=(0.5,))
+    prep = Preprocessing(image_size=128, color=color, mean=(0.5,), std=(0.5,), resize="squash")
     image = picture(*size)
     data = encoded(image, "JPEG", quality=95)
     batch, bad = decode_batch([lambda: data, lambda: b""], prep, LIMIT)
@@ -125,6 +125,37 @@ def test_a_jpeg_is_decoded_straight_into_the_batch() -> None:
     assert images.decode(data, "rgb", LIMIT, out=out) is out
     assert (out == images.decode(data, "rgb", LIMIT)).all()
     assert images.decode(data, "rgb", LIMIT, out=np.zeros((64, 48, 3), np.uint8)).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+@pytest.mark.parametrize(("bits", "top"), [(10, 1023), (12, 4095), (12, 3000), (14, 16000), (16, 65535)])
+def test_deep_images_are_scaled_from_the_depth_that_holds_them(mode: str, bits: int, top: int) -> None:
+    ramp = np.linspace(0, top, 64).reshape(8, 8)
+    file = io.BytesIO()
+    Image.fromarray(ramp.astype(np.uint16 if mode == "I;16" else np.int32)).save(file, "TIFF")
+    pixels = images.decode(file.getvalue(), "gray", 100)
+    assert np.abs(pixels[:, :, 0] - ramp * 255 / (2**bits - 1)).max() < 1.5
+    assert images.probe(file.getvalue(), 100).kind == f"TIFF ({bits} bits)"
+
+
+@pytest.mark.parametrize(("low", "high", "said"), [(-1024, 3071, "own range"), (0, 2**20, "24 bits")])
+def test_integers_beyond_16_bits_are_neither_cut_nor_black(low: int, high: int, said: str) -> None:
+    ramp = np.linspace(low, high, 64).reshape(8, 8).astype(np.int32)
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, "TIFF")
+    pixels = images.decode(file.getvalue(), "gray", 100)
+    assert len(np.unique(pixels)) == (64 if said == "own range" else len(np.unique(ramp * 255 // (2**24 - 1))))
+    assert images.probe(file.getvalue(), 100).scaled_from == said
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 3000.0)])
+def test_floats_of_another_range_are_scaled_from_their_own(low: float, high: float) -> None:
+    ramp = np.linspace(low, high, 64, dtype=np.float32).reshape(8, 8)
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, "TIFF")
+    pixels = images.decode(file.getvalue(), "gray", 100)
+    assert (pixels.min(), pixels.max()) == (0, 255)
+    assert images.probe(file.getvalue(), 100).kind == "TIFF (own range)"
 
 
 @pytest.mark.parametrize("top", [1.0, 255.0])

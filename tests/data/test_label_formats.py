@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from PIL import Image
 from mlic.config.data import PackConfig
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.read import read_annotations
-from mlic.data.image_sources import list_images
 from mlic.data.label_join import join
 from mlic.data.shards import read_split
+from mlic.data.sources.image_sources import list_images
+from mlic.errors import DataError
 
 NAMES = ("cat", "dog")
 TARGETS = {"a": (1, 0), "b": (0, 1), "c": (1, 1), "d": (0, 0)}
@@ -151,3 +154,31 @@ def test_unknown_labels_reach_the_targets(photos: Path, tmp_path: Path) -> None:
     annotations = read_annotations(tmp_path / "l.csv")
     assert join(annotations, list_images(photos).paths).targets[:, 0].tolist() == [-1, 1, 0, 0]
     assert np.array(annotations.value).tolist() == [-1, 1]
+
+
+def _shard(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_two_records_of_a_sample_are_refused(tmp_path: Path) -> None:
+    """A sample's name ends at its first dot, so a.1.jpg and a.2.jpg are one."""
+    members = {"a.1.jpg": b"x", "a.1.json": b'["cat"]', "a.2.jpg": b"y", "a.2.json": b'["dog"]'}
+    with pytest.raises(DataError, match=r"the sample 'a' has two members that end in \.json, such as 'a\.2\.json'"):
+        read_annotations(_shard(tmp_path / "0.tar", members), LabelOptions())
+
+
+def test_of_several_images_of_a_sample_the_plain_one_counts(tmp_path: Path) -> None:
+    members = {"a.depth.png": b"x", "a.jpg": b"y", "a.json": b'["cat"]'}
+    read = read_annotations(_shard(tmp_path / "0.tar", members), LabelOptions())
+    assert read.names.to_pylist() == ["a.jpg"]
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x05\x06" + bytes(18)])
+def test_an_array_that_is_none_is_refused(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(DataError, match=r"0\.tar:a\.npy: "):
+        read_annotations(_shard(tmp_path / "0.tar", {"a.jpg": b"x", "a.npy": data}), LabelOptions())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import string
 import tempfile
 from collections.abc import Callable
@@ -130,12 +131,18 @@ def fits(how: str, truth: Truth, labels: list[str]) -> bool:
     return separator is None or not any(separator in label for label in labels)
 
 
-@settings(max_examples=40)
+@settings(max_examples=int(os.environ.get("MLIC_EXAMPLES", "40")))
 @given(written=truths())
 @example(
     written=(
         {"p0.jpg": frozenset({"hot dog"}), "p1.jpg": frozenset({"dog"}), "p2.jpg": frozenset({"cat"})},
         ["hot dog", "dog", "cat"],
+    )
+)
+@example(
+    written=(
+        {**{f"p{i}.jpg": frozenset({"cat"}) for i in range(5)}, "p5.jpg": frozenset({"cat", "dog"})},
+        ["cat", "dog"],
     )
 )
 @pytest.mark.parametrize("how", WRITERS)

@@ -151,7 +151,7 @@ def test_delimited_table(tmp_path: Path, cell: str, labels: tuple[str, ...]) -> 
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("image,dog\nim1.jpg,1\nim2.jpg\n", "l.csv:3: 1 columns where the header has 2"),
+        ("image,dog\nim1.jpg,1\nim2.jpg\n", "l.csv:3: 1 columns where the first line has 2"),
         ("image,dog,ant\nim2.jpg,0,1\nim1.jpg,1,2\n", "l.csv:3: '2' for the label 'ant' is not 1, 0 or -1"),
         ("image,dog,dog\nim1.jpg,1,1\n", "l.csv:1: the label 'dog' stands twice"),
         ("image,dog\nim1.jpg,1\nim1.jpg,0\n", "l.csv:3: the image 'im1.jpg' has several rows, which differ in 'dog'"),

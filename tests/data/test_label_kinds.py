@@ -39,14 +39,24 @@ def bits(meant: list[str], yes: str = "1", no: str = "0") -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("yes", "no"), [("1", "0"), ("1.0", "0.0"), ("yes", "no"), ("TRUE", "FALSE"), ("x", ""), ("Y", "n"), ("1.00", "")]
+    ("yes", "no"),
+    [
+        ("1", "0"),
+        ("1.0", "0.0"),
+        ("yes", "no"),
+        ("TRUE", "FALSE"),
+        ("x", ""),
+        ("Y", "n"),
+        ("1.00", ""),
+        ("Present", "absent"),
+    ],
 )
 def test_words_for_yes_and_no(tmp_path: Path, yes: str, no: str) -> None:
     path = table(tmp_path / "l.csv", "image,cat,dog", lambda _, name, meant: [name, *bits(meant, yes, no)])
     assert positives(read(path)) == MEANT
 
 
-@pytest.mark.parametrize("missing", ["nan", "NA", "null", "-1", "?"])
+@pytest.mark.parametrize("missing", ["nan", "NA", "null", "-1", "?", "Uncertain"])
 def test_words_for_unknown(tmp_path: Path, missing: str) -> None:
     path = table(tmp_path / "l.csv", "image,cat,dog", lambda i, name, _: [name, missing, i % 2])
     targets = join(read(path), as_paths(NAMES)).targets
@@ -249,7 +259,7 @@ def test_images_as_bytes_are_refused(tmp_path: Path) -> None:
     import pandas as pd
 
     pd.DataFrame({"image": [{"bytes": b"x", "path": None}], "labels": [["cat"]]}).to_parquet(tmp_path / "l.parquet")
-    with pytest.raises(DataError, match="the image is stored as bytes without a name"):
+    with pytest.raises(DataError, match="the image is stored as bytes"):
         read(tmp_path / "l.parquet")
 
 

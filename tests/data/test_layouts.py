@@ -46,7 +46,7 @@ def test_a_row_of_the_page(tmp_path: Path, command: str) -> None:
         values = [row[place] for place in places]
         assert -1 not in values
         read[key] = [label for label, value in zip(layouts.LABELS, values, strict=True) if value]
-    if ".json" in command:
+    if ".json" in command and "by-label" not in command:
         assert not listing.about.not_annotated or listing.about.treatment == "leave-out"
     if not command.startswith("files"):
         assert read == {key: labels for key, labels in layouts.TRUTH.items() if labels or key in read}

@@ -16,8 +16,8 @@ from mlic.config.data import Preprocessing
 from mlic.data import cache, shards
 from mlic.data.augment import Normalizer, crops, margin, mirrors
 from mlic.data.decoding import ahead
-from mlic.data.image_sources import list_images
 from mlic.data.loader import ShardReader, eval_batches, train_batches
+from mlic.data.sources.image_sources import list_images
 from mlic.errors import DataError
 from mlic.pack import shard_plan, shard_writer
 from mlic.train.epoch_order import epoch_order
@@ -27,7 +27,7 @@ def order(num_samples: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
     return epoch_order(np.ones(num_samples), seed, epoch)
 
 
-PREP = Preprocessing(image_size=16, color="rgb", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+PREP = Preprocessing(image_size=16, color="rgb", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), resize="squash")
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
@@ -140,7 +140,7 @@ def test_the_cache_keeps_to_its_limit(split: shards.Split, tmp_path: Path) -> No
         assert not reader.use_cache(0, 1, folder)
         assert reader.use_cache(1.5 * size / 1e9, 1, folder)
     (first,) = folder.glob("*.u8")
-    gray = Preprocessing(image_size=16, color="gray", mean=(0.5,), std=(0.5,))
+    gray = Preprocessing(image_size=16, color="gray", mean=(0.5,), std=(0.5,), resize="squash")
     with ShardReader(split, gray) as reader:
         assert reader.use_cache(1.5 * size / 1e9, 1, folder)
         assert first.exists()

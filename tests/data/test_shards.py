@@ -22,6 +22,10 @@ def test_missing_and_broken_folders(tmp_path: Path) -> None:
         shards.read_index(tmp_path)
     with pytest.raises(DataError, match=r"index\.json is a file, not a folder of shards"):
         shards.read_index(tmp_path / "index.json")
+    (tmp_path / "train.parquet").touch()
+    with pytest.raises(DataError, match=r"train\.parquet is a file") as error:
+        shards.read_index(tmp_path / "train.parquet")
+    assert error.value.hint.startswith("mlic pack train.parquet --labels LABELS")
 
 
 @pytest.mark.ray

@@ -16,12 +16,16 @@ import numpy as np
 import pytest
 
 from mlic.batch_predict.actor import Trail
+from mlic.config.data import PackConfig
 from mlic.config.remote_path import RemotePath
 from mlic.config.train import TrainConfig
-from mlic.data import image_sources, storage
+from mlic.data import storage
 from mlic.data.shards import read_split
+from mlic.data.sources import image_sources
 from mlic.errors import DataError
+from mlic.pack.pack import find
 from mlic.train.train import train
+from tests.data.test_parquet_images import write
 from tests.end_to_end.test_pipeline import FIT, NET
 
 
@@ -134,6 +138,7 @@ def test_a_store_that_is_not_there(bucket: RemotePath) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_pack_from_and_to_an_object_store(
     bucket: RemotePath, corpus: Path, shards: Path, mlic: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
@@ -231,6 +236,11 @@ def test_predictions_in_an_object_store(
     assert storage.size(parts / "part-000001.trail") is None
     assert mlic(*command, (bucket / "folder")).returncode == 0
     assert len(storage.names(bucket / "folder")) == -(-len(rows) // 7)
+    storage.upload(next(iter(sorted(images.iterdir()))), (bucket / "wild/again.jpg"))
+    assert mlic(*command, (bucket / "p.csv"), "--update").returncode == 0
+    assert len(storage.read(bucket / "p.csv").decode().splitlines()) == len(rows) + 1
+    assert mlic(*command, (bucket / "whole.csv")).returncode == 0
+    assert storage.read(bucket / "p.csv") == storage.read(bucket / "whole.csv")
 
 
 def test_a_copy_that_another_process_removes_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,3 +260,19 @@ def test_a_copy_that_another_process_removes_is_fetched_again(tmp_path: Path, mo
     (tmp_path / "old").touch()
     paths = [tmp_path / "removed-meanwhile", tmp_path / "old", source]
     assert storage.longest_unused(paths) == sorted(paths[1:], key=lambda path: path.stat().st_mtime)
+
+
+def test_images_and_labels_in_parquet_in_an_object_store(bucket: RemotePath, tmp_path: Path) -> None:
+    """The label columns are fetched without the images, and the images once, by the node that reads them."""
+    for name, numbers in (("train/0000", range(8)), ("test/0000", range(8, 12))):
+        write(tmp_path / "set" / f"{name}.parquet", numbers, named=False)
+        storage.upload(tmp_path / "set" / f"{name}.parquet", bucket / f"set/{name}.parquet")
+    remote = find(PackConfig(images=bucket / "set", labels=bucket / "set"))
+    local = find(PackConfig(images=tmp_path / "set", labels=tmp_path / "set"))
+    assert remote.listing.paths == local.listing.paths
+    assert (remote.targets == local.targets).all()
+    assert [remote.splits[i] for i in remote.fixed] == [local.splits[i] for i in local.fixed]
+    with remote.listing.opened() as read, local.listing.opened() as read_local:
+        assert [read(i) for i in range(12)] == [read_local(i) for i in range(12)]
+    alone = find(PackConfig(images=bucket / "set/train/0000.parquet", labels=bucket / "set/train/0000.parquet"))
+    assert [alone.listing.path(i) for i in range(2)] == ["0000/000000", "0000/000001"]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from mlic.data import toy
 from mlic.data.annotations.read import read_annotations
-from mlic.data.image_sources import list_images
 from mlic.data.label_join import join
+from mlic.data.sources.image_sources import list_images
 
 
 def test_the_corpus_has_the_shape_of_the_reference_one(corpus: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -283,6 +284,43 @@ def test_a_stopped_prediction(straight: Path, corpus: Path, tmp_path: Path, numb
     command[4] = "q.csv"
     assert run(tmp_path, *command)[0] == 0
     assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "q.csv").read_bytes()
+
+
+def test_an_update_killed_at_random_points(straight: Path, corpus: Path, tmp_path: Path) -> None:
+    """Again and again until it is done: the output is that of a run over the whole folder, byte for byte."""
+    options = ["--values", "scores", "--set", "chunk=8", "--batch-size", "8"]
+    images, later = tmp_path / "images", tmp_path / "later"
+    shutil.copytree(corpus / "images", later)
+    code, _, err = run(tmp_path, "batch-predict", straight, later, "--out", "whole.csv", *options)
+    assert code == 0, err
+    images.mkdir()
+    for path in sorted(later.iterdir())[::2]:
+        path.rename(images / path.name)
+    command = ["batch-predict", straight, images, "--out", "p.csv", *options]
+    code, _, err = run(tmp_path, *command)
+    assert code == 0, err
+    for path in sorted(later.iterdir()):
+        path.rename(images / path.name)
+    rng, killed, took = random.Random(7), 0, 60.0
+    shutil.copytree(tmp_path / "p.csv.parts", tmp_path / "before.parts")
+    shutil.copy(tmp_path / "p.csv", tmp_path / "before.csv")
+    while killed < KILLS:
+        started = time.monotonic()
+        process = start(tmp_path, *command, "--update")
+        if killed:
+            time.sleep(rng.uniform(0.5, 1) * took)
+            process.kill()
+            killed += process.poll() is None
+        _, err = process.communicate(timeout=120)
+        if process.returncode == 0:
+            took, killed = time.monotonic() - started, max(killed, 1)
+            assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+            shutil.rmtree(tmp_path / "p.csv.parts")
+            shutil.copytree(tmp_path / "before.parts", tmp_path / "p.csv.parts")
+            shutil.copy(tmp_path / "before.csv", tmp_path / "p.csv")
+    code, _, err = run(tmp_path, *command, "--update")
+    assert code == 0, err
+    assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
 def test_output_folders_that_cannot_be_written(corpus: Path, shards: Path, straight: Path, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def train_workers(nodes: Any) -> list[int]:
 def save_model(folder: Path) -> None:
     """A bundle with weights by chance."""
     torch.manual_seed(0)
-    prep = Preprocessing(image_size=64, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3)
+    prep = Preprocessing(image_size=64, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3, resize="squash")
     net = zoo.build("b-final", len(toy.LABELS), 3, 64, {})
     spec = bundle.Bundle(
         "b-final",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from mlic.batch_predict.prediction_files import Predictions
 from mlic.config.data import ExploreConfig
 from mlic.config.evaluate import EvaluateConfig, ThresholdConfig
 from mlic.config.predict import PredictConfig
-from mlic.config.train import TrainConfig
 from mlic.data import shards as shard_files
 from mlic.errors import ConfigError, DataError
 from mlic.evaluate import evaluate as stage
@@ -20,8 +20,6 @@ from mlic.evaluate.evaluate import evaluate
 from mlic.explore.explore import explore
 from mlic.model import bundle
 from mlic.threshold.threshold import threshold
-from mlic.train.train import train
-from tests.end_to_end.test_pipeline import FIT, NET
 
 LABELS = ("disc", "night")
 
@@ -100,9 +98,9 @@ def test_a_gate_on_nothing_is_refused_before_anything_is_predicted(tmp_path: Pat
 @pytest.mark.ray
 @pytest.mark.slow
 def test_numbers_say_that_thresholds_or_weights_were_fitted_to_their_split(
-    shards: Path, ray_cluster: None, tmp_path: Path
+    shards: Path, trained_run: Path, tmp_path: Path
 ) -> None:
-    run = train(TrainConfig(shards=shards, runs=tmp_path, name="run", workers=1, **(FIT | NET | {"epochs": 1}))).run
+    run = shutil.copytree(trained_run, tmp_path / "run")
     fitted = "the thresholds of the model were fitted to this split"
     assert not any(fitted in text for text in evaluate(EvaluateConfig(predictions=run)).measurement.warnings)
     assert any(fitted in t for t in evaluate(EvaluateConfig(predictions=run, split="val")).measurement.warnings)
@@ -121,11 +119,11 @@ def test_numbers_say_that_thresholds_or_weights_were_fitted_to_their_split(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_thresholds_of_an_export_are_not_those_of_its_run(shards: Path, ray_cluster: None, tmp_path: Path) -> None:
+def test_thresholds_of_an_export_are_not_those_of_its_run(trained_run: Path, tmp_path: Path) -> None:
     from mlic.config.predict import ExportConfig
     from mlic.export.export import export
 
-    run = train(TrainConfig(shards=shards, runs=tmp_path, name="run", workers=1, **(FIT | NET | {"epochs": 1}))).run
+    run = shutil.copytree(trained_run, tmp_path / "run")
     export(ExportConfig(model=run))
     before = (run / "report.json").read_text()
     threshold(ThresholdConfig(model=run / "export-onnx", policy="top-k=1"))
@@ -137,11 +135,11 @@ def test_thresholds_of_an_export_are_not_those_of_its_run(shards: Path, ray_clus
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_image_whose_scores_are_no_numbers_is_bad(
-    shards: Path, corpus: Path, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlic.batch_predict.actor import Predictor
 
-    run = train(TrainConfig(shards=shards, runs=tmp_path, name="run", workers=1, **(FIT | NET | {"epochs": 1}))).run
+    run = shutil.copytree(trained_run, tmp_path / "run")
     plain, seen = Predictor._scores, 0
 
     def scores(self: Predictor, pixels: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]

@@ -62,3 +62,18 @@ def test_images_with_their_labels(corpus: Path, ray_cluster: None, tmp_path: Pat
         explore(config.model_copy(update={"out": corpus}))
     with pytest.raises(ConfigError, match="is not a folder"):
         explore(config.model_copy(update={"out": tmp_path / "l.csv"}))
+
+
+def test_unknown_labels_are_neither_present_nor_absent(ray_cluster: None, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(4):
+        Image.new("RGB", (20, 10), (i * 60, 0, 0)).save(images / f"{i}.png")
+    (tmp_path / "l.csv").write_text("image,cat,dog\n0.png,1,-1\n1.png,0,-1\n2.png,0,0\n3.png,-1,1\n")
+    report = explore(ExploreConfig(data=images, labels=tmp_path / "l.csv", out=tmp_path / "look"))
+    assert (report.unknown, report.undecided) == ({"cat": 1, "dog": 2}, 1)
+    assert (report.share("cat"), report.share("dog")) == (1 / 3, 1 / 2)
+    text = report.text()
+    assert "1 images without any, 1 without a known one" in text
+    assert "unknown  cat 1  dog 2" in text
+    assert "33.33%" in (tmp_path / "look" / "explore.html").read_text()

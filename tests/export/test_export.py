@@ -45,8 +45,10 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without()
 
 @pytest.fixture(scope="module")
 def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with other pixels than by default, which every engine has to see."""
     runs = tmp_path_factory.mktemp("runs")
-    return train(TrainConfig(shards=shards, runs=runs, workers=1, **(FIT | NET | {"epochs": 2}))).run
+    seen = {"resize": "pad", "interpolation": "bicubic"}
+    return train(TrainConfig(shards=shards, runs=runs, workers=1, **(FIT | NET | seen | {"epochs": 2}))).run
 
 
 @pytest.fixture(scope="module", params=ENGINES)

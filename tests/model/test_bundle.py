@@ -13,7 +13,7 @@ from mlic.model import bundle, losses, zoo
 from mlic.model.ensemble import joined
 from mlic.model.member import Member
 
-PREP = Preprocessing(image_size=64, color="rgb", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+PREP = Preprocessing(image_size=64, color="rgb", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), resize="squash")
 
 
 @pytest.fixture

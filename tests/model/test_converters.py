@@ -14,14 +14,11 @@ from mlic.batch_predict import prediction_files
 from mlic.batch_predict.predict import predict
 from mlic.config.data import Preprocessing
 from mlic.config.predict import PredictConfig
-from mlic.config.train import TrainConfig
 from mlic.config.types import Backend
 from mlic.errors import ConfigError
 from mlic.model import converters, runtimes, zoo
-from mlic.train.train import train
-from tests.end_to_end.test_pipeline import FIT, NET
 
-PREP = Preprocessing(image_size=64, color="rgb", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+PREP = Preprocessing(image_size=64, color="rgb", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), resize="squash")
 ENGINES: tuple[Backend, ...] = ("compile", "onnx", "openvino")
 
 
@@ -47,10 +44,9 @@ def test_an_engine_gives_the_scores_of_torch(name: Backend, activation: Any) -> 
         np.testing.assert_allclose(found, expected[:count], atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    runs = tmp_path_factory.mktemp("runs")
-    return train(TrainConfig(shards=shards, runs=runs, workers=1, **(FIT | NET | {"epochs": 1}))).run
+@pytest.fixture
+def run(trained_run: Path) -> Path:
+    return trained_run
 
 
 def computed(config: PredictConfig) -> tuple[prediction_files.Predictions, list[str]]:

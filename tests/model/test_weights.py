@@ -11,7 +11,7 @@ from torch import nn
 from mlic.config.train import TrainConfig
 from mlic.errors import ConfigError, DataError
 from mlic.model import weights, zoo
-from mlic.train import checkpoints, training_loop
+from mlic.train import checkpoints, setup, training_loop
 from mlic.train.rank import RankContext
 
 
@@ -92,7 +92,6 @@ def test_timm_by_name_and_a_hidden_layer() -> None:
     head = zoo.head(net, 3)
     assert isinstance(head, zoo.Head)
     assert [module.out_features for module in head if isinstance(module, nn.Linear)] == [16, 3]
-    assert zoo.normalization("timm/tf_efficientnet_lite0") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     with pytest.raises(ConfigError, match="unknown architecture 'timm/tf_efficientnet_light0'") as caught:
         zoo.check("timm/tf_efficientnet_light0")
     assert "did you mean timm/tf_efficientnet_lite0?" in str(caught.value.hint)
@@ -119,3 +118,25 @@ def test_published_weights_of_another_port_see_something(shards: Path, tmp_path:
     log = (tmp_path / "published" / "log.txt").read_text()
     assert f"begins with {path.name}, 245 tensors by order and shape" in log
     assert maps["published"] > maps["random"] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("arch", "mean", "rest"),
+    [
+        ("small", 0.485, ("squash", "bilinear", 1.0)),
+        ("resnet50", 0.485, ("crop", "bilinear", 224 / 232)),
+        ("efficientnet_b3", 0.485, ("crop", "bicubic", 300 / 320)),
+        ("timm/tf_efficientnet_lite0", 0.5, ("crop", "bicubic", 0.875)),
+        ("timm/eva02_base_patch14_448", 0.48145466, ("squash", "bicubic", 1.0)),
+        ("timm/vit_small_patch14_dinov2", 0.485, ("crop", "bicubic", 1.0)),
+    ],
+)
+def test_preprocessing_follows_the_published_weights(arch: str, mean: float, rest: tuple[str, str, float]) -> None:
+    published = zoo.published(arch)
+    assert published.mean[0] == mean
+    assert published[2:] == rest
+    config = TrainConfig(arch=arch, image_size=64, resize="weights")
+    prep = setup.preprocessing(config)
+    assert (prep.resize, prep.interpolation, prep.crop_fraction) == rest
+    prep = setup.preprocessing(TrainConfig(arch=arch, image_size=64, interpolation="bilinear"))
+    assert (prep.resize, prep.interpolation, prep.crop_fraction) == ("squash", "bilinear", 1.0)

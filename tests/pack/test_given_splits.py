@@ -11,7 +11,7 @@ import pytest
 
 from mlic.config.data import PackConfig
 from mlic.errors import DataError
-from mlic.pack.given_splits import split_names
+from mlic.pack.given_splits import split_names, split_of_name
 from mlic.pack.pack import Found, find, pack
 from mlic.pack.understanding import Understanding
 from tests.data import layouts
@@ -123,3 +123,21 @@ def test_splits_that_shards_are_named_after(tmp_path: Path) -> None:
                     tar.addfile(info, io.BytesIO(data))
     listing = understood(tmp_path, labels=tmp_path / "photos")
     assert [listing.splits[i] for i in listing.fixed] == ["train", "train", "train", "val", "test"]
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("train-000000", "train"),
+        ("imagenet-val-0", "val"),
+        ("Validation_00001-of-2", "val"),
+        ("dev-0", "val"),
+        ("set/Test/0000", "test"),
+        ("train/000-test", "test"),
+        ("trainer-0", None),
+        ("train-and-test", None),
+        ("s-000", None),
+    ],
+)
+def test_the_split_that_the_name_of_a_file_says(path: str, split: str | None) -> None:
+    assert split_of_name(path) == split

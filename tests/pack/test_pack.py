@@ -255,3 +255,16 @@ def test_labels_that_no_image_has_are_named(corpus: Path, tmp_path: Path, caplog
         report = packed(tmp_path / "s", corpus / "images", labels)
     assert report.label_counts["unicorn"] == 0
     assert "no image has the label unicorn" in caplog.text
+
+
+def test_deep_images_are_counted_and_what_they_are_scaled_from_is_said(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(corpus / "images", images)
+    for number in (1, 2):
+        (images / f"im{number}.jpg").unlink()
+        noise = np.random.default_rng(number).integers(0, 4000, (64, 64)).astype(np.uint16)
+        Image.fromarray(noise).save(images / f"im{number}.tif")
+    packed(tmp_path / "s", images, corpus / "annotations")
+    assert "2 images have more than 8 bits a pixel and are scaled to 8 from 12 bits (2)" in caplog.text

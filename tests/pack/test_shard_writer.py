@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlic.data import shards, storage
-from mlic.data.image_sources import list_images
+from mlic.data.sources.image_sources import list_images
 from mlic.pack import shard_plan, shard_writer
 from mlic.pack.shard_plan import Expansion, Samples, ShardPlan
 from mlic.pack.tar import BUFFER, Tar, member_name

@@ -189,6 +189,18 @@ def test_a_setting_that_did_not_exist_had_its_value_in_effect(tmp_path: Path) ->
         opened(tmp_path, CONFIG.model_copy(update={"ema": 0.5}))
 
 
+def test_earlier_versions_resized_bilinearly_whatever_the_weights_ask_for(tmp_path: Path) -> None:
+    resnet = CONFIG.model_copy(update={"arch": "resnet18"})
+    opened(tmp_path, resnet).finish(Report(value=3))
+    state = json.loads((tmp_path / "run.json").read_text())
+    del state["settings"]["interpolation"]
+    (tmp_path / "run.json").write_text(json.dumps(state))
+    with opened(tmp_path, resnet.model_copy(update={"interpolation": "bilinear"})) as run:
+        assert run.finished
+    with pytest.raises(ConfigError, match=r"interpolation \(was 'bilinear', now 'auto'\)"):
+        opened(tmp_path, resnet)
+
+
 def test_a_run_of_an_earlier_version_is_still_one(tmp_path: Path, corpus: Path) -> None:
     """`data/old-run` was trained by a version without many of today's settings; everything that reads runs takes it."""
     shutil.copytree(OLD, tmp_path / "old")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from mlic.model import losses, zoo
 from mlic.train import checkpoints, epoch_choice, evaluation, setup, training_loop
 from mlic.train.launch import finish
 from mlic.train.rank import RankContext
+from mlic.train.steps import Steps
 from mlic.train.train import train
 
 
@@ -224,6 +225,32 @@ def test_two_ranks_do_what_one_does(shards: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5)
 
 
+def _slow_second_rank(rank: int, world_size: int, folder: str, config: str) -> None:
+    if rank == 1:
+        backward = Steps.backward
+
+        def slowly(self: Steps, step: int, batch: Any, mirror: Any, scale: float) -> torch.Tensor:
+            plain = self.normalize
+            self.normalize = lambda *images: (time.sleep(0.05), plain(*images))[1]
+            try:
+                return backward(self, step, batch, mirror, scale)
+            finally:
+                self.normalize = plain
+
+        Steps.backward = slowly  # type: ignore[method-assign]
+    _rank(rank, world_size, folder, config)
+
+
+@pytest.mark.ray
+def test_a_rank_that_falls_behind_is_named(shards: Path, tmp_path: Path) -> None:
+    config = settings(shards, arch="a-cnn1", arch_options={}, epochs=1, batch_size=8)
+    place(tmp_path / "run")
+    multiprocessing.spawn(_slow_second_rank, (2, str(tmp_path / "run"), config.model_dump_json()), nprocs=2)
+    (said,) = [line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if "Warning" in line]
+    assert f"rank 1 on {socket.gethostname()} falls behind" in said
+    assert "most of them in its forward pass" in said
+
+
 @pytest.mark.ray
 def test_evaluation_counts_every_sample_once(shards: Path, tmp_path: Path) -> None:
     training_loop.fit(settings(shards, epochs=1), place(tmp_path / "run"), lambda _: None)
@@ -390,7 +417,7 @@ def _evaluating_rank(rank: int, world_size: int, shards: str, folder: str) -> No
     torch.manual_seed(0)
     split = read_split(Path(shards), "val").take(np.arange(23))
     net = zoo.build("resnet18", len(split.labels), 3, 48, {})
-    prep = Preprocessing(image_size=48, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3)
+    prep = Preprocessing(image_size=48, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3, resize="squash")
     with ShardReader(split, prep) as reader:
         found = evaluation.evaluate(
             here,
@@ -626,10 +653,10 @@ def test_bad_samples_of_one_split_are_not_held_against_another(
     bad = {train.key(3), train.key(77)}
     load = ShardReader._load
 
-    def damaged(self: ShardReader, index: Any, crops: Any, size: int) -> Any:
-        batch = load(self, index, crops, size)
-        found = tuple((key, "damaged") for key in bad if key in {self._split.key(i) for i in index})
-        return dataclasses.replace(batch, bad=found)
+    def damaged(self: ShardReader, piece: Any) -> dict[int, str]:
+        load(self, piece)
+        rows = enumerate(piece.samples)
+        return {piece.first + row: "damaged" for row, i in rows if self._split.key(i) in bad}
 
     monkeypatch.setattr(ShardReader, "_load", damaged)
     training_loop.fit(settings(shards, epochs=2, max_bad=0.02, cache_gb=0), place(tmp_path / "run"))

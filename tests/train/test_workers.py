@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import ray.train
 
 from mlic.cluster.resources import Share
+from mlic.config.train import TrainConfig
 from mlic.train.checkpoints import read_history
 from mlic.train.workers import group
 from tests.train.test_training_loop import settings, without_times
@@ -43,3 +45,15 @@ def test_a_group_of_workers_reports_every_epoch_to_ray_train(shards: Path, ray_c
     history = without_times(read_history(tmp_path))
     assert len(history) == 2
     assert [without_times(of_ranks) for of_ranks in heard] == [[row, row] for row in history]
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_ray_train_looks_for_gpus_that_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    """The detector observes and stops nothing, which is its default."""
+    detector = "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR"
+    monkeypatch.setenv(detector, "")
+    monkeypatch.delenv(detector)
+    monkeypatch.delenv("RAY_TRAIN_NCCL_RAS_ACTION", raising=False)
+    where = {"folder": str(tmp_path), "owner": str(tmp_path), "attempt": 1, "dtype": "fp32", "keep_scores": False}
+    group(TrainConfig(shards=tmp_path), where, Share(2, 1, gpus), embedded=False, name="attempt-1-0")
+    assert os.environ.get(detector) == ("1" if gpus else None)

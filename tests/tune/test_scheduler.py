@@ -25,6 +25,7 @@ class Trial:
     """A trial of Ray Tune, as far as a scheduler looks at it."""
 
     is_saving = False
+    pickled_error_file = None  # its processes die without a word
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config, self.trial_id, self.status = config, str(config["number"]), "PENDING"

@@ -13,25 +13,49 @@ from typing import Any, Literal
 from mlic.errors import DataError
 
 # One set of words for CSV, JSON and Parquet. A blank cell is "no", as in CheXpert; a missing value is unknown.
-WORDS = {
-    "1": 1,
-    "true": 1,
-    "yes": 1,
-    "y": 1,
-    "x": 1,
-    "0": 0,
-    "false": 0,
-    "no": 0,
-    "n": 0,
-    "-1": -1,
-}
-MISSING = frozenset({"nan", "na", "n/a", "<na>", "null", "none", "?", "unknown"})
+_YES = (
+    "1",
+    "true",
+    "t",
+    "yes",
+    "y",
+    "x",
+    "present",
+    "positive",
+    "pos",
+    "+",
+    "✓",
+    "✔",
+    "☑",
+    "ja",
+    "oui",
+    "si",
+    "sí",
+    "sim",
+)
+_NO = ("0", "false", "f", "no", "n", "absent", "negative", "neg", "-", "–", "✗", "✘", "☐", "nein", "non", "não")
+WORDS = {**dict.fromkeys(_YES, 1), **dict.fromkeys(_NO, 0), "-1": -1}
+MISSING = frozenset({"nan", "na", "n/a", "<na>", "null", "none", "?", "unknown", "uncertain"})
 NO_LABEL = frozenset(
-    {"none", "no finding", "no findings", "no_finding", "nofinding", "no label", "nothing", "background", "empty"}
+    {
+        "none",
+        "no finding",
+        "no findings",
+        "no_finding",
+        "nofinding",
+        "no label",
+        "nothing",
+        "background",
+        "empty",
+        "-",
+        "--",
+        "–",
+    }
 )
 
 Kind = Literal["word", "blank", "missing", "fraction", "number", "text", "list", "mapping", "bytes"]
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_PERCENT = re.compile(r"(\d+(\.\d*)?) ?%")
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 _SCALAR = re.compile(r"[+-]?\d+(\.\d*)?|True|False")
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
@@ -68,6 +92,8 @@ def _kind_of_text(cell: str) -> Kind:
         if value in (0, 1, -1):
             return "word"
         return "fraction" if 0 < value < 1 else "number"
+    if match := _PERCENT.fullmatch(text):
+        return "fraction" if float(match[1]) <= 100 else "text"
     if len(text) > 1 and _BRACKETS.get(text[0]) == text[-1] and (text[0] != "(" or text[1] in "'\""):
         return "mapping" if text[0] == "{" and ":" in text else "list"
     return "text"
@@ -83,6 +109,8 @@ def number_of(cell: Any) -> float:
             return 0
         if text in MISSING:
             return math.nan
+        if match := _PERCENT.fullmatch(text):
+            return float(match[1]) / 100
         if not _NUMBER.fullmatch(text):
             raise ValueError(cell)
         return float(text)
@@ -102,6 +130,8 @@ def target_of(cell: Any, minus_one: int = -1, positive_from: float | None = None
         return minus_one
     if positive_from is not None:
         return int(value >= positive_from)
+    if isinstance(cell, str) and "%" in cell:
+        raise ValueError(cell)
     if value not in (0, 1):
         raise ValueError(cell)
     return int(value)

@@ -25,6 +25,7 @@ NAME_COLUMNS = (
     "imageurl",
     "imagegcsuri",
     "source-ref",
+    "sourcefile",
     "picture",
     "photo",
     "uri",
@@ -61,6 +62,8 @@ LABEL_COLUMNS = (
     "displaynames",
     "species",
     "objects",
+    "subject",
+    "tag_string",
 )
 VALUE_COLUMNS = ("confidence", "score", "probability", "prob", "value", "present", "is_present")
 # Columns of 0 and 1 that say something about a row and not about its image.
@@ -96,8 +99,55 @@ FLAGS = frozenset(
         "flag",
         "flagged",
         "is_labeled",
+        "is_deleted",
+        "is_training",
+        "is_validation",
+        "training",
+        "validation",
+        "duplicate",
+        "is_duplicate",
+        "sex",
+        "gender",
         "was_cancelled",
     ]
 )
+READER_COLUMNS = frozenset(
+    {
+        "annotator",
+        "annotator_id",
+        "annotator_name",
+        "reader",
+        "reader_id",
+        "rater",
+        "rater_id",
+        "worker",
+        "worker_id",
+        "workerid",
+        "labeler",
+        "labeller",
+        "user",
+        "user_id",
+        "created_by",
+        "annotated_by",
+        "labeled_by",
+    }
+)
 INDEX = frozenset({"", "index", "unnamed: 0", "level_0", "row", "rownum", "__index_level_0__"})
 SPLITS = frozenset({"split", "subset", "set", "partition", "fold", "ml_use", "usage", "phase"})
+# Columns about a row, which hold no labels; a blank one is no label either.
+REMARKS = (
+    "comment",
+    "comments",
+    "note",
+    "notes",
+    "remark",
+    "remarks",
+    "url",
+    "description",
+    "timestamp",
+    "date",
+    "email",
+    "email address",
+    "created_at",
+    "updated_at",
+)

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mlic.data.annotations.column_names import FLAGS, INDEX, LABEL_COLUMNS, NAME_COLUMNS, SPLITS, VALUE_COLUMNS
+from mlic.data.annotations.column_names import FLAGS, INDEX, LABEL_COLUMNS, NAME_COLUMNS, REMARKS, SPLITS, VALUE_COLUMNS
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.profiles import Profile
 from mlic.data.annotations.table_files import Table
 from mlic.errors import DataError
 
-_REMARKS = ("comment", "comments", "note", "notes", "remark", "remarks", "url", "description")
 _IMAGE_WORD = re.compile(r"image|img|file|photo|picture")
 Layout = Literal["wide", "listed"]
 
@@ -51,6 +50,7 @@ class _Chooser:
     """The columns of one table while they are chosen."""
 
     def __init__(self, table: Table, profiles: Sequence[Profile], options: LabelOptions, layout: Layout | None) -> None:
+        self.class_names = table.class_names
         self.file, self.profiles, self.options, self.layout = table.file, profiles, options, layout
         self.lower = [profile.name.strip().lower() for profile in profiles]
         self.has_header = table.has_header
@@ -244,6 +244,9 @@ class _Chooser:
             return Plan("wide", image, self._checked(rest), {})
         named = self._named_list(rest)
         binary = [i for i in rest if self.profiles[i].is_binary(True) and self.lower[i] not in SPLITS]
+        if named is None and len(binary) == 1 and self.lower[binary[0]] in VALUE_COLUMNS:
+            texts = [i for i in rest if self.profiles[i].kinds["text"] and self.lower[i] not in (*SPLITS, *REMARKS)]
+            named = texts[0] if len(texts) == 1 else None
         if named is not None and len([i for i in binary if i != named and self._varies(i)]) >= 2 and not self.tool:
             a, b = (self.profiles[i].name for i in binary[:2])
             raise DataError(
@@ -269,8 +272,8 @@ class _Chooser:
 
     def _numbered(self, image: tuple[int, ...], i: int, rest: Sequence[int]) -> Plan:
         """A column that is called `label` and holds 0 and 1: numbers of labels, where they have names."""
-        if self.options.label_names is None:
-            name = self.profiles[i].name
+        name = self.profiles[i].name
+        if self.options.label_names is None and name not in self.class_names:
             raise DataError(
                 f"{self.where}: the column {name!r} holds 0 and 1, which may be numbers of labels, or no and yes.",
                 f"name the labels by --label-names NAME,NAME, or say by --label-columns {name} that it is a label.",
@@ -301,7 +304,7 @@ class _Chooser:
             i
             for i in rest
             if any(self.profiles[i].kinds[kind] for kind in ("text", "list", "mapping"))
-            and self.lower[i] not in (*SPLITS, *VALUE_COLUMNS)
+            and self.lower[i] not in (*SPLITS, *VALUE_COLUMNS, *REMARKS)
         ]
         named = self._named_list(rest)
         if named is not None:
@@ -312,7 +315,7 @@ class _Chooser:
             numbers = [i for i in rest if self.profiles[i].kinds["number"] and self.lower[i] not in VALUE_COLUMNS]
             if len(rest) == 1 and numbers:
                 return numbers[0]
-            if len(rest) == 1:
+            if len(rest) == 1 and not self.profiles[rest[0]].is_binary(True):
                 return rest[0]
             names = ", ".join(self.profiles[i].name for i in rest) or "none"
             raise DataError(
@@ -322,7 +325,8 @@ class _Chooser:
         shown = ", ".join(f"{self.profiles[i].name!r} ({self.profiles[i].example!r})" for i in candidates[:4])
         raise DataError(
             f"{self.where}: several columns may hold the labels: {shown}.",
-            f"say which one by --label-column {self.profiles[candidates[0]].name}.",
+            f"say which one by --label-column {self.profiles[candidates[0]].name}; a column for each label holds 1 and "
+            "0, or yes and no.",
         )
 
     def _listed(self, image: tuple[int, ...], label: int, rest: Sequence[int]) -> Plan:
@@ -338,7 +342,7 @@ class _Chooser:
                 for i in rest
                 if i != label
                 and self.lower[i] == name
-                and all(self.profiles[i].kinds[kind] == 0 for kind in ("text", "list"))
+                and all(self.profiles[i].kinds[kind] == 0 for kind in ("text", "list", "number"))
             ),
             None,
         )
@@ -347,7 +351,7 @@ class _Chooser:
 
     def _binary(self, binary: Sequence[int], rest: Sequence[int], fractions: bool) -> tuple[int, ...]:
         others = [i for i in rest if i not in binary and self.profiles[i].filled]
-        blank = [i for i in rest if not self.profiles[i].filled and self.lower[i] not in ("", *_REMARKS)]
+        blank = [i for i in rest if not self.profiles[i].filled and self.lower[i] not in ("", *REMARKS)]
         if blank:
             self.notes.append(f"the column {self.profiles[blank[0]].name!r} is blank: a label that no image has")
         flags = [i for i in binary if self.lower[i] in FLAGS]
@@ -379,7 +383,8 @@ class _Chooser:
             twice = {name for name in names if names.count(name) > 1 or not name}
             if twice:
                 raise DataError(
-                    f"{self.where}: the label {min(twice)!r} stands twice or is empty.", "give each column a name."
+                    f"{self.where}: the label {min(twice)!r} stands twice or is empty.",
+                    "give each column one name; of two lines of names, delete the first.",
                 )
         return tuple(labels)
 

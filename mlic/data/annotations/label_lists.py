@@ -20,10 +20,10 @@ from mlic.errors import DataError
 
 Marks = list[tuple[str, int]]
 _DELIMITERS = ";|"  # label names hardly ever have these
-_NEVER_A_LABEL = MISSING - {"none", "?", "unknown"}
+_NEVER_A_LABEL = MISSING - {"none", "?", "unknown", "uncertain"}
 _DISTINCT = 5_000  # different cells that are looked at
 _SINGULAR = ("label", "class", "category", "tag", "class_name", "classname", "label_name", "labelname", "species")
-_STRUCT_KEYS = ("choices", "displayName", "label", "labels", "class", "class_name", "name", "value")
+_STRUCT_KEYS = ("choices", "tagName", "displayName", "label", "labels", "class", "class_name", "name", "value")
 _NAMED = {"space": " ", "tab": "\t", "none": ""}
 
 
@@ -97,6 +97,8 @@ class LabelLists:
         if self._class_names is not None and list(values) == [-1]:
             return None  # Hugging Face's way to say that the labels of a test split are not given
         for value in values:
+            if isinstance(value, dict) and "tagName" in value and value.get("type") == "Negative":
+                continue  # of Custom Vision: none of the tags
             if isinstance(value, dict) and any(name in value for name in VALUE_COLUMNS):
                 marks.append(self._with_value(value, where))
                 continue
@@ -185,7 +187,7 @@ class LabelLists:
             return [text]
         if self.delimiter == " ":
             parts = text.split()
-        elif '"' in text:
+        elif '"' in text and len(self.delimiter) == 1:
             parts = [part.strip() for part in next(csv.reader([text], delimiter=self.delimiter, skipinitialspace=True))]
         else:
             parts = [part.strip() for part in text.split(self.delimiter)]
@@ -318,6 +320,7 @@ class LabelLists:
         lists = {cell: set(cell.split()) for cell in counts if " " in cell}
         words = set().union(*lists.values())
         single = set(counts) - set(lists)
+        alone = {word for word in words if word.lower() in {cell.lower() for cell in single}}
         if self.layout == "delimited":
             return " "
         if len(words & single) >= 0.75 * len(words) or len(counts) >= 2 * len(words | single):
@@ -325,7 +328,9 @@ class LabelLists:
         often = sum(1 for word in words if sum(word in cell_words for cell_words in lists.values()) > 1)
         longest = sorted(len(cell.split()) for cell in lists)[len(lists) // 2]
         is_one = self.name.strip().lower() in _SINGULAR and longest <= 4
-        if often * 2 < len(words) and (is_one or sum(counts.values()) >= 3 * len(counts) > 3):
+        # Labels of several words recur as they are; two labels of an image stand beside others elsewhere.
+        recur = sum(counts.values()) >= 3 * len(counts) and len(lists) > 2 and min(counts[cell] for cell in lists) > 1
+        if not alone and often * 2 < len(words) and (is_one or recur):
             return ""
         raise self._ask(next(iter(lists)), "space")
 

@@ -27,13 +27,14 @@ from pathlib import Path
 from mlic.config.remote_path import RemotePath
 from mlic.config.types import Location
 from mlic.data import storage
-from mlic.data.annotations import folders, json_files, lists, xml_files
 from mlic.data.annotations.checks import checked
+from mlic.data.annotations.formats import folders, json_files, lists, xml_files
+from mlic.data.annotations.formats.webdataset import read_webdataset
 from mlic.data.annotations.options import LabelOptions
-from mlic.data.annotations.table_files import is_table, open_table
+from mlic.data.annotations.table_files import is_table, open_table, parquet_parts
 from mlic.data.annotations.tables import read_table
-from mlic.data.annotations.webdataset import read_webdataset
 from mlic.data.marks import Annotations
+from mlic.data.sources import image_sources, parquet_images
 from mlic.errors import DataError
 
 _LINES = (".jsonl", ".ndjson", ".manifest")
@@ -77,7 +78,7 @@ def read_annotations(path: Location, options: LabelOptions = DEFAULTS) -> Annota
         raise DataError(f"{kind} labels have no columns.", "name the splits by --split-files.")
     if kind in _FOLDERS or (kind in ("coco", "cvat") and path.is_dir()):
         _check_kind(path, kind, folder=kind in _FOLDERS)
-    return checked(_read(path, kind, options), options.no_label)
+    return checked(_read(path, kind, options), options.no_label, options.label_names is not None)
 
 
 def _read(path: Path, kind: str, options: LabelOptions) -> Annotations:
@@ -96,11 +97,11 @@ def _read(path: Path, kind: str, options: LabelOptions) -> Annotations:
     if kind == "webdataset":
         return read_webdataset(path, options)
     if kind in ("coco", "json"):
-        return json_files.read_json_folder(path) if path.is_dir() else json_files.read_json(path, options)
-    file = _only_table(path) if path.is_dir() else path
-    return read_table(
-        open_table(file, options.is_image), options, kind if kind in ("wide", "delimited", "long") else None
-    )
+        return json_files.read_json_folder(path, options) if path.is_dir() else json_files.read_json(path, options)
+    layout = kind if kind in ("wide", "delimited", "long") else None
+    parts = _parts(path) if path.is_dir() else [path]
+    table = open_table(parts[0], options.is_image) if len(parts) == 1 else parquet_parts(path, parts)
+    return read_table(table, options, layout)
 
 
 def _read_remote(location: RemotePath, options: LabelOptions) -> Annotations:
@@ -108,7 +109,10 @@ def _read_remote(location: RemotePath, options: LabelOptions) -> Annotations:
     with tempfile.TemporaryDirectory(prefix="mlic-labels-") as folder:
         into = Path(folder) / (location.name or "labels")
         try:
-            if storage.is_folder(location):
+            with_images = image_sources.parquet_with_images(location)
+            if with_images:
+                parquet_images.copy_without_images(location, with_images, into)
+            elif storage.is_folder(location):
                 for name, _, _ in storage.walk(location):
                     if name.lower().endswith(_REMOTE):
                         (into / name).parent.mkdir(parents=True, exist_ok=True)
@@ -129,9 +133,11 @@ def _recognise(path: Path, options: LabelOptions) -> str | None:
     suffixes = {Path(name).suffix.lower() for name in names}
     if ".tar" in suffixes:
         return "webdataset"
+    has_folders = any((path / name).is_dir() for name in names)
+    if (".parquet" in suffixes or has_folders) and image_sources.parquet_with_images(path):
+        return "table"
     if folders.split_tables(path):
         return "folders"
-    has_folders = any((path / name).is_dir() for name in names)
     if ".txt" in suffixes and lists.text_files(path):
         if lists.are_image_sets(path):
             return "imagesets"
@@ -176,8 +182,14 @@ def _check_kind(path: Path, format: str, folder: bool) -> None:
         )
 
 
-def _only_table(folder: Path) -> Path:
+def _parts(folder: Path) -> list[Path]:
+    """The table of a folder, or the parts of a data set in Parquet. Raises DataError when there is none or several."""
+    parts = [part for part in image_sources.parquet_with_images(folder) if isinstance(part, Path)]
+    if parts:
+        return parts
     tables = sorted(file for file in folder.iterdir() if is_table(file) or file.name.lower().endswith(_LINES))
+    if len(tables) > 1 and all(file.suffix.lower() == ".parquet" for file in tables):
+        return tables
     if len(tables) != 1:
         raise DataError(f"the label folder {folder} holds {len(tables)} tables.", "name one of them.")
-    return tables[0]
+    return tables

@@ -7,13 +7,17 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mlic.data.annotations import workbooks
+from mlic.data.annotations.cells import WORDS
 from mlic.data.annotations.column_names import LABEL_COLUMNS, NAME_COLUMNS, SPLITS, VALUE_COLUMNS
+from mlic.data.annotations.json_records import plain_record
 from mlic.data.annotations.text_files import encoding_of, parsed_json, text_lines
 from mlic.data.images import EXTENSIONS
+from mlic.data.sources import parquet_images
 from mlic.errors import DataError
 
 DELIMITED = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -22,6 +26,7 @@ _ROWS = 1_000  # in a block: cells as text take twenty times their bytes
 _KNOWN = frozenset({*NAME_COLUMNS, *LABEL_COLUMNS, *VALUE_COLUMNS, *SPLITS})
 _DIGITS = re.compile(r"\d+|[0-9a-f]{8,}")
 _SIZE = 100  # lines that are looked at to tell a file's dialect
+_SPLIT_WORDS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 _WORDS = frozenset({"1", "0", "-1", "1.0", "0.0", "-1.0"})
 
 
@@ -39,7 +44,7 @@ class Table:
 
     `columns` are the names in order, "" for a column without a name. `has_header` says that the names are from the
     file. `notes` say in words what was found out about the file. `class_names` are names of numbered labels by
-    column that the file itself has.
+    column that the file itself has. `has_images` says that every image has a row, because it is in a cell.
     """
 
     file: Path
@@ -48,6 +53,7 @@ class Table:
     has_header: bool = True
     notes: tuple[str, ...] = ()
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    has_images: bool = False
 
 
 def is_table(file: Path) -> bool:
@@ -61,7 +67,9 @@ def open_table(file: Path, is_image: Callable[[str], bool]) -> Table:
     if name.endswith(".parquet"):
         return _parquet(file)
     if name.endswith(".xlsx"):
-        return _excel(file)
+        rows, notes = workbooks.rows_of(file, is_image)
+        table = records(file, [row for _, row in rows], notes)
+        return replace(table, blocks=lambda: _records_in_blocks(rows, table.columns))
     if name.endswith((".jsonl", ".manifest", ".ndjson")):
         return json_lines(file)
     return _text_table(file, is_image)
@@ -86,13 +94,28 @@ def _text_table(file: Path, is_image: Callable[[str], bool]) -> Table:
     _, second = next(itertools.islice(_rows(file, dialect), 1, None), (0, []))
     if len(first) == 1 and first[0].strip().isdigit() and len(second) > 1 and dialect.separator == "":
         return _celeba(file, dialect, second)
-    first = _without_last_blank(first)
+    later = max(
+        (len(_without_last_blank(row)) for _, row in itertools.islice(_rows(file, dialect), 1, _SIZE)), default=0
+    )
+    first = first[: max(len(_without_last_blank(first)), later)]  # a column without a name may hold something
     if not first:
         raise DataError(f"{file} is empty.", "give a table with a line of column names.")
+    _refuse_a_row_of_images(file, first, is_image)
     if begins_with_data(first, is_image) or _is_like_what_follows(file, dialect, first):
         return _without_header(file, dialect, first, is_image)
     columns = tuple(cell.strip() for cell in first)
     return Table(file, columns, lambda: _blocks(file, dialect, len(columns), 1), notes=dialect.notes)
+
+
+def _refuse_a_row_of_images(file: Path, first: Sequence[str], is_image: Callable[[str], bool]) -> None:
+    """Raise DataError for a table with a column for each image and a row for each label."""
+    names = [cell.strip() for cell in first[1:]]
+    images = [name for name in names if Path(name).suffix.lower() in EXTENSIONS or is_image(name)]
+    if len(images) > 1 and len(images) == len(names) and not is_image(first[0].strip()):
+        raise DataError(
+            f"{file}: the first line names images ({images[0]}, {images[1]}, ...), so the table has a column for each.",
+            "write a row for each image instead; a spreadsheet calls this transpose.",
+        )
 
 
 def begins_with_data(row: Sequence[str], is_image: Callable[[str], bool]) -> bool:
@@ -137,12 +160,36 @@ def _without_header(file: Path, dialect: Dialect, first: Sequence[str], is_image
             return _in_blocks(rows, len(columns))
 
         return Table(file, columns, ragged, notes=(*dialect.notes, "Google Vertex AI's CSV, without a header"))
+    begins = first[0].strip()
+    if (is_image(begins) or Path(begins).suffix.lower() in EXTENSIONS) and _is_ragged(file, dialect):
+
+        def lists() -> Iterator[Block]:
+            rows = (
+                (line, [row[0], [cell.strip() for cell in row[1:] if cell.strip()]])
+                for line, row in _rows(file, dialect)
+            )
+            return _in_blocks(rows, 2)
+
+        notes = (*dialect.notes, "no line of column names: each line has an image and its labels")
+        return Table(file, ("image", "labels"), lists, notes=notes)
     names = ["" for _ in first]
     names[next((i for i, cell in enumerate(first) if is_image(cell) or Path(cell).suffix.lower() in EXTENSIONS), 0)] = (
         "image"
     )
     notes = (*dialect.notes, "no line of column names: the first line is about an image")
     return Table(file, tuple(names), lambda: _blocks(file, dialect, len(names), 0), False, notes)
+
+
+def _is_ragged(file: Path, dialect: Dialect) -> bool:
+    """Whether the first lines have different numbers of cells, all of which are names after the first."""
+    lengths = set[int]()
+    for _, row in itertools.islice(_rows(file, dialect), _SIZE):
+        cells = _without_last_blank(row)
+        lengths.add(len(cells))
+        words = [cell.strip().lower() for cell in cells[1:]]
+        if any(re.fullmatch(r"[-+\d.,%]*", word) or word in WORDS or word in _SPLIT_WORDS for word in words):
+            return False
+    return len(lengths) > 1
 
 
 def _celeba(file: Path, dialect: Dialect, names: Sequence[str]) -> Table:
@@ -225,7 +272,7 @@ def _fitted(file: Path, line: int, row: list[str], width: int) -> list[str]:
     """A row without blank cells beyond the header. Raises DataError for other lengths."""
     if len(row) > width and not any(cell.strip() for cell in row[width:]):
         return row[:width]
-    raise DataError(f"{file}:{line}: {len(row)} columns where the header has {width}.", "fix that line.")
+    raise DataError(f"{file}:{line}: {len(row)} columns where the first line has {width}.", "fix that line.")
 
 
 def _in_blocks(rows: Iterable[tuple[int, Sequence[Any]]], width: int) -> Iterator[Block]:
@@ -237,28 +284,70 @@ def _in_blocks(rows: Iterable[tuple[int, Sequence[Any]]], width: int) -> Iterato
 # Typed tables
 
 
-def _parquet(file: Path) -> Table:
-    """Parquet; lists and structures stay what they are. Hugging Face's names of numbered labels are read too."""
+def _parquet(file: Path, names: Sequence[str] | None = None) -> Table:
+    """Parquet; lists and structures stay what they are. Hugging Face's names of numbered labels are read too.
+
+    In place of images the column of images has `names`, by default those that `list_images` gives the images of the
+    file. Other columns of bytes are not read. A number of -1 among named ones, which marks test data, is None.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    image_column = parquet_images.column_of_images(file)
+    if image_column is not None and names is None:
+        (names,) = parquet_images.names(file, [file])
+    with pq.ParquetFile(file) as table:
+        schema = table.schema_arrow
+    class_names = _hugging_face_names(schema.metadata or {})
+    read = [field.name for field in schema if not parquet_images.holds_bytes(field.type)]
+
+    unread = b"" if image_column is None else None  # so that a column of bytes is told from one without values
 
     def blocks() -> Iterator[Block]:
         number = 0
         try:
             with pq.ParquetFile(file) as table:
-                for batch in table.iter_batches(_ROWS):
-                    columns = [column.to_pylist() for column in batch.columns]
-                    yield Block(range(number + 1, number + 1 + batch.num_rows), columns)
+                for batch in table.iter_batches(_ROWS, columns=read):
+                    rows = range(number, number + batch.num_rows)
+                    cells = dict(zip(batch.schema.names, (column.to_pylist() for column in batch.columns), strict=True))
+                    for name in class_names.keys() & cells.keys():
+                        cells[name] = [None if cell == -1 else cell for cell in cells[name]]
+                    if names is not None:
+                        cells[image_column] = list(names[rows.start : rows.stop])
+                    columns = [cells.get(name, [unread] * len(rows)) for name in schema.names]
+                    yield Block(range(rows.start + 1, rows.stop + 1), columns)
                     number += batch.num_rows
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{file} is not valid Parquet: {error}.", "write it again.") from None
+            raise DataError(f"{file} is not valid Parquet: {str(error).rstrip('.')}.", "write it again.") from None
 
-    try:
-        with pq.ParquetFile(file) as table:
-            schema = table.schema_arrow
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file} is not valid Parquet: {error}.", "write it again.") from None
-    return Table(file, tuple(schema.names), blocks, class_names=_hugging_face_names(schema.metadata or {}))
+    notes = () if image_column is None else (f"images in the cells of the column {image_column}",)
+    has_images = image_column is not None
+    return Table(file, tuple(schema.names), blocks, notes=notes, class_names=class_names, has_images=has_images)
+
+
+def parquet_parts(folder: Path, files: Sequence[Path]) -> Table:
+    """The parts of a data set in Parquet as one table. Raises DataError if their columns or classes differ."""
+    if all(parquet_images.column_of_images(file) is not None for file in files):
+        named: Sequence[Sequence[str] | None] = parquet_images.names(folder, files)
+    else:
+        named = [None] * len(files)
+    tables = [_parquet(file, names) for file, names in zip(files, named, strict=True)]
+    first = tables[0]
+    for table in tables:
+        if set(table.columns) != set(first.columns) or table.class_names != first.class_names:
+            what = "columns" if set(table.columns) != set(first.columns) else "names of classes"
+            raise DataError(f"{table.file} has other {what} than {first.file}.", "name one of them by --labels.")
+
+    def blocks() -> Iterator[Block]:
+        rows = 0
+        for table in tables:
+            order = [table.columns.index(name) for name in first.columns]
+            for block in table.blocks():
+                lines = range(rows + 1, rows + 1 + len(block.lines))
+                yield Block(lines, [block.columns[i] for i in order])
+                rows += len(block.lines)
+
+    return replace(first, file=folder, blocks=blocks, notes=(*first.notes, f"{len(tables)} Parquet files"))
 
 
 def _hugging_face_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
@@ -268,25 +357,12 @@ def _hugging_face_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ..
         return {}
     names = dict[str, tuple[str, ...]]()
     for column, feature in features.items():
+        feature = feature[0] if isinstance(feature, list) and feature else feature
         inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
         inner = inner[0] if isinstance(inner, list) and inner else inner
         if isinstance(inner, dict) and isinstance(inner.get("names"), list):
             names[column] = tuple(str(name) for name in inner["names"])
     return names
-
-
-def _excel(file: Path) -> Table:
-    import pandas as pd
-
-    try:
-        frame = pd.read_excel(file, keep_default_na=False)
-    except ImportError:
-        raise DataError(
-            f"{file} is an Excel workbook, which needs the package openpyxl.", "save it as CSV, or install openpyxl."
-        ) from None
-    except Exception as error:  # openpyxl raises many types for files that are no workbooks
-        raise DataError(f"{file} is no Excel workbook ({error}).", "save it as CSV.") from None
-    return records(file, [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")], ())
 
 
 def json_lines(file: Path) -> Table:
@@ -319,33 +395,3 @@ def json_object(text: str | bytes, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"{where}: {str(record)[:40]} is no JSON object.", "write one object for each image.")
     return record
-
-
-def plain_record(record: dict[str, Any]) -> dict[str, Any]:
-    """A line of Google Vertex AI or Amazon SageMaker as `image` and `labels`; every other one as it is."""
-    if "imageGcsUri" in record:
-        several = record.get("classificationAnnotations")
-        single = record.get("classificationAnnotation")
-        chosen = several if isinstance(several, list) else [single] if single else []
-        names = [item.get("displayName") if isinstance(item, dict) else item for item in chosen]
-        use = (record.get("dataItemResourceLabels") or {}).get("aiplatform.googleapis.com/ml_use")
-        return {"image": record["imageGcsUri"], "labels": names} | ({"ml_use": use} if use else {})
-    if "source-ref" in record:
-        return {"image": record["source-ref"], "labels": _sagemaker_labels(record)}
-    return record
-
-
-def _sagemaker_labels(record: dict[str, Any]) -> Any:
-    """Labels of a SageMaker manifest: numbers, or one number, that the attribute's metadata name."""
-    for key, value in record.items():
-        metadata = record.get(f"{key}-metadata")
-        if not isinstance(metadata, dict):
-            continue
-        classes = metadata.get("class-map")
-        if isinstance(classes, dict):
-            numbers = value if isinstance(value, list) else [value]
-            return [str(classes.get(str(number), number)) for number in numbers]
-        name = metadata.get("class-name")
-        if isinstance(name, str):
-            return [name]
-    return None

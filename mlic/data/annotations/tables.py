@@ -12,10 +12,12 @@ import numpy as np
 
 from mlic.data import name_rules
 from mlic.data.annotations.cells import kind_of, number_of, target_of
+from mlic.data.annotations.column_names import READER_COLUMNS
 from mlic.data.annotations.columns import Plan, choose
 from mlic.data.annotations.label_lists import LabelLists
 from mlic.data.annotations.options import LabelOptions, label_names
 from mlic.data.annotations.profiles import Profile, profiles_of
+from mlic.data.annotations.spread_labels import gathered
 from mlic.data.annotations.table_files import Block, Table
 from mlic.data.marks import Annotations, Builder
 from mlic.errors import DataError
@@ -26,6 +28,7 @@ _RECORDS = (".json", ".jsonl", ".ndjson", ".manifest")  # a record for every ima
 
 def read_table(table: Table, options: LabelOptions, layout: str | None = None) -> Annotations:
     """Read a table. `layout` is wide, delimited or long, or None: it is recognised. Raises DataError."""
+    table = gathered(table, options)
     profiles = profiles_of(table)
     plan = choose(table, profiles, options, "listed" if layout in ("delimited", "long") else layout)  # type: ignore[arg-type]
     if plan.layout == "wide":
@@ -35,6 +38,7 @@ def read_table(table: Table, options: LabelOptions, layout: str | None = None) -
     used = [*plan.image, *plan.labels, *plan.extra.values(), *([] if plan.value is None else [plan.value])]
     return replace(
         read,
+        positives_only=read.positives_only and not table.has_images,
         tool=plan.tool,
         used=tuple(table.columns[i] or f"column {i + 1}" for i in used),
         left_out=plan.left_out,
@@ -59,7 +63,10 @@ def image_name(file: Path, line: int, cell: Any) -> str:
     name = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell if cell is not None else "")
     name = name.strip()
     if not name:
-        raise DataError(f"{file}:{line}: the image is not named.", "fix or delete that line.")
+        raise DataError(
+            f"{file}:{line}: the image is not named.",
+            "write its name there (merged cells leave it out), or delete the line.",
+        )
     return name
 
 
@@ -179,8 +186,10 @@ class _OddCells:
         if not self.first:
             return
         label, cell, line = self.first[0]
-        if isinstance(cell, str) and kind_of(cell) == "fraction":
+        if kind_of(cell) == "fraction":
             hint = "say by --positive-from 0.5 from which confidence a label is positive."
+        elif kind_of(cell) == "number" and number_of(cell) > 1:
+            hint = "if they count something, --positive-from 1 takes one and more as positive; else write 1, 0 or nan."
         else:
             hint = (
                 "cells may be 1, 0, -1, true, false, yes, no, x, nan or blank; fix them, or leave columns out by "
@@ -273,11 +282,16 @@ def _listed_annotations(
     table: Table, plan: Plan, options: LabelOptions, builder: Builder, lists: LabelLists
 ) -> Annotations:
     rows, long = len(builder), lists.is_long(builder) and plan.tool != "Label Studio"
+    has_values = plan.value is not None
+    if long and not has_values and options.readers != "agree":
+        raise DataError(
+            f"{table.file} has one label per row, which does not say who has seen an image without it.",
+            "write one row for each image and reader, with all labels of theirs, or leave --readers out.",
+        )
     vocabulary = lists.vocabulary(builder)
     if not vocabulary:
         raise DataError(f"no label at all in {table.file}.", "give each image its labels.")
     source = f"one label per line in {table.file}" if long else f"the lists ({lists.how}) in {table.file}"
-    has_values = plan.value is not None
     annotations = builder.build(
         vocabulary,
         f"{len(vocabulary)} labels from {source}",
@@ -290,4 +304,7 @@ def _listed_annotations(
         lists.notes.append(f"{rows:,} rows are about {len(annotations.names):,} images")
     if has_values:
         lists.notes.append(f"labels that are not listed for an image are unknown ({table.columns[plan.value or 0]})")
+    readers = next((name for name, _ in plan.left_out if name.strip().lower() in READER_COLUMNS), None)
+    if long and not has_values and readers is not None:
+        lists.warnings.append(f"an image has each label that anyone in the column {readers!r} gave it")
     return replace(annotations, notes=tuple(lists.notes), warnings=tuple(lists.warnings))

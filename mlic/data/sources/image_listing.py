@@ -1,4 +1,4 @@
-"""Listed images: their names, and their bytes from files, tar and zip archives or object stores.
+"""Listed images: their names, and their bytes from files, tar and zip archives, Parquet or object stores.
 
 A listing holds columns and no objects, so that ten million images fit into a few GB.
 """
@@ -24,6 +24,7 @@ from mlic.config.remote_path import RemotePath
 from mlic.config.types import Location
 from mlic.data import images, storage
 from mlic.data.images import EXTENSIONS, BadImage
+from mlic.data.sources import parquet_images
 
 Array = np.ndarray[Any, Any]
 
@@ -206,7 +207,8 @@ class Reader:
         images.check_bytes(max(size, stored))
         archive = self.listing.archives[number]
         if number not in self._files:
-            self._files[number] = storage.File(archive)
+            in_cells = archive.suffix.lower() == ".parquet"
+            self._files[number] = parquet_images.opened(archive) if in_cells else storage.File(archive)
         file = self._files[number]
         if archive.suffix.lower() == ".zip":
             header = file.read_at(offset, _ZIP_HEADER)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlic.data import image_sources, storage
+from mlic.data import storage
 from mlic.data.annotations.cells import is_vector, target_of
 from mlic.data.annotations.options import LabelNames, LabelOptions, label_names
 from mlic.data.annotations.table_files import json_object
-from mlic.data.image_sources import is_image
 from mlic.data.marks import Annotations, Builder
+from mlic.data.sources import image_sources, parquet_images
+from mlic.data.sources.image_sources import is_image
 from mlic.errors import DataError
 
 _RECORDS = ("json", "cls", "npy")
@@ -28,14 +30,15 @@ def read_webdataset(path: Path, options: LabelOptions) -> Annotations:
     or numbers, separated by commas or spaces) or KEY.npy (a vector of 0 and 1), in upper or lower case, also with a
     part's name as in KEY.meta.json. Raises DataError.
     """
-    archives = [path] if path.is_file() else sorted(path.glob("*.tar"))
+    listing = image_sources.list_images(path)
+    archives = [archive for archive in listing.archives if isinstance(archive, Path)]
     if not archives:
-        raise DataError(f"the folder {path} holds no .tar shards.", "check --labels.")
-    by_archive = image_sources.list_images(path).by_archive
+        raise DataError(f"the folder {path} holds no .tar shards alone.", "check --labels.")
+    by_archive = listing.by_archive
     reader = _Reader(label_names(options.label_names), options)
     for archive in archives:
         for image, records in _samples(archive):
-            name = f"{archive.stem}/{image}" if by_archive else image
+            name = f"{parquet_images.stem(path, archive)}/{image}" if by_archive else image
             reader.sample(name, records)
     if not len(reader.builder):
         raise DataError(f"the shards in {path} hold no KEY.json and no KEY.cls.", "give the labels by other files.")
@@ -47,10 +50,13 @@ def read_webdataset(path: Path, options: LabelOptions) -> Annotations:
 
 
 def _samples(archive: Path) -> Iterator[tuple[str, dict[str, tuple[str, bytes]]]]:
-    """The name of each sample's image, and its records by their last extension, as (name, bytes)."""
+    """The name of each sample's image, and its records by their last extension, as (name, bytes).
+
+    Of several images of a sample, the one with the shortest extension counts: `a.jpg` before `a.depth.png`.
+    """
     from webdataset import tariterators  # here, because it imports PyTorch
 
-    key, image, records = None, "", dict[str, tuple[str, bytes]]()
+    key, image, records, parts = None, "", dict[str, tuple[str, bytes]](), 0
     with storage.File(archive) as file:
         for name, size, offset, _, how in image_sources.members(archive):
             base, extension = tariterators.base_plus_ext(name)
@@ -59,14 +65,31 @@ def _samples(archive: Path) -> Iterator[tuple[str, dict[str, tuple[str, bytes]]]
             if base != key:
                 if image:
                     yield image, records
-                key, image, records = base, "", {}
+                key, image, records, parts = base, "", {}, 0
             last = extension.lower().rpartition(".")[2]
             if is_image(name):
-                image = image or name
+                _check_name(archive, name)
+                if not image or extension.count(".") < parts:
+                    image, parts = name, extension.count(".")
             elif last in _RECORDS:
+                if last in records:
+                    raise DataError(
+                        f"{archive}: the sample {base!r} has two members that end in .{last}, such as {name!r}.",
+                        "a sample's name ends at its first dot: name the members of each image KEY.jpg and KEY.json.",
+                    )
                 records[last] = (f"{archive}:{name}", file.read_at(offset, size))
     if image:
         yield image, records
+
+
+def _check_name(archive: Path, name: str) -> None:
+    """Raise DataError for a name that is not UTF-8: labels are joined by text."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{archive}: the name {os.fsencode(name)!r} is not UTF-8.", "write the shards with other names."
+        ) from None
 
 
 class _Reader:
@@ -163,8 +186,10 @@ def _class_names(data: bytes, where: str) -> list[str]:
 def _array(data: bytes, where: str) -> list[int]:
     try:
         values = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{where}: no array ({error}).", "write it by numpy.save.") from None
+    if not isinstance(values, np.ndarray):
+        raise DataError(f"{where}: several arrays (.npz).", "write one by numpy.save.")
     if values.ndim != 1 or not np.isin(values, (0, 1)).all():
         raise DataError(f"{where}: an array {values.shape} that is no vector of 0 and 1.", "write one value per label.")
     return [int(value) for value in values]

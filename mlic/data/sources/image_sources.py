@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 
 from mlic.config.types import Location
 from mlic.data import images, storage
-from mlic.data.image_listing import DEFLATED, MEMBER, PLAIN, REFUSED, Array, Listing, resolve, sample_keys
 from mlic.data.images import EXTENSIONS
+from mlic.data.sources import parquet_images
+from mlic.data.sources.image_listing import DEFLATED, MEMBER, PLAIN, REFUSED, Array, Listing, resolve, sample_keys
 from mlic.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ def _kind(location: Location) -> str:
     if storage.size(location) is None:
         what = "exists, and is neither a folder nor a file" if _exists(location) else "does not exist"
         raise DataError(f"the image folder {location} {what}.", "check the path.")
+    if extension == ".parquet" and parquet_images.column_of_images(location) is not None:
+        return "archive"
     if extension in ARCHIVES or extension in LISTS:
         return "archive" if extension in ARCHIVES else "list"
     if extension in EXTENSIONS:
@@ -149,11 +152,39 @@ def _folder(folder: Location) -> Listing:
             columns.add(name, size, stamp)
         else:
             columns.others += 1
-            if os.path.splitext(name)[1].lower() == ".tar":  # noqa: PTH122
+            if os.path.splitext(name)[1].lower() in (".tar", ".parquet"):  # noqa: PTH122
                 archives.append(name)
+    archives = [name for name in archives if _holds_images(folder / name)]
     if archives and not columns.names and not columns.chunks:
         return _archives(folder, tuple((folder / name) for name in sorted(archives)))
+    if archives:
+        first = columns.names[0] if columns.names else columns.chunks[0][0].as_py()
+        logger.warning(
+            "%s holds loose images, such as %s: its %s archives, such as %s, are left out; move one or the other",
+            folder,
+            os.fsdecode(first),
+            f"{len(archives):,}",
+            min(archives),
+        )
     return columns.listing(folder)
+
+
+def parquet_with_images(location: Location) -> list[Location]:
+    """The Parquet files with images that a folder holds, or that a location is, as `list_images` finds them.
+
+    Raises DataError for a file that is not Parquet, and OSError.
+    """
+    if not storage.is_folder(location):
+        is_one = location.suffix.lower() == ".parquet" and storage.size(location) is not None
+        return [location] if is_one and _holds_images(location) else []
+    files = _walk(str(location)) if isinstance(location, Path) else storage.walk(location)
+    names = sorted(name for name, _, _ in files if name.lower().endswith(".parquet"))
+    return [file for file in (location / name for name in names) if _holds_images(file)]
+
+
+def _holds_images(archive: Location) -> bool:
+    """Whether a file may be an archive of images: any tar, and Parquet with a column of images."""
+    return archive.suffix.lower() != ".parquet" or parquet_images.column_of_images(archive) is not None
 
 
 def _holds_image(file: Path) -> bool:
@@ -235,13 +266,9 @@ def _listed(file: Location) -> Iterator[str]:
             column = next((name for name in ("path", "file", "image") if name in table.schema_arrow.names), None)
             if column is None:
                 raise DataError(f"{file} has no column path.", "name the column with the images' paths `path`.")
-            if not (
-                pa.types.is_string(kind := table.schema_arrow.field(column).type) or pa.types.is_large_string(kind)
-            ):
-                raise DataError(
-                    f"the column {column!r} of {file} holds {kind}, not paths.",
-                    "write the images to files or a tar, and give the table by --labels alone.",
-                )
+            kind = table.schema_arrow.field(column).type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise DataError(f"the column {column!r} of {file} holds {kind}, not paths.", "give a column of paths.")
             for batch in table.iter_batches(_CHUNK, columns=[column]):
                 yield from (name for name in batch.column(0).to_pylist() if name)
         return
@@ -251,6 +278,9 @@ def _listed(file: Location) -> Iterator[str]:
 
 
 def _archives(root: Location, archives: Sequence[Location]) -> Listing:
+    if all(archive.suffix.lower() == ".parquet" for archive in archives):
+        return _in_cells(root, archives)
+    archives = [archive for archive in archives if archive.suffix.lower() != ".parquet"]
     columns = _Columns()
     for number, archive in enumerate(archives):
         for name, size, *member in members(archive):
@@ -265,14 +295,19 @@ def _archives(root: Location, archives: Sequence[Location]) -> Listing:
         for number, archive in enumerate(archives):
             for name, size, *member in members(archive):
                 if is_image(name):
-                    columns.add(f"{stem(archive)}/{name}", size, 0, number, *member)
+                    columns.add(f"{parquet_images.stem(root, archive)}/{name}", size, 0, number, *member)
         listing = replace(columns.listing(root, archives), by_archive=True)
     return listing
 
 
-def stem(archive: Location) -> str:
-    """An archive's name without its extension."""
-    return Path(str(archive).partition("?")[0]).stem
+def _in_cells(root: Location, files: Sequence[Location]) -> Listing:
+    """The images in the cells of Parquet files."""
+    columns = _Columns()
+    for number, (file, names) in enumerate(zip(files, parquet_images.names(root, files), strict=True)):
+        stamp = storage.changed_ns(file)
+        for name, (size, offset) in zip(names, parquet_images.members(file), strict=True):
+            columns.add(name, size, stamp, number, offset, size, PLAIN)
+    return columns.listing(root, files)
 
 
 def members(archive: Location) -> Iterator[tuple[str, int, int, int, int]]:

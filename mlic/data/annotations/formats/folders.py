@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from mlic.data.annotations.lists import image_files
+from mlic.data.annotations.formats.lists import image_files
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.table_files import is_table, open_table
 from mlic.data.annotations.tables import read_table

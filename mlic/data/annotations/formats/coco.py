@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,25 +24,7 @@ def read_coco(file: Path, content: Mapping[str, Any]) -> Annotations:
         )
     names = {image["id"]: _name(file, image) for image in content["images"]}
     categories = {category["id"]: str(category["name"]) for category in content["categories"]}
-    present: dict[str, set[str]] = {name: set() for name in names.values()}
-    lost = 0
-    for annotation in content["annotations"]:
-        image = names.get(annotation["image_id"])
-        if image is None:
-            lost += 1
-            continue
-        for category in _categories(annotation):
-            if category not in categories:
-                raise DataError(
-                    f"{file}: an annotation of {image!r} has the category {category!r}, which is not one of the "
-                    f"{len(categories)} categories.",
-                    "add it to categories.",
-                )
-            present[image].add(categories[category])
-    if lost and lost == len(content["annotations"]):
-        raise DataError(
-            f"all {lost:,} annotations of {file} are of images that it does not list.", "give both with the same ids."
-        )
+    present, lost = _present(file, content["annotations"], names, categories)
     is_lvis = any("neg_category_ids" in image for image in content["images"])
     builder = Builder()
     absent = {_name(file, image): image.get("neg_category_ids", ()) for image in content["images"]}
@@ -66,6 +48,32 @@ def read_coco(file: Path, content: Mapping[str, Any]) -> Annotations:
     warnings = (f"{lost:,} annotations are of images that the file does not list, and are left out",) if lost else ()
     notes = ("categories that were not looked for in an image are unknown",) if is_lvis else ()
     return replace(annotations, warnings=warnings, notes=notes)
+
+
+def _present(
+    file: Path, annotations: Sequence[Mapping[str, Any]], names: Mapping[Any, str], categories: Mapping[Any, str]
+) -> tuple[dict[str, set[str]], int]:
+    """The categories in each image by its name, and how many annotations are of images that the file does not list."""
+    present: dict[str, set[str]] = {name: set() for name in names.values()}
+    lost = 0
+    for annotation in annotations:
+        image = names.get(annotation["image_id"])
+        if image is None:
+            lost += 1
+            continue
+        for category in _categories(annotation):
+            if category not in categories:
+                raise DataError(
+                    f"{file}: an annotation of {image!r} has the category {category!r}, which is not one of the "
+                    f"{len(categories)} categories.",
+                    "add it to categories.",
+                )
+            present[image].add(categories[category])
+    if lost and lost == len(annotations):
+        raise DataError(
+            f"all {lost:,} annotations of {file} are of images that it does not list.", "give both with the same ids."
+        )
+    return present, lost
 
 
 def _name(file: Path, image: Mapping[str, Any]) -> str:

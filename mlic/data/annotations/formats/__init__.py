@@ -1,0 +1,1 @@
+"""Label files that are no plain tables: a module for each format."""

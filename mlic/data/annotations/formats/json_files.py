@@ -1,0 +1,371 @@
+"""JSON files, told by their keys: COCO, files of annotation tools, records, and labels by image or images by label."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlic.data.annotations.cells import are_vectors, check_numbers
+from mlic.data.annotations.column_names import LABEL_COLUMNS, NAME_COLUMNS, VALUE_COLUMNS
+from mlic.data.annotations.formats import json_tools
+from mlic.data.annotations.formats.coco import read_coco
+from mlic.data.annotations.formats.json_tools import named
+from mlic.data.annotations.json_records import plain_record
+from mlic.data.annotations.options import LabelOptions, label_names
+from mlic.data.annotations.table_files import json_lines, records
+from mlic.data.annotations.tables import read_table
+from mlic.data.annotations.text_files import document, parsed_json
+from mlic.data.images import EXTENSIONS
+from mlic.data.marks import Annotations, Builder
+from mlic.errors import DataError
+
+_IMAGE_KEYS = frozenset(NAME_COLUMNS) - {"id", "key", "name"}  # of a record that is about one image
+_LABEL_KEYS = frozenset({*LABEL_COLUMNS, "annotations", "instances", "shapes", "flags"})
+_WITH_COLUMNS = frozenset({"a list of records", "an object with a list of records", "an object by image"})
+_WITH_QUESTIONS = frozenset(
+    {"tasks of Label Studio", "FiftyOne's samples", "VGG Image Annotator", "a project of VGG Image Annotator"}
+)
+_OF_SHAPES = ("annotations", "objects", "instances")
+_PER_IMAGE = ("labels", "label", "tags", "categories", "classes")
+
+
+def read_json(file: Path, options: LabelOptions) -> Annotations:
+    """Labels of one JSON file. Raises DataError for one that is not known, which names its keys."""
+    text = document(file)
+    if "\n{" in text and text.lstrip()[:1] == "{" and _is_object(text.lstrip().partition("\n")[0]):
+        return read_table(json_lines(file), options)
+    return _read_content(file, parsed_json(text, str(file)), options)
+
+
+def _read_content(file: Path, content: Any, options: LabelOptions) -> Annotations:
+    kind = _kind(content, options)
+    try:
+        return _read(file, content, kind, options)
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(
+            f"{file} looks like {kind}, and lacks something of it ({what}).",
+            "export it again, or write JSON Lines with `image` and `labels`.",
+        ) from None
+
+
+def _is_object(line: str) -> bool:
+    """Whether a line is a JSON object of its own, as in JSON Lines."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def _kind(content: Any, options: LabelOptions) -> str:
+    """What a file of many images is, in words; "one image" for a file about one, "unknown" for any other."""
+    if isinstance(content, list):
+        first = content[0] if content and isinstance(content[0], dict) else {}
+        is_task = "data" in first and ("annotations" in first or "completions" in first)
+        if is_task:
+            return "tasks of Label Studio"
+        names_image = any(isinstance(value, str) and _are_images([value], options) for value in first.values())
+        is_record = (
+            names_image
+            or {"externalId", "data_title"} & first.keys()
+            or options.image_column in first
+            or _IMAGE_KEYS & {key.lower() for key in first}
+        )
+        return "a list of records" if is_record else "one image"
+    if not isinstance(content, dict):
+        return "unknown"
+    if isinstance(content.get("shapes"), list):
+        return "one image"  # LabelMe
+    for keys, kind in _TOOLS.items():
+        if keys <= content.keys():
+            return kind
+    if "images" in content or "categories" in content:
+        return "COCO" if isinstance(content.get("images"), list) else "one image"
+    if _LABEL_KEYS & content.keys() or not content:
+        return "one image"
+    if _records_in(content) is not None:
+        return "an object with a list of records"
+    return _kind_by_name(content, options)
+
+
+_TOOLS = {
+    frozenset({"attribute_id_map"}): "WIDER attributes",
+    frozenset({"metainfo", "data_list"}): "MMPretrain",
+    frozenset({"_via_img_metadata"}): "a project of VGG Image Annotator",
+    frozenset({"samples"}): "FiftyOne's samples",
+    frozenset({"categories", "items"}): "Datumaro",
+    frozenset({"classes", "labels"}): "FiftyOne's labels",
+}
+
+
+def _records_in(content: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The list of objects with an image in an object whose other values are no lists."""
+    lists = [value for value in content.values() if isinstance(value, list)]
+    if len(lists) != 1 or not lists[0] or not all(isinstance(item, dict) for item in lists[0]):
+        return None
+    return lists[0] if _IMAGE_KEYS & {key.lower() for key in lists[0][0]} else None
+
+
+def _kind_by_name(content: Mapping[str, Any], options: LabelOptions) -> str:
+    """The kind of an object whose keys are names: of images, or of labels with the images that have each."""
+    values = list(content.values())
+    if all(isinstance(value, dict) and {"filename", "regions"} <= value.keys() for value in values):
+        return "VGG Image Annotator"
+    if _are_images(content, options):
+        return "an object by image"
+    listed = [name for value in values if isinstance(value, list) for name in value if isinstance(name, str)]
+    if all(isinstance(value, list) for value in values) and _are_images(listed, options):
+        return "an object by label"
+    plain = all(isinstance(value, list | dict) for value in values)
+    return "an object by image" if plain and not set(content) & set(NAME_COLUMNS) else "unknown"
+
+
+def _are_images(names: Mapping[str, Any] | Sequence[str], options: LabelOptions) -> bool:
+    """Whether most names are images' by their endings, or are among the images."""
+    some = list(names)[:200]
+    known = sum(Path(name).suffix.lower() in EXTENSIONS or options.is_image(name) for name in some)
+    return known * 2 > len(some)
+
+
+def _read(file: Path, content: Any, kind: str, options: LabelOptions) -> Annotations:
+    readers: dict[str, Callable[[], Annotations]] = {
+        "COCO": lambda: read_coco(file, content),
+        "tasks of Label Studio": lambda: json_tools.read_label_studio(file, content, options),
+        "a list of records": lambda: _read_records(file, content, options),
+        "an object with a list of records": lambda: _read_records(file, _records_in(content) or (), options),
+        "FiftyOne's labels": lambda: _by_image(
+            file, content["labels"], [str(name) for name in content["classes"]], "FiftyOne"
+        ),
+        "FiftyOne's samples": lambda: json_tools.read_fiftyone(file, content["samples"], options),
+        "MMPretrain": lambda: _read_mmpretrain(file, content),
+        "Datumaro": lambda: json_tools.read_datumaro(file, content),
+        "WIDER attributes": lambda: json_tools.read_wider(file, content),
+        "VGG Image Annotator": lambda: json_tools.read_via(file, list(content.values()), options),
+        "a project of VGG Image Annotator": lambda: json_tools.read_via(
+            file, list(content["_via_img_metadata"].values()), options
+        ),
+        "an object by image": lambda: _read_by_image(file, content, options),
+        "an object by label": lambda: _read_by_label(file, content),
+    }
+    if kind in readers:
+        _refuse_columns(file, kind, options)
+        return readers[kind]()
+    keys = ", ".join(list(content)[:6]) if isinstance(content, dict) else type(content).__name__
+    raise DataError(
+        f"{file} has keys {keys}, which no known tool writes together."
+        if isinstance(content, dict)
+        else f"{file} is a list of other things than objects with an image.",
+        "give COCO's images, annotations and categories, or JSON Lines with `image` and `labels`.",
+    )
+
+
+def _refuse_columns(file: Path, kind: str, options: LabelOptions) -> None:
+    """Raise DataError if columns are named and the file has none; the questions of some tools are named like them."""
+    named = options.needs_columns
+    if named is None or kind in _WITH_COLUMNS or (named == "label_column" and kind in _WITH_QUESTIONS):
+        return
+    raise DataError(f"{file} looks like {kind}, which has no columns.", f"leave --{named.replace('_', '-')} out.")
+
+
+def _read_records(file: Path, content: Sequence[Any], options: LabelOptions) -> Annotations:
+    rows = [plain_record(row) for row in content if isinstance(row, dict)]
+    if len(rows) < len(content):
+        raise DataError(f"{file} is a list of other things than objects.", "write one object for each image.")
+    return read_table(records(file, rows, ()), options)
+
+
+def _read_mmpretrain(file: Path, content: Mapping[str, Any]) -> Annotations:
+    classes = [str(name) for name in content["metainfo"].get("classes", ())]
+    images = {entry["img_path"]: entry["gt_label"] for entry in content["data_list"]}
+    return _by_image(file, images, classes, "MMPretrain")
+
+
+def _read_by_image(file: Path, content: Mapping[str, Any], options: LabelOptions) -> Annotations:
+    """Labels by image. Text is read as in a cell of a table, so that several labels in it are told apart."""
+    values = {
+        image: _labels_of(value, file, options) if isinstance(value, dict) else value
+        for image, value in content.items()
+    }
+    if any(isinstance(value, str) or _are_confidences(value) for value in values.values()):
+        rows = [{"image": image, "labels": value} for image, value in values.items()]
+        return read_table(records(file, rows, ()), options)
+    names = label_names(options.label_names)
+    classes = list(names.in_order()) if names is not None else []
+    return _by_image(file, values, classes, "")
+
+
+def _are_confidences(value: Any) -> bool:
+    """Whether an object gives words such as yes, or confidences, for labels."""
+    return isinstance(value, dict) and any(
+        isinstance(number, str) or (isinstance(number, float) and 0 < number < 1) for number in value.values()
+    )
+
+
+def _read_by_label(file: Path, content: Mapping[str, Sequence[str]]) -> Annotations:
+    """The images that have each label; as in lists, an image without labels need not be named."""
+    builder = Builder()
+    for label, images in content.items():
+        number = builder.label(label)
+        for image in images:
+            builder.image(image, str(file), 0)
+            builder.mark(number, 1)
+    annotations = builder.build(
+        tuple(content),
+        f"{len(content)} labels from the lists of images in {file}",
+        repeats="union",
+        format="images by label",
+    )
+    return replace(annotations, by_label=True, positives_only=True)
+
+
+def _by_image(file: Path, images: Mapping[str, Any], classes: list[str], tool: str) -> Annotations:
+    """Labels by the image's name: names or numbers in a list, or values by label."""
+    builder = Builder()
+    lists = [labels for labels in images.values() if isinstance(labels, list)]
+    is_vector = len(lists) == len(images) and are_vectors(lists)
+    if is_vector and (len(lists[0]) != len(classes) or all(len(set(labels)) == len(labels) for labels in lists)):
+        raise DataError(
+            f"{file}: the lists of 0 and 1 may be vectors, and {len(classes)} classes have names.",
+            "write the names of the labels, or name all of them by --label-names.",
+        )
+    for image, labels in images.items():
+        builder.image(image, str(file), 0)
+        if is_vector:
+            for name, bit in zip(classes, labels, strict=True):
+                builder.mark(builder.label(name), int(bit))
+            continue
+        for label, value in _pairs(file, image, labels):
+            name = classes[label] if isinstance(label, int) and 0 <= label < len(classes) else str(label)
+            if isinstance(label, int) and (classes or label < 0) and not 0 <= label < len(classes):
+                raise DataError(
+                    f"{file}: the label {label} of {image!r} is not one of the {len(classes)} classes.", "fix the file."
+                )
+            builder.mark(builder.label(name), value)
+    vocabulary = tuple(dict.fromkeys([*classes, *sorted(builder.numbers)]))
+    return named(builder, vocabulary, file, tool or "JSON by image", tool)
+
+
+def _pairs(file: Path, image: str, labels: Any) -> list[tuple[Any, int]]:
+    if isinstance(labels, str | int):
+        labels = [labels]
+    if isinstance(labels, dict):
+        bad = next((value for value in labels.values() if value not in (0, 1, -1)), None)
+        if bad is not None:
+            raise DataError(f"{file}: {bad!r} in the labels of {image!r} is not 1, 0 or -1.", "fix that image.")
+        return [(label, int(value)) for label, value in labels.items()]
+    if not isinstance(labels, list) or not all(isinstance(v, str | int) and not isinstance(v, bool) for v in labels):
+        raise DataError(
+            f"{file}: the labels of {image!r} are {str(labels)[:40]}, which is no list of labels.",
+            "write them as a list of names.",
+        )
+    check_numbers(labels, f"{file}: {image!r}")
+    return [(label, 1) for label in labels]
+
+
+def read_json_folder(folder: Path, options: LabelOptions) -> Annotations:
+    """One JSON file per image, as LabelMe and BigEarthNet have them; its image is what it names, else its own name.
+
+    One file of all images is read as that file. Raises DataError for several of them.
+    """
+    files = sorted(file for file in folder.rglob("*.json") if not file.name.startswith("."))
+    first = parsed_json(document(files[0]), str(files[0]))
+    kind = _kind(first, options)
+    if kind not in ("one image", "unknown"):
+        if len(files) == 1:
+            return read_json(files[0], options)
+        raise DataError(
+            f"the label folder {folder} holds {len(files)} JSON files, and {files[0].name} looks like {kind}.",
+            "name one of them.",
+        )
+    labels_by_file = {file: read for file in files if (read := _of_one_image(file, options)) is not None}
+    images = {file: _image_of(folder, file, content) for file, (content, _) in labels_by_file.items()}
+    if any(isinstance(labels, str) for _, labels in labels_by_file.values()):
+        rows = [{"image": images[file], "labels": labels} for file, (_, labels) in labels_by_file.items()]
+        return read_table(records(folder, rows, ("one JSON file per image",)), options)
+    builder = Builder()
+    for file, (_, labels) in labels_by_file.items():
+        builder.image(images[file], str(file), 0)
+        for label, value in _pairs(file, file.name, labels):
+            builder.mark(builder.label(str(label)), value)
+    return named(builder, tuple(sorted(builder.numbers)), folder, "one JSON file per image", "")
+
+
+def _of_one_image(file: Path, options: LabelOptions) -> tuple[Any, Any] | None:
+    """The content of a file about one image, and the labels in it; None for one that nobody has begun to annotate.
+
+    Raises DataError where there is no key of labels, or where several keys have some.
+    """
+    content = parsed_json(document(file), str(file))
+    if isinstance(content, dict) and (content.get("metadata") or {}).get("status") == "NotStarted":  # SuperAnnotate
+        return None
+    try:
+        labels = _labels_of(content, file, options) if isinstance(content, dict) else content
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file} lacks something of LabelMe's ({error}).", "export it again.") from None
+    if labels is content and not isinstance(content, list):
+        keys = f" in its keys {', '.join(list(content)[:6])}" if isinstance(content, dict) else ""
+        raise DataError(f"{file} has no labels{keys}.", "give `labels`, `shapes`, `tags` or `flags` in each file.")
+    return content, _names_of(labels)
+
+
+def _labels_of(content: Mapping[str, Any], file: Path, options: LabelOptions) -> Any:
+    """The labels in an object about one image; the object itself if no key of it is known. Raises DataError."""
+    if options.label_column is not None:
+        if options.label_column not in content:
+            raise DataError(
+                f"{file} has no key {options.label_column!r}.", f"its keys are {', '.join(list(content)[:6])}."
+            )
+        return _names_of(content[options.label_column])
+    if isinstance(content.get("shapes"), list):  # LabelMe
+        flags = [name for name, value in (content.get("flags") or {}).items() if value is True]
+        return list(dict.fromkeys([*(str(shape["label"]) for shape in content["shapes"]), *flags]))
+    keys = [key for key in (*_PER_IMAGE, *_OF_SHAPES) if isinstance(content.get(key), list | dict | str)]
+    filled = [key for key in keys if content[key]]
+    if len(filled) > 1 and set(filled) & set(_OF_SHAPES):
+        raise DataError(
+            f"{file} has labels of two kinds: {', '.join(filled)}.", f"say which by --label-column {filled[0]}."
+        )
+    return _names_of(content[(filled or keys)[0]]) if keys else content
+
+
+def _names_of(labels: Any) -> Any:
+    """The names in a list of objects such as `{"label": "cat", "box": ...}`, each once; other labels as they are."""
+    if isinstance(labels, list) and labels and all(isinstance(item, dict) for item in labels):
+        key = next(
+            (
+                key
+                for key in (*LABEL_COLUMNS, "classTitle", "className", "name")
+                if all(isinstance(i.get(key), str) for i in labels)
+            ),
+            None,
+        )
+        is_scored = any(isinstance(item.get(name), int | float) for item in labels for name in VALUE_COLUMNS)
+        if key is not None and not is_scored:
+            # Supervisely's tags that are questions have their answer beside them.
+            answers = (item.get("value") for item in labels)
+            names = (
+                answer if isinstance(answer, str) and answer else item[key]
+                for answer, item in zip(answers, labels, strict=True)
+            )
+            return list(dict.fromkeys(names))
+    return labels
+
+
+def _image_of(folder: Path, file: Path, content: Any) -> str:
+    named = content.get("imagePath") if isinstance(content, dict) else None
+    if not isinstance(named, str):
+        found = (
+            [content.get(key) for key in NAME_COLUMNS if key not in ("id", "key", "name")]
+            if isinstance(content, dict)
+            else []
+        )
+        named = next((name for name in found if isinstance(name, str)), None)
+    relative = file.relative_to(folder)
+    if named is not None:
+        return named.replace("\\", "/").rpartition("/")[2]
+    return relative.with_name(
+        relative.stem.removesuffix("_labels_metadata").removesuffix("_metadata").removesuffix("___objects")
+    ).as_posix()
