@@ -7,6 +7,7 @@ and the scheduler starts without any state.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ from mlic.config.space import Dimension, Value, rounded
 from mlic.config.tune import TuneConfig
 from mlic.tune import worker
 from mlic.tune.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 _MEDIAN_OF = 3  # a median needs at least this many trials
 # Copies of a trial that others may take over, besides those that a trial waits to take over. Ray Tune's scheduler names
@@ -81,16 +84,20 @@ def parameters(progress: Progress) -> dict[str, Any]:
 
 
 def why_lost(trial: Trial) -> str:
-    """Why Ray Tune does not start a trial again: its process died each time, or it raised the error that is named."""
-    lost = "its worker was lost again and again"
+    """Why a trial has lost its worker: its process died, or it raised the error that is named."""
     path = trial.pickled_error_file  # the last error
     if path is None or not Path(path).is_file():
-        return lost
+        return "its process died"
     try:
         error = cloudpickle.loads(Path(path).read_bytes())
     except Exception as unreadable:  # the class of the error may be known to the worker alone
-        return f"{lost}: {worker.reason(unreadable)}"
-    return f"{lost}: {worker.reason(error.cause)}" if isinstance(error, RayTaskError) else lost
+        return worker.reason(unreadable)
+    return worker.reason(error.cause) if isinstance(error, RayTaskError) else "its process died"
+
+
+def warn_of_loss(number: int, trial: Trial) -> None:
+    """Tell that a trial has lost its worker. Silence would hide an error that only costs time."""
+    logger.warning("trial %d lost its worker and continues on another one: %s", number, why_lost(trial))
 
 
 class Recorder(Callback):  # type: ignore[misc]
@@ -150,11 +157,15 @@ class Recorder(Callback):  # type: ignore[misc]
                 progress.search.tell(number, result["values"], "finished")
         progress.end(number, result.get("failed"))
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:  # noqa: ARG002
+        """Tell that a trial has lost its worker, and gets another one."""
+        warn_of_loss(int(str(trial)), trial)
+
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:  # noqa: ARG002
         """Store that a trial has lost too many workers, or that its worker failed outside of the training."""
         number = int(str(trial))
         self._progress.search.tell(number, self._progress.search.values(number), "failed")
-        self._progress.end(number, why_lost(trial))
+        self._progress.end(number, f"its worker was lost again and again: {why_lost(trial)}")
 
 
 class EndOfSearch(Stopper):  # type: ignore[misc]

@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 from mlic.cluster import ray_private
 from mlic.tune.ordered_asha import OrderedASHA
 from mlic.tune.progress import Progress
-from mlic.tune.ray_schedulers import why_lost
+from mlic.tune.ray_schedulers import warn_of_loss, why_lost
 
 
 class TrialSearcher(Searcher):  # type: ignore[misc]
@@ -87,13 +87,15 @@ class SearchScheduler(OrderedASHA):
         """Count that a trial has lost its worker. Ray Tune adds the trial again, because it has no limit itself."""
         number = self._number(trial)
         self._losses[number] = self._losses.get(number, 0) + 1
+        if self._losses[number] <= self._progress.config.max_failures:
+            warn_of_loss(number, trial)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """Note that a trial without a worker was stopped: by its rank, as failed, or to resume in the next attempt."""
         number, failed = self._number(trial), None
         self._paused.pop(number, None)
         if self._losses.get(number, 0) > self._progress.config.max_failures:
-            failed = why_lost(trial)
+            failed = f"its worker was lost again and again: {why_lost(trial)}"
             self._search.tell(number, self._search.values(number), "failed")
         self._progress.end(number, failed)
         self._stop_decided(tune_controller)

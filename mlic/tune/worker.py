@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import json
 import math
@@ -98,10 +97,15 @@ class TrialTraining:
         self.history: list[dict[str, float]] | None = None  # metrics of the epochs so far; None before the first step
         self.together: float | None = None
         self._epochs: Generator[list[dict[str, float]], None, None] | None = None
+        self._plan: TrainConfig | None = None
 
-    @functools.cached_property
+    @property
     def plan(self) -> TrainConfig:
         """The configuration of the trial; in a population, as it has become."""
+        self._plan = self._plan or self._read_plan()
+        return self._plan
+
+    def _read_plan(self) -> TrainConfig:
         if self.arguments["population"] is None:
             return TrainConfig.model_validate(json.loads(self.config["plan"]), context=STORED)
         exploit.complete(self.folder)
@@ -116,7 +120,8 @@ class TrialTraining:
         history = checkpoints.read_history(self.folder)
         value = history[-1][self.arguments["objective"]] if history else 0.0
         if exploit.take_over(self.folder, self.number, value, left, self.config["settings"]):
-            del self.plan  # it is read again
+            self.close()
+            self._plan = self.history = None  # both are read again
 
     def step(self) -> dict[str, Any]:
         """Train on; returns the last epoch's metrics and, since the driver may not see the files yet, more.

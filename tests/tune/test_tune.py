@@ -271,7 +271,7 @@ def test_the_best_trials_are_averaged(shards: Path, tmp_path: Path, caplog: pyte
     assert "an ensemble of 3 was asked for: 2 of 4 trials finished with images of the winner's size" in caplog.text
 
 
-def test_a_population_copies_better_trials(shards: Path, tmp_path: Path) -> None:
+def test_a_population_copies_better_trials(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """And what came of it can be trained again by one run whose settings change at the same epochs."""
     space = {"lr": Dimension(loguniform=(1e-4, 1e-1)), "weight_decay": Dimension(uniform=(0, 0.2))}
     config = TuneConfig(
@@ -289,6 +289,7 @@ def test_a_population_copies_better_trials(shards: Path, tmp_path: Path) -> None
     report = tune(config)
     assert [(trial.status, trial.epochs) for trial in report.trials] == [("finished", 4)] * 5
     assert report.exploits
+    assert "lost its worker" not in caplog.text
     assert tune(config) == report
     assert "Copies" in report.page.read_text()
     trial = next(trial for trial in report.trials if any(name.startswith("changes.") for name in trial.settings))
