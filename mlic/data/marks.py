@@ -87,11 +87,10 @@ class Builder:
 
     def __init__(self, columns: Sequence[str] = ()) -> None:
         self.numbers: dict[str, int] = {}
-        self._names: list[str] = []
-        self._chunks: list[pa.Array] = []
+        self._text, self._ends = bytearray(), array("q", [0])  # the names' bytes, and where each name ends
         self._columns: dict[str, list[str]] = {name: [] for name in columns}
         self._files: dict[str, int] = {}
-        self._file, self._line, self._hash = array("i"), array("q"), array("q")
+        self._file, self._line, self._hash = array("i"), array("I"), array("q")
         self._image, self._label, self._value = array("i"), array("i"), array("b")
 
     def __len__(self) -> int:
@@ -100,14 +99,13 @@ class Builder:
 
     def has_repeats(self) -> bool:
         """Whether an image has several lines, almost surely: two names may have one hash."""
-        return len(np.unique(np.frombuffer(self._hash, np.int64))) < len(self._hash)
+        hashes = np.sort(np.frombuffer(self._hash, np.int64))
+        return bool((hashes[1:] == hashes[:-1]).any())
 
     def image(self, name: str, file: str, line: int, *extra: str) -> None:
         """Begin a line about an image; `extra` are its values in the further columns."""
-        self._names.append(name)
-        if len(self._names) >= _CHUNK:
-            self._chunks.append(pa.array(self._names, pa.large_string()))
-            self._names = []
+        self._text += name.encode()
+        self._ends.append(len(self._text))
         self._file.append(self._files.setdefault(file, len(self._files)))
         self._line.append(line)
         self._hash.append(hash(name))
@@ -128,9 +126,9 @@ class Builder:
         """Add lines about images with the values int8 (n, L) of all labels; 0 is left without a mark."""
         before = len(self._line)
         number = self._files.setdefault(file, len(self._files))
-        self._names.extend(names)
-        self._chunks.append(pa.array(self._names, pa.large_string()))
-        self._names = []
+        encoded = [name.encode() for name in names]
+        self._ends.frombytes((np.cumsum([len(name) for name in encoded], dtype=np.int64) + len(self._text)).tobytes())
+        self._text += b"".join(encoded)
         self._file.extend([number] * len(names))
         self._line.extend(lines)
         self._hash.extend(map(hash, names))
@@ -155,23 +153,23 @@ class Builder:
         `repeats` says what becomes of several lines of one image: an error, all their labels, or what the readers who
         wrote them agree on. Raises DataError for an error of this kind.
         """
-        names = pa.concat_arrays([*self._chunks, pa.array(self._names, pa.large_string())])
-        self._chunks, self._names = [], []
-        file, line = np.frombuffer(self._file, np.int32), np.frombuffer(self._line, np.int64)
+        repeated, first = self.has_repeats(), None
+        hashes = np.frombuffer(self._hash, np.int64)
+        self._hash = array("q")
+        # Without a copy: the names are the largest part.
+        names = pa.LargeStringArray.from_buffers(len(self), pa.py_buffer(self._ends), pa.py_buffer(self._text))
+        self._text, self._ends = bytearray(), array("q", [0])
+        file, line = np.frombuffer(self._file, np.int32), np.frombuffer(self._line, np.uint32)
         image, label = np.frombuffer(self._image, np.int32), np.frombuffer(self._label, np.int32)
         value = np.frombuffer(self._value, np.int8)
         if self.numbers:
             order = {name: number for number, name in enumerate(labels)}
             label = np.array([order[name] for name in self.numbers], np.int32)[label]
-        repeated, first = self.has_repeats(), None
-        self._hash = array("q")
         if repeats == "refuse" and repeated:
             self._refuse_repeated(names, file, line)
         elif repeated:
-            encoded = names.dictionary_encode()
-            code, names = encoded.indices.to_numpy(), encoded.dictionary
-            first = np.full(len(names), -1, dtype=np.int64)
-            first[code[::-1]] = np.arange(len(code))[::-1]
+            code, first = _numbered(names, hashes)
+            names = names.take(pa.array(first))
             votes = _Votes(code[image].astype(np.int32), label, value)
             if repeats == "union" or repeats == "refuse":
                 image = votes.image
@@ -236,8 +234,8 @@ class Builder:
     def _refuse_repeated(self, names: pa.Array, file: Array, line: Array) -> None:
         """Raise DataError where an image has two lines; looks at a piece of the sorted names at a time."""
         order = pc.sort_indices(names).to_numpy().astype(np.int64)
-        for start in range(0, len(order), 10 * _CHUNK):
-            rows = order[start : start + 10 * _CHUNK + 1]
+        for start in range(0, len(order), _CHUNK):
+            rows = order[start : start + _CHUNK + 1]
             piece = names.take(pa.array(rows))
             same = pc.equal(piece[1:], piece[:-1]).to_numpy(zero_copy_only=False)
             if same.any():
@@ -249,6 +247,31 @@ class Builder:
                     f"{where}: the image {names[again].as_py()!r} has a line already{other}.",
                     "keep one of the two lines.",
                 )
+
+
+def _numbered(names: pa.Array, hashes: Array) -> tuple[Array, Array]:
+    """Equal names (n,) by one number: that of each, int32 (n,), and the first place of each number, int64, ascending.
+
+    As `dictionary_encode`, but its table of all names is as large as a label file.
+    """
+    order = np.argsort(hashes, kind="stable")
+    same = hashes[order[1:]] == hashes[order[:-1]]
+    for start in range(0, len(order), _CHUNK):
+        piece = names.take(pa.array(order[start : start + _CHUNK + 1]))
+        equal = pc.equal(piece[1:], piece[:-1]).to_numpy(zero_copy_only=False)
+        if (same[start : start + len(equal)] > equal).any():  # two names have one hash
+            encoded = names.dictionary_encode()
+            code = encoded.indices.to_numpy()
+            first = np.full(len(encoded.dictionary), -1, dtype=np.int64)
+            first[code[::-1]] = np.arange(len(code))[::-1]
+            return code, first
+    begins = np.concatenate(([True], ~same)) if len(order) else np.zeros(0, bool)
+    of_group = order[begins]  # the sort is stable, so these are the first places
+    number = np.empty(len(of_group), np.int32)
+    number[np.argsort(of_group)] = np.arange(len(of_group), dtype=np.int32)
+    code = np.empty(len(order), np.int32)
+    code[order] = number[np.cumsum(begins, dtype=np.int32) - 1]
+    return code, np.sort(of_group)
 
 
 @dataclass(frozen=True)

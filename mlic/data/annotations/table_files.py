@@ -306,8 +306,8 @@ def _parquet(file: Path, names: Sequence[str] | None = None) -> Table:
     def blocks() -> Iterator[Block]:
         number = 0
         try:
-            with pq.ParquetFile(file) as table:
-                for batch in table.iter_batches(_ROWS, columns=read):
+            with pq.ParquetFile(file, pre_buffer=False) as table:  # else all columns of a row group are read at once
+                for batch in table.iter_batches(_ROWS, columns=read, use_threads=False):
                     rows = range(number, number + batch.num_rows)
                     cells = dict(zip(batch.schema.names, (column.to_pylist() for column in batch.columns), strict=True))
                     for name in class_names.keys() & cells.keys():
