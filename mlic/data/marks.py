@@ -154,8 +154,8 @@ class Builder:
         wrote them agree on. Raises DataError for an error of this kind.
         """
         repeated, first = self.has_repeats(), None
-        hashes = np.frombuffer(self._hash, np.int64)
-        self._hash = array("q")
+        if not repeated:
+            self._hash = array("q")
         # Without a copy: the names are the largest part.
         names = pa.LargeStringArray.from_buffers(len(self), pa.py_buffer(self._ends), pa.py_buffer(self._text))
         self._text, self._ends = bytearray(), array("q", [0])
@@ -168,7 +168,7 @@ class Builder:
         if repeats == "refuse" and repeated:
             self._refuse_repeated(names, file, line)
         elif repeated:
-            code, first = _numbered(names, hashes)
+            code, first = self._numbered(names)
             names = names.take(pa.array(first))
             votes = _Votes(code[image].astype(np.int32), label, value)
             if repeats == "union" or repeats == "refuse":
@@ -220,6 +220,35 @@ class Builder:
             )
         return image, label, value
 
+    def _numbered(self, names: pa.Array) -> tuple[Array, Array]:
+        """Equal names (n,) by one number: that of each, int32 (n,), and each number's first place, int64, ascending.
+
+        As `dictionary_encode`, whose table of all names is as large as a label file; arrays go as soon as they can.
+        """
+        hashes = np.frombuffer(self._hash, np.int64)
+        self._hash = array("q")
+        order = np.argsort(hashes, kind="stable").astype(np.int32)
+        hashes = hashes[order]
+        same = hashes[1:] == hashes[:-1]
+        del hashes
+        for start in range(0, len(order), _CHUNK):
+            piece = names.take(pa.array(order[start : start + _CHUNK + 1]))
+            equal = pc.equal(piece[1:], piece[:-1]).to_numpy(zero_copy_only=False)
+            if (same[start : start + len(equal)] > equal).any():  # two names have one hash
+                encoded = names.dictionary_encode()
+                code = encoded.indices.to_numpy()
+                place = np.full(len(encoded.dictionary), -1, dtype=np.int64)
+                place[code[::-1]] = np.arange(len(code))[::-1]
+                return code, place
+        begins = np.concatenate(([True], ~same)) if len(order) else np.zeros(0, bool)
+        first = order[begins]  # the sort is stable
+        number = np.empty(len(first), np.int32)
+        number[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
+        code = np.empty(len(order), np.int32)
+        code[order] = number[np.cumsum(begins, dtype=np.int32) - 1]
+        del order, begins, same, number
+        return code, np.sort(first).astype(np.int64)
+
     def _refuse_differing(self, kind: str, column: pa.Array, first: Array, file: Array, line: Array) -> None:
         """Raise DataError where lines of one image differ in a further column; `first` is the first line of each."""
         same = pc.equal(column, column.take(pa.array(first))).to_numpy(zero_copy_only=False)
@@ -247,31 +276,6 @@ class Builder:
                     f"{where}: the image {names[again].as_py()!r} has a line already{other}.",
                     "keep one of the two lines.",
                 )
-
-
-def _numbered(names: pa.Array, hashes: Array) -> tuple[Array, Array]:
-    """Equal names (n,) by one number: that of each, int32 (n,), and the first place of each number, int64, ascending.
-
-    As `dictionary_encode`, but its table of all names is as large as a label file.
-    """
-    order = np.argsort(hashes, kind="stable")
-    same = hashes[order[1:]] == hashes[order[:-1]]
-    for start in range(0, len(order), _CHUNK):
-        piece = names.take(pa.array(order[start : start + _CHUNK + 1]))
-        equal = pc.equal(piece[1:], piece[:-1]).to_numpy(zero_copy_only=False)
-        if (same[start : start + len(equal)] > equal).any():  # two names have one hash
-            encoded = names.dictionary_encode()
-            code = encoded.indices.to_numpy()
-            first = np.full(len(encoded.dictionary), -1, dtype=np.int64)
-            first[code[::-1]] = np.arange(len(code))[::-1]
-            return code, first
-    begins = np.concatenate(([True], ~same)) if len(order) else np.zeros(0, bool)
-    of_group = order[begins]  # the sort is stable, so these are the first places
-    number = np.empty(len(of_group), np.int32)
-    number[np.argsort(of_group)] = np.arange(len(of_group), dtype=np.int32)
-    code = np.empty(len(order), np.int32)
-    code[order] = number[np.cumsum(begins, dtype=np.int32) - 1]
-    return code, np.sort(of_group)
 
 
 @dataclass(frozen=True)

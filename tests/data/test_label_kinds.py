@@ -239,6 +239,12 @@ def test_files_of_0_and_1_need_the_order_of_the_images(tmp_path: Path) -> None:
         ("l.json", "[1, 2]", "is a list of other things than objects"),
         ("l.json", '{"images": [{"id": 1, "file_name": "a"}], "annotations": []}', "has no categories"),
         ("l.json", '{"images": [{"id": 1}], "categories": [], "annotations": []}', "the image 1 has no file_name"),
+        (
+            "l.json",
+            '{"annotations": [], "categories": [], '
+            '"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}',
+            "the images 'a' and 'b' have the same id 1",
+        ),
         ("l.json", "{", "not JSON"),
         ("l.json", '{"classes": ["cat"], "labels": {"p00": [4]}}', "the label 4 of 'p00' is not one of the 1 classes"),
         ("l.xml", "<other/>", "has the root <other>"),

@@ -181,12 +181,6 @@ def _scalar(text: str) -> float | bool:
     return text == "True" if text in ("True", "False") else float(text)
 
 
-def are_vectors(cells: Sequence[Any]) -> bool:
-    """Whether lists of one length, which is not 1, hold 0 and 1 alone."""
-    lengths = {len(cell) for cell in cells}
-    return len(lengths) == 1 and lengths.isdisjoint({0, 1}) and all(is_vector(cell) for cell in cells)
-
-
 def check_numbers(values: Sequence[Any], where: str) -> None:
     """Raise DataError for a list of numbers that cannot be numbers of labels: one is negative, or stands twice."""
     numbers = [int(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]

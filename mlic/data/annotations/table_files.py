@@ -68,7 +68,7 @@ def open_table(file: Path, is_image: Callable[[str], bool]) -> Table:
         return _parquet(file)
     if name.endswith(".xlsx"):
         rows, notes = workbooks.rows_of(file, is_image)
-        table = records(file, [row for _, row in rows], notes)
+        table = records(file, lambda: (row for _, row in rows), notes)
         return replace(table, blocks=lambda: _records_in_blocks(rows, table.columns))
     if name.endswith((".jsonl", ".manifest", ".ndjson")):
         return json_lines(file)
@@ -379,10 +379,10 @@ def json_lines(file: Path) -> Table:
     return Table(file, tuple(keys), lambda: _records_in_blocks(objects(), tuple(keys)))
 
 
-def records(file: Path, rows: Sequence[dict[str, Any]], notes: tuple[str, ...]) -> Table:
-    """A table of objects that are in memory; their numbers are those of the rows."""
-    keys = tuple(dict.fromkeys(key for row in rows for key in row))
-    return Table(file, keys, lambda: _records_in_blocks(enumerate(rows, start=1), keys), notes=notes)
+def records(file: Path, rows: Callable[[], Iterable[dict[str, Any]]], notes: tuple[str, ...]) -> Table:
+    """A table of objects, which `rows` gives anew at each call; their numbers are those of the rows."""
+    keys = tuple(dict.fromkeys(key for row in rows() for key in row))
+    return Table(file, keys, lambda: _records_in_blocks(enumerate(rows(), start=1), keys), notes=notes)
 
 
 def _records_in_blocks(objects: Iterable[tuple[int, dict[str, Any]]], keys: Sequence[str]) -> Iterator[Block]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gzip
 import io
 import json
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from mlic.data.annotations import large_json
 from mlic.errors import DataError
 
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
@@ -57,10 +59,16 @@ def opened(file: Path) -> IO[bytes]:
 
 def text_lines(file: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:
     """Lines of a text file with their numbers; CR, LF and CR LF all end a line. Raises DataError as `encoding_of`."""
-    encoding = encoding or encoding_of(file)
+    with _readable(file, encoding or encoding_of(file)) as lines:
+        yield from enumerate(lines, start=1)
+
+
+@contextlib.contextmanager
+def _readable(file: Path, encoding: str) -> Iterator[IO[str]]:
+    """The text of a file. What is raised while it is read becomes DataError."""
     try:
-        with opened(file) as data, io.TextIOWrapper(data, encoding=encoding) as lines:
-            yield from enumerate(lines, start=1)
+        with opened(file) as data, io.TextIOWrapper(data, encoding=encoding) as text:
+            yield text
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not {encoding} text ({error.reason}).", "save the file as UTF-8.") from None
     except (OSError, EOFError) as error:
@@ -80,5 +88,14 @@ def parsed_json(text: str | bytes, where: str) -> Any:
 
 
 def document(file: Path) -> str:
-    """The whole text of a file. Raises DataError as `encoding_of`."""
-    return "".join(line for _, line in text_lines(file))
+    """The whole text of a file, with any line ends as LF. Raises DataError as `encoding_of`."""
+    with _readable(file, encoding_of(file)) as text:
+        return "".join(iter(lambda: text.read(_CHUNK), ""))  # in one piece it would be there three times
+
+
+def viewed_json(file: Path) -> Any:
+    """What a file of JSON holds; lists and objects at the top are views of `large_json`. Raises DataError."""
+    try:
+        return large_json.view(document(file))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not JSON ({error}).", "fix that line.") from None

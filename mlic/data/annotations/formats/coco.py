@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mlic.data.annotations.large_json import Elements
 from mlic.data.marks import Annotations, Builder
 from mlic.errors import DataError
+
+Array = np.ndarray[Any, Any]
 
 
 def read_coco(file: Path, content: Mapping[str, Any]) -> Annotations:
@@ -17,30 +23,37 @@ def read_coco(file: Path, content: Mapping[str, Any]) -> Annotations:
     In LVIS (Gupta et al., arXiv:1908.03195, section 3) a category is looked for in some images only: it is present
     where it is annotated, absent where the image has it in `neg_category_ids`, and unknown otherwise.
     """
-    missing = [key for key in ("images", "categories", "annotations") if not isinstance(content.get(key), list)]
+    missing = [
+        key for key in ("images", "categories", "annotations") if not isinstance(content.get(key), list | Elements)
+    ]
     if missing:
         raise DataError(
             f"{file} has no {missing[0]}, and so is no COCO instances JSON.", "give images, annotations, categories."
         )
-    names = {image["id"]: _name(file, image) for image in content["images"]}
+    images = content["images"]
+    number = {image["id"]: i for i, image in enumerate(images)}
+    if len(number) < len(images):
+        _refuse_shared_numbers(file, images, number)
     categories = {category["id"]: str(category["name"]) for category in content["categories"]}
-    present, lost = _present(file, content["annotations"], names, categories)
-    is_lvis = any("neg_category_ids" in image for image in content["images"])
-    builder = Builder()
-    absent = {_name(file, image): image.get("neg_category_ids", ()) for image in content["images"]}
-    for name, labels in present.items():
-        builder.image(name, str(file), 0)
+    image, category, lost = _present(file, content["annotations"], images, number, categories)
+    is_lvis = any("neg_category_ids" in image for image in images)
+    names, builder = list(categories.values()), Builder()
+    ends = np.searchsorted(image, np.arange(len(images)), side="right")
+    for i, entry in enumerate(images):
+        labels = {names[c] for c in category[0 if i == 0 else ends[i - 1] : ends[i]]}
+        builder.image(_name(file, entry), str(file), 0)
         for label in sorted(labels):
             builder.mark(builder.label(label), 1)
-        for category in absent[name] if is_lvis else ():
-            if categories[category] not in labels:
-                builder.mark(builder.label(categories[category]), 0)
+        for absent in entry.get("neg_category_ids", ()) if is_lvis else ():
+            if categories[absent] not in labels:
+                builder.mark(builder.label(categories[absent]), 0)
     labels_in_order = tuple(dict.fromkeys(categories.values()))
     if not labels_in_order:
         raise DataError(f"{file} has no categories.", "give images, annotations, categories.")
     annotations = builder.build(
         labels_in_order,
         f"{len(labels_in_order)} labels from the categories of {file}",
+        repeats="union",
         fill=-1 if is_lvis else 0,
         format="COCO",
         tool="LVIS" if is_lvis else "COCO",
@@ -51,29 +64,49 @@ def read_coco(file: Path, content: Mapping[str, Any]) -> Annotations:
 
 
 def _present(
-    file: Path, annotations: Sequence[Mapping[str, Any]], names: Mapping[Any, str], categories: Mapping[Any, str]
-) -> tuple[dict[str, set[str]], int]:
-    """The categories in each image by its name, and how many annotations are of images that the file does not list."""
-    present: dict[str, set[str]] = {name: set() for name in names.values()}
-    lost = 0
+    file: Path,
+    annotations: Sequence[Mapping[str, Any]],
+    images: Sequence[Mapping[str, Any]],
+    number: Mapping[Any, int],
+    categories: Mapping[Any, str],
+) -> tuple[Array, Array, int]:
+    """The places (K,) of image and category of each annotation, sorted by image, and how many annotations are lost.
+
+    Those are of images that the file does not list.
+    """
+    place = {category: i for i, category in enumerate(categories)}
+    of_image, of_category, lost = array("i"), array("i"), 0
     for annotation in annotations:
-        image = names.get(annotation["image_id"])
+        image = number.get(annotation["image_id"])
         if image is None:
             lost += 1
             continue
         for category in _categories(annotation):
-            if category not in categories:
+            if category not in place:
                 raise DataError(
-                    f"{file}: an annotation of {image!r} has the category {category!r}, which is not one of the "
-                    f"{len(categories)} categories.",
+                    f"{file}: an annotation of {_name(file, images[image])!r} has the category {category!r}, which is "
+                    f"not one of the {len(categories)} categories.",
                     "add it to categories.",
                 )
-            present[image].add(categories[category])
+            of_image.append(image)
+            of_category.append(place[category])
     if lost and lost == len(annotations):
         raise DataError(
             f"all {lost:,} annotations of {file} are of images that it does not list.", "give both with the same ids."
         )
-    return present, lost
+    order = np.argsort(np.frombuffer(of_image, np.int32), kind="stable")
+    return np.frombuffer(of_image, np.int32)[order], np.frombuffer(of_category, np.int32)[order], lost
+
+
+def _refuse_shared_numbers(file: Path, images: Sequence[Mapping[str, Any]], number: Mapping[Any, int]) -> None:
+    """Raise DataError if two images with different names have one id, so that annotations may be of either."""
+    for image in images:
+        other = _name(file, images[number[image["id"]]])
+        if (name := _name(file, image)) != other:
+            raise DataError(
+                f"{file}: the images {name!r} and {other!r} have the same id {image['id']!r}.",
+                "give each image an id of its own.",
+            )
 
 
 def _name(file: Path, image: Mapping[str, Any]) -> str:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlic.data.annotations.cells import are_vectors, check_numbers
+from mlic.data.annotations.cells import check_numbers, is_vector
 from mlic.data.annotations.column_names import LABEL_COLUMNS, NAME_COLUMNS, VALUE_COLUMNS
 from mlic.data.annotations.formats import json_tools
 from mlic.data.annotations.formats.coco import read_coco
 from mlic.data.annotations.formats.json_tools import named
 from mlic.data.annotations.json_records import plain_record
+from mlic.data.annotations.large_json import Elements, Members
 from mlic.data.annotations.options import LabelOptions, label_names
 from mlic.data.annotations.table_files import json_lines, records
 from mlic.data.annotations.tables import read_table
-from mlic.data.annotations.text_files import document, parsed_json
+from mlic.data.annotations.text_files import document, parsed_json, text_lines, viewed_json
 from mlic.data.images import EXTENSIONS
 from mlic.data.marks import Annotations, Builder
 from mlic.errors import DataError
@@ -34,10 +36,9 @@ _PER_IMAGE = ("labels", "label", "tags", "categories", "classes")
 
 def read_json(file: Path, options: LabelOptions) -> Annotations:
     """Labels of one JSON file. Raises DataError for one that is not known, which names its keys."""
-    text = document(file)
-    if "\n{" in text and text.lstrip()[:1] == "{" and _is_object(text.lstrip().partition("\n")[0]):
+    if _are_lines(file):
         return read_table(json_lines(file), options)
-    return _read_content(file, parsed_json(text, str(file)), options)
+    return _read_content(file, viewed_json(file), options)
 
 
 def _read_content(file: Path, content: Any, options: LabelOptions) -> Annotations:
@@ -52,17 +53,21 @@ def _read_content(file: Path, content: Any, options: LabelOptions) -> Annotation
         ) from None
 
 
-def _is_object(line: str) -> bool:
-    """Whether a line is a JSON object of its own, as in JSON Lines."""
+def _are_lines(file: Path) -> bool:
+    """Whether a file has an object in its first line and begins another one in a later line, as JSON Lines do."""
+    begins = (line for _, line in text_lines(file) if line.lstrip()[:1] == "{")
+    first, second = next(begins, None), next(begins, None)
+    if first is None or second is None:
+        return False
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(json.loads(first), dict)
     except ValueError:
         return False
 
 
 def _kind(content: Any, options: LabelOptions) -> str:
     """What a file of many images is, in words; "one image" for a file about one, "unknown" for any other."""
-    if isinstance(content, list):
+    if isinstance(content, list | Elements):
         first = content[0] if content and isinstance(content[0], dict) else {}
         is_task = "data" in first and ("annotations" in first or "completions" in first)
         if is_task:
@@ -75,15 +80,15 @@ def _kind(content: Any, options: LabelOptions) -> str:
             or _IMAGE_KEYS & {key.lower() for key in first}
         )
         return "a list of records" if is_record else "one image"
-    if not isinstance(content, dict):
+    if not isinstance(content, Mapping):
         return "unknown"
-    if isinstance(content.get("shapes"), list):
+    if _is_list(content.get("shapes")):
         return "one image"  # LabelMe
     for keys, kind in _TOOLS.items():
         if keys <= content.keys():
             return kind
     if "images" in content or "categories" in content:
-        return "COCO" if isinstance(content.get("images"), list) else "one image"
+        return "COCO" if _is_list(content.get("images")) else "one image"
     if _LABEL_KEYS & content.keys() or not content:
         return "one image"
     if _records_in(content) is not None:
@@ -101,31 +106,51 @@ _TOOLS = {
 }
 
 
-def _records_in(content: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | Elements)
+
+
+def _values(content: Mapping[str, Any]) -> Sequence[Any]:
+    """The values of an object, decoded one by one where it is a view of a document."""
+    return content.elements if isinstance(content, Members) else list(content.values())
+
+
+def _pairs_of(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and values of an object; see `_values`."""
+    return content.pairs() if isinstance(content, Members) else iter(content.items())
+
+
+def _records_in(content: Mapping[str, Any]) -> Sequence[dict[str, Any]] | None:
     """The list of objects with an image in an object whose other values are no lists."""
-    lists = [value for value in content.values() if isinstance(value, list)]
-    if len(lists) != 1 or not lists[0] or not all(isinstance(item, dict) for item in lists[0]):
+    is_list = (
+        content.is_list if isinstance(content, Members) else [isinstance(v, list) for v in content.values()].__getitem__
+    )
+    keys = list(itertools.islice((key for i, key in enumerate(content) if is_list(i)), 2))
+    if len(keys) != 1:
         return None
-    return lists[0] if _IMAGE_KEYS & {key.lower() for key in lists[0][0]} else None
+    items: Sequence[Any] = content[keys[0]]
+    if not items or not all(isinstance(item, dict) for item in items):
+        return None
+    return items if _IMAGE_KEYS & {key.lower() for key in items[0]} else None
 
 
 def _kind_by_name(content: Mapping[str, Any], options: LabelOptions) -> str:
     """The kind of an object whose keys are names: of images, or of labels with the images that have each."""
-    values = list(content.values())
+    values = _values(content)
     if all(isinstance(value, dict) and {"filename", "regions"} <= value.keys() for value in values):
         return "VGG Image Annotator"
     if _are_images(content, options):
         return "an object by image"
-    listed = [name for value in values if isinstance(value, list) for name in value if isinstance(name, str)]
+    listed = (name for value in values if isinstance(value, list) for name in value if isinstance(name, str))
     if all(isinstance(value, list) for value in values) and _are_images(listed, options):
         return "an object by label"
     plain = all(isinstance(value, list | dict) for value in values)
-    return "an object by image" if plain and not set(content) & set(NAME_COLUMNS) else "unknown"
+    return "an object by image" if plain and not any(name in content for name in NAME_COLUMNS) else "unknown"
 
 
-def _are_images(names: Mapping[str, Any] | Sequence[str], options: LabelOptions) -> bool:
+def _are_images(names: Iterable[str], options: LabelOptions) -> bool:
     """Whether most names are images' by their endings, or are among the images."""
-    some = list(names)[:200]
+    some = list(itertools.islice(names, 200))
     known = sum(Path(name).suffix.lower() in EXTENSIONS or options.is_image(name) for name in some)
     return known * 2 > len(some)
 
@@ -137,15 +162,15 @@ def _read(file: Path, content: Any, kind: str, options: LabelOptions) -> Annotat
         "a list of records": lambda: _read_records(file, content, options),
         "an object with a list of records": lambda: _read_records(file, _records_in(content) or (), options),
         "FiftyOne's labels": lambda: _by_image(
-            file, content["labels"], [str(name) for name in content["classes"]], "FiftyOne"
+            file, lambda: _pairs_of(content["labels"]), [str(name) for name in content["classes"]], "FiftyOne"
         ),
         "FiftyOne's samples": lambda: json_tools.read_fiftyone(file, content["samples"], options),
         "MMPretrain": lambda: _read_mmpretrain(file, content),
         "Datumaro": lambda: json_tools.read_datumaro(file, content),
         "WIDER attributes": lambda: json_tools.read_wider(file, content),
-        "VGG Image Annotator": lambda: json_tools.read_via(file, list(content.values()), options),
+        "VGG Image Annotator": lambda: json_tools.read_via(file, _values(content), options),
         "a project of VGG Image Annotator": lambda: json_tools.read_via(
-            file, list(content["_via_img_metadata"].values()), options
+            file, _values(content["_via_img_metadata"]), options
         ),
         "an object by image": lambda: _read_by_image(file, content, options),
         "an object by label": lambda: _read_by_label(file, content),
@@ -153,10 +178,10 @@ def _read(file: Path, content: Any, kind: str, options: LabelOptions) -> Annotat
     if kind in readers:
         _refuse_columns(file, kind, options)
         return readers[kind]()
-    keys = ", ".join(list(content)[:6]) if isinstance(content, dict) else type(content).__name__
+    keys = ", ".join(list(content)[:6]) if isinstance(content, Mapping) else type(content).__name__
     raise DataError(
         f"{file} has keys {keys}, which no known tool writes together."
-        if isinstance(content, dict)
+        if isinstance(content, Mapping)
         else f"{file} is a list of other things than objects with an image.",
         "give COCO's images, annotations and categories, or JSON Lines with `image` and `labels`.",
     )
@@ -171,30 +196,30 @@ def _refuse_columns(file: Path, kind: str, options: LabelOptions) -> None:
 
 
 def _read_records(file: Path, content: Sequence[Any], options: LabelOptions) -> Annotations:
-    rows = [plain_record(row) for row in content if isinstance(row, dict)]
-    if len(rows) < len(content):
+    if not all(isinstance(row, dict) for row in content):
         raise DataError(f"{file} is a list of other things than objects.", "write one object for each image.")
-    return read_table(records(file, rows, ()), options)
+    return read_table(records(file, lambda: map(plain_record, content), ()), options)
 
 
 def _read_mmpretrain(file: Path, content: Mapping[str, Any]) -> Annotations:
     classes = [str(name) for name in content["metainfo"].get("classes", ())]
-    images = {entry["img_path"]: entry["gt_label"] for entry in content["data_list"]}
-    return _by_image(file, images, classes, "MMPretrain")
+    entries = content["data_list"]
+    return _by_image(file, lambda: ((e["img_path"], e["gt_label"]) for e in entries), classes, "MMPretrain")
 
 
 def _read_by_image(file: Path, content: Mapping[str, Any], options: LabelOptions) -> Annotations:
     """Labels by image. Text is read as in a cell of a table, so that several labels in it are told apart."""
-    values = {
-        image: _labels_of(value, file, options) if isinstance(value, dict) else value
-        for image, value in content.items()
-    }
-    if any(isinstance(value, str) or _are_confidences(value) for value in values.values()):
-        rows = [{"image": image, "labels": value} for image, value in values.items()]
-        return read_table(records(file, rows, ()), options)
+
+    def labels() -> Iterator[tuple[str, Any]]:
+        for image, value in _pairs_of(content):
+            yield image, _labels_of(value, file, options) if isinstance(value, dict) else value
+
+    if any(isinstance(value, str) or _are_confidences(value) for _, value in labels()):
+        return read_table(
+            records(file, lambda: ({"image": image, "labels": value} for image, value in labels()), ()), options
+        )
     names = label_names(options.label_names)
-    classes = list(names.in_order()) if names is not None else []
-    return _by_image(file, values, classes, "")
+    return _by_image(file, labels, list(names.in_order()) if names is not None else [], "")
 
 
 def _are_confidences(value: Any) -> bool:
@@ -207,7 +232,7 @@ def _are_confidences(value: Any) -> bool:
 def _read_by_label(file: Path, content: Mapping[str, Sequence[str]]) -> Annotations:
     """The images that have each label; as in lists, an image without labels need not be named."""
     builder = Builder()
-    for label, images in content.items():
+    for label, images in _pairs_of(content):
         number = builder.label(label)
         for image in images:
             builder.image(image, str(file), 0)
@@ -221,17 +246,11 @@ def _read_by_label(file: Path, content: Mapping[str, Sequence[str]]) -> Annotati
     return replace(annotations, by_label=True, positives_only=True)
 
 
-def _by_image(file: Path, images: Mapping[str, Any], classes: list[str], tool: str) -> Annotations:
-    """Labels by the image's name: names or numbers in a list, or values by label."""
+def _by_image(file: Path, pairs: Callable[[], Iterable[tuple[str, Any]]], classes: list[str], tool: str) -> Annotations:
+    """Labels by the image's name: names or numbers in a list, or values by label. `pairs` begins anew at each call."""
     builder = Builder()
-    lists = [labels for labels in images.values() if isinstance(labels, list)]
-    is_vector = len(lists) == len(images) and are_vectors(lists)
-    if is_vector and (len(lists[0]) != len(classes) or all(len(set(labels)) == len(labels) for labels in lists)):
-        raise DataError(
-            f"{file}: the lists of 0 and 1 may be vectors, and {len(classes)} classes have names.",
-            "write the names of the labels, or name all of them by --label-names.",
-        )
-    for image, labels in images.items():
+    is_vector = _are_named_vectors(file, (labels for _, labels in pairs()), len(classes))
+    for image, labels in pairs():
         builder.image(image, str(file), 0)
         if is_vector:
             for name, bit in zip(classes, labels, strict=True):
@@ -246,6 +265,24 @@ def _by_image(file: Path, images: Mapping[str, Any], classes: list[str], tool: s
             builder.mark(builder.label(name), value)
     vocabulary = tuple(dict.fromkeys([*classes, *sorted(builder.numbers)]))
     return named(builder, vocabulary, file, tool or "JSON by image", tool)
+
+
+def _are_named_vectors(file: Path, values: Iterable[Any], names: int) -> bool:
+    """Whether the labels of all images are vectors of 0 and 1. Raises DataError if there are not as many `names`."""
+    lengths, are_lists_of_numbers = set[int](), True
+    for value in values:
+        if not isinstance(value, list) or not is_vector(value):
+            return False
+        lengths.add(len(value))
+        are_lists_of_numbers = are_lists_of_numbers and len(set(value)) == len(value)
+    if len(lengths) != 1 or lengths == {1}:
+        return False
+    if are_lists_of_numbers or lengths != {names}:
+        raise DataError(
+            f"{file}: the lists of 0 and 1 may be vectors, and {names} classes have names.",
+            "write the names of the labels, or name all of them by --label-names.",
+        )
+    return True
 
 
 def _pairs(file: Path, image: str, labels: Any) -> list[tuple[Any, int]]:
@@ -284,7 +321,7 @@ def read_json_folder(folder: Path, options: LabelOptions) -> Annotations:
     images = {file: _image_of(folder, file, content) for file, (content, _) in labels_by_file.items()}
     if any(isinstance(labels, str) for _, labels in labels_by_file.values()):
         rows = [{"image": images[file], "labels": labels} for file, (_, labels) in labels_by_file.items()]
-        return read_table(records(folder, rows, ("one JSON file per image",)), options)
+        return read_table(records(folder, lambda: rows, ("one JSON file per image",)), options)
     builder = Builder()
     for file, (_, labels) in labels_by_file.items():
         builder.image(images[file], str(file), 0)

@@ -23,7 +23,7 @@ _LISTS = {
 _CLASSIFIED = (*_LISTS, "Classification", "Detection", "Polyline", "Keypoint")
 
 
-def read_label_studio(file: Path, tasks: list[Any], options: LabelOptions) -> Annotations:
+def read_label_studio(file: Path, tasks: Sequence[Any], options: LabelOptions) -> Annotations:
     """Label Studio's tasks: choices, and labels of regions; a task without an annotation is not annotated."""
     builder, skipped, controls = Builder(), 0, dict[str, set[str]]()
     paths, asked = _paths(tasks), dict[str, None]()
@@ -62,7 +62,7 @@ def _chosen(value: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return []
 
 
-def _paths(tasks: list[Any]) -> dict[str, set[tuple[str, ...]]]:
+def _paths(tasks: Sequence[Any]) -> dict[str, set[tuple[str, ...]]]:
     """The paths that end in each choice: `other` may be at several places of a taxonomy."""
     paths = dict[str, set[tuple[str, ...]]]()
     for task in tasks:
