@@ -182,7 +182,7 @@ class Predictor:
     def _carefully(self, read: Callable[[int], bytes], trail: Trail, batch: range) -> tuple[Array, dict[int, str]]:
         """Like `_decode`, but one image after another, with an entry in the trail for each."""
         side = self._prep.image_size
-        pixels = np.zeros((len(batch), side, side, self._prep.channels), np.uint8)
+        pixels = np.zeros((len(batch), side, side, self._prep.channels), self._prep.dtype)
         bad = {}
         for position, image in enumerate(batch):
             if image in trail.deadly:

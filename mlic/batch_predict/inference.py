@@ -49,7 +49,7 @@ class Network:
         self.bundle, net = bundle.load_model(config.model)
         self.net = net.to(torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
         prep = self.bundle.preprocessing
-        self._normalize = Normalizer(prep.mean, prep.std, torch.device(device))
+        self._normalize = Normalizer(prep.mean, prep.std, torch.device(device), prep.top)
         amp.configure_gpu(torch.device(device))
         self._device, self._precision = device, config.precision
         self._multiple = 1 if config.out == STDOUT else _MULTIPLE
@@ -94,7 +94,7 @@ class Network:
 
         count = len(pixels)
         if count % self._multiple:
-            pixels = np.concatenate([pixels, np.zeros((-count % self._multiple, *pixels.shape[1:]), np.uint8)])
+            pixels = np.concatenate([pixels, np.zeros((-count % self._multiple, *pixels.shape[1:]), pixels.dtype)])
         with torch.inference_mode(), self._stream(), amp.autocast(dtype, torch.device(self._device)):
             logits = self.net(self._normalize(torch.from_numpy(pixels)))
             scores: Array = losses.scores(self.bundle.activation, logits).cpu().numpy()
@@ -136,9 +136,8 @@ class Network:
         from mlic.model import converters
 
         full_model = converters.Whole(self.net, self.bundle.preprocessing, self.bundle.activation).eval()
-        shape: tuple[int, int, int] = pixels.shape[1:]
         precision: Precise = "bf16" if self._precision == "bf16" else "fp32"
-        return converters.engine(self._backend, full_model, self.batch_size, shape, precision)
+        return converters.engine(self._backend, full_model, self.batch_size, pixels[0], precision)
 
     def _fitting(self) -> int:
         """The largest power of two as batch size for which this batch and the next one fit into the GPU's memory."""
@@ -149,7 +148,7 @@ class Network:
         prep, size = self.bundle.preprocessing, _GPU_BATCH
         while size > 1:
             try:
-                self._run(np.zeros((2 * size, prep.image_size, prep.image_size, prep.channels), np.uint8))
+                self._run(np.zeros((2 * size, prep.image_size, prep.image_size, prep.channels), prep.dtype))
             except torch.cuda.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 size //= 2

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+import numpy as np
 from pydantic import model_validator
 
 from mlic.config.base import Model, setting
@@ -26,7 +27,8 @@ class Preprocessing(Model):
     """How an image file becomes a model's input; stored in the bundle and used by every stage alike.
 
     An image is resized so that both sides (squash), the short side (crop) or the long side (pad) are `scale` pixels.
-    The square of `image_size` in its middle is the input; what the image does not cover has the colour `mean`.
+    The square of `image_size` in its middle is the input; what the image does not cover has the colour `mean`. With
+    `bands`, images have and keep that many channels, and `color` does not count.
     """
 
     image_size: int
@@ -37,10 +39,27 @@ class Preprocessing(Model):
     # Bundles of earlier versions lack the settings with a default, which say what those versions did.
     interpolation: Interpolation = "bilinear"
     crop_fraction: float = 1.0
+    bands: int = 0
+    bits: Literal[8, 16] = 8
 
     @property
     def channels(self) -> int:
-        return 3 if self.color == "rgb" else 1
+        return self.bands or (3 if self.color == "rgb" else 1)
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether images keep what 8-bit colours would lose."""
+        return self.bands > 0 or self.bits == 16
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the decoded pixels: uint8, or uint16 for 16 bits."""
+        return np.dtype(np.uint16 if self.bits == 16 else np.uint8)
+
+    @property
+    def top(self) -> int:
+        """The largest value of a pixel; `mean` and `std` are fractions of it."""
+        return int(2**self.bits - 1)
 
     @property
     def scale(self) -> int:
@@ -50,7 +69,7 @@ class Preprocessing(Model):
     @property
     def pixels(self) -> str:
         """All that decides the decoded pixels, as text."""
-        decisive = {"image_size", "color", "resize", "interpolation", "crop_fraction"}
+        decisive = {"image_size", "color", "resize", "interpolation", "crop_fraction", "bands", "bits"}
         if self.resize == "pad":
             decisive.add("mean")
         return self.model_dump_json(include=decisive)

@@ -151,10 +151,27 @@ class FitSettings(Settings):
         cli="flag",
         group="data",
     )
-    normalization: Literal["auto", "imagenet", "none"] = setting(
+    channels: int = setting(
+        0,
+        "Channels that images have and keep, such as 4 or 13 of a satellite's TIFF; 0: those of --color",
+        cli="flag",
+        ge=0,
+        le=512,
+        group="data",
+    )
+    bits: Literal[8, 16] = setting(
+        8, "Bits that each channel keeps; 16: values of PNG and TIFF stay as they are", cli="flag", group="data"
+    )
+    normalization: Literal["auto", "imagenet", "none", "measured"] = setting(
         "auto",
-        "Mean and standard deviation to normalise with; auto: those of the architecture's published "
-        "weights; none: pixels from 0 to 1",
+        "Mean and standard deviation to normalise with; auto: those of the architecture's published weights, or "
+        "measured for 16 bits or own channels; measured: of training images; none: pixels from 0 to 1",
+    )
+    mean: tuple[float, ...] | None = setting(
+        None, "Mean of each channel, as a fraction of the largest value; default: as normalization says"
+    )
+    std: tuple[float, ...] | None = setting(
+        None, "Standard deviation of each channel, as a fraction of the largest value; given with mean"
     )
     limit: int | None = setting(
         None, "Maximum number of training samples, drawn at random; for a quick try", cli="flag", ge=2, group="data"
@@ -269,6 +286,10 @@ class FitSettings(Settings):
         odd = next((name for name, weight in self.pos_weights.items() if weight <= 0), None)
         if odd is not None:
             raise ValueError(f"pos_weights.{odd} should be above 0, not {self.pos_weights[odd]:g}")
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ValueError("mean and std go together, with one number for each channel")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std should be above 0, not {min(self.std):g}")
         if self.thin_labels and not self.thin:
             raise ValueError("thin_labels says what is thinned, and thin is 0; give thin a probability")
         return self

@@ -24,6 +24,17 @@ def _check_weighting(fit: FitSettings, power: float) -> None:
         raise ValueError("the loss softmax has no targets to smooth; leave label_smoothing out")
 
 
+def _check_pixels(fit: FitSettings) -> None:
+    """Raise ValueError for augmentations that are made for colours of 8 bits, and settings that others ignore."""
+    if fit.channels and fit.color != "auto":
+        raise ValueError(f"channels {fit.channels} keeps what the images have; leave color out")
+    if not fit.channels and fit.bits == 8:
+        return
+    for name in ("augment", "rand_augment"):
+        if _ever(fit, name):
+            raise ValueError(f"{name} changes colours of 8 bits; leave it out with bits 16 or channels")
+
+
 # The context in which settings of an earlier run are read, which may have some that are refused today.
 STORED = {"stored": True}
 
@@ -42,6 +53,7 @@ def check_fit(config: FitSettings, train: Trained, power: float, unused: Collect
     `unused` are settings that may be there without being used, None for all.
     """
     _check_weighting(config, power)
+    _check_pixels(config)
     if isinstance(train, int) and train < 1:
         raise ValueError(f"train should be all, head, none or a number of stages, not {train}")
     for names, needed, fits in (

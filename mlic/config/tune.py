@@ -135,7 +135,8 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
         """Without a space, the default one is searched, without the settings that are given."""
         if not isinstance(values, dict) or values.get("space") is not None:
             return values
-        fixed = {*values, *(["rand_augment"] if values.get("train") == "head" else [])}
+        is_deep = str(values.get("channels", 0)) != "0" or str(values.get("bits", 8)) == "16"
+        fixed = {*values, *(["rand_augment"] if values.get("train") == "head" or is_deep else [])}
         fixed |= {*TRAINING} if values.get("train") == "none" else set()
         return values | {"space": {name: dimension for name, dimension in DEFAULT_SPACE.items() if name not in fixed}}
 

@@ -23,16 +23,17 @@ _MARGIN = 8 / 7  # crops for a network of 224 pixels are taken from images of 25
 
 
 class Normalizer:
-    """Turns uint8 images (B, H, W, C) into normalised float32 (B, C, H, W) in channels-last memory on `device`.
+    """Turns images uint8 or uint16 (B, H, W, C) into normalised float32 (B, C, H, W), channels last, on `device`.
 
     On a CPU, the result lies in a buffer that the next call overwrites: new memory for every batch would cost more than
     the arithmetic. Several passes over a batch would cost more, too. So each image is processed in one pass while it is
     in the cache.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device, top: int = 255) -> None:
+        """`mean` and `std` (C,) are fractions of `top`, the largest value of a pixel."""
         self._device = device
-        self._scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+        self._scale = torch.tensor([1 / (top * s) for s in std], device=device)
         self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
         self._buffer = torch.empty(0)
 
@@ -41,6 +42,7 @@ class Normalizer:
         if self._device.type == "cpu":
             return self._on_cpu(images, None if mirror is None else mirror.tolist())
         images = on_device(images, self._device)
+        images = images.float() if images.dtype == torch.uint16 else images  # not all operations know uint16
         if mirror is not None:  # torch.where: an index by booleans would wait for the GPU to count them
             images = torch.where(_each(on_device(mirror, self._device)), images.flip(2), images)
         shape = (1, -1, 1, 1)
@@ -53,6 +55,7 @@ class Normalizer:
             self._buffer = torch.empty(images.shape)
         scale, shift = self._scale.repeat(width), self._shift.repeat(width)
         for i, image in enumerate(images.unbind()):
+            image = image.float() if image.dtype == torch.uint16 else image  # not all operations know uint16
             if mirror is not None and mirror[i]:
                 image = image.flip(1)
             rows, out = image.reshape(height, width * channels), self._buffer[i].view(height, width * channels)

@@ -32,7 +32,7 @@ _BLOCK = 2**24  # bytes
 
 @dataclass(frozen=True)
 class Decoded:
-    """`images` is uint8 (N, H, W, C), or features float32 (N, F), mapped from the file; `bad` says which are zeros."""
+    """Images uint8 or uint16 (N, H, W, C), or features float32 (N, F), mapped from the file; `bad` are zeros."""
 
     images: Array
     bad: dict[int, str]
@@ -53,7 +53,7 @@ def decoded(
     """
     shape = (len(split), preprocessing.image_size, preprocessing.image_size, preprocessing.channels)
     return stored(
-        f"{split.fingerprint} {split.name} {preprocessing.pixels}", shape, np.dtype(np.uint8), limit_gb, folder, decode
+        f"{split.fingerprint} {split.name} {preprocessing.pixels}", shape, preprocessing.dtype, limit_gb, folder, decode
     )
 
 
@@ -134,7 +134,9 @@ def _make_room(folder: Path, keep: Path, allowed: int) -> None:
 
     A process that has mapped a removed cache can still use it; only the name disappears.
     """
-    others = storage.longest_unused(path for path in [*folder.glob("*.u8"), *folder.glob("*.f32")] if path != keep)
+    others = storage.longest_unused(
+        path for path in [*folder.glob("*.u8"), *folder.glob("*.u16"), *folder.glob("*.f32")] if path != keep
+    )
     sizes = {path: _size(path) for path in others}
     total = sum(sizes.values())
     for path in others:

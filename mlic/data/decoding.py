@@ -15,7 +15,7 @@ import numpy as np
 
 from mlic.config.data import Preprocessing
 from mlic.config.fit import Interpolation
-from mlic.data import images
+from mlic.data import deep_images, images
 
 Array = np.ndarray[Any, Any]
 
@@ -30,18 +30,23 @@ R = TypeVar("R")
 def decode_batch(
     readers: Sequence[Callable[[], bytes]], preprocessing: Preprocessing, max_pixels: int, out: Array | None = None
 ) -> tuple[Array, dict[int, str]]:
-    """Decode what `readers` read into uint8 (B, H, W, C); positions that fail are zero and get a reason.
+    """Decode what `readers` read into (B, H, W, C) of the preprocessing's dtype; bad ones are zero and get a reason.
 
     The result lies in `out`, where it is given.
     """
     size, scale, channels = preprocessing.image_size, preprocessing.scale, preprocessing.channels
-    pixels = np.empty((len(readers), size, size, channels), np.uint8) if out is None else out
+    pixels = np.empty((len(readers), size, size, channels), preprocessing.dtype) if out is None else out
     bad: dict[int, str] = {}
     for position, (read, target) in enumerate(zip(readers, pixels, strict=True)):
         try:
-            image = images.decode(
-                read(), preprocessing.color, max_pixels, side=scale, out=target if scale == size else None
-            )
+            if preprocessing.is_deep:
+                image = deep_images.decode(
+                    read(), preprocessing.color, preprocessing.bands, preprocessing.bits, max_pixels
+                )
+            else:
+                image = images.decode(
+                    read(), preprocessing.color, max_pixels, side=scale, out=target if scale == size else None
+                )
             if image is not target:
                 _to_square(image, preprocessing, target)
         except images.BadImage as error:
@@ -51,14 +56,14 @@ def decode_batch(
 
 
 def _to_square(pixels: Array, preprocessing: Preprocessing, out: Array) -> None:
-    """Write uint8 (H, W, C) as the square input of a model to `out`."""
+    """Write pixels (H, W, C) as the square input of a model to `out`."""
     size = preprocessing.image_size
     if preprocessing.resize == "crop":
         pixels = _middle(pixels)
     height, width, top, left = _fitted(pixels.shape[0], pixels.shape[1], preprocessing)
     resized = resize(pixels, (height, width), preprocessing.interpolation)
     if height < size or width < size:
-        out[:] = np.round(255 * np.array(preprocessing.mean)).astype(np.uint8)
+        out[:] = np.round(preprocessing.top * np.array(preprocessing.mean)).astype(out.dtype)
     rows, columns = (slice(max(0, -start), max(0, -start) + size) for start in (top, left))
     part = resized[max(0, top) : max(0, top) + size, max(0, left) : max(0, left) + size]
     out[rows, columns][: part.shape[0], : part.shape[1]] = part
@@ -100,14 +105,14 @@ def input_box(height: int, width: int, preprocessing: Preprocessing) -> tuple[fl
 
 
 def resize(pixels: Array, shape: tuple[int, int], interpolation: Interpolation) -> Array:
-    """uint8 (H, W, C) to (*shape, C), antialiased.
+    """uint8 or uint16 (H, W, C) to (*shape, C), antialiased.
 
-    A process that has loaded PyTorch uses PyTorch, which takes a fifth of Pillow's time. Other processes use NumPy,
-    with the same result to the last bit: predictions must not depend on what happens to be installed.
+    For uint8, a process that has loaded PyTorch uses PyTorch, which takes a fifth of Pillow's time. Other processes use
+    NumPy, with the same result to the last bit: predictions must not depend on what happens to be installed.
     """
     if pixels.shape[:2] == shape:
         return pixels
-    by = _resize_by_torch if "torch" in sys.modules else resize_by_numpy
+    by = _resize_by_torch if "torch" in sys.modules and pixels.dtype == np.uint8 else resize_by_numpy
     return by(pixels, shape, interpolation)
 
 
@@ -120,9 +125,9 @@ def _resize_by_torch(pixels: Array, shape: tuple[int, int], interpolation: Inter
 
 
 def resize_by_numpy(pixels: Array, shape: tuple[int, int], interpolation: Interpolation) -> Array:
-    """uint8 (H, W, C) to (*shape, C) as PyTorch's `interpolate` does it: one side after the other, in integers.
+    """Pixels (H, W, C) to (*shape, C) as PyTorch's `interpolate` does it for uint8: each side by itself, in integers.
 
-    Source: ATen/native/cpu/UpSampleKernelAVXAntialias.h.
+    They are uint8 or uint16. Source: ATen/native/cpu/UpSampleKernelAVXAntialias.h.
     """
     (height, width, channels), (high, wide) = pixels.shape, shape
     resized = pixels
@@ -136,11 +141,12 @@ def resize_by_numpy(pixels: Array, shape: tuple[int, int], interpolation: Interp
 
 
 def _weighted(rows: Array, size: int, interpolation: Interpolation) -> Array:
-    """uint8 (H, N) to (size, N). The sums are integers; where float32 holds them exactly, its products are fast."""
+    """uint8 or uint16 (H, N) to (size, N). The sums are integers; where float32 holds them, its products are fast."""
     weights, bits = _weights(len(rows), size, interpolation)
-    exact = np.float32 if np.abs(weights).sum(axis=1).max() * 255 < 2**24 else np.float64
+    top = np.iinfo(rows.dtype).max
+    exact = np.float32 if np.abs(weights).sum(axis=1).max() * top < 2**24 else np.float64
     products: Array = (weights.astype(exact) @ rows.astype(exact)).astype(np.int64)
-    return ((products + (1 << (bits - 1))) >> bits).clip(0, 255).astype(np.uint8)
+    return ((products + (1 << (bits - 1))) >> bits).clip(0, top).astype(rows.dtype)
 
 
 @lru_cache(maxsize=256)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlic.data import images
+from mlic.data import deep_images
 
 Array = np.ndarray[Any, Any]
 
@@ -37,7 +37,7 @@ def perceptual_hash(data: bytes, max_pixels: int) -> bytes:
 
     64 bits from left to right and 64 from top to bottom. Raises BadImage. The idea is Neal Krawetz's dHash (2013).
     """
-    pixels = images.decode(data, "gray", max_pixels, side=4 * _SIDE)
+    pixels = deep_images.picture(data, "gray", max_pixels, side=4 * _SIDE)
     small = np.asarray(Image.fromarray(pixels[:, :, 0]).resize((_SIDE, _SIDE), Image.Resampling.BOX)).astype(np.int16)
     across = small[: _SIDE - 1, 1:] > small[: _SIDE - 1, :-1]
     down = small[1:, : _SIDE - 1] > small[:-1, : _SIDE - 1]

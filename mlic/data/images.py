@@ -23,6 +23,8 @@ EXTENSIONS = frozenset(
 
 _EXIF_ORIENTATION = 274
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # Pillow's modes of one channel with more than 8 bits
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_CHANNELS = "TIFF of "  # and their number: what only tifffile reads
 _DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # bits of the integers that cameras and scanners write
 _HALF = "premature end of data segment"  # libjpeg's warning
 # Orientation tag -> (turns by 90 degrees counter-clockwise, mirror left-right afterwards). TIFF 6.0, tag 274.
@@ -113,11 +115,14 @@ def probe(data: Any, max_pixels: int) -> ImageInfo:
         if data[-2:] != b"\xff\xd9":
             decode(bytes(data), "rgb", max_pixels)
         return info
+    if info.format.startswith(_CHANNELS):
+        tiff_values(bytes(data), max_pixels)
+        return info
     with _pillow(data, max_pixels) as image:
         try:
             image.load()
             if image.mode in _DEEP:
-                return replace(info, scaled_from=_to_8_bits(np.asarray(image))[1])
+                return replace(info, scaled_from=to_8_bits(np.asarray(image))[1])
         except Exception as error:  # Pillow's decoders raise many types, and all of them mean this
             raise BadImage(_reason(error)) from None
     return info
@@ -132,10 +137,54 @@ def header(data: Any, max_pixels: int) -> ImageInfo:
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError as error:
             raise BadImage(f"broken JPEG header ({error})") from None
-        _check_pixels(width, height, max_pixels)
+        check_pixels(width, height, max_pixels)
         return ImageInfo("JPEG", width, height)
+    if is_tiff(data) and (bands := _more_than_colors(data, max_pixels)):
+        return bands
     with _pillow(data, max_pixels) as image:
         return ImageInfo(image.format or "", image.width, image.height)
+
+
+def is_tiff(data: Any) -> bool:
+    """Whether a file is a TIFF by its first bytes."""
+    return bytes(data[:4]) in _TIFF
+
+
+def _more_than_colors(data: Any, max_pixels: int) -> ImageInfo | None:
+    """What the header of a TIFF says that Pillow does not read, but tifffile does. Raises BadImage."""
+    try:
+        _pillow(data, max_pixels).close()
+    except BadImage:
+        height, width, channels = tiff_values(bytes(data), max_pixels, header_only=True).shape
+        return ImageInfo(f"{_CHANNELS}{channels} channels", width, height)
+    return None
+
+
+def tiff_values(data: bytes, max_pixels: int, header_only: bool = False) -> Array:
+    """The values of a TIFF (height, width, channels), upright, of the type that the file has; zeros with `header_only`.
+
+    The channels may lie in one page or in a page each. Raises BadImage, also without tifffile.
+    """
+    try:
+        import tifffile
+    except ImportError:
+        raise BadImage("a TIFF whose channels need the packages tifffile and imagecodecs") from None
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            series = file.series[0]
+            axes, shape = series.axes, series.shape
+            if "Y" not in axes or "X" not in axes or len(axes) > 3:
+                raise BadImage(f"a TIFF with the axes {axes}, which are more than rows, columns and channels")
+            row, column = axes.index("Y"), axes.index("X")
+            check_pixels(shape[column], shape[row], max_pixels)
+            values = np.broadcast_to(np.uint8(0), shape) if header_only else series.asarray()
+            tag = series.keyframe.tags.get("Orientation")
+            values = np.moveaxis(values, [row, column], [0, 1])
+            return upright(values.reshape(*values.shape[:2], -1), 1 if tag is None else int(tag.value))
+    except BadImage:
+        raise
+    except Exception as error:  # broken files raise many types, and all of them mean this
+        raise BadImage(_reason(error)) from None
 
 
 def is_gray_file(data: bytes) -> bool:
@@ -145,6 +194,8 @@ def is_gray_file(data: bytes) -> bool:
             return bool(simplejpeg.decode_jpeg_header(data)[2] == "Gray")
         except ValueError as error:
             raise BadImage(f"broken JPEG header ({error})") from None
+    if is_tiff(data) and _more_than_colors(data, MAX_PIXELS):
+        return False
     with _pillow(data, MAX_PIXELS) as image:
         return image.mode in ("1", "L", "LA", *_DEEP)
 
@@ -163,11 +214,13 @@ def decode(data: bytes, color: Color, max_pixels: int, side: int = 0, out: Array
         pixels = _decode_jpeg(data, color, max_pixels, side, out)
         if pixels is not None:
             return pixels
+    if is_tiff(data) and (bands := _more_than_colors(data, max_pixels)):
+        raise BadImage(f"a {bands.format}, which are no colours; --channels keeps them")
     with _pillow(data, max_pixels) as image:
         try:
             image.seek(0)
             pixels = _pillow_pixels(image, color)
-            return _upright(pixels, image.getexif().get(_EXIF_ORIENTATION, 1))
+            return upright(pixels, image.getexif().get(_EXIF_ORIENTATION, 1))
         except Exception as error:  # Pillow's decoders raise many types, and all of them mean this
             raise BadImage(_reason(error)) from None
 
@@ -182,7 +235,7 @@ def _decode_jpeg(data: bytes, color: Color, max_pixels: int, side: int, out: Arr
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise BadImage(f"broken JPEG header ({error})") from None
-    _check_pixels(width, height, max_pixels)
+    check_pixels(width, height, max_pixels)
     if space in ("CMYK", "YCCK"):
         return None
     factor = 1
@@ -207,7 +260,7 @@ def _decode_jpeg(data: bytes, color: Color, max_pixels: int, side: int, out: Arr
         pixels = into
     if _has_exif(data):
         with _pillow(data, max_pixels) as image:
-            return _upright(pixels, image.getexif().get(_EXIF_ORIENTATION, 1))
+            return upright(pixels, image.getexif().get(_EXIF_ORIENTATION, 1))
     return pixels  # type: ignore[no-any-return]
 
 
@@ -238,14 +291,14 @@ def _pillow(data: Any, max_pixels: int) -> Image.Image:
         raise BadImage("not an image") from None
     except Exception as error:  # Pillow's parsers raise many types on broken headers
         raise BadImage(_reason(error)) from None
-    _check_pixels(image.width, image.height, max_pixels)
+    check_pixels(image.width, image.height, max_pixels)
     return image
 
 
 def _pillow_pixels(image: Image.Image, color: Color) -> Array:
     mode: Literal["RGB", "L"] = "RGB" if color == "rgb" else "L"
     if image.mode in _DEEP:
-        image = Image.fromarray(_to_8_bits(np.asarray(image))[0])
+        image = Image.fromarray(to_8_bits(np.asarray(image))[0])
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -253,13 +306,29 @@ def _pillow_pixels(image: Image.Image, color: Color) -> Array:
     return pixels.reshape(pixels.shape[0], pixels.shape[1], -1)
 
 
-def _to_8_bits(values: Array) -> tuple[Array, str]:
-    """Integers or floats (H, W) as uint8, and the range that they were scaled from, in words.
+def decode_all_channels(data: bytes, max_pixels: int) -> Array:
+    """Decode to uint8 (height, width, channels) with the channels that the file has, upright. Raises BadImage."""
+    with _pillow(data, max_pixels) as image:
+        try:
+            image.seek(0)
+            mode = {"P": "RGBA" if "transparency" in image.info else "RGB", "1": "L"}.get(image.mode)
+            colors = image if mode is None else image.convert(mode)
+            pixels = np.asarray(colors)
+            pixels = pixels.reshape(*pixels.shape[:2], -1)
+            return upright(to_8_bits(pixels)[0], image.getexif().get(_EXIF_ORIENTATION, 1))
+        except Exception as error:  # Pillow's decoders raise many types, and all of them mean this
+            raise BadImage(_reason(error)) from None
+
+
+def to_8_bits(values: Array) -> tuple[Array, str]:
+    """Integers or floats (H, W, ...) as uint8, and the range that they were scaled from, in words.
 
     A file does not say how many bits a camera has used of 16 or 32, so the smallest usual depth that holds the largest
     value counts. Floats count as 0 to 1 or as 0 to 255, if they fit. Values outside of that are scaled from their own
     range.
     """
+    if values.dtype == np.uint8:
+        return values, "8 bits"
     real = np.nan_to_num(values.astype(np.float64))
     low, high = (float(real.min()), float(real.max())) if real.size else (0.0, 0.0)
     if values.dtype.kind == "f":
@@ -272,7 +341,8 @@ def _to_8_bits(values: Array) -> tuple[Array, str]:
     return np.floor(real * 255 / top).astype(np.uint8), said
 
 
-def _upright(pixels: Array, orientation: int) -> Array:
+def upright(pixels: Array, orientation: int) -> Array:
+    """Pixels (H, W, ...) turned and mirrored as the orientation tag of TIFF and Exif says."""
     turns, mirror = _TURNS.get(orientation, (0, False))
     if turns:
         pixels = np.rot90(pixels, turns)
@@ -281,7 +351,8 @@ def _upright(pixels: Array, orientation: int) -> Array:
     return np.ascontiguousarray(pixels)
 
 
-def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Raise BadImage for an image of more pixels than are allowed."""
     if width * height > max_pixels:
         raise BadImage(f"{width:,} x {height:,} pixels, above the limit of {max_pixels:,}")
 

@@ -27,6 +27,7 @@ from mlic.data.shards import Split
 from mlic.errors import DataError
 
 _CACHE_BATCH = 256
+_DTYPES = {8: torch.uint8, 16: torch.uint16}
 _PIECE = 32  # images that one thread loads at a time
 _PIECES_AHEAD = 6  # loaded ahead of the batch in use, for each thread
 
@@ -35,9 +36,9 @@ _PIECES_AHEAD = 6  # loaded ahead of the batch in use, for each thread
 class Batch:
     """A rank's part of one batch.
 
-    `images` is uint8 (B, H, W, C), `index` int64 (B,) numbers the samples in their split, `targets` int8 (B, L).
-    A sample that cannot be decoded is all zeros, and all its labels are unknown, so it counts nowhere. `bad` holds its
-    key and the reason.
+    `images` is uint8 or uint16 (B, H, W, C), `index` int64 (B,) numbers the samples in their split, and `targets` is
+    int8 (B, L). A sample that cannot be decoded is all zeros, and all its labels are unknown, so it counts nowhere.
+    `bad` holds its key and the reason.
     """
 
     images: torch.Tensor
@@ -207,7 +208,7 @@ class ShardReader:
     ) -> _LoadingBatch:
         prep = self._preprocessing
         side = prep.image_size if boxes is None else size
-        images = torch.empty((len(index), side, side, prep.channels), dtype=torch.uint8, pin_memory=pinned)
+        images = torch.empty((len(index), side, side, prep.channels), dtype=_DTYPES[prep.bits], pin_memory=pinned)
         return _LoadingBatch(self._split, index, boxes, images, pinned)
 
     def _load(self, piece: _Piece) -> dict[int, str]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlic.data import images
+from mlic.data import deep_images
 
 _SIDE, _GRID, _BINS = 32, 4, 6
 
@@ -19,7 +19,7 @@ def extract(data: bytes, max_pixels: int) -> np.ndarray[Any, Any]:
 
     Raises BadImage.
     """
-    image = Image.fromarray(images.decode(data, "rgb", max_pixels, side=_SIDE))
+    image = Image.fromarray(deep_images.picture(data, "rgb", max_pixels, side=_SIDE))
     pixels = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)).astype(np.float32) / 255
     cells = _cells(pixels)  # (16, 64, 3)
     gray = pixels.mean(axis=2)

@@ -18,7 +18,7 @@ from mlic.cluster import pool
 from mlic.cluster.connect import connect
 from mlic.cluster.resources import Cluster, task_share
 from mlic.config.data import ExploreConfig
-from mlic.data import duplicates, images, label_join, label_stats, shards, storage
+from mlic.data import deep_images, duplicates, images, label_join, label_stats, shards, storage
 from mlic.data.annotations.options import options_of
 from mlic.data.annotations.read import read_annotations
 from mlic.data.shards import INDEX, Split
@@ -220,7 +220,7 @@ def _open(piece: _Piece, _shared: None) -> _Seen:
 def _describe(data: bytes) -> tuple[dict[str, Any], Array]:
     """Size, format, kind of colour and brightness of an image, and its pixels."""
     info = images.probe(data, images.MAX_PIXELS)
-    pixels = images.decode(data, "rgb", images.MAX_PIXELS, side=2 * _THUMBNAIL)
+    pixels = deep_images.picture(data, "rgb", images.MAX_PIXELS, side=2 * _THUMBNAIL)
     spread = int((pixels.max(axis=2).astype(int) - pixels.min(axis=2)).max())
     color = "colour" if spread > _GRAY_WITHIN else "grey" if images.is_gray_file(data) else "grey as RGB"
     record = {

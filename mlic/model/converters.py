@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,7 +25,7 @@ from mlic.model.runtimes import Array, Scorer
 
 
 class Whole(nn.Module):
-    """Images uint8 (B, H, W, C) to scores float32 (B, L)."""
+    """Images uint8 or uint16 (B, H, W, C) to scores float32 (B, L)."""
 
     scale: torch.Tensor
     shift: torch.Tensor
@@ -32,7 +33,7 @@ class Whole(nn.Module):
     def __init__(self, net: nn.Module, prep: Preprocessing, activation: Activation) -> None:
         super().__init__()
         self.net, self.activation = net, activation
-        self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in prep.std]).view(1, -1, 1, 1))
+        self.register_buffer("scale", torch.tensor([1 / (prep.top * s) for s in prep.std]).view(1, -1, 1, 1))
         shift = torch.tensor([-m / s for m, s in zip(prep.mean, prep.std, strict=True)])
         self.register_buffer("shift", shift.view(1, -1, 1, 1))
 
@@ -40,11 +41,9 @@ class Whole(nn.Module):
         return losses.scores(self.activation, self.net(images.permute(0, 3, 1, 2).float() * self.scale + self.shift))
 
 
-def engine(
-    name: Backend, full_model: Whole, batch_size: int, shape: tuple[int, int, int], precision: Precise = "fp32"
-) -> Scorer:
-    """What computes the scores (B, L) of images uint8 (B, H, W, C) of `shape`, for B up to `batch_size`."""
-    example = torch.zeros(batch_size, *shape, dtype=torch.uint8)
+def engine(name: Backend, full_model: Whole, batch_size: int, image: Array, precision: Precise = "fp32") -> Scorer:
+    """What computes the scores (B, L) of images (B, H, W, C) like `image` (H, W, C), for B up to `batch_size`."""
+    example = torch.from_numpy(np.zeros((batch_size, *image.shape), image.dtype))
     if name == "openvino":
         model = to_openvino(full_model, example)
         return runtimes.filled(runtimes.open_openvino(model, runtimes.threads(), precision), batch_size)
@@ -65,10 +64,10 @@ def to_openvino(full_model: Whole, example: torch.Tensor, any_batch: bool = Fals
     """An `openvino.Model` for batches of the size of the example, or of any."""
     import openvino
 
-    with _silence():  # the tracer warns of fixed shapes, which are intended
-        return openvino.convert_model(
-            full_model, example_input=example, input=[-1 if any_batch else len(example), *example.shape[1:]]
-        )
+    shape = openvino.PartialShape([-1 if any_batch else len(example), *example.shape[1:]])
+    dtype = openvino.Type.u16 if example.dtype == torch.uint16 else openvino.Type.u8
+    with _silence():  # the tracer warns of fixed shapes, which are intended, and does not know uint16
+        return openvino.convert_model(full_model, example_input=example.to(torch.uint8), input=(shape, dtype))
 
 
 def to_int8(model: Any, images: Array) -> Any:

@@ -100,7 +100,7 @@ def filled(run: Scorer, batch_size: int) -> Scorer:
     def scores(images: Array) -> Array:
         count = len(images)
         if count < batch_size:
-            images = np.concatenate([images, np.zeros((batch_size - count, *images.shape[1:]), np.uint8)])
+            images = np.concatenate([images, np.zeros((batch_size - count, *images.shape[1:]), images.dtype)])
         return run(images)[:count].copy()
 
     return scores

@@ -23,6 +23,7 @@ from mlic.metrics.measurement import aligned
 from mlic.model import zoo
 from mlic.runs.files import write_atomic, write_json
 from mlic.runs.run import Run
+from mlic.train import setup
 from mlic.train.cross_validation import SCORES, check_folds, fit_folds, read_scores
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ def noise(config: NoiseConfig) -> NoiseReport:
         if run.finished and not (config.out / SCORES).is_file():
             run.reopen()
         if not (config.out / SCORES).is_file():
-            fit_folds(_training(config), config.out, folds)
+            fit_folds(setup.with_statistics(_training(config)), config.out, folds)
         report = _report(config, folds, _labels_of_files(index))
         run.finish(report)
     return report

@@ -173,13 +173,21 @@ def warn(trouble: Mapping[str, Sequence[tuple[str, str]]], counts: Mapping[str, 
 
 
 def warn_of_depths(kinds: Sequence[str]) -> None:
-    """Say how many images have pixels of more than 8 bits, and what they were scaled from."""
+    """Say how many images have pixels of more than 8 bits, and what they were scaled from, or other channels."""
     deep = Counter(kind.partition(" (")[2].rstrip(")") for kind in kinds if " (" in kind)
     if deep:
         logger.warning(
-            "%s images have more than 8 bits a pixel and are scaled to 8 from %s",
+            "%s images have more than 8 bits a pixel and are scaled to 8 from %s; mlic train --bits 16 keeps them",
             f"{sum(deep.values()):,}",
             ", ".join(f"{said} ({count:,})" for said, count in deep.most_common()),
+        )
+
+    channels = Counter(kind for kind in kinds if kind.startswith("TIFF of "))
+    if channels:
+        logger.warning(
+            "%s images have more channels than colours (%s), which mlic train --channels N keeps",
+            f"{sum(channels.values()):,}",
+            ", ".join(f"{kind} ({count:,})" for kind, count in channels.most_common()),
         )
 
 

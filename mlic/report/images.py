@@ -13,7 +13,7 @@ from PIL import Image
 
 from mlic.config.data import Preprocessing
 from mlic.config.train import TrainConfig
-from mlic.data import images
+from mlic.data import deep_images, images
 from mlic.data.augment import Normalizer
 from mlic.data.decoding import input_box
 from mlic.data.loader import ShardReader
@@ -54,7 +54,7 @@ def look(source: Split, most: int, seed: int) -> Look:
     with part.opened() as read:
         for number, row in enumerate(rows):
             try:
-                pixels = images.decode(read(number), "rgb", images.MAX_PIXELS, side=64)
+                pixels = deep_images.picture(read(number), "rgb", images.MAX_PIXELS, side=64)
             except images.BadImage:
                 continue
             gray[row] = int((pixels.max(axis=2).astype(int) - pixels.min(axis=2)).max()) <= _GRAY_WITHIN
@@ -83,7 +83,7 @@ def pictures(
     with part.opened() as read:
         for number, row in enumerate(rows):
             try:
-                small = Image.fromarray(images.decode(read(number), "rgb", images.MAX_PIXELS, side=SIDE))
+                small = Image.fromarray(deep_images.picture(read(number), "rgb", images.MAX_PIXELS, side=SIDE))
             except images.BadImage:
                 continue
             small.thumbnail((SIDE, SIDE))
@@ -104,7 +104,7 @@ def _maps(part: Split, about: Sequence[Sequence[int]], training: Training) -> tu
     """Saliency maps (H, W) by number in `part` and label."""
     prep: Preprocessing = setup.preprocessing(training.config)
     wanted = [(number, label) for number, some in enumerate(about) for label in some]
-    normalize = Normalizer(prep.mean, prep.std, torch.device("cpu"))
+    normalize = Normalizer(prep.mean, prep.std, torch.device("cpu"), prep.top)
     maps_of: dict[tuple[int, int], Array] = {}
     method = ""
     with ShardReader(part, prep) as reader:

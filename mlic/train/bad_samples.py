@@ -9,18 +9,18 @@ from mlic.train.rank import RankContext
 
 
 class BadSamples:
-    """The keys of the samples that did not decode, by split. Each split is held against its own size."""
+    """The keys of the samples that did not decode, and why, by split. Each split is held against its own size."""
 
     def __init__(self, config: TrainConfig, context: RankContext) -> None:
         self._config, self._context = config, context
-        self._mine: dict[str, set[str]] = {}  # of this rank, not yet sent to the others
-        self._told: dict[str, set[str]] = {}  # those that all ranks know
+        self._mine: dict[str, dict[str, str]] = {}  # of this rank, not yet sent to the others
+        self._told: dict[str, dict[str, str]] = {}  # those that all ranks know
 
     def note(self, split: str, batch: Batch) -> None:
         """Record the samples of a batch that cannot be decoded, and log each of them once."""
         for key, reason in batch.bad:
             if key not in self._told.get(split, ()) and key not in self._mine.get(split, ()):
-                self._mine.setdefault(split, set()).add(key)
+                self._mine.setdefault(split, {})[key] = reason
                 line = f"bad  sample {key!r} cannot be decoded and counts nowhere: {reason}"
                 self._context.say(line, everyone=True)
 
@@ -34,14 +34,14 @@ class BadSamples:
 
         Raises DataError on every rank where more samples of a split than `max_bad` of its size cannot be decoded.
         """
-        for of_rank in self._context.gather({name: sorted(keys) for name, keys in self._mine.items()}):
-            for name, keys in of_rank.items():
-                self._told.setdefault(name, set()).update(keys)
+        for of_rank in self._context.gather(self._mine):
+            for name, reasons in of_rank.items():
+                self._told.setdefault(name, {}).update(reasons)
         self._mine.clear()
         for name, bad in sorted(self._told.items()):
             if len(bad) > self._config.max_bad * sizes[name]:
                 raise DataError(
                     f"{len(bad)} of {sizes[name]:,} samples of the split {name} cannot be decoded, more than max_bad "
-                    f"allows ({self._config.max_bad:.1%}); one is {min(bad)!r}.",
-                    f"pack {self._config.shards} again with --fresh.",
+                    f"allows ({self._config.max_bad:.1%}); one is {min(bad)!r} ({bad[min(bad)]}).",
+                    f"if they cannot be mended by the settings, pack {self._config.shards} again with --fresh.",
                 )

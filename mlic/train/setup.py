@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from mlic.config.data import Preprocessing
-from mlic.config.fit import FitSettings
+from mlic.config.fit import Color, FitSettings
 from mlic.config.train import TrainConfig
+from mlic.config.tune import TuneConfig
 from mlic.config.types import WEIGHTED
-from mlic.data.shards import Split, read_split
-from mlic.errors import ConfigError
+from mlic.data import deep_images
+from mlic.data.images import MAX_PIXELS, BadImage
+from mlic.data.shards import Split, read_index, read_split
+from mlic.errors import ConfigError, DataError
 from mlic.metrics import metrics
 from mlic.model import layer_groups, losses, weights, zoo
 
+logger = logging.getLogger(__name__)
+
+_Fit = TypeVar("_Fit", TrainConfig, TuneConfig)
+_MEASURED = 200  # images whose pixels are measured
+_LEAST_STD = 1e-4  # of a channel that is the same everywhere
 _NORMALIZATIONS = {"imagenet": zoo.IMAGENET, "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
 
 
@@ -46,18 +56,66 @@ def preprocessing(config: TrainConfig) -> Preprocessing:
     """The preprocessing that a configuration asks for."""
     color = zoo.default_color(config.arch) if config.color == "auto" else config.color
     published = zoo.published(config.arch)
+    channels = config.channels or (3 if color == "rgb" else 1)
     mean, std = _NORMALIZATIONS.get(config.normalization, (published.mean, published.std))
-    if color == "gray":
-        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    mean, std = (config.mean, config.std) if config.mean and config.std else (mean, std)
     return Preprocessing(
         image_size=config.image_size,
         color=color,
-        mean=mean,
-        std=std,
+        bands=config.channels,
+        bits=config.bits,
+        mean=_for_channels(mean, channels),
+        std=_for_channels(std, channels),
         resize=published.resize if config.resize == "weights" else config.resize,
         interpolation=published.interpolation if config.interpolation == "auto" else config.interpolation,
         crop_fraction=published.crop_fraction if config.resize == "weights" else 1.0,
     )
+
+
+def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One value for each channel: the values themselves, or their mean where there are others."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def with_statistics(config: _Fit) -> _Fit:
+    """The configuration with the mean and deviation of training images, where it asks for measured ones.
+
+    They are those of the pixels of the same few images at each call. Raises DataError if none can be decoded.
+    """
+    is_asked = config.normalization == "measured" or (
+        config.normalization == "auto" and (config.channels > 0 or config.bits == 16)
+    )
+    if not is_asked or config.mean is not None:
+        return config
+    index = read_index(config.shards)
+    split = read_split(config.shards, "train" if "train" in index["splits"] else None, checked=True)
+    rows = np.sort(np.random.default_rng(31).permutation(len(split))[:_MEASURED])
+    color: Color = "rgb" if config.color == "auto" else config.color
+    totals, reasons = [], list[str]()
+    with split.take(rows).opened() as read:
+        for number in range(len(rows)):
+            try:
+                pixels = deep_images.decode(read(number), color, config.channels, config.bits, MAX_PIXELS)
+            except BadImage as error:
+                reasons.append(f"{split.key(rows[number])}: {error}")
+                continue
+            shares = pixels.reshape(-1, pixels.shape[2]) / (2**config.bits - 1)
+            totals.append((len(shares), shares.sum(axis=0), (shares**2).sum(axis=0)))
+    if not totals:
+        raise DataError(
+            f"none of {len(rows)} training images can be decoded ({reasons[0]}).", "see --channels, --bits."
+        )
+    count = sum(pixels for pixels, _, _ in totals)
+    mean = np.sum([sums for _, sums, _ in totals], axis=0) / count
+    variance = np.sum([squares for _, _, squares in totals], axis=0) / count - mean**2
+    std = np.sqrt(np.maximum(variance, _LEAST_STD**2))
+    rounded = [tuple(float(f"{value:.4g}") for value in values) for values in (mean, std)]
+    logger.info("%d training images have the mean %s and the deviation %s", len(totals), *(_shown(v) for v in rounded))
+    return config.model_copy(update={"mean": rounded[0], "std": rounded[1]})
+
+
+def _shown(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def positive_weights(train: Split, config: TrainConfig) -> torch.Tensor:

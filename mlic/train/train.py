@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mlic.config.train import TrainConfig
 from mlic.pack.foreign_shards import index_if_needed
+from mlic.train import setup
 from mlic.train.cross_validation import FoldsReport, cross_validate
 from mlic.train.launch import TrainReport, fit
 
@@ -14,4 +15,5 @@ def train(config: TrainConfig) -> TrainReport | FoldsReport:
     Shards of another program are indexed first.
     """
     index_if_needed(config.shards, config.address)
+    config = setup.with_statistics(config)
     return cross_validate(config) if config.cross_validate else fit(config)

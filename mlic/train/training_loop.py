@@ -137,7 +137,7 @@ class _Fitting:
         self.rates = sampling_weights.rates(
             train.targets, train.labels, config.repeat_below, config.thin, config.thin_labels
         )
-        normalize: Callable[..., torch.Tensor] = Normalizer(prep.mean, prep.std, context.device)
+        normalize: Callable[..., torch.Tensor] = Normalizer(prep.mean, prep.std, context.device, prep.top)
         core: nn.Module = net  # what is trained and evaluated
         self.threads = readers.threads_of(config, context.device)
         opened = readers.open_readers(config, prep, (train, val), stack, self.threads)

@@ -59,6 +59,7 @@ def tune(config: TuneConfig) -> TuneReport:
     finished an epoch and PartialError when it is interrupted.
     """
     index_if_needed(config.shards, config.address)
+    config = setup.with_statistics(config)
     index = read_index(config.shards)
     check_trainable(config.shards, index, config.fold)
     folds = check_folds(config.shards, index) if config.cross_validate else 0
