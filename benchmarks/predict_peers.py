@@ -32,7 +32,8 @@ def alone(folder: Path, backend: str) -> tuple[float, str]:
     images: Any = torch.randint(0, 256, (BATCH, SIZE, SIZE, 3), dtype=torch.uint8)
     engine: Any = whole
     if backend != "torch":
-        engine, images = converters.engine(cast("Backend", backend), whole, BATCH, (SIZE, SIZE, 3)), images.numpy()
+        images = images.numpy()
+        engine = converters.engine(cast("Backend", backend), whole, BATCH, images[0])
     with torch.inference_mode():
         engine(images)
         started = time.monotonic()

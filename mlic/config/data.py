@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import numpy as np
 from pydantic import model_validator
 
 from mlic.config.base import Model, setting
@@ -52,9 +51,9 @@ class Preprocessing(Model):
         return self.bands > 0 or self.bits == 16
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the decoded pixels: uint8, or uint16 for 16 bits."""
-        return np.dtype(np.uint16 if self.bits == 16 else np.uint8)
+    def dtype(self) -> Literal["uint8", "uint16"]:
+        """Of the decoded pixels."""
+        return "uint16" if self.bits == 16 else "uint8"
 
     @property
     def top(self) -> int:

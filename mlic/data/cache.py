@@ -53,7 +53,12 @@ def decoded(
     """
     shape = (len(split), preprocessing.image_size, preprocessing.image_size, preprocessing.channels)
     return stored(
-        f"{split.fingerprint} {split.name} {preprocessing.pixels}", shape, preprocessing.dtype, limit_gb, folder, decode
+        f"{split.fingerprint} {split.name} {preprocessing.pixels}",
+        shape,
+        np.dtype(preprocessing.dtype),
+        limit_gb,
+        folder,
+        decode,
     )
 
 

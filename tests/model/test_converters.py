@@ -33,8 +33,8 @@ def test_an_engine_gives_the_scores_of_torch(name: Backend, activation: Any) -> 
     needed(name)
     torch.manual_seed(3)
     whole = converters.Whole(zoo.build("small", 5, 3, 64, {}).eval(), PREP, activation).eval()
-    engine = converters.engine(name, whole, 8, (64, 64, 3))
     images = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)
+    engine = converters.engine(name, whole, 8, images[0].numpy())
     with torch.inference_mode():
         expected = whole(images).numpy()
     assert expected.std() > 1e-3
