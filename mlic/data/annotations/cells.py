@@ -32,9 +32,23 @@ _YES = (
     "si",
     "sí",
     "sim",
+    "да",
+    "是",
+    "有",
+    "はい",
+    "○",
+    "✅",
+    "on",
+    "checked",
+    "wahr",  # TRUE and FALSE as spreadsheets write them in other languages
+    "vrai",
+    "verdadero",
+    "vero",
+    "waar",
 )
 _NO = ("0", "false", "f", "no", "n", "absent", "negative", "neg", "-", "–", "✗", "✘", "☐", "nein", "non", "não")
-WORDS = {**dict.fromkeys(_YES, 1), **dict.fromkeys(_NO, 0), "-1": -1}
+_FALSE = ("нет", "否", "无", "無", "いいえ", "❌", "off", "unchecked", "falsch", "faux", "falso", "onwaar")
+WORDS = {**dict.fromkeys(_YES, 1), **dict.fromkeys((*_NO, *_FALSE), 0), "-1": -1}
 MISSING = frozenset({"nan", "na", "n/a", "<na>", "null", "none", "?", "unknown", "uncertain"})
 NO_LABEL = frozenset(
     {
@@ -47,6 +61,27 @@ NO_LABEL = frozenset(
         "nothing",
         "background",
         "empty",
+        "blank",
+        "0",
+        "n",
+        "set()",
+        "(none)",
+        "none.",
+        "none of the above",
+        "no tags",
+        "nil",
+        "unremarkable",
+        "keine",
+        "keines",
+        "kein befund",
+        "k.a.",
+        "aucun",
+        "aucune",
+        "ninguno",
+        "なし",
+        "无",
+        "無",
+        "нет",
         "-",
         "--",
         "–",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import string
-from collections import defaultdict
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,17 +15,37 @@ from mlic.data.annotations.cells import NO_LABEL, WORDS
 from mlic.data.marks import Annotations
 from mlic.errors import DataError
 
-_SEPARATORS = re.compile(r"\s*(?:<br ?/?>|__+|\band\b|[,;|/+& ])\s*")
+_SEPARATORS = re.compile(r"\s*(?:<br ?/?>|__+|\band\b|[-,;|/+& #、，；｜・·~^\\:])\s*")
+_RARE = re.compile(
+    r"\w\s?([#、，；｜・·~^\\])\s?\w"
+)  # between letters these separate labels, and hardly ever belong to one
+_ANSWERED = re.compile(r"(.+?)\s*[:=]\s*(yes|no|true|false|0|1|present|absent)", re.IGNORECASE)
+_QUALIFIED = re.compile(
+    r"(?:\d+\s?x?\s+)?(.+?)(?:\s*\((?:\?|uncertain|unsure|maybe|probable|probably|possible)\)|\s*\?|\s+x\s?\d+)?"
+)
 _SCORED = re.compile(r"(.+?)[\s:=(]+([01]?\.\d+|\d+(\.\d+)? ?%)\)?")
-_WORDS = frozenset(word for word in WORDS if word.isalpha())
+_WORDS = frozenset(word for word in WORDS if word.isalpha()) | {"ok", "nok", "pass", "fail", "passed", "failed"}
 _ENTITY = re.compile(r"&(amp|quot|lt|gt|apos|#\d+)\b")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([ T].*)?")
 _SIGNS = frozenset(string.punctuation + "–—·•")
 _BETWEEN = frozenset({"and", "or", "und", "et"})
 _NOT_YET = frozenset(
     {"todo", "to do", "tbd", "tba", "pending", "unlabeled", "unlabelled", "not labeled", "not labelled"}
+    | {
+        "untagged",
+        "unclassified",
+        "unannotated",
+        "not annotated",
+        "skip",
+        "skipped",
+        "bad image",
+        "delete",
+        "undefined",
+    }
+    | {"unknown", "uncertain", "unsure", "not sure", "i am not sure", "i don't know", "not determined", "nd", "n.d."}
+    | {"#n/a", "#ref!", "#value!", "#name?", "nat", "n.a.", "n.a", "not applicable", "\\n", "-99", "-999"}
 )
-_NEGATED = ("no ", "not ", "without ")
+_NEGATED = ("no ", "not ", "without ", "not_", "no_", "non-", "kein ", "keine ", "sans ", "sin ", "ohne ")
 _MISSING = frozenset({"nan", "null", "<na>"})
 _AT_ONCE = 1_000_000  # marks
 _MANY = 10  # labels; with fewer, one image for each is nothing special
@@ -59,6 +80,9 @@ def checked(annotations: Annotations, no_label: Sequence[str] = (), are_named: b
     warnings += _nearly_the_same(labels)
     warnings += _odd_words(annotations)
     warnings += _others_inside(labels)
+    warnings += _of_several(annotations)
+    warnings += _of_readers(annotations)
+    warnings += _garbled(annotations)
     warnings += _one_image_each(annotations)
     warnings += _words_for_none(annotations, {word.lower() for word in no_label})
     return replace(annotations, warnings=tuple(warnings))
@@ -69,7 +93,7 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def _digits(labels: Sequence[str], annotations: Annotations) -> list[str]:
-    numbers = [name for name in labels if re.fullmatch(r"-?\d+(\.\d+)?", name)]
+    numbers = [name for name in labels if re.fullmatch(r"-?\d+(\.\d+)?([ ,;]+-?\d+(\.\d+)?)* ?%?", name)]
     if len(numbers) * 2 <= len(labels) or (annotations.format == "wide table" and len(numbers) < len(labels)):
         return []
     return [f"labels are numbers: {_shown(numbers)}; --label-names FILE names them"]
@@ -97,6 +121,12 @@ def _beside_others(annotations: Annotations, label: str) -> bool:
 
 def _refuse_scores(annotations: Annotations) -> None:
     """Raise DataError for labels with scores in them, such as `cat (0.90)`."""
+    answered = [name for name in annotations.labels if _ANSWERED.fullmatch(name)]
+    if len(answered) * 2 > len(annotations.labels) and annotations.format != "wide table":
+        raise DataError(
+            f"labels of {annotations.source} have answers in them: {_shown(answered)}.",
+            'write a column for each label with yes and no, or JSON Lines with {"labels": {"cat": 1, "dog": 0}}.',
+        )
     scored = [name for name in annotations.labels if _SCORED.fullmatch(name)]
     if len(scored) * 2 > len(annotations.labels) and annotations.format != "wide table":
         raise DataError(
@@ -120,10 +150,12 @@ def _refuse_answers(annotations: Annotations) -> None:
 def _nearly_the_same(labels: Sequence[str]) -> list[str]:
     by_letters = defaultdict[str, list[str]](list)
     for name in labels:
-        by_letters[" ".join(re.findall(r"[^\W_]+", name.lower())) or name].append(name)
+        letters = unicodedata.normalize("NFKC", name).lower()
+        by_letters[" ".join(re.findall(r"[^\W_]+", letters)) or name].append(name)
     alike = [names for names in by_letters.values() if len(names) > 1]
+    plural = [name for name in labels if len(name) > 2 and f"{name}s" in labels]
     if not alike:
-        return []
+        return [f"{_shown([plural[0], plural[0] + 's'])} may be one label"] if plural else []
     is_case = all(len({name.lower() for name in names}) == 1 for names in alike)
     what = "upper and lower case" if is_case else "case, signs and spaces"
     shown = "; ".join(", ".join(names) for names in alike[:3])
@@ -132,18 +164,26 @@ def _nearly_the_same(labels: Sequence[str]) -> list[str]:
 
 def _odd_words(annotations: Annotations) -> list[str]:
     """Warn of labels that are words between labels, say that an image is not annotated, or negate another label."""
-    if annotations.format == "wide table":
-        return []
     labels = annotations.labels
     known, warnings = {name.lower() for name in labels}, list[str]()
+    if not_yet := [name for name in labels if name.lower() in _NOT_YET]:
+        warnings.append(
+            f"{_shown(not_yet)} may mean that an image is not annotated; delete these rows, or say by --no-label "
+            f"{not_yet[0]!r} that there is no label"
+        )
+    if annotations.format == "wide table":
+        return warnings
     if len(answers := [name for name in labels if name.lower() in _WORDS]) > 1:
         warnings.append(f"{_shown(answers)} may be answers to a question, and no labels")
     if between := [name for name in labels if name.lower() in _BETWEEN and _beside_others(annotations, name)]:
         warnings.append(f"{_shown(between)} may stand between labels; --delimiter {between[0]!r} separates them")
     if dates := [name for name in labels if _DATE.fullmatch(name)]:
         warnings.append(f"{_shown(dates)} are dates, and hardly labels; a spreadsheet may have made them of other text")
-    if not_yet := [name for name in labels if name.lower() in _NOT_YET]:
-        warnings.append(f"{_shown(not_yet)} may mean that an image is not annotated; delete these rows")
+    qualified = [
+        name for name in labels if (m := _QUALIFIED.fullmatch(name)) and m[1] != name and m[1].lower() in known
+    ]
+    if qualified:
+        warnings.append(f"{_shown(qualified)} may be another label with a count or a doubt; write these apart")
     negated = [
         name
         for name in labels
@@ -161,6 +201,76 @@ def _others_inside(labels: Sequence[str]) -> list[str]:
     if not inside:
         return []
     return [f"labels consist of other labels: {_shown(inside)}; --delimiter separates them"]
+
+
+def _of_several(annotations: Annotations) -> list[str]:
+    """Warn of labels that several labels may have been written as."""
+    if annotations.format == "wide table":
+        return []
+    labels, warnings = annotations.labels, list[str]()
+    rare = [(name, match[1]) for name in labels if (match := _RARE.search(name))]
+    if rare:
+        warnings.append(
+            f"{_shown([name for name, _ in rare])} may be several labels; --delimiter {rare[0][1]!r} separates them"
+        )
+    warnings += _sharing_words(annotations)
+    sentences = [name for name in labels if len(name.split()) > 4]
+    if len(sentences) * 3 > len(labels):
+        warnings.append(f"{_shown(sentences)} look like sentences, not like labels")
+    cut = [name for name in labels if name.count("(") != name.count(")")]
+    if cut:
+        warnings.append(f"{_shown(cut)} have half of a pair of brackets, so a label may have been cut in two")
+    return warnings
+
+
+def _of_readers(annotations: Annotations) -> list[str]:
+    """Warn of columns such as cat_A, cat_B, dog_A, dog_B: the answers of several readers, or of several times."""
+    if annotations.format != "wide table":
+        return []
+    stems = defaultdict[str, set[str]](set)
+    for name in annotations.labels:
+        stem, sign, ending = name.rpartition("_")
+        stems[stem if sign else name].add(ending)
+    endings = next(iter(stems.values()))
+    if len(stems) < 2 or len(endings) < 2 or any(other != endings for other in stems.values()):
+        return []
+    shown = ", ".join(sorted(endings)[:3])
+    return [f"the columns are {len(stems)} labels with the endings {shown}, as of several readers: each is a label now"]
+
+
+def _sharing_words(annotations: Annotations) -> list[str]:
+    """Warn of labels whose parts come again in others, such as `clear primary` and `haze primary`."""
+    labels = annotations.labels
+    for sign, named in () if annotations.tool else ((" ", "space"), ("-", "-"), ("+", "+"), ("/", "/"), (":", ":")):
+        parts = {name: [part.strip() for part in name.split(sign)] for name in labels if sign in name.strip(sign)}
+        counts = Counter(part for found in parts.values() for part in set(found))
+        shared = [part for part, count in counts.items() if count > 1]
+        is_most = len(parts) > 2 and len(parts) * 2 >= len(labels)
+        if is_most and shared and (sign == " " or len(shared) * 3 >= len(counts) * 2):
+            names = [name for name in parts if set(parts[name]) & set(shared)]
+            return [f"{_shown(names)} share parts ({shared[0]!r}); --delimiter {named} makes labels of the parts"]
+    return []
+
+
+def _garbled(annotations: Annotations) -> list[str]:
+    """Warn of labels that were read in another encoding than they were written in."""
+    odd = [name for name in annotations.labels if not name.isascii()]
+    twice = [name for name in odd if _decodes_again(name)]
+    if twice:
+        return [f"{_shown(twice)} look like UTF-8 that was read as Windows-1252; save the file anew as UTF-8"]
+    if odd and any("Windows-1252" in note for note in annotations.notes):
+        return [
+            f"the file is not UTF-8 and was read as Windows-1252, with labels such as {_shown(odd)}; if they look "
+            "wrong, save it as UTF-8"
+        ]
+    return []
+
+
+def _decodes_again(name: str) -> bool:
+    try:
+        return name.encode("cp1252").decode("utf-8") != name
+    except ValueError:
+        return False
 
 
 def _one_image_each(annotations: Annotations) -> list[str]:
@@ -186,7 +296,8 @@ def _words_for_none(annotations: Annotations, said: set[str]) -> list[str]:
     if not found:
         return []
     positive = annotations.value == 1
-    per_image = np.bincount(annotations.image[positive], minlength=len(annotations.names))
+    pairs = np.unique(np.stack([annotations.image[positive], annotations.label[positive]]), axis=1)
+    per_image = np.bincount(pairs[0], minlength=len(annotations.names))  # of several rows each label once
     names = [
         annotations.labels[i]
         for i in found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 NAME_COLUMNS = (
     "file",
     "image",
@@ -111,6 +113,25 @@ FLAGS = frozenset(
         "was_cancelled",
     ]
 )
+_ABOUT = re.compile(
+    r"double_checked|reviewed_by_expert|needs_review|to_check|qc|in_train|test_set|train_test|include|keep|use|consensus"
+    r"|has_annotation|is_annotated|(is_)?completed?|finished|deleted|active|done_y_n|(is_)?correct|is_true|human_answer"
+    r"|(is_)?selected|exists|(is_)?accepted|(is_)?rejected|kfold|cv_fold|split_id|batch|session|version"
+    r"|(num|n)_(labels|boxes|faces)|(label_)?count|vote|sign|quality|rating|difficulty|importance|is_public|has_metadata"
+    r"|patient|camera|site|second_reader"
+)
+
+
+def plain_name(name: str) -> str:
+    """A column's name in lower case, with `_` between its words: `Reviewed?` and `Is valid` are those of FLAGS."""
+    return re.sub(r"[^\w]+|_+", "_", name.strip().lower()).strip("_")
+
+
+def is_about_annotation(name: str) -> bool:
+    """Whether a column is called like one about the annotation and not about the image."""
+    return plain_name(name) in FLAGS | READER_COLUMNS or _ABOUT.fullmatch(plain_name(name)) is not None
+
+
 READER_COLUMNS = frozenset(
     {
         "annotator",
@@ -130,6 +151,13 @@ READER_COLUMNS = frozenset(
         "created_by",
         "annotated_by",
         "labeled_by",
+        "rad_id",
+        "radiologist",
+        "coder",
+        "coder_id",
+        "expert",
+        "participant",
+        "participant_id",
     }
 )
 INDEX = frozenset({"", "index", "unnamed: 0", "level_0", "row", "rownum", "__index_level_0__"})
@@ -151,3 +179,26 @@ REMARKS = (
     "created_at",
     "updated_at",
 )
+
+
+def tool_of(names: set[str]) -> tuple[str, frozenset[str], tuple[str, ...]]:
+    """The data set with these columns, in lower case, its columns that are no labels, and its words for no label."""
+    if {"path", "frontal/lateral"} <= names:
+        return "CheXpert", frozenset({"sex", "age", "frontal/lateral", "ap/pa"}), ()
+    if {"subject_id", "study_id"} <= names:
+        return "MIMIC-CXR", frozenset({"subject_id", "study_id"}), ()
+    if {"image index", "finding labels"} <= names:
+        return "ChestX-ray14", frozenset({"patient id", "follow-up #"}), ("No Finding",)
+    if {"image_id", "rad_id"} <= names:
+        return "VinDr-CXR", frozenset({"rad_id", "class_id", "x_min", "y_min", "x_max", "y_max"}), ()
+    if {"imageid", "labelname"} <= names:
+        return "Open Images", frozenset({"source"}), ()
+    if {"imageid", "labels", "labelslocalizationsbysentence"} <= names:
+        return "PadChest", frozenset(), ()
+    if names & {"annotation_id", "annotator"} and names & {"choice", "choices"}:
+        return (
+            "Label Studio",
+            frozenset({"id", "annotator", "annotation_id", "lead_time", "created_at", "updated_at"}),
+            (),
+        )
+    return "", frozenset(), ()

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mlic.data.annotations.column_names import FLAGS, INDEX, LABEL_COLUMNS, NAME_COLUMNS, REMARKS, SPLITS, VALUE_COLUMNS
+from mlic.data.annotations.column_names import (
+    INDEX,
+    LABEL_COLUMNS,
+    NAME_COLUMNS,
+    REMARKS,
+    SPLITS,
+    VALUE_COLUMNS,
+    is_about_annotation,
+    tool_of,
+)
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.profiles import Profile
 from mlic.data.annotations.table_files import Table
@@ -38,6 +47,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     one_per_row: bool = False
     fallbacks: tuple[int, ...] = ()  # columns that name the image where the first one does not
+    others: tuple[int, ...] = ()  # columns that are left out, but for those that the options ignore
 
 
 def choose(table: Table, profiles: Sequence[Profile], options: LabelOptions, layout: Layout | None) -> Plan:
@@ -56,7 +66,7 @@ class _Chooser:
         self.has_header = table.has_header
         is_text = table.has_header and table.file.suffix.lower() in (".csv", ".tsv", ".txt")
         self.where = f"{table.file}:1" if is_text else str(table.file)
-        self.tool, self.ignored, self.no_label = self._tool()
+        self.tool, self.ignored, self.no_label = tool_of(set(self.lower))
         self.notes: list[str] = []
         self.warnings: list[str] = []
 
@@ -100,6 +110,7 @@ class _Chooser:
             tuple(self.warnings),
             plan.one_per_row,
             fallbacks,
+            tuple(i for i in rest if i not in used),
         )
 
     def _named(self, name: str) -> int:
@@ -124,29 +135,6 @@ class _Chooser:
         if not profile.filled and not profile.name.strip():
             return True
         return self.lower[i] in INDEX and (profile.counted or profile.kinds["number"] > 0) and self.has_header
-
-    def _tool(self) -> tuple[str, frozenset[str], tuple[str, ...]]:
-        """The data set whose columns these are, its columns that are no labels, and its words for no label."""
-        names = set(self.lower)
-        if {"path", "frontal/lateral"} <= names:
-            return "CheXpert", frozenset({"sex", "age", "frontal/lateral", "ap/pa"}), ()
-        if {"subject_id", "study_id"} <= names:
-            return "MIMIC-CXR", frozenset({"subject_id", "study_id"}), ()
-        if {"image index", "finding labels"} <= names:
-            return "ChestX-ray14", frozenset({"patient id", "follow-up #"}), ("No Finding",)
-        if {"image_id", "rad_id"} <= names:
-            return "VinDr-CXR", frozenset({"rad_id", "class_id", "x_min", "y_min", "x_max", "y_max"}), ()
-        if {"imageid", "labelname"} <= names:
-            return "Open Images", frozenset({"source"}), ()
-        if {"imageid", "labels", "labelslocalizationsbysentence"} <= names:
-            return "PadChest", frozenset(), ()
-        if names & {"annotation_id", "annotator"} and names & {"choice", "choices"}:
-            return (
-                "Label Studio",
-                frozenset({"id", "annotator", "annotation_id", "lead_time", "created_at", "updated_at"}),
-                (),
-            )
-        return "", frozenset(), ()
 
     # The image
 
@@ -342,7 +330,8 @@ class _Chooser:
                 for i in rest
                 if i != label
                 and self.lower[i] == name
-                and all(self.profiles[i].kinds[kind] == 0 for kind in ("text", "list", "number"))
+                and all(self.profiles[i].kinds[kind] == 0 for kind in ("text", "list"))
+                and (self.profiles[i].kinds["number"] == 0 or self.options.positive_from is not None)
             ),
             None,
         )
@@ -354,7 +343,7 @@ class _Chooser:
         blank = [i for i in rest if not self.profiles[i].filled and self.lower[i] not in ("", *REMARKS)]
         if blank:
             self.notes.append(f"the column {self.profiles[blank[0]].name!r} is blank: a label that no image has")
-        flags = [i for i in binary if self.lower[i] in FLAGS]
+        flags = [i for i in binary if is_about_annotation(self.lower[i])]
         if flags and len(binary) > 1:
             name = self.profiles[flags[0]].name
             raise DataError(

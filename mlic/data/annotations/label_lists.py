@@ -13,6 +13,7 @@ from mlic.data.annotations.cells import MISSING, check_numbers, is_vector, kind_
 from mlic.data.annotations.column_names import VALUE_COLUMNS
 from mlic.data.annotations.columns import Plan
 from mlic.data.annotations.options import LabelOptions, label_names
+from mlic.data.annotations.other_columns import check_beside
 from mlic.data.annotations.profiles import Profile
 from mlic.data.annotations.table_files import Table
 from mlic.data.marks import Builder
@@ -44,6 +45,7 @@ class LabelLists:
         self.image = plan.image[0]
         self.notes = list[str]()
         self.warnings = list[str]()
+        self.values = set[int]()  # those that stand beside labels
         self.is_split = False  # whether some cell holds several labels
         self.is_complete = False  # whether cells say of each label whether it is absent
         self.no_label = {word.lower() for word in (*options.no_label, *plan.no_label)}
@@ -103,6 +105,7 @@ class LabelLists:
                 marks.append(self._with_value(value, where))
                 continue
             if isinstance(value, dict):
+                check_beside(value, where, _STRUCT_KEYS)
                 key = next((key for key in _STRUCT_KEYS if isinstance(value.get(key), str | int)), None)
                 value = value.get(key) if key else value
             if isinstance(value, float) and value.is_integer():
@@ -138,7 +141,7 @@ class LabelLists:
         self.is_complete = True
         for label, value in cell.items():
             try:
-                target = target_of(value, -1, self.options.positive_from)
+                target = self.target(value)
             except ValueError:
                 raise DataError(
                     f"{where}: {value!r} for the label {label!r} is not 1, 0 or -1.",
@@ -147,6 +150,24 @@ class LabelLists:
             marks.append((self.named(str(label), 0), target))
         self.is_split = True
         return marks
+
+    def target(self, value: Any) -> int:
+        """1, 0 or -1 of a value beside a label. Raises ValueError for other values."""
+        target = target_of(value, -1, self.options.positive_from)
+        if target == -1 and kind_of(value) == "word":
+            self.values.add(-1)
+            return 0 if self.options.minus_one == "negative" else -1
+        self.values.add(target)
+        return target
+
+    def check_values(self) -> None:
+        """Raise DataError where values beside labels are 1 and -1 alone and nobody has said what -1 means."""
+        if self.values == {1, -1} and self.options.minus_one is None:
+            raise DataError(
+                f"{self.table.file}: the values beside labels are 1 and -1 alone, so -1 may mean that it is absent "
+                "or unknown.",
+                "say it by --minus-one negative or --minus-one unknown.",
+            )
 
     def _vector(self, values: Sequence[Any], where: str) -> Marks:
         names = self._vector_names()

@@ -28,7 +28,7 @@ from mlic.config.remote_path import RemotePath
 from mlic.config.types import Location
 from mlic.data import storage
 from mlic.data.annotations.checks import checked
-from mlic.data.annotations.formats import folders, json_files, lists, xml_files
+from mlic.data.annotations.formats import folders, json_files, json_folders, lists, xml_files
 from mlic.data.annotations.formats.webdataset import read_webdataset
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.table_files import is_table, open_table, parquet_parts
@@ -97,7 +97,7 @@ def _read(path: Path, kind: str, options: LabelOptions) -> Annotations:
     if kind == "webdataset":
         return read_webdataset(path, options)
     if kind in ("coco", "json"):
-        return json_files.read_json_folder(path, options) if path.is_dir() else json_files.read_json(path, options)
+        return json_folders.read_json_folder(path, options) if path.is_dir() else json_files.read_json(path, options)
     layout = kind if kind in ("wide", "delimited", "long") else None
     parts = _parts(path) if path.is_dir() else [path]
     table = open_table(parts[0], options.is_image) if len(parts) == 1 else parquet_parts(path, parts)

@@ -16,6 +16,7 @@ from mlic.data.annotations.column_names import READER_COLUMNS
 from mlic.data.annotations.columns import Plan, choose
 from mlic.data.annotations.label_lists import LabelLists
 from mlic.data.annotations.options import LabelOptions, label_names
+from mlic.data.annotations.other_columns import check_other_columns
 from mlic.data.annotations.profiles import Profile, profiles_of
 from mlic.data.annotations.spread_labels import gathered
 from mlic.data.annotations.table_files import Block, Table
@@ -91,12 +92,13 @@ def _read_wide(table: Table, profiles: Sequence[Profile], plan: Plan, options: L
     labels = _wide_labels(table, plan, options)
     minus_one, notes = _minus_one(table, profiles, plan, options)
     builder = Builder(tuple(plan.extra))
-    odd = _OddCells(table.file)
+    odd, blank = _OddCells(table.file), 0
     in_folder = _images_by_folder(options) if len(plan.image) == 2 else None
     for block in table.blocks():
         values = np.empty((len(block.lines), len(labels)), np.int8)
         for number, i in enumerate(plan.labels):
             values[:, number] = _targets(block, i, labels[number], minus_one, options.positive_from, odd)
+        blank += _blank_rows(block, plan)
         names, lines, extra = _names(table, plan, block), block.lines, _extra(plan, block)
         if in_folder is not None:
             chosen = [(row, image) for row, name in enumerate(names) for image in in_folder.get(name, [name])]
@@ -109,9 +111,26 @@ def _read_wide(table: Table, profiles: Sequence[Profile], plan: Plan, options: L
     annotations = builder.build(
         labels, f"{len(labels)} labels from the columns of {table.file}", repeats=options.readers, format="wide table"
     )
+    others = check_other_columns(table, profiles, plan, options, labels, is_long=False)
+    if blank and _says_no(profiles, plan):
+        others.append(
+            f"{blank:,} rows have blank cells alone, and others say no in words: these images may not be annotated"
+        )
     if rows > len(annotations.names):
         notes += (f"{rows:,} rows are about {len(annotations.names):,} images (--readers {options.readers})",)
-    return replace(annotations, notes=notes, warnings=_one_sided(profiles, plan, table, options))
+    return replace(annotations, notes=notes, warnings=(*_one_sided(profiles, plan, table, options), *others))
+
+
+def _blank_rows(block: Block, plan: Plan) -> int:
+    """How many rows have nothing in any label's column."""
+    cells = zip(*(block.columns[i] for i in plan.labels), strict=True)
+    return sum(all(isinstance(cell, str) and not cell.strip() for cell in row) for row in cells)
+
+
+def _says_no(profiles: Sequence[Profile], plan: Plan) -> bool:
+    """Whether a cell of a label says no in words, and not by being blank."""
+    cells = (cell for i in plan.labels for cell in profiles[i].distinct or profiles[i].sample)
+    return any(kind_of(cell) == "word" and number_of(cell) == 0 for cell in cells)
 
 
 def _images_by_folder(options: LabelOptions) -> dict[str, list[str]]:
@@ -257,19 +276,20 @@ def _read_listed(
                 not_annotated += 1
                 continue
             builder.image(name, str(table.file), line, *(column[n] for column in extra))
-            sure = 1 if value is None else _sure(table, plan, line, value[n], options)
+            sure = 1 if value is None else _sure(table, plan, line, value[n], lists)
             for text, mark in marks:
                 builder.mark(builder.label(text), mark if mark != 1 else sure)
             for text in (unknown[n] if unknown is not None else None) or ():
                 builder.mark(builder.label(lists.named(text, line)), -1)
+    lists.check_values()
     if not_annotated:
         lists.notes.append(f"{not_annotated:,} rows have no value in {table.columns[label]!r}: not annotated")
-    return _listed_annotations(table, plan, options, builder, lists)
+    return _listed_annotations(table, profiles, plan, options, builder, lists)
 
 
-def _sure(table: Table, plan: Plan, line: int, cell: Any, options: LabelOptions) -> int:
+def _sure(table: Table, plan: Plan, line: int, cell: Any, lists: LabelLists) -> int:
     try:
-        return target_of(cell, -1, options.positive_from)
+        return lists.target(cell)
     except ValueError:
         column = table.columns[plan.value or 0]
         raise DataError(
@@ -279,7 +299,12 @@ def _sure(table: Table, plan: Plan, line: int, cell: Any, options: LabelOptions)
 
 
 def _listed_annotations(
-    table: Table, plan: Plan, options: LabelOptions, builder: Builder, lists: LabelLists
+    table: Table,
+    profiles: Sequence[Profile],
+    plan: Plan,
+    options: LabelOptions,
+    builder: Builder,
+    lists: LabelLists,
 ) -> Annotations:
     rows, long = len(builder), lists.is_long(builder) and plan.tool != "Label Studio"
     has_values = plan.value is not None
@@ -291,6 +316,7 @@ def _listed_annotations(
     vocabulary = lists.vocabulary(builder)
     if not vocabulary:
         raise DataError(f"no label at all in {table.file}.", "give each image its labels.")
+    lists.warnings += check_other_columns(table, profiles, plan, options, vocabulary, long and not has_values)
     source = f"one label per line in {table.file}" if long else f"the lists ({lists.how}) in {table.file}"
     annotations = builder.build(
         vocabulary,
@@ -298,10 +324,15 @@ def _listed_annotations(
         repeats=(options.readers if has_values else "union") if long else options.readers,
         fill=-1 if has_values else 0,
         format="one label per row" if long else "labels in a cell",
-        positives_only=not has_values and not lists.is_complete and table.file.suffix.lower() not in _RECORDS,
+        positives_only=not has_values and not lists.is_complete and (long or table.file.suffix.lower() not in _RECORDS),
     )
     if rows > len(annotations.names) and not long:
         lists.notes.append(f"{rows:,} rows are about {len(annotations.names):,} images")
+    if has_values and lists.is_split:
+        lists.warnings.append(
+            f"the column {table.columns[plan.value or 0]!r} counts for all labels of its row; --ignore-columns takes "
+            "it out"
+        )
     if has_values:
         lists.notes.append(f"labels that are not listed for an image are unknown ({table.columns[plan.value or 0]})")
     readers = next((name for name, _ in plan.left_out if name.strip().lower() in READER_COLUMNS), None)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlic.data.annotations.large_json import Elements
+from mlic.data.annotations.other_columns import check_beside
 from mlic.data.marks import Annotations, Builder
 from mlic.errors import DataError
 
@@ -77,6 +78,14 @@ def _present(
     place = {category: i for i, category in enumerate(categories)}
     of_image, of_category, lost = array("i"), array("i"), 0
     for annotation in annotations:
+        if "score" in annotation:
+            raise DataError(
+                f"{file}: an annotation has a score ({annotation['score']}): these are predictions.",
+                "give the annotations of people, or a table with the columns image, label and score.",
+            )
+        marked = {"category": annotation.get("category_id"), "ignore": annotation.get("ignore")}
+        attributes = annotation.get("attributes")
+        check_beside(marked | (attributes if isinstance(attributes, dict) else {}), str(file), ("category",))
         image = number.get(annotation["image_id"])
         if image is None:
             lost += 1

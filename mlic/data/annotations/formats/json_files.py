@@ -19,7 +19,7 @@ from mlic.data.annotations.large_json import Elements, Members
 from mlic.data.annotations.options import LabelOptions, label_names
 from mlic.data.annotations.table_files import json_lines, records
 from mlic.data.annotations.tables import read_table
-from mlic.data.annotations.text_files import document, parsed_json, text_lines, viewed_json
+from mlic.data.annotations.text_files import text_lines, viewed_json
 from mlic.data.images import EXTENSIONS
 from mlic.data.marks import Annotations, Builder
 from mlic.errors import DataError
@@ -42,7 +42,7 @@ def read_json(file: Path, options: LabelOptions) -> Annotations:
 
 
 def _read_content(file: Path, content: Any, options: LabelOptions) -> Annotations:
-    kind = _kind(content, options)
+    kind = kind_of_content(content, options)
     try:
         return _read(file, content, kind, options)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
@@ -65,7 +65,7 @@ def _are_lines(file: Path) -> bool:
         return False
 
 
-def _kind(content: Any, options: LabelOptions) -> str:
+def kind_of_content(content: Any, options: LabelOptions) -> str:
     """What a file of many images is, in words; "one image" for a file about one, "unknown" for any other."""
     if isinstance(content, list | Elements):
         first = content[0] if content and isinstance(content[0], dict) else {}
@@ -212,9 +212,9 @@ def _read_by_image(file: Path, content: Mapping[str, Any], options: LabelOptions
 
     def labels() -> Iterator[tuple[str, Any]]:
         for image, value in _pairs_of(content):
-            yield image, _labels_of(value, file, options) if isinstance(value, dict) else value
+            yield image, labels_of(value, file, options) if isinstance(value, dict) else value
 
-    if any(isinstance(value, str) or _are_confidences(value) for _, value in labels()):
+    if any(isinstance(value, str) or _are_confidences(value) or _has_minus_one(value) for _, value in labels()):
         return read_table(
             records(file, lambda: ({"image": image, "labels": value} for image, value in labels()), ()), options
         )
@@ -227,6 +227,11 @@ def _are_confidences(value: Any) -> bool:
     return isinstance(value, dict) and any(
         isinstance(number, str) or (isinstance(number, float) and 0 < number < 1) for number in value.values()
     )
+
+
+def _has_minus_one(value: Any) -> bool:
+    """Whether an object has -1 for a label, which may mean that the label is absent."""
+    return isinstance(value, dict) and any(number == -1 for number in value.values())
 
 
 def _read_by_label(file: Path, content: Mapping[str, Sequence[str]]) -> Annotations:
@@ -256,7 +261,7 @@ def _by_image(file: Path, pairs: Callable[[], Iterable[tuple[str, Any]]], classe
             for name, bit in zip(classes, labels, strict=True):
                 builder.mark(builder.label(name), int(bit))
             continue
-        for label, value in _pairs(file, image, labels):
+        for label, value in marks_of(file, image, labels):
             name = classes[label] if isinstance(label, int) and 0 <= label < len(classes) else str(label)
             if isinstance(label, int) and (classes or label < 0) and not 0 <= label < len(classes):
                 raise DataError(
@@ -285,7 +290,8 @@ def _are_named_vectors(file: Path, values: Iterable[Any], names: int) -> bool:
     return True
 
 
-def _pairs(file: Path, image: str, labels: Any) -> list[tuple[Any, int]]:
+def marks_of(file: Path, image: str, labels: Any) -> list[tuple[Any, int]]:
+    """The labels of an image, names or numbers, with the value of each. Raises DataError where there is no list."""
     if isinstance(labels, str | int):
         labels = [labels]
     if isinstance(labels, dict):
@@ -302,60 +308,14 @@ def _pairs(file: Path, image: str, labels: Any) -> list[tuple[Any, int]]:
     return [(label, 1) for label in labels]
 
 
-def read_json_folder(folder: Path, options: LabelOptions) -> Annotations:
-    """One JSON file per image, as LabelMe and BigEarthNet have them; its image is what it names, else its own name.
-
-    One file of all images is read as that file. Raises DataError for several of them.
-    """
-    files = sorted(file for file in folder.rglob("*.json") if not file.name.startswith("."))
-    first = parsed_json(document(files[0]), str(files[0]))
-    kind = _kind(first, options)
-    if kind not in ("one image", "unknown"):
-        if len(files) == 1:
-            return read_json(files[0], options)
-        raise DataError(
-            f"the label folder {folder} holds {len(files)} JSON files, and {files[0].name} looks like {kind}.",
-            "name one of them.",
-        )
-    labels_by_file = {file: read for file in files if (read := _of_one_image(file, options)) is not None}
-    images = {file: _image_of(folder, file, content) for file, (content, _) in labels_by_file.items()}
-    if any(isinstance(labels, str) for _, labels in labels_by_file.values()):
-        rows = [{"image": images[file], "labels": labels} for file, (_, labels) in labels_by_file.items()]
-        return read_table(records(folder, lambda: rows, ("one JSON file per image",)), options)
-    builder = Builder()
-    for file, (_, labels) in labels_by_file.items():
-        builder.image(images[file], str(file), 0)
-        for label, value in _pairs(file, file.name, labels):
-            builder.mark(builder.label(str(label)), value)
-    return named(builder, tuple(sorted(builder.numbers)), folder, "one JSON file per image", "")
-
-
-def _of_one_image(file: Path, options: LabelOptions) -> tuple[Any, Any] | None:
-    """The content of a file about one image, and the labels in it; None for one that nobody has begun to annotate.
-
-    Raises DataError where there is no key of labels, or where several keys have some.
-    """
-    content = parsed_json(document(file), str(file))
-    if isinstance(content, dict) and (content.get("metadata") or {}).get("status") == "NotStarted":  # SuperAnnotate
-        return None
-    try:
-        labels = _labels_of(content, file, options) if isinstance(content, dict) else content
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file} lacks something of LabelMe's ({error}).", "export it again.") from None
-    if labels is content and not isinstance(content, list):
-        keys = f" in its keys {', '.join(list(content)[:6])}" if isinstance(content, dict) else ""
-        raise DataError(f"{file} has no labels{keys}.", "give `labels`, `shapes`, `tags` or `flags` in each file.")
-    return content, _names_of(labels)
-
-
-def _labels_of(content: Mapping[str, Any], file: Path, options: LabelOptions) -> Any:
+def labels_of(content: Mapping[str, Any], file: Path, options: LabelOptions) -> Any:
     """The labels in an object about one image; the object itself if no key of it is known. Raises DataError."""
     if options.label_column is not None:
         if options.label_column not in content:
             raise DataError(
                 f"{file} has no key {options.label_column!r}.", f"its keys are {', '.join(list(content)[:6])}."
             )
-        return _names_of(content[options.label_column])
+        return names_of(content[options.label_column])
     if isinstance(content.get("shapes"), list):  # LabelMe
         flags = [name for name, value in (content.get("flags") or {}).items() if value is True]
         return list(dict.fromkeys([*(str(shape["label"]) for shape in content["shapes"]), *flags]))
@@ -365,10 +325,10 @@ def _labels_of(content: Mapping[str, Any], file: Path, options: LabelOptions) ->
         raise DataError(
             f"{file} has labels of two kinds: {', '.join(filled)}.", f"say which by --label-column {filled[0]}."
         )
-    return _names_of(content[(filled or keys)[0]]) if keys else content
+    return names_of(content[(filled or keys)[0]]) if keys else content
 
 
-def _names_of(labels: Any) -> Any:
+def names_of(labels: Any) -> Any:
     """The names in a list of objects such as `{"label": "cat", "box": ...}`, each once; other labels as they are."""
     if isinstance(labels, list) and labels and all(isinstance(item, dict) for item in labels):
         key = next(
@@ -389,20 +349,3 @@ def _names_of(labels: Any) -> Any:
             )
             return list(dict.fromkeys(names))
     return labels
-
-
-def _image_of(folder: Path, file: Path, content: Any) -> str:
-    named = content.get("imagePath") if isinstance(content, dict) else None
-    if not isinstance(named, str):
-        found = (
-            [content.get(key) for key in NAME_COLUMNS if key not in ("id", "key", "name")]
-            if isinstance(content, dict)
-            else []
-        )
-        named = next((name for name in found if isinstance(name, str)), None)
-    relative = file.relative_to(folder)
-    if named is not None:
-        return named.replace("\\", "/").rpartition("/")[2]
-    return relative.with_name(
-        relative.stem.removesuffix("_labels_metadata").removesuffix("_metadata").removesuffix("___objects")
-    ).as_posix()

@@ -247,6 +247,12 @@ def read_sidecars(folder: Path, options: LabelOptions) -> Annotations:
 
 def _tags(lines: Iterable[str], is_yolo: bool, options: LabelOptions) -> list[str]:
     if is_yolo:
+        scored = next((line for line in lines if len(line.split()) == 6), None)
+        if scored is not None:
+            raise DataError(
+                f"YOLO's line {scored!r} has six numbers: the last is a confidence, so this is a prediction.",
+                "give the files of people, which have five numbers in a line.",
+            )
         return list(dict.fromkeys(line.split()[0] for line in lines))
     delimiter = {"space": None, "none": "\n", "tab": "\t"}.get(options.delimiter or ",", options.delimiter or ",")
     tags = [part.strip() for line in lines for part in line.split(delimiter)]

@@ -27,6 +27,12 @@ def read_voc(folder: Path) -> Annotations:
             label = (item.findtext("name") or "").strip()
             if not label:
                 raise DataError(f"{file}: an object without a name.", "fix that file.")
+            if (item.findtext("deleted") or "0").strip() == "1":  # of LabelMe's pages
+                continue
+            if item.find("score") is not None or item.find("confidence") is not None:
+                raise DataError(
+                    f"{file}: the object {label!r} has a score, so it is a prediction.", "give the annotated objects."
+                )
             difficult = (item.findtext("difficult") or "0").strip() == "1"
             if not difficult or marks.get(label) != 1:
                 marks[label] = -1 if difficult else 1
@@ -46,16 +52,21 @@ def read_cvat(file: Path) -> Annotations:
         )
     if root.find("image") is None:
         raise DataError(f"{file} has no <image>, as an export of a video has not.", "export as CVAT for images.")
-    builder = Builder()
+    builder, attributes = Builder(), dict[str, str]()
     for image in root.iter("image"):
         builder.image(image.get("name") or "", str(file), 0)
+        for attribute in image.iterfind("tag/attribute"):
+            attributes[attribute.get("name") or ""] = (attribute.text or "").strip()
         for label in dict.fromkeys(item.get("label") for item in image if item.get("label")):
             builder.mark(builder.label(str(label)), 1)
     labels = [(item.findtext("name") or "").strip() for item in root.findall("./meta//labels/label")]
     for label in labels:
         if label:
             builder.label(label)
-    return _built(builder, f"the images of {file}", "CVAT")
+    annotations = _built(builder, f"the images of {file}", "CVAT")
+    shown = ", ".join(f"{name} ({value!r})" for name, value in list(attributes.items())[:3])
+    warning = f"tags have attributes that are left out: {shown}; a tag counts whatever they say"
+    return replace(annotations, warnings=(*annotations.warnings, warning)) if attributes else annotations
 
 
 def root_of(file: Path) -> str:

@@ -1,0 +1,147 @@
+"""Columns beside the labels of a table: do they say that some of the labels do not count, or hold labels too?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from mlic.data.annotations.cells import kind_of, number_of
+from mlic.data.annotations.column_names import READER_COLUMNS, REMARKS, SPLITS, is_about_annotation, plain_name
+from mlic.data.annotations.columns import Plan
+from mlic.data.annotations.options import LabelOptions
+from mlic.data.annotations.profiles import Profile
+from mlic.data.annotations.table_files import Table
+from mlic.errors import DataError
+
+# Words of people who check labels; a column that holds nothing else says which rows count.
+_STATES = re.compile(
+    r"accept(ed)?|reject(ed)?|approved|declined|(not_)?ok(ay)?|wrong|right|good|bad|(in)?correct|to_?do|pending|done|open"
+    r"|in_progress|draft|skip(ped)?|(in)?completed?|new|(not_)?(reviewed|started)|deleted|active|add(ed)?|removed?|keep"
+    r"|(un)?(sure|certain|likely|confirmed)|maybe|probable|possible|passed|failed|(in)?valid|submitted"
+)
+_SURE = re.compile(
+    r"(^|_)(conf(idences?)?|certainty|likelihood|similarity|prob(ability|abilities|s)?|scores?|weights?|votes|p|relevance"
+    r"|percent(age)?)(_|$)"
+)
+_DELETED = re.compile(r"(deleted|removed|rejected|cancelled)_(at|on|by|date)")
+# What says by its truth that a label does not count; the others that `is_about_annotation` knows say so if false.
+_AGAINST = re.compile(r"(^|_)(delete|reject|ignore|skip|exclude|uncertain|remove|duplicate|need|to_check|cancel|flag)")
+_DOUBTS = re.compile(
+    r"reject(ed)?|declined|not_.*|wrong|bad|incorrect|to_?do|pending|draft|open|in_progress|skip(ped)?|incomplete|deleted?"
+    r"|removed?|un(sure|certain|likely|confirmed)|maybe|probable|possible|failed|invalid"
+)
+_COUNTS = re.compile(r"(^|_)(n|count|counts|number|num|amount|quantity)(_|$)")
+_LIKE_LABELS = re.compile(
+    r"label|tag|category|categories|class|species|genus|family|finding|diagnos|attribute|keyword|object"
+)
+_PARTS = re.compile(r"\s*[;|,/]\s*")
+_OVERLAP = 0.5  # of the different words of a column that are labels
+
+
+def check_other_columns(
+    table: Table, profiles: Sequence[Profile], plan: Plan, options: LabelOptions, labels: Sequence[str], is_long: bool
+) -> list[str]:
+    """Warnings about columns that are left out; with `is_long` each row has one label, so a row may not count.
+
+    Raises DataError for a column that contradicts the labels in all likelihood. `--ignore-columns` says that it does
+    not.
+    """
+    warnings = list[str]()
+    if plan.tool:
+        return warnings
+    used = ", ".join(table.columns[i] or f"column {i + 1}" for i in plan.labels[:3])
+    for i in plan.others:
+        profile, name = profiles[i], plain_name(profiles[i].name)
+        if not profile.filled or name in READER_COLUMNS | SPLITS | {*REMARKS}:
+            continue
+        what = _says(profile, name, plan)
+        if what and is_long:
+            raise DataError(
+                f"{table.file}: the column {profile.name!r} {what}, and each row counts as a label of its image.",
+                f"call it `value` if it says whether, or how surely, the label is there; else leave it out by "
+                f"--ignore-columns {profile.name}.",
+            )
+        if what:
+            warnings.append(
+                f"the column {profile.name!r} {what} and is left out: all rows count alike; --ignore-columns "
+                f"{profile.name} says that this is right"
+            )
+        elif plan.layout == "listed" and options.label_column is None:
+            warnings += _as_labels(table, profile, name, set(labels), used)
+    return warnings
+
+
+def _says(profile: Profile, name: str, plan: Plan) -> str:
+    """What the cells of a column say about the labels of their rows, in words; nothing if they say nothing."""
+    if _DELETED.fullmatch(name):
+        return "says which rows were deleted"
+    if profile.distinct is None:
+        return f"may say how sure a label is ({profile.example})" if _is_measure(profile, name) else ""
+    words = {plain_name(str(cell)) for cell in profile.distinct} - {""}
+    if len(words) > 1 and all(_STATES.fullmatch(word) for word in words):
+        return f"holds states of rows such as {' and '.join(sorted(words)[:2])}"
+    kinds = {kind_of(cell) for cell in profile.distinct} - {"blank", "missing"}
+    values = {number_of(cell) for cell in profile.distinct if kind_of(cell) == "word"}
+    if kinds == {"word"} and values >= {0, 1} and (plan.layout == "listed" or is_about_annotation(name)):
+        return "says yes and no"
+    if _is_measure(profile, name) and (len(profile.distinct) > 1 or profile.kinds["list"]):
+        return f"may say how sure a label is ({profile.example})"
+    if plan.layout == "listed" and _COUNTS.search(name) and 0 in values:
+        return "counts something, and is 0 in some rows"
+    return ""
+
+
+def _is_measure(profile: Profile, name: str) -> bool:
+    numbers = profile.kinds["number"] + profile.kinds["fraction"] + profile.kinds["word"]
+    return _SURE.search(name) is not None and (numbers == profile.filled or all(map(_are_numbers, profile.sample)))
+
+
+def _are_numbers(cell: Any) -> bool:
+    """Whether a cell is a number, or a list of them."""
+    parts = cell if isinstance(cell, list | tuple) else _PARTS.split(str(cell).strip().strip("[]"))
+    return all(kind_of(part) in ("word", "number", "fraction") for part in parts)
+
+
+def _as_labels(table: Table, profile: Profile, name: str, labels: set[str], used: str) -> list[str]:
+    """A warning if a column is called like one of labels. Raises DataError if it holds the same labels."""
+    texts = {text for cell in profile.sample for text in _texts(cell)}
+    if not texts:
+        return []
+    if len(texts & labels) >= _OVERLAP * len(texts):
+        raise DataError(
+            f"{table.file}: the columns {used!r} and {profile.name!r} may both hold labels ({min(texts & labels)!r}).",
+            f"say by --label-column which one does, or leave the other out by --ignore-columns {profile.name}.",
+        )
+    if _LIKE_LABELS.search(name):
+        return [
+            f"the column {profile.name!r} ({profile.example!r}) may hold labels too and is left out; --label-column "
+            "says which one does"
+        ]
+    return []
+
+
+def _texts(cell: Any) -> Iterator[str]:
+    """The words in a cell that may be labels."""
+    if isinstance(cell, list | tuple):
+        for item in cell:
+            yield from _texts(item)
+    elif isinstance(cell, str) and kind_of(cell) == "text":
+        yield from {cell.strip(), *_PARTS.split(cell.strip())}
+
+
+def check_beside(item: dict[Any, Any], where: str, known: Iterable[str]) -> None:
+    """Raise DataError if an object with a label says that it may not count, as `{"name": "cat", "verified": false}`."""
+    for key, value in item.items():
+        name = plain_name(str(key))
+        if name in known or isinstance(value, dict | list) or value is None:
+            continue
+        is_doubt = isinstance(value, str) and _DOUBTS.fullmatch(plain_name(value)) is not None
+        is_measure = _SURE.search(name) is not None and isinstance(value, int | float) and value != 1
+        is_answer = kind_of(value) == "word" and (is_about_annotation(name) or _AGAINST.search(name) is not None)
+        is_against = is_answer and (number_of(value) == 1) == (_AGAINST.search(name) is not None)
+        if is_doubt or is_measure or is_against:
+            raise DataError(
+                f"{where}: {str(item)[:60]} has {key!r} beside its label, which would count in any case.",
+                "leave out what does not count, or write it as `value` 1 or 0, or as `score` with --positive-from.",
+            )
