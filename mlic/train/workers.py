@@ -46,7 +46,7 @@ def lost_worker(failed: BaseException) -> bool:
 def alone(config: TrainConfig, where: Mapping[str, Any], share: Share) -> Callable[[], object]:
     """A function that trains in one plain Ray actor; it raises RayActorError if the actor dies.
 
-    Ray Train would add a controller and three more processes. Their main threads wake a hundred times a second each
+    Ray Train would add a controller and two more processes. Their main threads wake a hundred times a second each
     (CoreWorker looks for signals). This interrupts the threads of a computation, which wait for each other at every
     layer. On two cores ResNet18 trains a tenth faster without these processes, and begins seconds earlier.
     """

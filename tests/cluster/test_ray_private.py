@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from inspect import signature
@@ -42,16 +43,20 @@ def test_a_placement_group_is_found_by_its_id(ray_cluster: None) -> None:
     assert placement_group_table()[name]["state"] == "REMOVED"
 
 
-def test_the_cleaner_of_placement_groups_is_left_out_of_an_embedded_ray() -> None:
-    module = "ray.train.v2._internal.callbacks.placement_group_callback"
-    callbacks = pytest.importorskip(module, reason="older versions of Ray have no such actor")
+def test_actors_that_nobody_needs_are_left_out_of_a_training() -> None:
+    module = "ray.train.v2._internal.callbacks"
+    callbacks = pytest.importorskip(
+        f"{module}.placement_group_callback", reason="older versions of Ray have no such actor"
+    )
     assert hasattr(callbacks, ray_private.GROUP_CLEANER)
-    assert callable(TorchTrainer._create_default_callbacks)
-    assert ray_private.trainer_class(embedded=False) is TorchTrainer
-    for embedded in (True, False):
+    assert hasattr(importlib.import_module(f"{module}.datasets"), ray_private.DATA_SETS)
+    names = {type(callback).__name__ for callback in TorchTrainer(print)._create_default_callbacks()}
+    for embedded, left_out in (
+        (True, {ray_private.GROUP_CLEANER, ray_private.DATA_SETS}),
+        (False, {ray_private.DATA_SETS}),
+    ):
         trainer = ray_private.trainer_class(embedded)(print)
-        names = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
-        assert (ray_private.GROUP_CLEANER in names) == (not embedded)
+        assert {type(callback).__name__ for callback in trainer._create_default_callbacks()} == names - left_out
 
 
 def test_a_scheduler_can_stop_and_pause_trials() -> None:

@@ -328,14 +328,20 @@ def _listed_annotations(
     )
     if rows > len(annotations.names) and not long:
         lists.notes.append(f"{rows:,} rows are about {len(annotations.names):,} images")
-    if has_values and lists.is_split:
-        lists.warnings.append(
-            f"the column {table.columns[plan.value or 0]!r} counts for all labels of its row; --ignore-columns takes "
-            "it out"
-        )
-    if has_values:
-        lists.notes.append(f"labels that are not listed for an image are unknown ({table.columns[plan.value or 0]})")
-    readers = next((name for name, _ in plan.left_out if name.strip().lower() in READER_COLUMNS), None)
-    if long and not has_values and readers is not None:
-        lists.warnings.append(f"an image has each label that anyone in the column {readers!r} gave it")
+    _say_what_values_mean(table, plan, lists, long)
     return replace(annotations, notes=tuple(lists.notes), warnings=tuple(lists.warnings))
+
+
+def _say_what_values_mean(table: Table, plan: Plan, lists: LabelLists, long: bool) -> None:
+    """Note what a column of values means for labels, or what it means that there is none."""
+    if plan.value is not None:
+        column = table.columns[plan.value]
+        lists.notes.append(f"labels that are not listed for an image are unknown ({column})")
+        if lists.is_split:
+            lists.warnings.append(
+                f"the column {column!r} counts for all labels of its row; --ignore-columns takes it out"
+            )
+        return
+    readers = next((name for name, _ in plan.left_out if name.strip().lower() in READER_COLUMNS), None)
+    if long and readers is not None:
+        lists.warnings.append(f"an image has each label that anyone in the column {readers!r} gave it")

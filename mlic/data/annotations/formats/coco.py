@@ -24,13 +24,7 @@ def read_coco(file: Path, content: Mapping[str, Any]) -> Annotations:
     In LVIS (Gupta et al., arXiv:1908.03195, section 3) a category is looked for in some images only: it is present
     where it is annotated, absent where the image has it in `neg_category_ids`, and unknown otherwise.
     """
-    missing = [
-        key for key in ("images", "categories", "annotations") if not isinstance(content.get(key), list | Elements)
-    ]
-    if missing:
-        raise DataError(
-            f"{file} has no {missing[0]}, and so is no COCO instances JSON.", "give images, annotations, categories."
-        )
+    _check_keys(file, content)
     images = content["images"]
     number = {image["id"]: i for i, image in enumerate(images)}
     if len(number) < len(images):
@@ -64,6 +58,14 @@ def read_coco(file: Path, content: Mapping[str, Any]) -> Annotations:
     return replace(annotations, warnings=warnings, notes=notes)
 
 
+def _check_keys(file: Path, content: Mapping[str, Any]) -> None:
+    for key in ("images", "categories", "annotations"):
+        if not isinstance(content.get(key), list | Elements):
+            raise DataError(
+                f"{file} has no {key}, and so is no COCO instances JSON.", "give images, annotations, categories."
+            )
+
+
 def _present(
     file: Path,
     annotations: Sequence[Mapping[str, Any]],
@@ -78,14 +80,7 @@ def _present(
     place = {category: i for i, category in enumerate(categories)}
     of_image, of_category, lost = array("i"), array("i"), 0
     for annotation in annotations:
-        if "score" in annotation:
-            raise DataError(
-                f"{file}: an annotation has a score ({annotation['score']}): these are predictions.",
-                "give the annotations of people, or a table with the columns image, label and score.",
-            )
-        marked = {"category": annotation.get("category_id"), "ignore": annotation.get("ignore")}
-        attributes = annotation.get("attributes")
-        check_beside(marked | (attributes if isinstance(attributes, dict) else {}), str(file), ("category",))
+        _refuse_doubts(file, annotation)
         image = number.get(annotation["image_id"])
         if image is None:
             lost += 1
@@ -105,6 +100,18 @@ def _present(
         )
     order = np.argsort(np.frombuffer(of_image, np.int32), kind="stable")
     return np.frombuffer(of_image, np.int32)[order], np.frombuffer(of_category, np.int32)[order], lost
+
+
+def _refuse_doubts(file: Path, annotation: Mapping[str, Any]) -> None:
+    """Raise DataError for an annotation that is a prediction, or that says that it does not count."""
+    if "score" in annotation:
+        raise DataError(
+            f"{file}: an annotation has a score ({annotation['score']}): these are predictions.",
+            "give the annotations of people, or a table with the columns image, label and score.",
+        )
+    marked = {"category": annotation.get("category_id"), "ignore": annotation.get("ignore")}
+    attributes = annotation.get("attributes")
+    check_beside(marked | (attributes if isinstance(attributes, dict) else {}), str(file), ("category",))
 
 
 def _refuse_shared_numbers(file: Path, images: Sequence[Mapping[str, Any]], number: Mapping[Any, int]) -> None:
