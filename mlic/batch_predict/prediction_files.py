@@ -252,6 +252,11 @@ def from_columns(
     if decided:
         raw = np.stack([columns[name] for name in decided], axis=1)
         if logits and not scored:
+            if raw.min() >= 0 and raw.max() <= 100:
+                top = 1 if raw.max() <= 1 else 100
+                raise ValueError(
+                    f"all values are from 0 to {top}, so they are no log-odds, which are negative for most"
+                )
             scores = (1 / (1 + np.exp(-raw.astype(np.float64)))).astype(np.float32)
         elif np.isin(raw, (0, 1)).all():
             decisions = raw.astype(bool)

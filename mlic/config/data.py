@@ -125,7 +125,10 @@ class PackConfig(LabelSettings):
         {}, "What splits are called in the column or files, such as 0=train,1=val,2=test", cli="flag"
     )
     split_files: AnyPath | None = setting(
-        None, "Files that list the images of each split, in any label format", cli="flag", runtime=True
+        None,
+        "Files that list the images of each split, in any label format; IMAGES itself: its folders are the splits",
+        cli="flag",
+        runtime=True,
     )
     keep_test: AnyPath | None = setting(
         None, "Earlier shards whose test images stay the test images", cli="flag", runtime=True

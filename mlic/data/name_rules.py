@@ -103,7 +103,8 @@ def _by_rules(asked: Names, names: pa.Array, paths: pa.Array, image: Array) -> d
         elif changed.equals(left) and new_column is column:
             continue
         column = new_column
-        counts[rule] = _take(asked, image, open_, _tails(asked, open_, changed, column, by_tail), paths)
+        hits = _tails(asked, open_, changed, column, by_tail)
+        counts[rule] = _take(asked, image, open_, _of_the_same_split(changed, hits, column) if by_tail else hits, paths)
         still = image[open_] < 0
         open_, left = open_[still], changed.filter(pa.array(still))
         if not len(open_):
@@ -154,6 +155,21 @@ def _tails(asked: Names, open_: Array, names: pa.Array, column: pa.Array, by_tai
             return hits
         names = shorter
     return hits
+
+
+def _of_the_same_split(names: pa.Array, hits: Array, column: pa.Array) -> Array:
+    """The images of names, without those whose folders are another split's: val/1.jpg is not train/1.jpg."""
+    rows = np.flatnonzero(hits >= 0)
+    of_name = _split_folder(names.take(pa.array(rows)))
+    of_image = _split_folder(column.take(pa.array(hits[rows])))
+    hits[rows[pc.not_equal(of_name, of_image).fill_null(False).to_numpy(zero_copy_only=False)]] = -1
+    return hits
+
+
+def _split_folder(paths: pa.Array) -> pa.Array:
+    """The first folder of each path that is called like a split, null if none is."""
+    found = pc.extract_regex(pc.utf8_lower(paths), r"(?:^|/)(?P<split>train|val|test)(?:id|idation|ing)?[^/a-z]*/")
+    return pc.struct_field(found, 0)
 
 
 def _take(asked: Names, image: Array, open_: Array, hits: Array, paths: pa.Array) -> int:

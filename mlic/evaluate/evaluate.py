@@ -281,6 +281,7 @@ def join(
         logger.warning("%s", warning)
     _same_labels(predictions, annotations.labels)
     joined = label_join.join(annotations, label_join.as_paths(predictions.files))
+    logger.info("names    %s", ", ".join(f"{count:,} {rule}" for rule, count in joined.rules.items()))
     negative = unlabelled == "negative" or (unlabelled == "auto" and annotations.by_label)
     rows = np.arange(len(predictions.keys)) if negative else np.flatnonzero(joined.annotated)
     return Joined(
@@ -304,6 +305,7 @@ def _join_split(
         raise DataError(f"the split {split!r} of {truth} is empty.", "name another by --split.")
     if all(key.isdecimal() for key in position) and not all(key in position for key in keys):
         keys, position = _by_number(keys, position)
+        _refuse_rows(truth, position)
     lost = [key for key in keys if key not in position]
     if lost:
         raise DataError(
@@ -311,6 +313,18 @@ def _join_split(
             "predict the whole split, or name another by --split.",
         )
     return Joined(np.array([position[key] for key in keys], dtype=int), samples.targets, samples.labels)
+
+
+def _refuse_rows(truth: Location, position: dict[str, int]) -> None:
+    """Raise DataError for predictions numbered from 0 on, as rows are, where no sample of the shards has number 0."""
+    if {int(key) for key in position} != set(range(len(position))):
+        return
+    names = read_split(truth, None, checked=True).keys.to_pylist()
+    if not any(number and int(number[0]) == 0 for number in map(_LAST_NUMBER.findall, names)):
+        raise DataError(
+            f"the predictions are numbered from 0 to {len(position) - 1}, as rows are, and no sample has the number 0.",
+            "write a column with the images' names.",
+        )
 
 
 def _by_number(keys: Sequence[str], position: dict[str, int]) -> tuple[list[str], dict[str, int]]:

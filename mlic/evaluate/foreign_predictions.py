@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from mlic.data.annotations.profiles import Profile, profiles_of
 from mlic.data.annotations.table_files import is_table, open_table
 from mlic.data.annotations.tables import image_name, read_table
 from mlic.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 def read(path: Path, logits: bool, options: LabelOptions) -> Predictions:
@@ -43,6 +47,7 @@ def _foreign(path: Path, logits: bool, options: LabelOptions) -> Predictions:
     profiles = profiles_of(table)
     numeric = tuple(table.columns[i] for i, profile in enumerate(profiles) if _is_numeric(profile))
     if not numeric:
+        _refuse_missing(path, profiles)
         return _lists(path, options)
     plan = choose(table, profiles, LabelOptions(label_columns=numeric, image_column=options.image_column), None)
     labels = [i for i in plan.labels if i not in plan.image]
@@ -67,9 +72,22 @@ def _is_numeric(profile: Profile) -> bool:
     return numbers == profile.rows and not is_index
 
 
+def _refuse_missing(path: Path, profiles: Sequence[Profile]) -> None:
+    """Raise DataError for columns of numbers with blank cells: nothing was predicted there, which is not `absent`."""
+    for profile in profiles:
+        numbers = profile.kinds["word"] + profile.kinds["fraction"] + profile.kinds["number"]
+        missing = profile.kinds["blank"] + profile.kinds["missing"]
+        if numbers and missing and numbers + missing == profile.rows:
+            raise DataError(
+                f"{path}: {missing:,} cells of {profile.name!r} hold no prediction.", "predict these images again."
+            )
+
+
 def _lists(path: Path, options: LabelOptions) -> Predictions:
     """Predictions as a list of labels per image; labels that are not listed are predicted absent."""
     found = read_table(open_table(path, options.is_image), options)
+    for warning in found.warnings:
+        logger.warning("%s: %s", path, warning)
     decisions = np.zeros((len(found.names), len(found.labels)), bool)
     decisions[found.image[found.value == 1], found.label[found.value == 1]] = True
     files = tuple(found.names.to_pylist())

@@ -22,7 +22,7 @@ from mlic.data.label_join import ImageNames, Joined
 from mlic.data.marks import Annotations, Array
 from mlic.data.sources import parquet_images
 from mlic.data.sources.image_listing import Listing
-from mlic.errors import DataError
+from mlic.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,9 @@ _WORDS = {
     "unassigned": "",
 }
 _SPLIT_WORD = re.compile(r"[a-z]+")
-_NUMBERED = ("partition", "split", "subset", "set", "evaluation_status")  # 0 is train, 1 val, 2 test, as in CelebA
+_CELEBA = frozenset({"partition", "evaluation"})  # 0 is train, 1 val, 2 test; elsewhere only if there are all three
+_NUMBERED = frozenset({"split", "subset", "set"})
+_NONE = frozenset({"nan", "none", "null", "na", "n/a", "-"})
 _COLUMNS = ("split", "partition", "subset", "set", "fold", "phase", "usage")
 
 
@@ -44,7 +46,14 @@ def given_splits(
     """The names of the splits, and the split (N,) that an image has already, -1 for none. Raises DataError."""
     fixed = np.full(len(listing), -1, np.int64)
     names = tuple(config.split)
-    if config.split_files is not None:
+    if config.split_names and config.split_files is None and config.split_column is None:
+        raise ConfigError(
+            "--split-names renames splits of a column or of files, and none is named.",
+            "give --split-column or --split-files.",
+        )
+    if config.split_files is not None and config.split_files == config.images:
+        names, fixed = _by_folders(config, listing, names)
+    elif config.split_files is not None:
         names, fixed = _by_files(config, config.split_files, listing, names)
     elif config.keep_test is not None:
         fixed = _earlier_test(config.keep_test, listing, names.index("test"))
@@ -98,6 +107,12 @@ def split_names(values: Sequence[str], column: str, said: Mapping[str, str]) -> 
     filled = {text.lower() for text in plain.values() if text}
     numbered = _numbered(column.lower(), filled)
     meaning = dict[str, str]()
+    unknown = sorted(set(said) - {*plain.values(), *(text.lower() for text in plain.values())})
+    if unknown:
+        there = ", ".join(sorted(set(plain.values()) - {""})[:10])
+        raise DataError(
+            f"--split-names names {unknown[0]!r}, and the splits are {there}.", "name those that there are."
+        )
     for value, text in plain.items():
         low = text.lower()
         if text in said or low in said:
@@ -105,12 +120,13 @@ def split_names(values: Sequence[str], column: str, said: Mapping[str, str]) -> 
         elif low in numbered:
             meaning[value] = numbered[low]
         elif low in ("0", "1", "2", "true", "false"):
+            example = "1=train,0=val" if "train" in column.lower() else "0=train,1=val"
             raise DataError(
                 f"the column {column!r} of splits holds {', '.join(sorted(filled))}, which do not say what they mean.",
-                "name them by --split-names 0=train,1=val.",
+                f"name them by --split-names, such as {example}.",
             )
         else:
-            meaning[value] = _WORDS.get(low, text)
+            meaning[value] = "" if low in _NONE else _WORDS.get(low, text)
     renamed = {text: new for text, new in meaning.items() if new != text and text}
     if renamed:
         logger.info("splits: %s", ", ".join(f"{old} is {new or 'none'}" for old, new in sorted(renamed.items())))
@@ -121,11 +137,14 @@ def _numbered(column: str, values: set[str]) -> dict[str, str]:
     """The splits that numbers and truth values mean, by what their column is called."""
     if not values <= {"0", "1", "2", "true", "false"}:
         return {}
-    if any(word in column for word in ("is_val", "isval", "is_valid", "valid")):
+    words = set(_SPLIT_WORD.findall(column))
+    if any(word.startswith(("train", "fold", "kfold")) for word in words):
+        return {}
+    if words & {"val", "valid", "validation", "isval", "dev"}:
         return {"0": "train", "1": "val", "false": "train", "true": "val"}
-    if "test" in column and "train" not in column:
+    if words & {"test", "istest", "testing"}:
         return {"0": "train", "1": "test", "false": "train", "true": "test"}
-    if any(word in column for word in _NUMBERED) and values <= {"0", "1", "2"}:
+    if values <= {"0", "1", "2"} and (words & _CELEBA or (words & _NUMBERED and len(values) == 3)):
         return {"0": "train", "1": "val", "2": "test"}
     return {}
 
@@ -141,7 +160,16 @@ def _by_files(
         word = column or files.name
     else:
         listed, word = read_annotations(files, options), files.name
-    members = label_join.join(listed, listing.paths).targets == 1
+    joined = label_join.join(listed, listing.paths)
+    if len(joined.missing):
+        logger.warning(
+            "%s of %s names in %s are of no image, such as %r",
+            f"{len(joined.missing):,}",
+            f"{len(listed.names):,}",
+            files,
+            listed.names[int(joined.missing[0])].as_py(),
+        )
+    members = joined.targets == 1
     twice = np.flatnonzero(members.sum(axis=1) > 1)
     if len(twice):
         both = [listed.labels[i] for i in np.flatnonzero(members[twice[0]])]
@@ -150,6 +178,24 @@ def _by_files(
     names = _all_splits(names, list(meaning.values()))
     number = np.array([names.index(meaning[name]) if meaning[name] else -1 for name in listed.labels])
     return names, np.where(members.any(axis=1), number[members.argmax(axis=1)], -1)
+
+
+def _by_folders(config: PackConfig, listing: Listing, names: tuple[str, ...]) -> tuple[tuple[str, ...], Array]:
+    """The splits that the folders of the images are named after. Raises DataError if none is."""
+    folders = pc.replace_substring_regex(listing.paths, "[^/]*$", b"").dictionary_encode()
+    splits = [split_of_name(folder.decode("utf-8", "replace")) for folder in folders.dictionary.to_pylist()]
+    if not any(splits):
+        raise DataError(f"no folder in {config.images} is called like a split.", "give files that list the images.")
+    names = _all_splits(names, [name for name in splits if name])
+    number = np.array([names.index(name) if name else -1 for name in splits])
+    logger.info("splits from the names of folders: %s", ", ".join(sorted({name for name in splits if name})))
+    return names, number[folders.indices.to_numpy()]
+
+
+def folder_splits(listing: Listing) -> set[str]:
+    """The splits that folders of images are named after."""
+    folders = pc.unique(pc.replace_substring_regex(listing.paths, "[^/]*$", b"")).to_pylist()
+    return {name for folder in folders if (name := split_of_name(folder.decode("utf-8", "replace"))) is not None}
 
 
 def _split_column(table: Table) -> str | None:
@@ -162,7 +208,8 @@ def _split_column(table: Table) -> str | None:
         return table.columns[names.index(named)]
     if len(names) == 2:
         profile = profiles_of(table)[1]
-        return table.columns[1] if not profile.is_binary(False) or "val" in names[1] or "test" in names[1] else None
+        is_split = any(word in names[1] for word in ("train", "val", "test"))
+        return table.columns[1] if not profile.is_binary(False) or is_split else None
     return None
 
 

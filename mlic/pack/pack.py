@@ -25,7 +25,7 @@ from mlic.data.sources.image_listing import Listing
 from mlic.errors import DataError
 from mlic.pack import label_folders, shard_plan, shard_writer
 from mlic.pack import summary as accounts
-from mlic.pack.given_splits import given_splits, split_of_name
+from mlic.pack.given_splits import folder_splits, given_splits, split_of_name
 from mlic.pack.image_scan import forget, scan
 from mlic.pack.shard_tasks import remove_accounts, tables, verify_all, write_all
 from mlic.pack.splits import folds, random_split, stratified_split
@@ -302,7 +302,16 @@ def _warn_of_empty_splits(names: Sequence[str], split: Array) -> None:
 
 
 def _warn_of_named_splits(listing: Listing) -> None:
-    """Warn if archives are named after splits: the names alone do not assign the splits."""
+    """Warn if archives or folders are named after splits: the names alone do not assign the splits."""
+    folders = folder_splits(listing)
+    if len(folders) > 1:
+        logger.warning(
+            "folders of images are named after the splits %s, but the images are assigned to splits at random; "
+            "--split-files %s keeps them",
+            ", ".join(sorted(folders)),
+            listing.root,
+        )
+        return
     found = {split_of_name(parquet_images.stem(listing.root, archive)) for archive in listing.archives}
     names = {name for name in found if name is not None}
     if len(names) > 1:

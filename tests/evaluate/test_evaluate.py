@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,20 @@ def test_an_image_whose_scores_are_no_numbers_is_bad(
     report = predict(PredictConfig(model=run, images=corpus / "unlabelled", out=tmp_path / "p.csv"))
     assert (report.predicted, report.bad) == (29, 1)
     assert "the scores that the model gives it are not numbers" in (tmp_path / "p.csv.errors.tsv").read_text()
+
+
+@pytest.mark.ray
+def test_numbers_of_rows_are_no_names(shards: Path) -> None:
+    """The images are im1 to im240, so that 0 is of none of them."""
+    count = len(shard_files.read_split(shards, "test"))
+    found = Predictions(LABELS, tuple(map(str, range(count))), (), None, np.zeros((count, 2), bool))
+    with pytest.raises(DataError, match=f"numbered from 0 to {count - 1}, as rows are"):
+        stage._join_split(
+            replace(found, labels=tuple(shard_files.read_index(shards)["labels"])),
+            {key: i for i, key in enumerate(found.keys)},
+            shards,
+            "test",
+        )
 
 
 def test_numbers_that_are_keys_are_keys() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -62,6 +63,43 @@ def test_logits_have_to_be_said(tmp_path: Path) -> None:
         evaluate(config)
     assert "--logits" in error.value.hint
     assert evaluate(config.model_copy(update={"logits": True})).measurement.values["f1_micro"] == 1
+
+
+@pytest.mark.parametrize(("cat", "top"), [("0.93", 1), ("1", 1), ("93.0", 100)])
+def test_what_are_no_logits(tmp_path: Path, cat: str, top: int) -> None:
+    layouts.write(tmp_path, "wide.csv")
+    rows = [f"{key}.jpg,{cat if 'cat' in v else 0},0" for key, v in layouts.TRUTH.items()]
+    (tmp_path / "p.csv").write_text("\n".join(["file,cat,dog", *rows]))
+    config = EvaluateConfig(predictions=tmp_path / "p.csv", labels=tmp_path / "wide.csv", threshold=0.5, logits=True)
+    with pytest.raises(DataError, match=f"all values are from 0 to {top}, so they are no log-odds"):
+        evaluate(config)
+
+
+def test_cells_without_a_prediction_are_refused(tmp_path: Path) -> None:
+    layouts.write(tmp_path, "wide.csv")
+    rows = [f"{key}.jpg,{'1,0' if i else ','}" for i, key in enumerate(layouts.TRUTH)]
+    (tmp_path / "p.csv").write_text("\n".join(["file,cat,dog", *rows]))
+    with pytest.raises(DataError, match="1 cells of 'cat' hold no prediction"):
+        evaluate(EvaluateConfig(predictions=tmp_path / "p.csv", labels=tmp_path / "wide.csv"))
+
+
+def test_scores_beside_lists_of_labels_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    layouts.write(tmp_path, "wide.csv")
+    rows = [json.dumps({"image": key, "labels": ["cat", "dog"], "scores": [0.9, 0.1]}) for key in layouts.TRUTH]
+    (tmp_path / "p.jsonl").write_text("\n".join(rows))
+    evaluate(EvaluateConfig(predictions=tmp_path / "p.jsonl", labels=tmp_path / "wide.csv"))
+    assert "the column 'scores' may say how sure a label is" in caplog.text
+
+
+def test_an_index_is_no_column_of_images(tmp_path: Path) -> None:
+    layouts.write(tmp_path, "wide.csv")
+    rows = [f"{i},{int('cat' in v)},{int('dog' in v)}" for i, v in enumerate(layouts.TRUTH.values())]
+    (tmp_path / "p.csv").write_text("\n".join([",cat,dog", *rows]))
+    labels = "\n".join([",cat,dog", *rows])
+    (tmp_path / "labels.csv").write_text(labels)
+    layouts.photos(tmp_path)
+    with pytest.raises(DataError, match="no column names the images; the first one numbers the rows"):
+        pack(PackConfig(images=tmp_path / "photos", labels=tmp_path / "labels.csv", dry_run=True))
 
 
 def test_a_file_that_is_no_table_of_predictions(tmp_path: Path) -> None:

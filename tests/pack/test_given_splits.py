@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from mlic.config.data import PackConfig
-from mlic.errors import DataError
+from mlic.errors import ConfigError, DataError
 from mlic.pack.given_splits import split_names, split_of_name
 from mlic.pack.pack import Found, find, pack
 from mlic.pack.understanding import Understanding
@@ -27,6 +28,8 @@ from tests.data import layouts
         (["0", "1"], "is_valid", ["train", "val"]),
         (["False", "True"], "is_test", ["train", "test"]),
         (["holdout", "dev"], "x", ["holdout", "val"]),
+        (["train", "nan", "none"], "split", ["train", "", ""]),
+        (["0", "1"], "partition", ["train", "val"]),
     ],
 )
 def test_names_of_splits(values: list[str], column: str, meaning: list[str]) -> None:
@@ -38,6 +41,19 @@ def test_numbers_of_splits_whose_meaning_is_open() -> None:
         split_names(["0", "1"], "group", {})
     assert "--split-names" in error.value.hint
     assert split_names(["0", "1"], "group", {"0": "val", "1": "train"}) == {"0": "val", "1": "train"}
+
+
+@pytest.mark.parametrize(
+    "column", ["split", "is_train", "train_valid", "kfold_split", "asset", "latest", "in_trainset"]
+)
+def test_numbers_in_columns_whose_names_say_too_little(column: str) -> None:
+    with pytest.raises(DataError, match="which do not say what they mean"):
+        split_names(["0", "1"], column, {})
+
+
+def test_names_of_splits_that_there_are_not() -> None:
+    with pytest.raises(DataError, match="--split-names names 'prueva', and the splits are entrenamiento, prueba"):
+        split_names(["entrenamiento", "prueba"], "x", {"entrenamiento": "train", "prueva": "test"})
 
 
 def understood(folder: Path, **settings: Any) -> Found:
@@ -52,6 +68,67 @@ def test_a_table_of_splits(tmp_path: Path) -> None:
     listing = understood(tmp_path, labels=tmp_path / "wide.csv", split_files=tmp_path / "list_eval_partition.csv")
     assert listing.splits == ("train", "val", "test")
     assert listing.fixed.tolist() == [0] * 12 + [1] * 4
+
+
+def in_folders(folder: Path) -> None:
+    """The photographs in train/ and val/, with one table of labels for both."""
+    layouts.photos(folder)
+    layouts.write(folder, "wide.csv")
+    for i, key in enumerate(layouts.TRUTH):
+        target = folder / "photos" / ("train" if i < 12 else "val2017") / f"{key}.jpg"
+        target.parent.mkdir(exist_ok=True)
+        (folder / "photos" / f"{key}.jpg").rename(target)
+
+
+def test_folders_that_are_called_like_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    in_folders(tmp_path)
+    listing = understood(tmp_path, labels=tmp_path / "wide.csv")
+    assert listing.fixed.tolist() == [-1] * 16
+    assert "folders of images are named after the splits train, val, but the images are assigned" in caplog.text
+    kept = understood(tmp_path, labels=tmp_path / "wide.csv", split_files=tmp_path / "photos")
+    assert [kept.splits[i] for i in kept.fixed] == ["train"] * 12 + ["val"] * 4
+    with pytest.raises(DataError, match="train, val2017 .* are called like splits, not like labels"):
+        understood(tmp_path, labels=tmp_path / "photos")
+
+
+def test_an_image_of_another_split_is_another_image(tmp_path: Path) -> None:
+    in_folders(tmp_path)
+    names = [f"{'val' if i < 4 else 'train'}/{key}.jpg" for i, key in enumerate(layouts.TRUTH)]
+    (tmp_path / "l.csv").write_text("\n".join(["image,cat,dog", *(f"{name},1,0" for name in names)]))
+    listing = understood(tmp_path, labels=tmp_path / "l.csv")
+    assert len(listing.listing) == 8  # not the first four, which lie in train/, nor the last, which lie in val2017/
+
+
+@pytest.mark.parametrize(("column", "error"), [("is_train", "0, 1, which do not say"), ("test", None)])
+def test_a_split_file_of_yes_and_no(tmp_path: Path, column: str, error: str | None) -> None:
+    layouts.photos(tmp_path)
+    layouts.write(tmp_path, "wide.csv")
+    rows = [f"{key}.jpg,{int(i > 11)}" for i, key in enumerate(layouts.TRUTH)]
+    (tmp_path / "splits.csv").write_text(f"image,{column}\n" + "\n".join(rows))
+    settings = {"labels": tmp_path / "wide.csv", "split_files": tmp_path / "splits.csv"}
+    if error is not None:
+        with pytest.raises(DataError, match=error):
+            understood(tmp_path, **settings)
+        settings |= {"split_names": {"1": "train", "0": "test"}}
+    fixed = understood(tmp_path, **settings)
+    expected = ["test"] * 12 + ["train"] * 4 if error else ["train"] * 12 + ["test"] * 4
+    assert [fixed.splits[i] for i in fixed.fixed] == expected
+
+
+def test_split_files_of_other_images_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    layouts.photos(tmp_path)
+    layouts.write(tmp_path, "wide.csv")
+    rows = [*(f"{key}.jpg,train" for key in list(layouts.TRUTH)[:8]), *(f"other{i}.jpg,val" for i in range(9))]
+    (tmp_path / "splits.csv").write_text("image,split\n" + "\n".join(rows))
+    understood(tmp_path, labels=tmp_path / "wide.csv", split_files=tmp_path / "splits.csv")
+    assert re.search("9 of 17 names in .*splits.csv are of no image, such as 'other0.jpg'", caplog.text)
+
+
+def test_names_of_splits_need_splits(tmp_path: Path) -> None:
+    layouts.photos(tmp_path)
+    layouts.write(tmp_path, "wide.csv")
+    with pytest.raises(ConfigError, match="--split-names renames splits of a column or of files"):
+        understood(tmp_path, labels=tmp_path / "wide.csv", split_names={"a": "train"})
 
 
 def test_splits_of_folders_and_image_sets(tmp_path: Path) -> None:

@@ -149,6 +149,11 @@ class _Chooser:
         self._refuse_two_images(scored, best)
         if not open_ or (scored[best] <= 0.5 and self.has_header and best != 0):
             best = next(iter(open_), 0)
+        if self._is_index(best) and self.options.image_names is not None and self._share(best) < 1:
+            raise DataError(
+                f"{self.where}: no column names the images; the first one numbers the rows.",
+                "write a column of the images' names, or name the column by --image-column.",
+            )
         return (best,)
 
     def _share(self, i: int) -> float:

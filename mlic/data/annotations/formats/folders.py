@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from mlic.errors import DataError
 
 _NO_LABELS = frozenset(
     {"train", "training", "valid", "val", "validation", "test", "testing", "images", "imgs", "img", "photos"}
+)
+_SPLIT_FOLDER = re.compile(
+    r"([a-z]+[_-])?(train|val|valid|validation|test|training|testing)([_-]?(set|data|images|\d+))?"
 )
 _SPLIT_FOLDERS = {
     "train": "train",
@@ -34,6 +38,12 @@ def read_folders(folder: Path) -> Annotations:
         raise DataError(
             f"the folders in {folder} are {', '.join(labels)}, which are no labels.",
             "give the label files themselves by --labels, or one folder of labels such as train/.",
+        )
+    splits = [label for label in labels if _SPLIT_FOLDER.fullmatch(label.lower())]
+    if len(splits) > 1:
+        raise DataError(
+            f"the folders {', '.join(splits)} in {folder} are called like splits, not like labels.",
+            f"give one of them as images and labels, such as {folder / splits[0]}, or the label files by --labels.",
         )
     builder = Builder()
     for number, label in enumerate(labels):
