@@ -138,6 +138,14 @@ def test_splits_of_folders_and_image_sets(tmp_path: Path) -> None:
     assert listing.fixed.tolist() == [0] * 11 + [1] * 5
 
 
+def test_an_image_in_two_image_sets_is_refused(tmp_path: Path) -> None:
+    layouts.photos(tmp_path)
+    layouts.write(tmp_path, "Main")
+    (tmp_path / "Main" / "val.txt").write_text((tmp_path / "Main" / "train.txt").read_text())
+    with pytest.raises(DataError, match=r"val.txt:1: p00 is in train.txt, too"):
+        understood(tmp_path, labels=tmp_path / "Main")
+
+
 @pytest.mark.parametrize(
     ("policy", "images", "values"),
     [("auto", 8, set()), ("leave-out", 8, set()), ("negative", 16, {0}), ("unknown", 16, {-1})],

@@ -156,14 +156,15 @@ def read_image_sets(folder: Path) -> Annotations:
 
 
 def _image_splits(folder: Path) -> dict[str, str]:
-    """The split of each image by train.txt, val.txt and test.txt."""
+    """The split of each image by train.txt, val.txt and test.txt. Raises DataError for an image in two of them."""
     splits = dict[str, str]()
     for name in ("train", "val", "test"):
         file = folder / f"{name}.txt"
         if file.is_file():
-            for _, text in text_lines(file):
-                if text.strip():
-                    splits[text.split()[0]] = name
+            for line, text in text_lines(file):
+                image = text.split()[0] if text.strip() else ""
+                if image and splits.setdefault(image, name) != name:
+                    raise DataError(f"{file}:{line}: {image} is in {splits[image]}.txt, too.", "keep one of the two.")
     return splits
 
 
