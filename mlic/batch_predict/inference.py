@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -24,9 +25,10 @@ _TOLERANCE = 1e-4  # between the scores of two engines in float32
 _AGREEMENT = 0.99  # half precision is used only if at least this share of its decisions equals those in fp32
 # A CPU's caches can hold the intermediate results of small batches: measured 1.3 to 1.6 times as fast as batches of 64.
 _CPU_BATCH, _ENGINE_BATCH = 16, 8
-# Kernels of matrix products treat the last few rows of a batch in another way, whose last bit differs. In batches of a
-# multiple of this, the scores of an image depend on the image alone: measured with 11 networks on CPUs.
-_MULTIPLE = 8
+# Libraries choose the kernel of a layer by the size of the batch, and kernels differ in the last bit. In batches of one
+# size the scores of an image depend on the image alone, if matrix products do not depend on the number of threads. This
+# mode of MKL, which it reads when it is first used, sees to that. Measured with 6 networks on a CPU with AMX.
+_SAME_BITS = "AUTO,STRICT"
 _GPU_BATCH = 256  # enough for any GPU; with larger batches, decoding and computing a part would overlap less
 
 INSTEAD = ", as "  # stands between the engine that computes the scores and the reason why it is not the requested one
@@ -37,6 +39,7 @@ class Network:
 
     def __init__(self, config: PredictConfig, backend: Backend, device: str) -> None:
         """Load the bundle; a `backend` other than torch is for CPUs."""
+        os.environ.setdefault("MKL_CBWR", _SAME_BITS)
         import torch
 
         from mlic.data.augment import Normalizer
@@ -52,7 +55,6 @@ class Network:
         self._normalize = Normalizer(prep.mean, prep.std, torch.device(device), prep.top)
         amp.configure_gpu(torch.device(device))
         self._device, self._precision = device, config.precision
-        self._multiple = 1 if config.out == STDOUT else _MULTIPLE
         self._streams, self._settling = threading.local(), threading.Lock()
         self._backend: Backend = backend if device == "cpu" else "torch"
         self._run: runtimes.Scorer = functools.partial(self._by_torch, "fp32")
@@ -62,7 +64,10 @@ class Network:
         ignored = device != "cpu" and config.backend not in ("auto", "torch")
         self.said = f"torch{INSTEAD}{config.backend} is for CPUs" if ignored else f"torch{self._remark}"
         self._settled = self._backend == "torch" and self._precision == "fp32"
+        self._filled = 1
         self.batch_size = config.batch_size if isinstance(config.batch_size, int) else self._fitting()
+        if device == "cpu" and config.out != STDOUT:
+            self._filled = self.batch_size
         if device != "cpu":
             torch.cuda.synchronize()  # other threads, with other streams, use the weights
 
@@ -93,8 +98,8 @@ class Network:
         from mlic.model import amp, losses
 
         count = len(pixels)
-        if count % self._multiple:
-            pixels = np.concatenate([pixels, np.zeros((-count % self._multiple, *pixels.shape[1:]), pixels.dtype)])
+        if count % self._filled:
+            pixels = np.concatenate([pixels, np.zeros((-count % self._filled, *pixels.shape[1:]), pixels.dtype)])
         with torch.inference_mode(), self._stream(), amp.autocast(dtype, torch.device(self._device)):
             logits = self.net(self._normalize(torch.from_numpy(pixels)))
             scores: Array = losses.scores(self.bundle.activation, logits).cpu().numpy()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -189,3 +191,32 @@ def test_what_cannot_be_updated(trained_run: Path, images: list[Path], shards: P
         run(trained_run, folder, "-", update=True)
     with pytest.raises(ConfigError, match="one image is printed"):
         predict(build(PredictConfig, {"model": trained_run, "images": images[0], "update": True}))
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import numpy as np
+from mlic.batch_predict.inference import Network
+from mlic.config.predict import PredictConfig
+
+network = Network(PredictConfig(model=Path(sys.argv[1]), images=Path("x"), out=Path("p.csv")), "torch", "cpu")
+import torch
+
+prep = network.bundle.preprocessing
+shape = (40, prep.image_size, prep.image_size, prep.channels)
+pixels = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+seen = {number: set() for number in range(40)}
+for threads in (1, 2, 3):
+    torch.set_num_threads(threads)
+    for first, last in ((0, 1), (0, 7), (0, 16), (3, 12), (8, 24), (24, 40), (31, 40)):
+        for number, scores in zip(range(first, last), network(pixels[first:last]), strict=True):
+            seen[number].add(scores.tobytes())
+print(max(map(len, seen.values())))
+"""
+
+
+def test_a_score_depends_on_its_image_alone(trained_run: Path) -> None:
+    """Not on the images beside it, nor on the number of threads: else an update would not be the whole, bit for bit."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, trained_run], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
