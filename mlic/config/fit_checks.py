@@ -28,6 +28,10 @@ def _check_pixels(fit: FitSettings) -> None:
     """Raise ValueError for augmentations that are made for colours of 8 bits, and settings that others ignore."""
     if fit.channels and fit.color != "auto":
         raise ValueError(f"channels {fit.channels} keeps what the images have; leave color out")
+    counts = (fit.channels,) if fit.channels else {"auto": (1, 3), "rgb": (3,), "gray": (1, 3)}[fit.color]
+    if fit.mean is not None and len(fit.mean) not in counts:
+        needed = " or ".join(str(count) for count in counts)
+        raise ValueError(f"mean and std have {len(fit.mean)} numbers, and images have {needed} channels")
     if not fit.channels and fit.bits == 8:
         return
     for name in ("augment", "rand_augment"):

@@ -46,7 +46,7 @@ def given_splits(
     """The names of the splits, and the split (N,) that an image has already, -1 for none. Raises DataError."""
     fixed = np.full(len(listing), -1, np.int64)
     names = tuple(config.split)
-    if config.split_names and config.split_files is None and config.split_column is None:
+    if config.split_names and config.split_files is None and "split" not in annotations.columns:
         raise ConfigError(
             "--split-names renames splits of a column or of files, and none is named.",
             "give --split-column or --split-files.",

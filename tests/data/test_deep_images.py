@@ -140,7 +140,14 @@ def test_a_batch_of_bands(way: Any) -> None:
 
 
 def test_settings_that_contradict_each_other() -> None:
-    for more in ({"channels": 4, "color": "gray"}, {"bits": 16, "rand_augment": 2}, {"mean": (0.5,)}, {"bits": 12}):
+    for more in (
+        {"channels": 4, "color": "gray"},
+        {"bits": 16, "rand_augment": 2},
+        {"mean": (0.5,)},
+        {"bits": 12},
+        {"channels": 4, "mean": (0.1,) * 3, "std": (0.1,) * 3},
+        {"mean": (0.1,) * 2, "std": (0.1,) * 2},
+    ):
         with pytest.raises(ValidationError):
             TrainConfig(**more)  # type: ignore[arg-type]
 

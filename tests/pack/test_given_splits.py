@@ -136,6 +136,8 @@ def test_splits_of_folders_and_image_sets(tmp_path: Path) -> None:
     layouts.write(tmp_path, "Main")
     listing = understood(tmp_path, labels=tmp_path / "Main")
     assert listing.fixed.tolist() == [0] * 11 + [1] * 5
+    renamed = understood(tmp_path, labels=tmp_path / "Main", split_names={"val": "test"})
+    assert [renamed.splits[i] for i in renamed.fixed] == ["train"] * 11 + ["test"] * 5
 
 
 def test_an_image_in_two_image_sets_is_refused(tmp_path: Path) -> None:
