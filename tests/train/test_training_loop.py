@@ -204,6 +204,7 @@ def _rank(rank: int, world_size: int, folder: str, config: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}.store", rank=rank, world_size=world_size)
     training_loop.fit(TrainConfig(**json.loads(config)), place(Path(folder), rank, world_size), lambda _: None)
+    torch.distributed.barrier()  # a rank that leaves while the other is at work may abort
     torch.distributed.destroy_process_group()
 
 
@@ -431,6 +432,7 @@ def _evaluating_rank(rank: int, world_size: int, shards: str, folder: str) -> No
     assert found is not None
     if rank == world_size - 1:
         np.savez(Path(folder), scores=found.scores, targets=found.targets, loss=found.loss)
+    torch.distributed.barrier()  # as above
     torch.distributed.destroy_process_group()
 
 
