@@ -64,7 +64,10 @@ class PredictConfig(Settings):
         runtime=True,
     )
     batch_size: Workers = setting(
-        "auto", "Images per forward pass; auto: 8 or 16 on CPUs, as many as fit into memory on a GPU", cli="flag"
+        "auto",
+        "Images per forward pass on a GPU, or of another engine than PyTorch, which takes 16 on a CPU; auto: 8, or as "
+        "many as fit into the GPU's memory",
+        cli="flag",
     )
     update: bool = setting(
         False,

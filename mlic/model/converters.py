@@ -42,14 +42,14 @@ class Whole(nn.Module):
 
 
 def engine(name: Backend, full_model: Whole, batch_size: int, image: Array, precision: Precise = "fp32") -> Scorer:
-    """What computes the scores (B, L) of images (B, H, W, C) like `image` (H, W, C), for B up to `batch_size`."""
+    """What computes the scores (B, L) of images (B, H, W, C) like `image` (H, W, C), `batch_size` at a time."""
     example = torch.from_numpy(np.zeros((batch_size, *image.shape), image.dtype))
     if name == "openvino":
         model = to_openvino(full_model, example)
-        return runtimes.filled(runtimes.open_openvino(model, runtimes.threads(), precision), batch_size)
+        return runtimes.in_batches(runtimes.open_openvino(model, runtimes.threads(), precision), batch_size)
     if name == "onnx":
         program = to_onnx(full_model, example)
-        return runtimes.filled(runtimes.open_onnx(program, runtimes.threads()), batch_size)
+        return runtimes.in_batches(runtimes.open_onnx(program, runtimes.threads()), batch_size)
     compiled = torch.compile(full_model)
 
     def run(images: Array) -> Array:
@@ -57,7 +57,7 @@ def engine(name: Backend, full_model: Whole, batch_size: int, image: Array, prec
             scores: torch.Tensor = compiled(torch.from_numpy(images))
         return scores.numpy()
 
-    return runtimes.filled(run, batch_size)
+    return runtimes.in_batches(run, batch_size)
 
 
 def to_openvino(full_model: Whole, example: torch.Tensor, any_batch: bool = False) -> Any:

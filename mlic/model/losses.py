@@ -30,6 +30,7 @@ _OPTIONS: dict[str, dict[str, float]] = {
     "asymmetric": {"gamma_positive": 0.0, "gamma_negative": 4.0, "margin": 0.05},
 }
 _EDGE = 1e-6
+_VECTORS = 32  # elements that PyTorch computes at once, at most: two vectors of 16
 
 
 def check(name: str, options: Mapping[str, float]) -> None:
@@ -110,7 +111,17 @@ def scores(activation: Activation, logits: torch.Tensor) -> torch.Tensor:
     """Scores float32 (B, L) in [0, 1] of logits (B, L), which for the activation `none` are scores already."""
     if activation == "none":
         return logits.float()
-    return torch.softmax(logits.float(), dim=1) if activation == "softmax" else torch.sigmoid(logits.float())
+    return torch.softmax(logits.float(), dim=1) if activation == "softmax" else _sigmoid(logits.float())
+
+
+def _sigmoid(logits: torch.Tensor) -> torch.Tensor:
+    """Sigmoid of (B, L), in which equal logits give equal scores to the last bit.
+
+    PyTorch computes the last elements of a tensor, up to 31, by other instructions, so rows are filled up to 32.
+    Source: ATen/native/cpu/Loops.h, vectorized_loop.
+    """
+    labels = logits.shape[1]
+    return torch.sigmoid(functional.pad(logits, (0, -labels % _VECTORS)))[:, :labels]
 
 
 def pos_weight(positives: torch.Tensor, negatives: torch.Tensor, power: float) -> torch.Tensor:

@@ -94,13 +94,19 @@ def open_openvino(model: Any, count: int, precision: Precise = "fp32") -> Scorer
     return run
 
 
-def filled(run: Scorer, batch_size: int) -> Scorer:
-    """A scorer that pads smaller batches, because an engine has to prepare itself again for each new batch size."""
+def in_batches(run: Scorer, batch_size: int) -> Scorer:
+    """A scorer of any number of images by one that gets batches of one size; the last batch is filled with zeros.
 
-    def scores(images: Array) -> Array:
+    An engine would have to prepare itself again for each new batch size.
+    """
+
+    def batch(images: Array) -> Array:
         count = len(images)
         if count < batch_size:
             images = np.concatenate([images, np.zeros((batch_size - count, *images.shape[1:]), images.dtype)])
         return run(images)[:count].copy()
+
+    def scores(images: Array) -> Array:
+        return np.concatenate([batch(images[i : i + batch_size]) for i in range(0, len(images), batch_size)])
 
     return scores

@@ -27,6 +27,7 @@ from mlic.config.predict import PredictConfig
 from mlic.data.decoding import ahead
 from mlic.errors import ConfigError
 from mlic.metrics import thresholds
+from mlic.model import runtimes
 from tests import poison
 
 pytestmark = pytest.mark.ray
@@ -255,7 +256,7 @@ def test_bf16_is_measured_on_the_first_batch(
 def test_the_largest_batch_that_fits_a_gpu(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for 100 images, as a stand-in for a GPU says it."""
     network = Network(PredictConfig(model=run, images=run, out=run / "p.csv"), "torch", "cpu")
-    assert network.batch_size == 16
+    assert network.batch_size == 16 * runtimes.threads()
 
     def run_out(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if len(pixels) > 100:

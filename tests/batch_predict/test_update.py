@@ -10,11 +10,14 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from mlic.batch_predict import predict as stage
+from mlic.batch_predict.inference import Network
 from mlic.batch_predict.predict import PredictReport, predict
 from mlic.config.load import build
 from mlic.config.predict import PredictConfig
@@ -194,22 +197,22 @@ def test_what_cannot_be_updated(trained_run: Path, images: list[Path], shards: P
 
 
 PROGRAM = """
+import os
 import sys
 from pathlib import Path
 import numpy as np
 from mlic.batch_predict.inference import Network
 from mlic.config.predict import PredictConfig
 
-network = Network(PredictConfig(model=Path(sys.argv[1]), images=Path("x"), out=Path("p.csv")), "torch", "cpu")
-import torch
-
-prep = network.bundle.preprocessing
-shape = (40, prep.image_size, prep.image_size, prep.channels)
-pixels = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
-seen = {number: set() for number in range(40)}
-for threads in (1, 2, 3):
-    torch.set_num_threads(threads)
-    for first, last in ((0, 1), (0, 7), (0, 16), (3, 12), (8, 24), (24, 40), (31, 40)):
+pixels, seen = None, {number: set() for number in range(40)}
+for threads, batch_size in ((1, "auto"), (2, 8), (3, 64)):
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    config = PredictConfig(model=Path(sys.argv[1]), images=Path("x"), out=Path("p.csv"), batch_size=batch_size)
+    network = Network(config, "torch", "cpu")
+    prep = network.bundle.preprocessing
+    shape = (40, prep.image_size, prep.image_size, prep.channels)
+    pixels = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    for first, last in ((0, 1), (0, 7), (0, 16), (3, 12), (8, 24), (24, 40), (31, 40), (5, 40)):
         for number, scores in zip(range(first, last), network(pixels[first:last]), strict=True):
             seen[number].add(scores.tobytes())
 print(max(map(len, seen.values())))
@@ -220,3 +223,10 @@ def test_a_score_depends_on_its_image_alone(trained_run: Path) -> None:
     """Not on the images beside it, nor on the number of threads: else an update would not be the whole, bit for bit."""
     done = subprocess.run([sys.executable, "-c", PROGRAM, trained_run], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
+
+
+def test_threads_of_the_process_are_set_back(trained_run: Path, images: list[Path]) -> None:
+    network = Network(PredictConfig(model=trained_run, images=images[0].parent), "torch", "cpu")
+    prep, before = network.bundle.preprocessing, torch.get_num_threads()
+    network(np.zeros((40, prep.image_size, prep.image_size, prep.channels), np.uint8))
+    assert torch.get_num_threads() == before

@@ -135,3 +135,13 @@ def test_head_bias_minimises_the_weighted_loss() -> None:
 
     assert loss(0) < min(loss(-0.1), loss(0.1))
     assert math.isfinite(float(losses.head_bias(torch.tensor([0.0]), torch.tensor([100.0]), torch.tensor([1.0]))))
+
+
+@pytest.mark.parametrize("labels", [1, 6, 7, 45])
+def test_a_score_does_not_depend_on_its_row(labels: int) -> None:
+    logits = torch.randn(16, labels, generator=torch.Generator().manual_seed(labels))
+    scores = losses.scores("sigmoid", logits)
+    assert torch.allclose(scores, torch.sigmoid(logits), atol=1e-6)
+    assert scores.shape == logits.shape
+    for shift in range(1, 16):
+        assert torch.equal(losses.scores("sigmoid", logits.roll(shift, 0)), scores.roll(shift, 0))
