@@ -104,7 +104,9 @@ def _by_rules(asked: Names, names: pa.Array, paths: pa.Array, image: Array) -> d
             continue
         column = new_column
         hits = _tails(asked, open_, changed, column, by_tail)
-        counts[rule] = _take(asked, image, open_, _of_the_same_split(changed, hits, column) if by_tail else hits, paths)
+        if by_tail:
+            hits = _of_the_same_folders(names, image, changed, _of_the_same_split(changed, hits, column), column)
+        counts[rule] = _take(asked, image, open_, hits, paths)
         still = image[open_] < 0
         open_, left = open_[still], changed.filter(pa.array(still))
         if not len(open_):
@@ -170,6 +172,36 @@ def _split_folder(paths: pa.Array) -> pa.Array:
     """The first folder of each path that is called like a split, null if none is."""
     found = pc.extract_regex(pc.utf8_lower(paths), r"(?:^|/)(?P<split>train|val|test)(?:id|idation|ing)?[^/a-z]*/")
     return pc.struct_field(found, 0)
+
+
+def _of_the_same_folders(names: pa.Array, image: Array, left: pa.Array, hits: Array, column: pa.Array) -> Array:
+    """The images of the names that are `left`, without those in other folders, where folders tell images apart.
+
+    They do if most names that have images agree with the images' folders: p1/s9/a.jpg is then not p1/s1/a.jpg. `image`
+    are the images of all `names` so far.
+    """
+    known, rows = np.flatnonzero(image >= 0), np.flatnonzero(hits >= 0)
+    before = _agreement(names.take(pa.array(known)), column.take(pa.array(image[known])))
+    now = _agreement(left.take(pa.array(rows)), column.take(pa.array(hits[rows])))
+    agreeing, differing = (int((before == value).sum() + (now == value).sum()) for value in (1, -1))
+    if agreeing > differing:
+        hits[rows[now == -1]] = -1
+    return hits
+
+
+def _agreement(names: pa.Array, paths: pa.Array) -> Array:
+    """Whether the folders of each name and path agree: 1 if the end of one is the other, -1 if not, 0 without one."""
+    plain = (pc.utf8_lower(pc.replace_substring(column, "\\", "/")) for column in (names, paths))
+    folders = (pc.replace_substring_regex(column, r"[^/]*$", "").to_pylist() for column in plain)
+    values: dict[tuple[str, str], int] = {}
+    return np.array([values.setdefault(pair, _fitting(*pair)) for pair in zip(*folders, strict=True)], np.int64)
+
+
+def _fitting(one: str, two: str) -> int:
+    if not one.strip("/") or not two.strip("/"):
+        return 0
+    short, long = sorted((f"/{one.strip('/')}", f"/{two.strip('/')}"), key=len)
+    return 1 if long.endswith(short) else -1
 
 
 def _take(asked: Names, image: Array, open_: Array, hits: Array, paths: pa.Array) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,8 @@ def read(path: Path, logits: bool, options: LabelOptions) -> Predictions:
 def _foreign(path: Path, logits: bool, options: LabelOptions) -> Predictions:
     table = open_table(path, options.is_image)
     profiles = profiles_of(table)
+    if options.image_column is not None and options.image_column not in table.columns:
+        options = replace(options, image_column=None)  # it names the column of the label file
     numeric = tuple(table.columns[i] for i, profile in enumerate(profiles) if _is_numeric(profile))
     if not numeric:
         _refuse_missing(path, profiles)

@@ -237,3 +237,20 @@ def test_columns_that_are_no_labels(tmp_path: Path) -> None:
 def test_tables_beside_lists_are_named(tmp_path: Path) -> None:
     (tmp_path / "more.csv").touch()
     assert "passed over more.csv" in read_annotations(lists(tmp_path, a="1\n")).source
+
+
+@pytest.mark.parametrize(
+    ("names", "paths", "missing"),
+    [
+        (["p1/s1/a.jpg", "p1/s2/b.jpg", "p1/s9/c.jpg"], ["p1/s1/a.jpg", "p1/s2/b.jpg", "p1/s3/c.jpg"], 1),
+        (["x/S1/a.jpg", "x/S2/b.jpg", "x/S9/c.jpg"], ["s1/a.jpg", "s2/b.jpg", "s3/c.jpg"], 1),
+        (["s1/a.jpg", "s2/b.jpg", "s9/c.jpg"], ["all/s1/a.jpg", "all/s2/b.jpg", "all/s3/c.jpg"], 1),
+        (["cam1/a.jpg", "cam2/b.jpg"], ["all/a.jpg", "all/b.jpg"], 0),
+        (["s1/a.jpg", "s9/c.jpg"], ["a.jpg", "c.jpg"], 0),
+    ],
+)
+def test_folders_that_tell_images_apart(tmp_path: Path, names: list[str], paths: list[str], missing: int) -> None:
+    """An image of another folder is another image, unless the folders were changed as a whole."""
+    joined = join(read_annotations(lists(tmp_path, a="\n".join(names) + "\n")), paths)
+    assert len(joined.missing) == missing
+    assert joined.annotated.tolist() == [True] * (len(paths) - missing) + [False] * missing

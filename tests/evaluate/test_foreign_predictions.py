@@ -47,6 +47,17 @@ def test_scores_of_another_program(tmp_path: Path, header: str, row: str) -> Non
     assert report.measurement.samples == 16
 
 
+def test_the_column_of_images_is_that_of_the_label_file(tmp_path: Path) -> None:
+    """The predictions may call theirs otherwise."""
+    rows = [f"{i},{key}.jpg,{int('cat' in v)},{int('dog' in v)}" for i, (key, v) in enumerate(layouts.TRUTH.items())]
+    (tmp_path / "l.csv").write_text("\n".join(["code,picture,cat,dog", *rows]))
+    file = predictions(tmp_path / "p.csv", "name,cat,dog", "{key},{cat},{dog}")
+    config = {"predictions": file, "labels": tmp_path / "l.csv", "threshold": 0.5, "image_column": "picture"}
+    report = evaluate(build(EvaluateConfig, config | {"ignore_columns": "code"}))
+    assert isinstance(report, EvaluateReport)
+    assert report.measurement.values["f1_micro"] == 1
+
+
 def test_lists_of_labels_are_decisions(tmp_path: Path) -> None:
     layouts.write(tmp_path, "wide.csv")
     file = predictions(tmp_path / "p.csv", "image_name,tags", "{key},{labels}")
