@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import statistics
@@ -30,6 +31,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks import peers
 from benchmarks.peers import BATCH, EPOCHS, Corpus
@@ -57,10 +60,10 @@ def bare_decode(corpus: Corpus) -> Iterator[Any]:
 
 def mlic_decoding(corpus: Corpus, limit_gb: float = 0) -> Iterator[Any]:
     from mlic.config.data import Preprocessing
-    from mlic.data.loader import ShardReader, train_batches
+    from mlic.data.loader import ShardReader, train_bounds
     from mlic.data.sampling_weights import rates
     from mlic.data.shards import read_split
-    from mlic.train.epoch_order import epoch_order
+    from mlic.train.epoch_order import EpochOrder
 
     prep = Preprocessing(image_size=corpus.size, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3, resize="squash")
     split = read_split(corpus.folder / "shards", "train")
@@ -69,8 +72,9 @@ def mlic_decoding(corpus: Corpus, limit_gb: float = 0) -> Iterator[Any]:
             assert reader.use_cache(limit_gb, 1, Path(cache))
         once = rates(split.targets, split.labels, 0, 0, ())
         for epoch in range(EPOCHS + 1):
-            order = [mine for mine, _ in train_batches(epoch_order(once, 0, epoch), BATCH, 0, 1)]
-            for batch in reader.batches(order, 0):
+            order, bounds = EpochOrder(once, 0, epoch), train_bounds(len(split), BATCH, 1)
+            numbers = (order.at(np.arange(start, end))[0] for start, end in itertools.pairwise(bounds.tolist()))
+            for batch in reader.batches(numbers, 0):
                 yield batch.images
             yield None
 

@@ -110,8 +110,8 @@ def test_normalised_images_are_those_of_a_cpu(pixels: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("name", get_args(Distortion))
 def test_distorted_images_are_those_of_a_cpu(pixels: torch.Tensor, name: Distortion) -> None:
-    drawn = distortions(len(pixels), {name: 0.4}, 3, 1)
-    here, there = (distort(pixels.to(device), np.arange(len(pixels)), drawn).cpu() for device in (CPU, GPU))
+    drawn = distortions(np.arange(len(pixels)), {name: 0.4}, 3, 1)
+    here, there = (distort(pixels.to(device), drawn).cpu() for device in (CPU, GPU))
     apart = (here.int() - there.int()).abs()
     assert float((apart > 1).float().mean()) < 1e-3
     assert not here.equal(pixels)
@@ -161,16 +161,16 @@ def test_a_step_never_waits_for_the_gpu(shards: Path, tmp_path: Path, changes: d
     steps = Steps(config, place(tmp_path, GPU), train, (net, net, head), Normalizer(prep.mean, prep.std, GPU))
     steps.use(amp.of_device(config.precision, GPU))
     show = training_loop.epoch_order.of_epoch(config, train, np.ones(len(train)), 0, augmented=True)
-    batches = show.batches(0, 1)
+    batches = list(show.batches(0, 1))
     with ShardReader(train, prep) as reader:
-        loaded = to_device(reader.batches([show.samples[mine] for mine, _ in batches], 2, pinned=True), GPU)
-        for number, ((mine, _), batch) in enumerate(zip(batches, loaded, strict=True)):
+        loaded = to_device(reader.batches([mine.samples for mine in batches], 2, pinned=True), GPU)
+        for number, (mine, batch) in enumerate(zip(batches, loaded, strict=True)):
             if number >= 2:  # the first steps allocate memory and choose kernels, which waits
                 torch.cuda.set_sync_debug_mode("error")
             try:
                 changed = Batch(show.change(batch.images, mine), batch.index, batch.targets, batch.bad)
                 steps.set_lr(number, len(batches))
-                loss = steps.backward(number, changed, show.mirror(mine), 1 / len(mine))
+                loss = steps.backward(number, changed, show.mirror(mine), 1 / len(mine.samples))
                 steps.update(number, loss, batch)
             finally:
                 torch.cuda.set_sync_debug_mode("default")

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from mlic.config.types import Distortion
+from mlic.data.draws import uniform
 
 Array = np.ndarray[Any, Any]
 
@@ -72,8 +73,8 @@ def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     return values.to(device, non_blocking=True)
 
 
-def distortions(num_samples: int, augment: Mapping[Distortion, float], seed: int, epoch: int) -> dict[str, Array]:
-    """The random changes of each image (N, ...) in an epoch, by operation; each operation has its own random stream.
+def distortions(numbers: Array, augment: Mapping[Distortion, float], seed: int, epoch: int) -> dict[str, Array]:
+    """The random changes (B, ...) of the entries `numbers` (B,) of an epoch, by operation; each draws for itself.
 
     For the value x of an operation: rotate turns by up to x degrees in either direction. shift moves by up to x of the
     side. brightness, contrast and saturation change by a factor from 1 - x to 1 + x, and hue by up to x of the colour
@@ -86,30 +87,35 @@ def distortions(num_samples: int, augment: Mapping[Distortion, float], seed: int
         amount = augment.get(name, 0.0)
         if not amount:
             continue
-        rng = np.random.default_rng([seed, epoch, 20 + number])
+        one, two, three, four, five = (uniform(numbers, seed, epoch, 20 + number, part) for part in range(5))
         if name in ("brightness", "contrast", "saturation"):
-            drawn[name] = rng.uniform(max(0.0, 1 - amount), 1 + amount, num_samples)
+            drawn[name] = _between(one, max(0.0, 1 - amount), 1 + amount)
         elif name == "hue":
-            drawn[name] = rng.uniform(-amount, amount, num_samples)
+            drawn[name] = _between(one, -amount, amount)
         elif name == "rotate":
-            drawn[name] = np.deg2rad(rng.uniform(-amount, amount, num_samples))
+            drawn[name] = np.deg2rad(_between(one, -amount, amount))
         elif name == "shift":
-            drawn[name] = rng.uniform(-amount, amount, (num_samples, 2))
+            drawn[name] = _between(np.stack([one, two], axis=1), -amount, amount)
         elif name == "invert":
-            drawn[name] = rng.random(num_samples) < amount
+            drawn[name] = one < amount
         else:
-            area, ratio = rng.uniform(0.02, 0.33, num_samples), np.exp(rng.uniform(-1.2, 1.2, num_samples))
+            area, ratio = _between(one, 0.02, 0.33), np.exp(_between(two, -1.2, 1.2))
             size = np.minimum(1, np.sqrt(np.stack([area * ratio, area / ratio], axis=1)))
-            size[rng.random(num_samples) >= amount] = 0
-            start = rng.random((num_samples, 2)) * (1 - size)
+            size[three >= amount] = 0
+            start = np.stack([four, five], axis=1) * (1 - size)
             drawn[name] = np.concatenate([start, start + size], axis=1)
     return drawn
 
 
-def distort(images: torch.Tensor, index: Array, drawn: Mapping[str, Array]) -> torch.Tensor:
-    """Images uint8 (B, H, W, C) of the samples `index` (B,), changed as `distortions` drew; a new uint8 tensor."""
+def _between(shares: Array, low: float, high: float) -> Array:
+    """Numbers between two by their shares of the way, in [0, 1)."""
+    return low + shares * (high - low)
+
+
+def distort(images: torch.Tensor, drawn: Mapping[str, Array]) -> torch.Tensor:
+    """Images uint8 (B, H, W, C), changed as `distortions` drew; a new uint8 tensor."""
     mine = {
-        name: on_device(torch.from_numpy(np.asarray(values[index], dtype=np.float32)), images.device)
+        name: on_device(torch.from_numpy(np.asarray(values, dtype=np.float32)), images.device)
         for name, values in drawn.items()
     }
     pixels = images.permute(0, 3, 1, 2).float().div_(255)
@@ -209,22 +215,22 @@ def _each(values: torch.Tensor) -> torch.Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def mirrors(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
-    """Which samples (N,) an epoch shows mirrored: a fair coin each, the same for any number of workers."""
-    return torch.from_numpy(np.random.default_rng([seed, epoch, 2]).random(num_samples) < 0.5)
+def mirrors(numbers: Array, seed: int, epoch: int) -> torch.Tensor:
+    """Which of the entries `numbers` (B,) an epoch shows mirrored: a fair coin each, the same for any ranks."""
+    return torch.from_numpy(uniform(numbers, seed, epoch, 2) < 0.5)
 
 
-def crops(num_samples: int, smallest: float, seed: int, epoch: int) -> Array:
-    """The part (N, 4) of each image that an epoch shows, as top, left, bottom and right in shares of its sides.
+def crops(numbers: Array, smallest: float, seed: int, epoch: int) -> Array:
+    """The part (B, 4) of each image that an epoch shows, as top, left, bottom and right in shares of its sides.
 
     Its area is uniform between `smallest` and 1, its ratio of sides log-uniform between 3/4 and 4/3, its place uniform:
     the random resized crop of Szegedy and others, Going Deeper with Convolutions (2015), as torchvision draws it.
     """
-    rng = np.random.default_rng([seed, epoch, 3])
-    area = rng.uniform(smallest, 1, num_samples)
-    ratio = np.exp(rng.uniform(np.log(_RATIO[0]), np.log(_RATIO[1]), num_samples))
+    of_area, of_ratio, of_top, of_left = (uniform(numbers, seed, epoch, 3, part) for part in range(4))
+    area = _between(of_area, smallest, 1)
+    ratio = np.exp(_between(of_ratio, np.log(_RATIO[0]), np.log(_RATIO[1])))
     height, width = np.minimum(1, np.sqrt(area / ratio)), np.minimum(1, np.sqrt(area * ratio))
-    top, left = rng.random(num_samples) * (1 - height), rng.random(num_samples) * (1 - width)
+    top, left = of_top * (1 - height), of_left * (1 - width)
     return np.stack([top, left, top + height, left + width], axis=1)
 
 

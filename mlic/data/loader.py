@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -47,23 +47,18 @@ class Batch:
     bad: tuple[tuple[str, str], ...]
 
 
-def train_batches(
-    order: np.ndarray[Any, Any], batch_size: int, rank: int, world_size: int
-) -> list[tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.int64]]]]:
-    """The batches of one epoch, the samples `order` int64, as (this rank's sample numbers, the whole batch's).
+def train_bounds(num_samples: int, batch_size: int, world_size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The first position of each batch of an epoch, and the number of samples at the end; int64 (steps + 1,).
 
-    Each entry of the order is in exactly one batch. A last batch too small to give each rank two samples, which batch
-    norm needs, joins the one before it. Raises DataError when there are fewer than two samples a rank.
+    Each rank has every `world_size`-th position of a batch. A last batch too small to give each rank two samples, which
+    batch norm needs, joins the one before it. Raises DataError when there are fewer than two samples a rank.
     """
-    num_samples = len(order)
     if num_samples < 2 * world_size:
         raise DataError(f"{num_samples} training samples are too few for {world_size} workers.", "use fewer --workers.")
-    batch_size = max(batch_size, 2 * world_size)
-    bounds = list(range(0, num_samples, batch_size))
+    bounds = np.arange(0, num_samples, max(batch_size, 2 * world_size))
     if len(bounds) > 1 and num_samples - bounds[-1] < 2 * world_size:
-        bounds.pop()
-    ends = [*bounds[1:], num_samples]
-    return [(order[a:b][rank::world_size], order[a:b]) for a, b in zip(bounds, ends, strict=True)]
+        bounds = bounds[:-1]
+    return np.append(bounds, num_samples)
 
 
 def eval_batches(
@@ -152,9 +147,9 @@ class ShardReader:
 
     def batches(
         self,
-        batches: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]],
+        batches: Iterable[np.ndarray[tuple[int], np.dtype[np.int64]]],
         threads: int,
-        crops: Sequence[np.ndarray[Any, Any]] | None = None,
+        crops: Iterable[np.ndarray[Any, Any]] | None = None,
         size: int = 0,
         pinned: bool = False,
     ) -> Iterator[Batch]:
@@ -164,12 +159,8 @@ class ShardReader:
         part of each image is resized to `size` pixels. `pinned` images and targets lie in memory that a GPU copies
         from without a wait; the threads decode straight into it.
         """
-        boxes_of: Sequence[np.ndarray[Any, Any] | None] = [None] * len(batches) if crops is None else crops
-        asked = zip(batches, boxes_of, strict=True)
-        if self._decoded is None:
-            for i in {int(s) for batch in batches for s in self._split.shard[batch]} - self._files.keys():
-                self._files[i] = self._split.open_shard(i)
-        elif crops is None and not pinned:
+        asked = ((batch, None) for batch in batches) if crops is None else zip(batches, crops, strict=True)
+        if self._decoded is not None and crops is None and not pinned:
             threads = 0  # copying decoded images takes less time than passing them from one core to another
         if threads == 0:
             for index, boxes in asked:
@@ -180,7 +171,7 @@ class ShardReader:
 
     def _ahead(
         self,
-        asked: Iterator[tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[Any, Any] | None]],
+        asked: Iterable[tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[Any, Any] | None]],
         threads: int,
         size: int,
         pinned: bool,
@@ -206,6 +197,9 @@ class ShardReader:
     def _begin(
         self, index: np.ndarray[tuple[int], np.dtype[np.int64]], boxes: Any, size: int, pinned: bool
     ) -> _LoadingBatch:
+        if self._decoded is None:
+            for number in set(self._split.shard[index].tolist()) - self._files.keys():
+                self._files[number] = self._split.open_shard(number)
         prep = self._preprocessing
         side = prep.image_size if boxes is None else size
         images = torch.empty((len(index), side, side, prep.channels), dtype=_DTYPES[prep.bits], pin_memory=pinned)
@@ -239,7 +233,7 @@ class FeatureReader:
 
     def batches(
         self,
-        batches: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]],
+        batches: Iterable[np.ndarray[tuple[int], np.dtype[np.int64]]],
         threads: int,
         *_: object,
         pinned: bool = False,

@@ -1,109 +1,166 @@
-"""The order of the training samples in an epoch, and the random draws of their augmentation."""
+"""The order of the training samples in an epoch, and the random draws of their augmentation.
+
+Both are pure functions of the seed, the epoch and a position. So no rank stores an order, and a run resumes anywhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from mlic.config.fit import FitSettings
 from mlic.data.augment import crops, distort, distortions, mirrors
-from mlic.data.loader import train_batches
+from mlic.data.draws import permuted, uniform
+from mlic.data.loader import train_bounds
 from mlic.data.rand_augment import rand_augment
 from mlic.data.shards import Split, natural_order
+from mlic.errors import ConfigError
 
 Array = np.ndarray[Any, Any]
+
+VERSION = 1  # of the order: a run that stopped with another one cannot resume within an epoch
+_BLOCK = 128  # samples that one draw decides on together
+_ORDER, _WITHIN, _START, _OFFSET = 40, 41, 42, 43  # streams of random numbers
+
+
+def check(last: Mapping[str, Any], folder: Path) -> None:
+    """Raise ConfigError when the `last` checkpoint lies within an epoch of another version's order."""
+    if last["done"] and last.get("order") != VERSION:
+        raise ConfigError(
+            f"{folder} was stopped within an epoch by a version of mlic with another order of samples.",
+            "--fresh starts again from the beginning.",
+        )
+
+
+class EpochOrder:
+    """The S entries of an epoch in their order. A sample with rate 1.4 occurs once or twice, one with 0.5 once or not.
+
+    Every epoch has the same number of them. The whole part of a rate is shown always. The rest is sampled by blocks of
+    128 samples: systematically, that is in equal steps along the sum of the rates, over the blocks, and again within a
+    block, whose samples are in random order for that. The choice varies then, and the number does not. If all rates are
+    1, the order is a permutation.
+    """
+
+    def __init__(self, rates: Array, seed: int, epoch: int) -> None:
+        """`rates` float64 (N,) say how often an epoch shows each sample on average."""
+        self.num_samples, self._seed, self._epoch = len(rates), seed, epoch
+        self._is_plain = bool((rates == 1).all())
+        self._length = self.num_samples
+        if not self._is_plain:
+            self._rates = rates
+            starts = np.arange(0, len(rates), _BLOCK)
+            whole = np.floor(rates)
+            ends = np.cumsum(np.add.reduceat(rates - whole, starts))
+            count = round(float(ends[-1]))
+            steps = np.floor(ends / max(ends[-1], 1e-300) * count + self._uniform(np.zeros(1), _START))
+            self._extra = np.diff(np.minimum(steps, count), prepend=0).astype(np.int64)
+            self._ends = np.cumsum(np.add.reduceat(whole, starts).astype(np.int64) + self._extra)
+            self._length = int(self._ends[-1])
+
+    def __len__(self) -> int:
+        return self._length
+
+    def at(self, positions: Array) -> tuple[Array, Array]:
+        """The samples int64 (B,) at some positions (B,), and how often the epoch shows each before, int64 (B,)."""
+        entries = permuted(positions, self._length, self._seed, self._epoch, _ORDER)
+        if self._is_plain:
+            return entries, np.zeros_like(entries)
+        blocks = np.unique(np.searchsorted(self._ends, entries, side="right"))
+        times = self._times(blocks)
+        before = np.where(blocks > 0, self._ends[blocks - 1], 0)
+        ends = (before[:, None] + times.cumsum(axis=1)).ravel()
+        index = np.searchsorted(ends, entries, side="right")
+        samples = blocks[index // _BLOCK] * _BLOCK + index % _BLOCK
+        return samples, entries - (ends[index] - times.ravel()[index])
+
+    def _times(self, blocks: Array) -> Array:
+        """How often the epoch shows each sample of some blocks, int64 (K, 128)."""
+        rows = blocks[:, None] * _BLOCK + np.arange(_BLOCK)
+        rates = np.where(rows < self.num_samples, self._rates[np.minimum(rows, self.num_samples - 1)], 0.0)
+        whole = np.floor(rates)
+        order = np.argsort(self._uniform(rows, _WITHIN), axis=1)
+        ends = np.take_along_axis(rates - whole, order, axis=1).cumsum(axis=1)
+        total, extra = np.maximum(ends[:, -1:], 1e-300), self._extra[blocks][:, None]
+        steps = np.floor(ends / total * extra + self._uniform(blocks[:, None], _OFFSET))
+        drawn = np.empty_like(rates)
+        np.put_along_axis(drawn, order, np.diff(np.minimum(steps, extra), axis=1, prepend=0), axis=1)
+        return (whole + drawn).astype(np.int64)
+
+    def _uniform(self, numbers: Array, stream: int) -> Array:
+        return uniform(numbers, self._seed, self._epoch, stream) * (1 - 1e-9)
+
+
+class Entries(NamedTuple):
+    """Some entries of an epoch: their `samples` int64 (B,), and `numbers` int64 (B,), one for each showing of a sample.
+
+    The random draws for an entry depend on its number. The first time that an epoch shows a sample, this is the
+    sample's own number, whatever else the epoch shows. `batch` int64 (W,) are the samples of the whole batch.
+    """
+
+    samples: Array
+    numbers: Array
+    batch: Array
 
 
 @dataclass(frozen=True)
 class Shown:
-    """An epoch of S entries. `samples` int64 (S,) are their numbers in the split.
+    """What an epoch shows. With `listed` samples and their earlier showings, it is these in their order."""
 
-    The random draws for entry i are at `draws[i]` of the drawn arrays. The first time that an epoch shows a sample,
-    this is the sample's own number, whatever else the epoch shows. When the sample is shown again, it is a number above
-    those of all samples.
-    """
-
-    samples: Array
-    draws: Array
-    mirrored: torch.Tensor | None
-    parts: Array | None
-    distorted: Mapping[str, Array]
+    order: EpochOrder
+    listed: tuple[Array, Array] | None
     config: FitSettings
     epoch: int
+    augmented: bool
 
-    def batches(self, rank: int, world_size: int) -> list[tuple[Array, Array]]:
-        """The entries of each batch: this rank's, and those of all ranks."""
-        return train_batches(np.arange(len(self.samples)), self.config.batch_size, rank, world_size)
+    def __len__(self) -> int:
+        return len(self.order)
 
-    def mirror(self, entries: Array) -> torch.Tensor | None:
+    def num_batches(self, world_size: int) -> int:
+        """The number of steps of the epoch."""
+        return len(train_bounds(len(self.order), self.config.batch_size, world_size)) - 1
+
+    def batches(self, rank: int, world_size: int, first: int = 0) -> Iterator[Entries]:
+        """This rank's part of each batch, from the batch `first` on."""
+        bounds = train_bounds(len(self.order), self.config.batch_size, world_size)
+        for start, end in pairwise(bounds[first:].tolist()):
+            positions = np.arange(start, end)
+            samples, times = self.order.at(positions) if self.listed is None else (c[positions] for c in self.listed)
+            numbers = samples + times * self.order.num_samples
+            yield Entries(samples[rank::world_size], numbers[rank::world_size], samples)
+
+    def mirror(self, entries: Entries) -> torch.Tensor | None:
         """Which of some entries are mirrored, bool (B,); None where none is."""
-        return None if self.mirrored is None else self.mirrored[self.draws[entries]]
+        if not (self.config.hflip and self.augmented):
+            return None
+        return mirrors(entries.numbers, self.config.seed, self.epoch)
 
-    def crop(self, entries: Array) -> Array | None:
-        """The part (B, 4) of the image that each of some entries shows; None for whole images."""
-        return None if self.parts is None else self.parts[self.draws[entries]]
+    def crop(self, entries: Entries) -> Array:
+        """The part (B, 4) of the image that each of some entries shows."""
+        return crops(entries.numbers, self.config.crop, self.config.seed, self.epoch)
 
-    def change(self, images: torch.Tensor, entries: Array) -> torch.Tensor:
+    def change(self, images: torch.Tensor, entries: Entries) -> torch.Tensor:
         """Images uint8 (B, H, W, C) of some entries, as augmentation changes them."""
-        config, draws = self.config, self.draws[entries]
-        if self.distorted:
-            images = distort(images, draws, self.distorted)
+        config, numbers = self.config, entries.numbers
+        if config.augment:
+            images = distort(images, distortions(numbers, config.augment, config.seed, self.epoch))
         if config.rand_augment:
-            images = rand_augment(images, draws, config.rand_augment, config.rand_magnitude, config.seed, self.epoch)
+            images = rand_augment(images, numbers, config.rand_augment, config.rand_magnitude, config.seed, self.epoch)
         return images
 
 
 def of_epoch(config: FitSettings, split: Split, rates: Array, epoch: int, augmented: bool) -> Shown:
     """What an epoch shows of a training split whose samples are shown at some `rates` (N,)."""
-    samples = epoch_order(rates, config.seed, epoch)
+    order, listed = EpochOrder(rates, config.seed, epoch), None
     if not config.shuffle:
+        samples, times = order.at(np.arange(len(order)))
         rank_of = np.empty(len(split), np.int64)
         rank_of[natural_order(split.keys.to_pylist())] = np.arange(len(split))
-        samples = samples[np.argsort(rank_of[samples], kind="stable")]
-    draws, count = draw_numbers(samples, len(split))
-    return Shown(
-        samples,
-        draws,
-        mirrors(count, config.seed, epoch) if config.hflip and augmented else None,
-        crops(count, config.crop, config.seed, epoch) if config.crop < 1 else None,
-        distortions(count, config.augment, config.seed, epoch) if config.augment else {},
-        config,
-        epoch,
-    )
-
-
-def draw_numbers(samples: Array, count: int) -> tuple[Array, int]:
-    """The index of each entry's (S,) draws in arrays of random draws, and the number of draws.
-
-    For the first entry of a sample, the index is the sample's number, below `count`. For each further entry, it is
-    `count` or more.
-    """
-    order = np.argsort(samples, kind="stable")
-    again = np.diff(samples[order], prepend=-1) == 0
-    draws = np.empty(len(samples), np.int64)
-    draws[order] = np.where(again, count + np.cumsum(again) - 1, samples[order])
-    return draws, count + int(again.sum())
-
-
-def epoch_order(rates: Array, seed: int, epoch: int) -> Array:
-    """The samples of an epoch in their order, int64; every epoch has the same number of them.
-
-    A sample with rate 1.4 occurs once or twice, one with rate 0.5 once or not at all. The draw is systematic (equal
-    steps along the sum of the rates, in random order), so that the choice varies but the count does not. If all rates
-    are 1, the result is a permutation.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(rates))
-    if (rates == 1).all():
-        return order
-    count = max(1, round(float(rates.sum())))
-    ends = np.cumsum(rates[order])
-    ends *= count / ends[-1]
-    steps = np.floor(ends + rng.random() * (1 - 1e-9))
-    steps[-1] = count  # the sum is rounded; this one is known
-    times = np.diff(steps, prepend=0).astype(np.int64)
-    return rng.permutation(np.repeat(order, times))
+        by_key = np.argsort(rank_of[samples], kind="stable")
+        listed = samples[by_key], times[by_key]
+    return Shown(order, listed, config, epoch, augmented)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import itertools
 import math
 import socket
 import time
@@ -178,6 +179,7 @@ class _Fitting:
                     f"{self.context.folder} was started by a version of mlic with a different {arch}.",
                     "--fresh starts again from the beginning.",
                 )
+            epoch_order.check(last, self.context.folder)
             self.steps.load(last)
             self.history, self.step, self.best_value = last["history"], last["step"], last["best_value"]
             self.done, self.total = last["done"], last["total"]
@@ -259,19 +261,19 @@ class _Fitting:
     def _train_epoch(self, epoch: int) -> dict[str, float] | None:
         config, context = self.config, self.context
         show = epoch_order.of_epoch(config, self.train, self.rates, epoch, setup.is_augmented(config))
-        batches = show.batches(context.rank, context.world_size)
+        num_steps = show.num_batches(context.world_size)
         self.steps.wrapped.train()
         layer_groups.settle_frozen(self.steps.net)
         clock = Clock()
-        left = batches[self.done :]
-        parts = None if config.crop == 1 else [show.crop(mine) for mine, _ in left]
-        samples = [show.samples[mine] for mine, _ in left]
-        loaded = self._loaded(self.train_reader, samples, parts, config.image_size)
-        for (mine, whole_batch), batch in zip(left, clock.watch(loaded), strict=True):
+        batches = show.batches(context.rank, context.world_size, self.done)
+        left, ahead, *of_parts = itertools.tee(batches, 2 if config.crop == 1 else 3)
+        parts = map(show.crop, of_parts[0]) if of_parts else None
+        loaded = self._loaded(self.train_reader, (entries.samples for entries in ahead), parts, config.image_size)
+        for mine, batch in zip(left, clock.watch(loaded), strict=True):
             torch.manual_seed((config.seed * 1_000_003 + self.step) * 1_009 + context.rank)
             self.bad.note("train", batch)
-            self.steps.set_lr(self.step, len(batches))
-            known = max(1, int((self.train.targets[show.samples[whole_batch]] >= 0).sum()))
+            self.steps.set_lr(self.step, num_steps)
+            known = max(1, int((self.train.targets[mine.batch] >= 0).sum()))
             # The gradients are averaged over ranks. So each rank's sum is multiplied by the number of ranks and divided
             # by the whole batch's count. The step is then that of the whole batch, even if the ranks have parts of
             # different sizes.
@@ -279,20 +281,20 @@ class _Fitting:
             loss = self.steps.backward(self.step, changed, show.mirror(mine), context.world_size / known)
             self.pending += self.steps.update(self.step, loss, batch)
             self.step, self.done = self.step + 1, self.done + 1
-            clock.images, clock.steps = clock.images + len(whole_batch), clock.steps + 1
-            if self.done < len(batches) and self._looks_up(clock, epoch):
+            clock.images, clock.steps = clock.images + len(mine.batch), clock.steps + 1
+            if self.done < num_steps and self._looks_up(clock, epoch):
                 return None
             if clock.due():
-                steps = config.epochs * len(batches)
+                steps = config.epochs * num_steps
                 lr, mean = self.steps.lr, float(loss) / context.world_size
-                left_s = (steps - self.step) * clock.seconds / max(1, self.step - epoch * len(batches))
+                left_s = (steps - self.step) * clock.seconds / max(1, self.step - epoch * num_steps)
                 context.say(
                     f"step {self.step:05d}/{steps:05d} | epoch {epoch + 1} | loss {mean:.4f} | lr {lr:.1e} | "
                     f"{clock.images_per_s:.0f} img/s | data {clock.data_pct:.0f}% | eta {left_s / 60:.1f}m"
                 )
         self._settle()
         return {
-            "train/loss": self.total / context.world_size / len(batches),
+            "train/loss": self.total / context.world_size / num_steps,
             **self.steps.counts.values(context),
             "lr": self.steps.lr,
             **clock.values(context, self.steps.forward_times),
@@ -382,6 +384,7 @@ class _Fitting:
             "total": self.total,
             "pending": torch.tensor(self.context.gather(float(self.pending))),
             "nets": bundle.NETS,
+            "order": epoch_order.VERSION,
         }
 
     def _settle(self) -> None:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +16,17 @@ from mlic.config.data import Preprocessing
 from mlic.data import cache, shards
 from mlic.data.augment import Normalizer, crops, margin, mirrors
 from mlic.data.decoding import ahead
-from mlic.data.loader import ShardReader, eval_batches, train_batches
+from mlic.data.loader import ShardReader, eval_batches, train_bounds
 from mlic.data.sources.image_sources import list_images
 from mlic.errors import DataError
 from mlic.pack import shard_plan, shard_writer
-from mlic.train.epoch_order import epoch_order
+from mlic.train.epoch_order import EpochOrder
 
 
-def order(num_samples: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
-    return epoch_order(np.ones(num_samples), seed, epoch)
+def batches(num_samples: int, epoch: int, batch_size: int, world_size: int) -> list[list[int]]:
+    """The samples of each batch of an epoch, in their order."""
+    order, bounds = EpochOrder(np.ones(num_samples), 1, epoch), train_bounds(num_samples, batch_size, world_size)
+    return [order.at(np.arange(start, end))[0].tolist() for start, end in pairwise(bounds.tolist())]
 
 
 PREP = Preprocessing(image_size=16, color="rgb", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), resize="squash")
@@ -34,25 +36,20 @@ PREP = Preprocessing(image_size=16, color="rgb", mean=(0.5, 0.5, 0.5), std=(0.25
 @pytest.mark.parametrize("num_samples", [16, 17, 63, 64, 65, 100])
 @pytest.mark.parametrize("batch_size", [2, 16, 64, 500])
 def test_every_training_sample_once(world_size: int, num_samples: int, batch_size: int) -> None:
-    ranks = [train_batches(order(num_samples, 1, 3), batch_size, rank, world_size) for rank in range(world_size)]
-    assert len({len(batches) for batches in ranks}) == 1  # else a collective would wait for ever
-    for parts in zip(*ranks, strict=True):
-        whole = parts[0][1]
-        assert sorted(np.concatenate([mine for mine, _ in parts])) == sorted(whole)
-        assert min(len(mine) for mine, _ in parts) >= 2  # batch norm needs two
-    assert sorted(np.concatenate([mine for rank in ranks for mine, _ in rank])) == list(range(num_samples))
+    dealt = batches(num_samples, 3, batch_size, world_size)
+    assert sorted(sample for batch in dealt for sample in batch) == list(range(num_samples))
+    assert min(len(batch[rank::world_size]) for batch in dealt for rank in range(world_size)) >= 2  # for batch norm
 
 
 def test_a_batch_is_the_same_for_any_number_of_ranks() -> None:
-    one = [sorted(whole) for _, whole in train_batches(order(100, 1, 0), 16, 0, 1)]
-    four = [sorted(whole) for _, whole in train_batches(order(100, 1, 0), 16, 2, 4)]
+    one, four = (batches(100, 0, 16, world_size) for world_size in (1, 4))
     assert one[: len(four) - 1] == four[:-1]  # the last ones may differ: a rest too small for four ranks is joined
-    assert one != [sorted(whole) for _, whole in train_batches(order(100, 1, 1), 16, 0, 1)]
+    assert one != batches(100, 1, 16, 1)
 
 
 def test_too_few_samples() -> None:
     with pytest.raises(DataError, match="3 training samples are too few for 2 workers"):
-        train_batches(order(3, 0, 0), 2, 0, 2)
+        train_bounds(3, 2, 2)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
@@ -183,9 +180,10 @@ def test_normalizer_matches_torchvision() -> None:
 
 
 def test_mirrors_are_fair_and_seeded() -> None:
-    assert 450 < int(mirrors(1000, 1, 0).sum()) < 550
-    assert mirrors(1000, 1, 0).equal(mirrors(1000, 1, 0))
-    assert not mirrors(1000, 1, 0).equal(mirrors(1000, 1, 1))
+    numbers = np.arange(1000)
+    assert 450 < int(mirrors(numbers, 1, 0).sum()) < 550
+    assert mirrors(numbers, 1, 0)[7:9].equal(mirrors(numbers[7:9], 1, 0))
+    assert not mirrors(numbers, 1, 0).equal(mirrors(numbers, 1, 1))
 
 
 def test_the_normalizer_writes_to_the_same_memory_again() -> None:
@@ -199,14 +197,15 @@ def test_the_normalizer_writes_to_the_same_memory_again() -> None:
 
 
 def test_crops_are_parts_of_the_image_and_seeded() -> None:
-    boxes = crops(5000, 0.25, 1, 0)
+    numbers = np.arange(5000)
+    boxes = crops(numbers, 0.25, 1, 0)
     assert boxes.min() >= 0
     assert boxes.max() <= 1
     height, width = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert 0.2 < (height * width).min() < 0.3
     assert 0.55 < (height * width).mean() < 0.65
-    assert (boxes == crops(5000, 0.25, 1, 0)).all()
-    assert (boxes != crops(5000, 0.25, 1, 1)).any()
+    assert (boxes[40:42] == crops(numbers[40:42], 0.25, 1, 0)).all()
+    assert (boxes != crops(numbers, 0.25, 1, 1)).any()
 
 
 def test_crops_show_that_part_with_and_without_the_cache(tmp_path: Path) -> None:

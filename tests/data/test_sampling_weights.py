@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from mlic.data.sampling_weights import rates
-from mlic.train.epoch_order import epoch_order
+from mlic.train.epoch_order import EpochOrder
+
+
+def epoch_order(rates: np.ndarray[Any, Any], seed: int, epoch: int) -> np.ndarray[Any, Any]:
+    order = EpochOrder(rates, seed, epoch)
+    return order.at(np.arange(len(order)))[0]
+
 
 LABELS = ("people", "rare", "night")
 TARGETS = np.array([[1, 0, 0]] * 6 + [[1, 1, 0]] + [[0, 0, 1]] * 2 + [[0, -1, -1]], dtype=np.int8)

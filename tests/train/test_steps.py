@@ -44,15 +44,15 @@ def test_a_step_waits_for_nothing(shards: Path, tmp_path: Path, changes: dict[st
         Normalizer(prep.mean, prep.std, META),
     )
     show = epoch_order.of_epoch(config, train, np.ones(len(train)), 0, augmented=True)
-    batches = show.batches(0, 1)
+    batches = list(show.batches(0, 1))
     with ShardReader(train, prep) as reader:
-        loaded = list(reader.batches([show.samples[mine] for mine, _ in batches[:2]], 2))
+        loaded = list(reader.batches([mine.samples for mine in batches[:2]], 2))
     with Waits():
-        for number, ((mine, _), batch) in enumerate(zip(batches, loaded, strict=False)):
+        for number, (mine, batch) in enumerate(zip(batches, loaded, strict=False)):
             images = show.change(batch.images.to(META), mine)
             changed = Batch(images, batch.index, batch.targets.to(META), batch.bad)
             steps.set_lr(number, len(batches))
-            loss = steps.backward(number, changed, show.mirror(mine), 1 / len(mine))
+            loss = steps.backward(number, changed, show.mirror(mine), 1 / len(mine.samples))
             assert steps.update(number, loss, batch).is_meta
 
 
