@@ -61,7 +61,6 @@ def bare_decode(corpus: Corpus) -> Iterator[Any]:
 def mlic_decoding(corpus: Corpus, limit_gb: float = 0) -> Iterator[Any]:
     from mlic.config.data import Preprocessing
     from mlic.data.loader import ShardReader, train_bounds
-    from mlic.data.sampling_weights import rates
     from mlic.data.shards import read_split
     from mlic.train.epoch_order import EpochOrder
 
@@ -70,9 +69,8 @@ def mlic_decoding(corpus: Corpus, limit_gb: float = 0) -> Iterator[Any]:
     with ShardReader(split, prep) as reader, tempfile.TemporaryDirectory() as cache:
         if limit_gb:
             assert reader.use_cache(limit_gb, 1, Path(cache))
-        once = rates(split.targets, split.labels, 0, 0, ())
         for epoch in range(EPOCHS + 1):
-            order, bounds = EpochOrder(once, 0, epoch), train_bounds(len(split), BATCH, 1)
+            order, bounds = EpochOrder(len(split), None, 0, epoch), train_bounds(len(split), BATCH, 1)
             numbers = (order.at(np.arange(start, end))[0] for start, end in itertools.pairwise(bounds.tolist()))
             for batch in reader.batches(numbers, 0):
                 yield batch.images

@@ -10,9 +10,11 @@ follows.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,11 +28,13 @@ from typing import Any
 import click
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.results import write_section
 
 IMAGES, TRIALS, NODES, GPUS = 10**9, 10**4, 1000, 8
+_BATCH = 64
 IMAGE_BYTES, SHARD_BYTES, LABELS = 110_000, 64_000_000, 14
 SHARDS = IMAGES * IMAGE_BYTES // SHARD_BYTES
 
@@ -110,69 +114,103 @@ def index(meter: Meter, scratch: Path) -> None:
 
 
 def table(meter: Meter, scratch: Path) -> None:
-    """What each rank knows of a split."""
+    """What the first rank of a node does to know a split, and what every further rank holds."""
     from mlic.data import shards
 
-    items = 4 * 10**6
+    items = 10**8
+    list(_batches(_BATCH * 2, 1, seed=0))  # imports are not counted
+    os.environ["MLIC_CACHE_DIR"] = str(scratch / "node")
     writer = multiprocessing.Process(target=_write_table, args=(scratch, items))  # its memory is not the reader's
     writer.start()
     writer.join()
-    with meter.step("read a split, each rank", items, IMAGES):
-        split = shards.read_split(scratch, "train")
-    assert len(split) == items
+    queue: multiprocessing.Queue[Cost] = multiprocessing.Queue()
+    first = multiprocessing.Process(target=_first_rank, args=(scratch, items, queue))
+    first.start()
+    meter.costs.append(queue.get())
+    first.join()
+    with meter.step("read a split and look up a first batch, each further rank", items, IMAGES):
+        split = shards.read_split(scratch, "train", checked=True)
+        (samples,) = _batches(items, 1, seed=1)
+        assert len(split) == items
+        assert split.sizes[samples].sum() > 0
+        assert split.targets[samples].shape == (_BATCH, LABELS)
+
+
+def _first_rank(scratch: Path, items: int, queue: multiprocessing.Queue[Cost]) -> None:
+    from mlic.data import shards
+
+    meter = Meter()
+    with meter.step("write the file of a split that ranks map, once a node", items, IMAGES):
+        shards.read_split(scratch, "train", checked=True)
+    queue.put(meter.costs[0])
 
 
 def _write_table(folder: Path, items: int) -> None:
-    from benchmarks.plan import listing
-
-    rng, per_shard = np.random.default_rng(0), SHARD_BYTES // IMAGE_BYTES
-    found = listing(items)
-    number = np.arange(items) // per_shard
-    names = [f"train-{i:06d}.tar" for i in range(int(number[-1]) + 1)]
-    shard = pa.DictionaryArray.from_arrays(pa.array(number, pa.int32()), pa.array(names)).cast(pa.string())
-    flat = (rng.random(items * LABELS) < 0.1).astype(np.int8)
-    target = pa.ListArray.from_arrays(pa.array(np.arange(items + 1) * LABELS, pa.int32()), pa.array(flat))
-    pq.write_table(
-        pa.table(
-            {
-                "key": found.keys.cast(pa.string()),
-                "file": found.paths.cast(pa.string()),
-                "split": pa.DictionaryArray.from_arrays(np.zeros(items, np.int32), ["train"]).cast(pa.string()),
-                "shard": shard,
-                "offset": pa.array((np.arange(items) % per_shard) * IMAGE_BYTES),
-                "size": pa.array(found.sizes),
-                "target": target,
-            }
-        ),
-        folder / "samples.parquet",
-        compression="zstd",
-        row_group_size=per_shard * 100,
-    )
-    for name in names:
-        (folder / name).touch()
-    named = {name: {"split": "train", "samples": per_shard, "size": 0, "sha256": ""} for name in names}
+    per_shard = SHARD_BYTES // IMAGE_BYTES
+    rows = per_shard * 100
+    with contextlib.ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for start in range(0, items, rows):
+            block = _rows(start, min(rows, items - start), per_shard)
+            if writer is None:
+                target = pq.ParquetWriter(folder / "samples.parquet", block.schema, compression="zstd")
+                writer = stack.enter_context(target)
+            writer.write_table(block, row_group_size=rows)
+    shard = {"split": "train", "samples": per_shard, "size": 0, "sha256": ""}
+    named = {f"train-{i:06d}.tar": shard for i in range(-(-items // per_shard))}
     index = {"format": 1, "kind": "shards", "labels": [f"label{i}" for i in range(LABELS)], "fingerprint": "f"}
     (folder / "index.json").write_text(json.dumps(index | {"splits": {"train": {"samples": items}}, "shards": named}))
 
 
-def epoch(meter: Meter, _: Path) -> None:
-    """The order of an epoch and this rank's part of its batches."""
-    from mlic.data.loader import train_batches
-    from mlic.train.epoch_order import epoch_order
+def _rows(start: int, count: int, per_shard: int) -> pa.Table:
+    """Some made-up rows of a table of samples."""
+    numbers, rng = np.arange(start, start + count), np.random.default_rng(start)
+    keys = pc.binary_join_element_wise("photos/im", pa.array(numbers).cast(pa.string()), "")
+    shard = pc.binary_join_element_wise(
+        "train-", pc.utf8_lpad(pa.array(numbers // per_shard).cast(pa.string()), 6, padding="0"), ".tar", ""
+    )
+    flat = (rng.random(count * LABELS) < 0.1).astype(np.int8)
+    return pa.table(
+        {
+            "key": keys,
+            "file": pc.binary_join_element_wise(keys, ".jpg", ""),
+            "split": pa.DictionaryArray.from_arrays(np.zeros(count, np.int32), ["train"]).cast(pa.string()),
+            "shard": shard,
+            "offset": pa.array((numbers % per_shard) * IMAGE_BYTES),
+            "size": pa.array(rng.integers(5_000, 150_000, count)),
+            "target": pa.ListArray.from_arrays(pa.array(np.arange(count + 1) * LABELS, pa.int32()), pa.array(flat)),
+        }
+    )
 
-    items, ranks = 10**8, NODES * GPUS
-    with meter.step("draw the order of an epoch, each rank", items, IMAGES):
-        order = epoch_order(np.ones(items), 0, 0)
-    with meter.step(f"deal its batches out to {ranks:,} ranks, each rank", items, IMAGES):
-        batches = train_batches(order, 32 * ranks, 0, ranks)
-    assert sum(len(whole) for _, whole in batches) == items
+
+def epoch(meter: Meter, _: Path) -> None:
+    """The order of an epoch, at any place: each rank asks for it batch by batch."""
+    places = 1_000
+    list(_batches(_BATCH * 2, 1, seed=0))  # imports are not counted
+    with meter.step("ask the order of an epoch for batches of 64 at 1,000 random places", IMAGES, IMAGES):
+        drawn = np.concatenate(list(_batches(IMAGES, places, seed=0)))
+    assert drawn.max() < IMAGES
+    assert len(np.unique(drawn)) > 0.999 * len(drawn)
+    few = 10**7
+    rates = np.random.default_rng(0).uniform(0.2, 2, few)
+    with meter.step("the same with sampling weights, which each rank holds", few, IMAGES):
+        list(_batches(few, places, seed=0, rates=rates))
+
+
+def _batches(items: int, places: int, seed: int, rates: np.ndarray[Any, Any] | None = None) -> Iterator[Any]:
+    """The samples of batches at random places of an epoch."""
+    from mlic.train.epoch_order import EpochOrder
+
+    order = EpochOrder(items, rates, seed, 0)
+    for start in np.random.default_rng(seed).integers(0, len(order) - _BATCH, places).tolist():
+        yield order.at(np.arange(start, start + _BATCH))[0]
 
 
 def names(meter: Meter, scratch: Path) -> None:
     """What the driver of a prediction knows of its images and its parts."""
     from benchmarks.plan import listing
     from mlic.batch_predict.actor import Items
-    from mlic.batch_predict.merge import missing, part_at
+    from mlic.batch_predict.merge import part_at, part_numbers
     from mlic.config.predict import PredictConfig
 
     items, chunk = 10**7, PredictConfig.model_fields["chunk"].default
@@ -188,7 +226,7 @@ def names(meter: Meter, scratch: Path) -> None:
     for number in range(parts):
         Path(part_at(scratch, number)).touch()
     with meter.step("see which parts are there (items are parts)", parts, IMAGES // chunk):
-        assert not missing(scratch, parts)
+        assert len(part_numbers(scratch)) == parts
 
 
 def search(meter: Meter, _: Path) -> None:

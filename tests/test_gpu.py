@@ -160,7 +160,7 @@ def test_a_step_never_waits_for_the_gpu(shards: Path, tmp_path: Path, changes: d
     net = net.to(GPU, memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = Steps(config, place(tmp_path, GPU), train, (net, net, head), Normalizer(prep.mean, prep.std, GPU))
     steps.use(amp.of_device(config.precision, GPU))
-    show = training_loop.epoch_order.of_epoch(config, train, np.ones(len(train)), 0, augmented=True)
+    show = training_loop.epoch_order.of_epoch(config, train, None, 0, augmented=True)
     batches = list(show.batches(0, 1))
     with ShardReader(train, prep) as reader:
         loaded = to_device(reader.batches([mine.samples for mine in batches], 2, pinned=True), GPU)

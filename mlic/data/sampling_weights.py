@@ -10,13 +10,17 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 
-def rates(targets: Array, labels: Sequence[str], repeat_below: float, thin: float, common: Sequence[str]) -> Array:
-    """How often an epoch shows each sample (N,), on average, from its targets int8 (N, L).
+def rates(
+    targets: Array, labels: Sequence[str], repeat_below: float, thin: float, common: Sequence[str]
+) -> Array | None:
+    """How often an epoch shows each sample (N,), on average, from its targets int8 (N, L); None if each once.
 
     `repeat_below` t repeats the samples with a rare label. The factor is the largest sqrt(t / share) over the sample's
     labels with a share below t (repeat factor sampling of Gupta et al., LVIS, CVPR 2019). `thin` is the probability
     with which a sample is left out if all its labels are in `common` (reference system E).
     """
+    if not repeat_below and not thin:
+        return None
     positive = targets == 1
     weights = np.ones(len(targets))
     if repeat_below:

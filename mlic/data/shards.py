@@ -16,6 +16,7 @@ import re
 import tarfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ import pyarrow as pa
 
 from mlic.config.remote_path import RemotePath
 from mlic.config.types import Location
-from mlic.data import images, storage
+from mlic.data import images, sample_columns, storage
+from mlic.data.sample_columns import Names
 from mlic.errors import DataError
 
 INDEX, TABLE = "index.json", "samples.parquet"
@@ -41,17 +43,16 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Split:
-    """The samples of one split, held in columns of equal length N; `fingerprint` is that of the shards.
+    """The samples of one split, in columns of equal length N; `fingerprint` is that of the shards.
 
-    `keys` and `files` are text columns (pyarrow). `targets` is int8 (N, L) with -1 for unknown; `shard` numbers into
-    `shards`; `offsets` and `sizes` are int64 bytes.
+    `targets` is int8 (N, L) with -1 for unknown; `shard` numbers into `shards`; `offsets` and `sizes` are int64 bytes.
+    These columns are read-only, and mapped from a file if the split is large. `names` are read when somebody asks.
     """
 
     name: str
     labels: tuple[str, ...]
     shards: tuple[Location, ...]
-    keys: Any
-    files: Any
+    names: Names
     targets: Array
     shard: Array
     offsets: Array
@@ -64,17 +65,25 @@ class Split:
     def take(self, rows: Array) -> Split:
         """The samples with these numbers, in this order, with the shards that hold them."""
         used, shard = np.unique(self.shard[rows], return_inverse=True)
-        chosen = pa.array(rows, pa.int64())
         return replace(
             self,
             shards=tuple(self.shards[i] for i in used),
-            keys=self.keys.take(chosen),
-            files=self.files.take(chosen),
+            names=self.names.take(rows),
             targets=self.targets[rows],
             shard=shard.reshape(-1),
             offsets=self.offsets[rows],
             sizes=self.sizes[rows],
         )
+
+    @property
+    def keys(self) -> pa.Array:
+        """The keys of the samples, a text column."""
+        return self.names.keys
+
+    @property
+    def files(self) -> pa.Array:
+        """The files that the samples were packed from, a text column."""
+        return self.names.files
 
     def key(self, i: int) -> str:
         """The key of sample `i`."""
@@ -220,24 +229,20 @@ def read_split(folder: Location, split: str | None, fold: int | None = None, che
         test = of_fold & (pc.field("version") == 0) if split == "val" else ~of_fold & (pc.field("fold") >= 0)
     else:
         test = None if split is None else pc.field("split") == split
-    table = read_table(folder, ["key", "file", "shard", "offset", "size", "target"], test)
-    encoded = table.column("shard").combine_chunks().dictionary_encode()
-    names = encoded.dictionary.to_pylist()
-    order = np.argsort(np.array(names, dtype=object)) if names else np.zeros(0, np.int64)
-    rank_of = np.empty(len(names), np.int64)
-    rank_of[order] = np.arange(len(names))
     labels = tuple(index["labels"])
-    flat = table.column("target").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    used = sorted(name for name, shard in index["shards"].items() if by_fold or split is None or holds(shard, split))
+    name = f"{split}-fold{fold}" if by_fold else split or "all"
+    with _table_errors(folder):
+        columns = sample_columns.read(folder / TABLE, test, used, len(labels), f"{index['fingerprint']} {name}")
     return Split(
-        f"{split}-fold{fold}" if by_fold else split or "all",
+        name,
         labels,
-        tuple((folder / names[i]) for i in order),
-        table.column("key").combine_chunks(),
-        table.column("file").combine_chunks(),
-        flat.astype(np.int8).reshape(-1, len(labels)),
-        rank_of[encoded.indices.to_numpy()],
-        table.column("offset").to_numpy(),
-        table.column("size").to_numpy(),
+        tuple(folder / shard for shard in used),
+        Names(partial(read_table, folder, ["key", "file"], test)),
+        columns.targets,
+        columns.shard,
+        columns.offsets,
+        columns.sizes,
         index["fingerprint"],
     )
 
@@ -247,11 +252,18 @@ def read_table(folder: Location, columns: list[str] | None = None, test: Any = N
     import pyarrow.parquet as pq
 
     path = folder / TABLE
-    try:
+    with _table_errors(folder):
         source: Any = path if not isinstance(path, RemotePath) else pa.BufferReader(storage.read(path))
         return pq.read_table(source, columns=columns, filters=test)
+
+
+@contextlib.contextmanager
+def _table_errors(folder: Location) -> Iterator[None]:
+    """Raise DataError for a table that cannot be read."""
+    try:
+        yield
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"cannot read {path}: {error}.", "run mlic pack again with --fresh.") from None
+        raise DataError(f"cannot read {folder / TABLE}: {error}.", "run mlic pack again with --fresh.") from None
 
 
 def read_sample(shard: storage.File, offset: int, size: int) -> tuple[bytes, dict[str, Any] | None]:

@@ -43,17 +43,15 @@ class EpochOrder:
 
     Every epoch has the same number of them. The whole part of a rate is shown always. The rest is sampled by blocks of
     128 samples: systematically, that is in equal steps along the sum of the rates, over the blocks, and again within a
-    block, whose samples are in random order for that. The choice varies then, and the number does not. If all rates are
-    1, the order is a permutation.
+    block, whose samples are in random order for that. The choice varies then, and the number does not. The order is a
+    permutation without rates.
     """
 
-    def __init__(self, rates: Array, seed: int, epoch: int) -> None:
-        """`rates` float64 (N,) say how often an epoch shows each sample on average."""
-        self.num_samples, self._seed, self._epoch = len(rates), seed, epoch
-        self._is_plain = bool((rates == 1).all())
-        self._length = self.num_samples
-        if not self._is_plain:
-            self._rates = rates
+    def __init__(self, num_samples: int, rates: Array | None, seed: int, epoch: int) -> None:
+        """`rates` float64 (N,) say how often an epoch shows each sample on average; None: each once."""
+        self.num_samples, self._rates, self._seed, self._epoch = num_samples, rates, seed, epoch
+        self._length = num_samples
+        if rates is not None:
             starts = np.arange(0, len(rates), _BLOCK)
             whole = np.floor(rates)
             ends = np.cumsum(np.add.reduceat(rates - whole, starts))
@@ -69,20 +67,20 @@ class EpochOrder:
     def at(self, positions: Array) -> tuple[Array, Array]:
         """The samples int64 (B,) at some positions (B,), and how often the epoch shows each before, int64 (B,)."""
         entries = permuted(positions, self._length, self._seed, self._epoch, _ORDER)
-        if self._is_plain:
+        if self._rates is None:
             return entries, np.zeros_like(entries)
         blocks = np.unique(np.searchsorted(self._ends, entries, side="right"))
-        times = self._times(blocks)
+        times = self._times(self._rates, blocks)
         before = np.where(blocks > 0, self._ends[blocks - 1], 0)
         ends = (before[:, None] + times.cumsum(axis=1)).ravel()
         index = np.searchsorted(ends, entries, side="right")
         samples = blocks[index // _BLOCK] * _BLOCK + index % _BLOCK
         return samples, entries - (ends[index] - times.ravel()[index])
 
-    def _times(self, blocks: Array) -> Array:
+    def _times(self, all_rates: Array, blocks: Array) -> Array:
         """How often the epoch shows each sample of some blocks, int64 (K, 128)."""
         rows = blocks[:, None] * _BLOCK + np.arange(_BLOCK)
-        rates = np.where(rows < self.num_samples, self._rates[np.minimum(rows, self.num_samples - 1)], 0.0)
+        rates = np.where(rows < self.num_samples, all_rates[np.minimum(rows, self.num_samples - 1)], 0.0)
         whole = np.floor(rates)
         order = np.argsort(self._uniform(rows, _WITHIN), axis=1)
         ends = np.take_along_axis(rates - whole, order, axis=1).cumsum(axis=1)
@@ -154,9 +152,9 @@ class Shown:
         return images
 
 
-def of_epoch(config: FitSettings, split: Split, rates: Array, epoch: int, augmented: bool) -> Shown:
-    """What an epoch shows of a training split whose samples are shown at some `rates` (N,)."""
-    order, listed = EpochOrder(rates, config.seed, epoch), None
+def of_epoch(config: FitSettings, split: Split, rates: Array | None, epoch: int, augmented: bool) -> Shown:
+    """What an epoch shows of a training split whose samples are shown at some `rates` (N,), or once each."""
+    order, listed = EpochOrder(len(split), rates, config.seed, epoch), None
     if not config.shuffle:
         samples, times = order.at(np.arange(len(order)))
         rank_of = np.empty(len(split), np.int64)

@@ -27,6 +27,7 @@ from mlic.model import layer_groups, losses, weights, zoo
 logger = logging.getLogger(__name__)
 
 _Fit = TypeVar("_Fit", TrainConfig, TuneConfig)
+_BLOCK = 100_000  # samples whose labels are counted at once
 _MEASURED = 200  # images whose pixels are measured
 _LEAST_STD = 1e-4  # of a channel that is the same everywhere
 _NORMALIZATIONS = {"imagenet": zoo.IMAGENET, "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
@@ -159,7 +160,11 @@ def _check_labels(setting: str, names: Iterable[str], labels: tuple[str, ...]) -
 
 def label_counts(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
     """How often each label (L,) is given and is not."""
-    positives, negatives = (torch.from_numpy((split.targets == value).sum(axis=0)) for value in (1, 0))
+    counts = np.zeros((2, len(split.labels)), np.int64)
+    for start in range(0, len(split), _BLOCK):
+        targets = split.targets[start : start + _BLOCK]
+        counts += [(targets == value).sum(axis=0) for value in (1, 0)]
+    positives, negatives = torch.from_numpy(counts)
     return positives, negatives
 
 

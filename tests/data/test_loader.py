@@ -17,6 +17,7 @@ from mlic.data import cache, shards
 from mlic.data.augment import Normalizer, crops, margin, mirrors
 from mlic.data.decoding import ahead
 from mlic.data.loader import ShardReader, eval_batches, train_bounds
+from mlic.data.sample_columns import Names
 from mlic.data.sources.image_sources import list_images
 from mlic.errors import DataError
 from mlic.pack import shard_plan, shard_writer
@@ -25,7 +26,7 @@ from mlic.train.epoch_order import EpochOrder
 
 def batches(num_samples: int, epoch: int, batch_size: int, world_size: int) -> list[list[int]]:
     """The samples of each batch of an epoch, in their order."""
-    order, bounds = EpochOrder(np.ones(num_samples), 1, epoch), train_bounds(num_samples, batch_size, world_size)
+    order, bounds = EpochOrder(num_samples, None, 1, epoch), train_bounds(num_samples, batch_size, world_size)
     return [order.at(np.arange(start, end))[0].tolist() for start, end in pairwise(bounds.tolist())]
 
 
@@ -76,8 +77,7 @@ def split(tmp_path: Path) -> shards.Split:
         "val",
         ("a", "b"),
         tuple(tmp_path / plan.name for plan in plans),
-        table.column("key").combine_chunks(),
-        table.column("file").combine_chunks(),
+        Names.of(table.column("key"), table.column("file")),
         targets,
         np.repeat([0, 1], [len(part) for part in tables]),
         table.column("offset").to_numpy(),
@@ -220,8 +220,7 @@ def test_crops_show_that_part_with_and_without_the_cache(tmp_path: Path) -> None
         "val",
         ("a",),
         (tmp_path / plan.name,),
-        table.column("key"),
-        table.column("file"),
+        Names.of(table.column("key"), table.column("file")),
         samples.targets,
         np.zeros(1, np.int64),
         table.column("offset").to_numpy(),

@@ -12,7 +12,7 @@ from mlic.train.epoch_order import EpochOrder
 
 
 def epoch_order(rates: np.ndarray[Any, Any], seed: int, epoch: int) -> np.ndarray[Any, Any]:
-    order = EpochOrder(rates, seed, epoch)
+    order = EpochOrder(len(rates), rates, seed, epoch)
     return order.at(np.arange(len(order)))[0]
 
 
@@ -21,24 +21,26 @@ TARGETS = np.array([[1, 0, 0]] * 6 + [[1, 1, 0]] + [[0, 0, 1]] * 2 + [[0, -1, -1
 
 
 def test_without_a_sampler_an_epoch_is_a_permutation() -> None:
-    found = rates(TARGETS, LABELS, 0.0, 0.0, ())
-    assert (found == 1).all()
-    orders = [epoch_order(found, 3, epoch) for epoch in range(3)]
+    assert rates(TARGETS, LABELS, 0.0, 0.0, ()) is None
+    orders = [EpochOrder(10, None, 3, epoch).at(np.arange(10))[0] for epoch in range(3)]
     assert all(sorted(order) == list(range(10)) for order in orders)
     assert (orders[0] != orders[1]).any()
-    assert (orders[0] == epoch_order(found, 3, 0)).all()
+    assert (orders[0] == epoch_order(np.ones(10), 3, 0)).all()
 
 
 def test_repeat_factors_are_those_of_the_paper() -> None:
     """The rare label has 1 of 9 known, so t = 4/9 repeats its sample twice; night has 2 of 9: sqrt 2."""
     found = rates(TARGETS, LABELS, 4 / 9, 0.0, ())
+    assert found is not None
     assert found.tolist() == pytest.approx([1.0] * 6 + [2.0] + [2**0.5] * 2 + [1.0])
 
 
 def test_thinning_leaves_samples_with_a_rare_label_alone() -> None:
-    found = rates(TARGETS, LABELS, 0.0, 0.75, ("people", "night"))
-    assert found.tolist() == [0.25] * 6 + [1.0] + [0.25] * 3
-    assert rates(TARGETS, LABELS, 4 / 9, 0.75, ("people", "night"))[6] == pytest.approx(2.0)
+    thinned, both = (rates(TARGETS, LABELS, below, 0.75, ("people", "night")) for below in (0.0, 4 / 9))
+    assert thinned is not None
+    assert both is not None
+    assert thinned.tolist() == [0.25] * 6 + [1.0] + [0.25] * 3
+    assert both[6] == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("seed", range(5))

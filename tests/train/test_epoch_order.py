@@ -49,7 +49,7 @@ def test_what_is_drawn_for_a_sample_depends_on_no_other(shards: Path) -> None:
     """With a sampler and without one, on one rank or several, its first showing has its own number."""
     split = read_split(shards, "train")
     settings = config(shards)
-    plain = epoch_order.of_epoch(settings, split, np.ones(len(split)), 0, augmented=True)
+    plain = epoch_order.of_epoch(settings, split, None, 0, augmented=True)
     rates = sampling_weights.rates(split.targets, split.labels, 0.9, 0.0, ())
     repeated = all_entries(epoch_order.of_epoch(settings, split, rates, 0, augmented=True))
     assert (all_entries(plain).numbers == all_entries(plain).samples).all()
@@ -81,7 +81,7 @@ def test_a_checkpoint_within_an_epoch_of_another_order_is_refused() -> None:
 def test_unshuffled_samples_come_in_the_order_of_their_keys(shards: Path) -> None:
     split = read_split(shards, "train")
     for epoch in (0, 1):
-        found = epoch_order.of_epoch(config(shards, shuffle=False), split, np.ones(len(split)), epoch, augmented=True)
+        found = epoch_order.of_epoch(config(shards, shuffle=False), split, None, epoch, augmented=True)
         keys = [split.key(i) for i in all_entries(found).samples.tolist()]
         assert keys == sorted(keys, key=lambda key: int(key.removeprefix("im")))
     assert natural_order(["im10", "im9", "a2", "b"]).tolist() == [2, 3, 1, 0]

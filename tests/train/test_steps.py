@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -43,7 +42,7 @@ def test_a_step_waits_for_nothing(shards: Path, tmp_path: Path, changes: dict[st
         (net, net, head),
         Normalizer(prep.mean, prep.std, META),
     )
-    show = epoch_order.of_epoch(config, train, np.ones(len(train)), 0, augmented=True)
+    show = epoch_order.of_epoch(config, train, None, 0, augmented=True)
     batches = list(show.batches(0, 1))
     with ShardReader(train, prep) as reader:
         loaded = list(reader.batches([mine.samples for mine in batches[:2]], 2))
