@@ -1,6 +1,6 @@
 """Load batches from shards, each sample exactly once for any number of ranks.
 
-Every rank knows the whole table of a split and reads its own part of each batch by offset. So ranks do not have to
+Every rank can look up any sample of a split and reads its own part of each batch by offset. So ranks do not have to
 exchange anything: no padding, no repeated sample, no hang when there are fewer shards than ranks. The order of training
 depends on the seed and the epoch alone, and a global batch holds the same samples for any number of ranks.
 """

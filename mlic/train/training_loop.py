@@ -275,8 +275,7 @@ class _Fitting:
             self.steps.set_lr(self.step, num_steps)
             known = max(1, int((self.train.targets[mine.batch] >= 0).sum()))
             # The gradients are averaged over ranks. So each rank's sum is multiplied by the number of ranks and divided
-            # by the whole batch's count. The step is then that of the whole batch, even if the ranks have parts of
-            # different sizes.
+            # by the whole batch's count: the step is that of the whole batch, whatever the sizes of the ranks' parts.
             changed = dataclasses.replace(batch, images=show.change(batch.images, mine))
             loss = self.steps.backward(self.step, changed, show.mirror(mine), context.world_size / known)
             self.pending += self.steps.update(self.step, loss, batch)
