@@ -432,3 +432,40 @@ def test_questions_and_columns_that_do_not_exist(tmp_path: Path) -> None:
     (tmp_path / "ann").mkdir()
     (tmp_path / "ann" / "p00.json").write_text(json.dumps({"tags": ["cat"]}))
     assert refused(tmp_path / "ann", label_column="labels").message.endswith("p00.json has no key 'labels'.")
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "foot"),
+    [
+        ("| image | cat | dog |\n|:------|----:|-----|", "| {name} | {cat} | {dog} |", ""),
+        ("  image  | cat | dog \n---------+-----+-----", " {name} |   {cat} |   {dog}", "(12 rows)\n\n"),
+        ("+---+---+---+\n| image | cat | dog |\n+---+---+---+", "| {name} | {cat} | {dog} |", "+---+---+---+\n"),
+        ("image    cat  dog\n-------  ---  ---", "{name}  {cat}    {dog}", ""),
+        ("image    cat  dog\n=======  ===  ===", "{name}  {cat}    {dog}", "=======  ===  ===\n"),
+    ],
+    ids=["markdown", "psql", "mysql", "sqlite", "rst"],
+)
+@pytest.mark.parametrize("ending", [".txt", ".csv"])
+def test_tables_drawn_with_characters(tmp_path: Path, header: str, line: str, foot: str, ending: str) -> None:
+    path = table(
+        tmp_path,
+        header,
+        lambda name, m: line.format(name=name, cat=int("cat" in m), dog=int("dog" in m)),
+        "l" + ending,
+    )
+    path.write_text(path.read_text() + foot)
+    assert positives(path) == MEANT
+    assert "a table that is drawn with characters" in read(path).notes
+
+
+def test_drawn_tables_of_lists(tmp_path: Path) -> None:
+    path = table(tmp_path, "| image | labels |\n|---|---|", lambda name, m: f"| {name} | {', '.join(m)} |")
+    assert positives(path) == MEANT
+
+
+@pytest.mark.parametrize("header", [",labels,labels\nimage,cat,dog", "image,labels,labels\n,cat,dog"])
+def test_two_lines_of_column_names(tmp_path: Path, header: str) -> None:
+    path = table(tmp_path, header, lambda name, m: f"{name},{int('cat' in m)},{int('dog' in m)}")
+    error = refused(path)
+    assert "l.csv:2: the first two lines both seem to name columns" in error.message
+    assert error.hint == "keep one line of names."

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mlic.data.annotations import workbooks
+from mlic.data.annotations import drawn_tables, header_checks, workbooks
 from mlic.data.annotations.cells import WORDS
 from mlic.data.annotations.column_names import LABEL_COLUMNS, NAME_COLUMNS, SPLITS, VALUE_COLUMNS
 from mlic.data.annotations.json_records import plain_record
@@ -80,12 +80,13 @@ def open_table(file: Path, is_image: Callable[[str], bool]) -> Table:
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a text table is written: separator ("" for any blanks), lines before the first row, encoding."""
+    """How a text table is written: separator ("" for any blanks), lines before the first row, encoding, drawn lines."""
 
     separator: str
     skipped: int
     encoding: str
     notes: tuple[str, ...] = ()
+    is_drawn: bool = False
 
 
 def _text_table(file: Path, is_image: Callable[[str], bool]) -> Table:
@@ -100,22 +101,12 @@ def _text_table(file: Path, is_image: Callable[[str], bool]) -> Table:
     first = first[: max(len(_without_last_blank(first)), later)]  # a column without a name may hold something
     if not first:
         raise DataError(f"{file} is empty.", "give a table with a line of column names.")
-    _refuse_a_row_of_images(file, first, is_image)
+    header_checks.refuse_images(file, first, is_image)
     if begins_with_data(first, is_image) or _is_like_what_follows(file, dialect, first):
         return _without_header(file, dialect, first, is_image)
+    header_checks.refuse_two_lines(file, first, second)
     columns = tuple(cell.strip() for cell in first)
     return Table(file, columns, lambda: _blocks(file, dialect, len(columns), 1), notes=dialect.notes)
-
-
-def _refuse_a_row_of_images(file: Path, first: Sequence[str], is_image: Callable[[str], bool]) -> None:
-    """Raise DataError for a table with a column for each image and a row for each label."""
-    names = [cell.strip() for cell in first[1:]]
-    images = [name for name in names if Path(name).suffix.lower() in EXTENSIONS or is_image(name)]
-    if len(images) > 1 and len(images) == len(names) and not is_image(first[0].strip()):
-        raise DataError(
-            f"{file}: the first line names images ({images[0]}, {images[1]}, ...), so the table has a column for each.",
-            "write a row for each image instead; a spreadsheet calls this transpose.",
-        )
 
 
 def begins_with_data(row: Sequence[str], is_image: Callable[[str], bool]) -> bool:
@@ -217,6 +208,8 @@ def _dialect(file: Path) -> Dialect:
             break
         skipped += 1
     body = [re.sub(r'"[^"]*"', "", line) for line in lines[skipped:] if line.strip()]
+    if separator is None and drawn_tables.is_drawn(body):
+        return Dialect("|", skipped, encoding, (*notes, "a table that is drawn with characters"), True)
     return Dialect(separator or _separator(file, body), skipped, encoding, notes)
 
 
@@ -239,6 +232,10 @@ def _separator(file: Path, body: Sequence[str]) -> str:
 def _rows(file: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
     """Rows with the line that each ends on; blank lines are skipped."""
     lines = itertools.islice(text_lines(file, dialect.encoding), dialect.skipped, None)
+    if dialect.is_drawn:
+        drawn = ((number, drawn_tables.cells(line)) for number, line in lines)
+        yield from ((number, row) for number, row in drawn if row)
+        return
     if not dialect.separator:
         yield from ((number, line.split()) for number, line in lines if line.strip())
         return
