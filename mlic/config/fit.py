@@ -233,6 +233,19 @@ class FitSettings(Settings):
         ge=0,
         group="resources",
     )
+    stream: Literal["auto", "always", "never"] = setting(
+        "auto",
+        "Read the shards of an object store in sequence, each once an epoch by one worker, instead of copying them to "
+        "each node; auto: if they do not fit on a node's disk",
+        cli="flag",
+        group="resources",
+    )
+    stream_gb: float = setting(
+        20.0, "Maximum size of shards that the workers of a run have fetched ahead, in GB", runtime=True, gt=0
+    )
+    stream_groups: int = setting(
+        64, "Number of sequences of streamed shards, at most; the number of workers has to divide it", ge=1
+    )
     loader_threads: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = setting(
         "auto",
         "Threads that decode images ahead of each worker; auto: 2 on CPUs, all CPUs of the worker on GPUs; 0: decode "

@@ -11,6 +11,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from mlic.config.data import Preprocessing
 from mlic.config.fit import Interpolation
 from mlic.data import cache, images, storage
 from mlic.data.decoding import decode_batch, loader_threads, resize
+from mlic.data.shard_window import ShardWindow
 from mlic.data.shards import Split
 from mlic.errors import DataError
 
@@ -47,16 +49,19 @@ class Batch:
     bad: tuple[tuple[str, str], ...]
 
 
-def train_bounds(num_samples: int, batch_size: int, world_size: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def train_bounds(
+    num_samples: int, batch_size: int, world_size: int, least: int = 0
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """The first position of each batch of an epoch, and the number of samples at the end; int64 (steps + 1,).
 
     Each rank has every `world_size`-th position of a batch. A last batch too small to give each rank two samples, which
-    batch norm needs, joins the one before it. Raises DataError when there are fewer than two samples a rank.
+    batch norm needs, or smaller than `least`, joins the one before it. Raises DataError when there are fewer than two
+    samples a rank.
     """
     if num_samples < 2 * world_size:
         raise DataError(f"{num_samples} training samples are too few for {world_size} workers.", "use fewer --workers.")
     bounds = np.arange(0, num_samples, max(batch_size, 2 * world_size))
-    if len(bounds) > 1 and num_samples - bounds[-1] < 2 * world_size:
+    if len(bounds) > 1 and num_samples - bounds[-1] < max(least, 2 * world_size):
         bounds = bounds[:-1]
     return np.append(bounds, num_samples)
 
@@ -117,6 +122,8 @@ class ShardReader:
     def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
         self._split, self._preprocessing = split, preprocessing
         self._files: dict[int, storage.File] = {}
+        self._streamed: dict[int, storage.File] = {}
+        self._window: ShardWindow | None = None
         self._decoded: cache.Decoded | None = None
 
     def __enter__(self) -> ShardReader:
@@ -127,6 +134,16 @@ class ShardReader:
             file.close()
         self._files.clear()
         self._decoded = None
+
+    @contextmanager
+    def reading(self, window: ShardWindow | None) -> Iterator[None]:
+        """Read the next batches from streamed shards, if there is a window of them."""
+        self._window = window
+        try:
+            yield
+        finally:
+            self._window = None
+            self._streamed.clear()
 
     def use_cache(self, limit_gb: float, threads: int, folder: Path | None = None) -> bool:
         """Decode the whole split once into the cache, if it fits, and read from there; returns whether it fits."""
@@ -165,7 +182,7 @@ class ShardReader:
         if threads == 0:
             for index, boxes in asked:
                 batch = self._begin(index, boxes, size, pinned)
-                yield batch.loaded([self._load(piece) for piece in batch.pieces])
+                yield self._ended(batch, [self._load(piece) for piece in batch.pieces])
             return
         yield from self._ahead(asked, threads, size, pinned)
 
@@ -185,10 +202,10 @@ class ShardReader:
                     waiting.append((batch, [pool.submit(self._load, piece) for piece in batch.pieces]))
                     if sum(len(pieces) for _, pieces in waiting) >= threads * _PIECES_AHEAD and len(waiting) > 2:
                         first, pieces = waiting.popleft()
-                        yield first.loaded([piece.result() for piece in pieces])
+                        yield self._ended(first, [piece.result() for piece in pieces])
                 while waiting:
                     first, pieces = waiting.popleft()
-                    yield first.loaded([piece.result() for piece in pieces])
+                    yield self._ended(first, [piece.result() for piece in pieces])
             finally:
                 for _, pieces in waiting:
                     for piece in pieces:
@@ -197,13 +214,22 @@ class ShardReader:
     def _begin(
         self, index: np.ndarray[tuple[int], np.dtype[np.int64]], boxes: Any, size: int, pinned: bool
     ) -> _LoadingBatch:
-        if self._decoded is None:
-            for number in set(self._split.shard[index].tolist()) - self._files.keys():
+        shards = set(self._split.shard[index].tolist()) if self._decoded is None else set()
+        if self._window is not None:
+            self._streamed |= self._window.begin(shards)
+        else:
+            for number in shards - self._files.keys():
                 self._files[number] = self._split.open_shard(number)
         prep = self._preprocessing
         side = prep.image_size if boxes is None else size
         images = torch.empty((len(index), side, side, prep.channels), dtype=_DTYPES[prep.bits], pin_memory=pinned)
         return _LoadingBatch(self._split, index, boxes, images, pinned)
+
+    def _ended(self, batch: _LoadingBatch, reasons: Sequence[dict[int, str]]) -> Batch:
+        """A batch whose images are there; shards that no further batch needs are dropped."""
+        if self._window is not None:
+            self._window.end()
+        return batch.loaded(reasons)
 
     def _load(self, piece: _Piece) -> dict[int, str]:
         """Load a piece of a batch into its place; returns the reasons of bad samples by their row in the batch."""
@@ -222,7 +248,8 @@ class ShardReader:
     def _readers(self, index: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[Callable[[], bytes]]:
         split = self._split
         places = (column[index].tolist() for column in (split.shard, split.offsets, split.sizes))
-        return [partial(self._files[shard].read_at, offset, size) for shard, offset, size in zip(*places, strict=True)]
+        files = self._files if self._window is None else self._streamed
+        return [partial(files[shard].read_at, offset, size) for shard, offset, size in zip(*places, strict=True)]
 
 
 class FeatureReader:

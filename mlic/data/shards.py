@@ -46,12 +46,14 @@ class Split:
     """The samples of one split, in columns of equal length N; `fingerprint` is that of the shards.
 
     `targets` is int8 (N, L) with -1 for unknown; `shard` numbers into `shards`; `offsets` and `sizes` are int64 bytes.
+    `shard_sizes` are in bytes.
     These columns are read-only, and mapped from a file if the split is large. `names` are read when somebody asks.
     """
 
     name: str
     labels: tuple[str, ...]
     shards: tuple[Location, ...]
+    shard_sizes: tuple[int, ...]
     names: Names
     targets: Array
     shard: Array
@@ -68,6 +70,7 @@ class Split:
         return replace(
             self,
             shards=tuple(self.shards[i] for i in used),
+            shard_sizes=tuple(self.shard_sizes[i] for i in used),
             names=self.names.take(rows),
             targets=self.targets[rows],
             shard=shard.reshape(-1),
@@ -238,6 +241,7 @@ def read_split(folder: Location, split: str | None, fold: int | None = None, che
         name,
         labels,
         tuple(folder / shard for shard in used),
+        tuple(index["shards"][shard]["size"] for shard in used),
         Names(partial(read_table, folder, ["key", "file"], test)),
         columns.targets,
         columns.shard,

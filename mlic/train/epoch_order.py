@@ -5,11 +5,11 @@ Both are pure functions of the seed, the epoch and a position. So no rank stores
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ Array = np.ndarray[Any, Any]
 
 VERSION = 1  # of the order: a run that stopped with another one cannot resume within an epoch
 _BLOCK = 128  # samples that one draw decides on together
+_MANY = 4096  # blocks that are drawn at once
 _ORDER, _WITHIN, _START, _OFFSET = 40, 41, 42, 43  # streams of random numbers
 
 
@@ -47,9 +48,11 @@ class EpochOrder:
     permutation without rates.
     """
 
+    least_batch = 0
+
     def __init__(self, num_samples: int, rates: Array | None, seed: int, epoch: int) -> None:
         """`rates` float64 (N,) say how often an epoch shows each sample on average; None: each once."""
-        self.num_samples, self._rates, self._seed, self._epoch = num_samples, rates, seed, epoch
+        self.num_samples, self._rates, self.seed, self.epoch = num_samples, rates, seed, epoch
         self._length = num_samples
         if rates is not None:
             starts = np.arange(0, len(rates), _BLOCK)
@@ -66,7 +69,7 @@ class EpochOrder:
 
     def at(self, positions: Array) -> tuple[Array, Array]:
         """The samples int64 (B,) at some positions (B,), and how often the epoch shows each before, int64 (B,)."""
-        entries = permuted(positions, self._length, self._seed, self._epoch, _ORDER)
+        entries = permuted(positions, self._length, self.seed, self.epoch, _ORDER)
         if self._rates is None:
             return entries, np.zeros_like(entries)
         blocks = np.unique(np.searchsorted(self._ends, entries, side="right"))
@@ -76,6 +79,35 @@ class EpochOrder:
         index = np.searchsorted(ends, entries, side="right")
         samples = blocks[index // _BLOCK] * _BLOCK + index % _BLOCK
         return samples, entries - (ends[index] - times.ravel()[index])
+
+    def batch(self, start: int, end: int, rank: int, world_size: int) -> tuple[Array, Array, Array]:
+        """The samples and earlier showings, int64 (B,), of a batch, and which of them a rank reads."""
+        samples, times = self.at(np.arange(start, end))
+        return samples, times, np.arange(rank, end - start, world_size)
+
+    def shown(self, first: int, last: int) -> tuple[Array, Array]:
+        """The samples from `first` to `last` as often as the epoch shows them, and how often it shows each before."""
+        if self._rates is None:
+            rows = np.arange(first, last)
+            return rows, np.zeros_like(rows)
+        block = first // _BLOCK
+        times = self._times(self._rates, np.arange(block, -(-last // _BLOCK))).ravel()
+        times = times[first - block * _BLOCK : last - block * _BLOCK]
+        samples = np.repeat(np.arange(first, last), times)
+        return samples, np.arange(len(samples)) - np.repeat(times.cumsum() - times, times)
+
+    def totals(self, bounds: Array) -> Array:
+        """How many entries the samples between each two of the `bounds` (K + 1,) have, int64 (K,)."""
+        if self._rates is None:
+            return np.diff(bounds)
+        entries = np.zeros(len(bounds) - 1, np.int64)
+        for start in range(0, len(self._ends), _MANY):
+            blocks = np.arange(start, min(start + _MANY, len(self._ends)))
+            times = self._times(self._rates, blocks).ravel()
+            rows = blocks[0] * _BLOCK + np.flatnonzero(times)
+            numbers = np.searchsorted(bounds, rows, side="right") - 1
+            entries += np.bincount(numbers, times[times > 0], len(entries)).astype(np.int64)
+        return entries
 
     def _times(self, all_rates: Array, blocks: Array) -> Array:
         """How often the epoch shows each sample of some blocks, int64 (K, 128)."""
@@ -91,7 +123,24 @@ class EpochOrder:
         return (whole + drawn).astype(np.int64)
 
     def _uniform(self, numbers: Array, stream: int) -> Array:
-        return uniform(numbers, self._seed, self._epoch, stream) * (1 - 1e-9)
+        return uniform(numbers, self.seed, self.epoch, stream) * (1 - 1e-9)
+
+
+class Order(Protocol):
+    """The entries of an epoch: an EpochOrder, or that of streamed shards."""
+
+    @property
+    def num_samples(self) -> int:
+        """The number of samples of the split."""
+
+    @property
+    def least_batch(self) -> int:
+        """The number of samples that a last batch has at least; a smaller rest joins the batch before it."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, start: int, end: int, rank: int, world_size: int) -> tuple[Array, Array, Array]:
+        """The samples and earlier showings, int64 (B,), of a batch, and which of them a rank reads."""
 
 
 class Entries(NamedTuple):
@@ -110,7 +159,7 @@ class Entries(NamedTuple):
 class Shown:
     """What an epoch shows. With `listed` samples and their earlier showings, it is these in their order."""
 
-    order: EpochOrder
+    order: Order
     listed: tuple[Array, Array] | None
     config: FitSettings
     epoch: int
@@ -119,18 +168,20 @@ class Shown:
     def __len__(self) -> int:
         return len(self.order)
 
-    def num_batches(self, world_size: int) -> int:
-        """The number of steps of the epoch."""
-        return len(train_bounds(len(self.order), self.config.batch_size, world_size)) - 1
+    def bounds(self, world_size: int) -> Array:
+        """The first position of each batch, and the end."""
+        return train_bounds(len(self.order), self.config.batch_size, world_size, self.order.least_batch)
 
     def batches(self, rank: int, world_size: int, first: int = 0) -> Iterator[Entries]:
         """This rank's part of each batch, from the batch `first` on."""
-        bounds = train_bounds(len(self.order), self.config.batch_size, world_size)
-        for start, end in pairwise(bounds[first:].tolist()):
-            positions = np.arange(start, end)
-            samples, times = self.order.at(positions) if self.listed is None else (c[positions] for c in self.listed)
+        for start, end in pairwise(self.bounds(world_size)[first:].tolist()):
+            if self.listed is None:
+                samples, times, mine = self.order.batch(start, end, rank, world_size)
+            else:
+                samples, times = (column[start:end] for column in self.listed)
+                mine = np.arange(rank, end - start, world_size)
             numbers = samples + times * self.order.num_samples
-            yield Entries(samples[rank::world_size], numbers[rank::world_size], samples)
+            yield Entries(samples[mine], numbers[mine], samples)
 
     def mirror(self, entries: Entries) -> torch.Tensor | None:
         """Which of some entries are mirrored, bool (B,); None where none is."""
@@ -152,9 +203,21 @@ class Shown:
         return images
 
 
-def of_epoch(config: FitSettings, split: Split, rates: Array | None, epoch: int, augmented: bool) -> Shown:
-    """What an epoch shows of a training split whose samples are shown at some `rates` (N,), or once each."""
+def of_epoch(
+    config: FitSettings,
+    split: Split,
+    rates: Array | None,
+    epoch: int,
+    augmented: bool,
+    streamed: Callable[[EpochOrder], Order] | None = None,
+) -> Shown:
+    """What an epoch shows of a training split whose samples are shown at some `rates` (N,), or once each.
+
+    `streamed` makes the order of streamed shards.
+    """
     order, listed = EpochOrder(len(split), rates, config.seed, epoch), None
+    if streamed is not None:
+        return Shown(streamed(order), None, config, epoch, augmented)
     if not config.shuffle:
         samples, times = order.at(np.arange(len(order)))
         rank_of = np.empty(len(split), np.int64)

@@ -15,7 +15,8 @@ from mlic.config.data import Preprocessing
 from mlic.config.train import TrainConfig
 from mlic.data import cache, storage
 from mlic.data.augment import margin
-from mlic.data.loader import FeatureReader, ShardReader, eval_batches, to_device
+from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches, to_device
+from mlic.data.shard_window import ShardWindow
 from mlic.data.shards import Split
 from mlic.model import runtimes
 
@@ -36,16 +37,41 @@ def threads_of(config: TrainConfig, device: torch.device) -> int:
 
 
 def open_readers(
-    config: TrainConfig, prep: Preprocessing, splits: tuple[Split, Split], stack: ExitStack, threads: int
+    config: TrainConfig,
+    prep: Preprocessing,
+    splits: tuple[Split, Split],
+    stack: ExitStack,
+    threads: int,
+    cached: bool = True,
 ) -> tuple[ShardReader, ShardReader]:
-    """Readers of the images of the training and the validation split, closed with `stack`."""
+    """Readers of the images of the training and the validation split, closed with `stack`; `cached` if they fit."""
     train, val = (
         stack.enter_context(ShardReader(split, prep.model_copy(update={"image_size": size})))
         for split, size in zip(splits, (decoded_side(config), prep.image_size), strict=True)
     )
-    for reader in (train, val):
+    for reader in (train, val) if cached else ():
         reader.use_cache(config.cache_gb, threads)
     return train, val
+
+
+def loaded(
+    reader: ShardReader | FeatureReader,
+    samples: Any,
+    window: ShardWindow | None,
+    parts: Any = None,
+    size: int = 0,
+    *,
+    device: torch.device,
+    threads: int,
+) -> Iterator[Batch]:
+    """The batches of sample numbers on a device, from streamed shards if there is a `window` of them.
+
+    `parts` are cropped from images and resized to `size`.
+    """
+    with ExitStack() as stack:
+        if window is not None and isinstance(reader, ShardReader):
+            stack.enter_context(reader.reading(stack.enter_context(window)))
+        yield from to_device(reader.batches(samples, threads, parts, size, pinned=device.type == "cuda"), device)
 
 
 def of_features(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import itertools
 import math
@@ -25,13 +26,13 @@ from mlic.config.base import result_settings
 from mlic.config.train import TrainConfig
 from mlic.data import sampling_weights
 from mlic.data.augment import Normalizer, on_device
-from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches, to_device
+from mlic.data.loader import Batch, FeatureReader, ShardReader
 from mlic.data.shards import Split, read_split
 from mlic.errors import ConfigError
 from mlic.metrics import decision
 from mlic.model import amp, bundle, layer_groups, malloc, optim, weights, zoo
 from mlic.runs.files import fingerprint
-from mlic.train import epoch_order, evaluation, readers, setup
+from mlic.train import epoch_order, evaluation, readers, setup, streaming
 from mlic.train.bad_samples import BadSamples
 from mlic.train.checkpoints import Checkpoints, copy_of
 from mlic.train.epoch_choice import is_done, objective
@@ -96,9 +97,11 @@ def epochs(
         path = weights.resolve(config.arch, config.weights)
         known_by = fingerprint(result_settings(config), train.fingerprint, path and weights.digest(path))
         checkpoints = stack.enter_context(Checkpoints(context, copy, known_by, keep_scores))
+        last = checkpoints.read_last()
+        groups = streaming.decide(config, context, train, val, last)
         with memory_errors(config, context):
-            fitting = _Fitting(config, context, train, val, checkpoints, stack)
-        history = fitting.resume(dtype or amp.of_device(config.precision, context.device))
+            fitting = _Fitting(config, context, (train, val), checkpoints, stack, groups)
+        history = fitting.resume(last, dtype or amp.of_device(config.precision, context.device))
         resumed = len(history)
         yield list(history)
         while not is_done(config, history):
@@ -123,12 +126,14 @@ class _Fitting:
         self,
         config: TrainConfig,
         context: RankContext,
-        train: Split,
-        val: Split,
+        splits: tuple[Split, Split],
         checkpoints: Checkpoints,
         stack: ExitStack,
+        groups: int,
     ) -> None:
-        self.config, self.context, self.train, self.val, self.checkpoints = config, context, train, val, checkpoints
+        train, _ = self.train, self.val = splits
+        self.config, self.context, self.checkpoints, self.groups = config, context, checkpoints, groups
+        self.streamed = streaming.order_of(train, groups)
         self.planned = config  # `self.config` includes the changes that apply after some epochs
         amp.configure_gpu(context.device, config.deterministic)
         prep = setup.preprocessing(config)
@@ -141,14 +146,13 @@ class _Fitting:
         normalize: Callable[..., torch.Tensor] = Normalizer(prep.mean, prep.std, context.device, prep.top)
         core: nn.Module = net  # what is trained and evaluated
         self.threads = readers.threads_of(config, context.device)
-        opened = readers.open_readers(config, prep, (train, val), stack, self.threads)
+        self.loaded = functools.partial(readers.loaded, device=context.device, threads=self.threads)
+        opened = readers.open_readers(config, prep, splits, stack, self.threads, cached=not groups)
         self.train_reader: ShardReader | FeatureReader
         self.val_reader: ShardReader | FeatureReader
         self.train_reader, self.val_reader = opened
         if setup.has_fixed_features(config):
-            self.train_reader, self.val_reader = readers.of_features(
-                config, prep, (train, val), opened, net, head, normalize
-            )
+            self.train_reader, self.val_reader = readers.of_features(config, prep, splits, opened, net, head, normalize)
             core, normalize = zoo.from_head(net, head), lambda images, _=None: on_device(images, context.device)
         context.gather(None)  # the first collective of the GPUs has a time limit, and other nodes may still decode
         self.steps = Steps(config, context, train, (net, core, head), normalize)
@@ -160,12 +164,11 @@ class _Fitting:
         self.pending = torch.zeros((), device=context.device)  # this rank's losses that `total` does not contain yet
         self.look_every = 1  # steps between two looks for a request to stop, the same on all ranks
 
-    def resume(self, dtype: amp.Dtype) -> list[dict[str, float]]:
-        """Load the last checkpoint, if there is one, and return the metrics of its epochs.
+    def resume(self, last: dict[str, Any] | None, dtype: amp.Dtype) -> list[dict[str, float]]:
+        """Load the `last` checkpoint, if there is one, and return the metrics of its epochs.
 
         `dtype` is used by a new run; a resumed run keeps its own.
         """
-        last = self.checkpoints.read_last()
         if last is None:
             few = self.config.train == "none" or setup.has_fixed_features(self.config)
             is_open = few and self.config.precision == "auto"
@@ -260,15 +263,16 @@ class _Fitting:
 
     def _train_epoch(self, epoch: int) -> dict[str, float] | None:
         config, context = self.config, self.context
-        show = epoch_order.of_epoch(config, self.train, self.rates, epoch, setup.is_augmented(config))
-        num_steps = show.num_batches(context.world_size)
+        show = epoch_order.of_epoch(config, self.train, self.rates, epoch, setup.is_augmented(config), self.streamed)
+        num_steps = len(show.bounds(context.world_size)) - 1
         self.steps.wrapped.train()
         layer_groups.settle_frozen(self.steps.net)
         clock = Clock()
         batches = show.batches(context.rank, context.world_size, self.done)
         left, ahead, *of_parts = itertools.tee(batches, 2 if config.crop == 1 else 3)
         parts = map(show.crop, of_parts[0]) if of_parts else None
-        loaded = self._loaded(self.train_reader, (entries.samples for entries in ahead), parts, config.image_size)
+        window = streaming.train_window(show, self.train, config, context, self.done)
+        loaded = self.loaded(self.train_reader, (e.samples for e in ahead), window, parts, config.image_size)
         for mine, batch in zip(left, clock.watch(loaded), strict=True):
             torch.manual_seed((config.seed * 1_000_003 + self.step) * 1_009 + context.rank)
             self.bad.note("train", batch)
@@ -338,11 +342,11 @@ class _Fitting:
         if context.world_size > 1:
             for buffer in net.buffers():  # batch norm's statistics are those that rank 0 has, as in the checkpoint
                 torch.distributed.broadcast(buffer, 0)
-        numbers = eval_batches(len(self.val), self.config.batch_size, context.rank, context.world_size)
+        numbers, window = streaming.val_batches(self.val, self.config, context, self.groups)
         evaluated = evaluation.evaluate(
             context,
             self.steps.core,
-            self._sound(self._loaded(self.val_reader, numbers, None, 0)),
+            self._sound(self.loaded(self.val_reader, numbers, window)),
             self.steps.normalize,
             self.config.loss,
             lambda logits, targets: self.steps.loss(logits, targets, 0.0),
@@ -352,11 +356,6 @@ class _Fitting:
         if trained:
             net.load_state_dict(trained)
         return evaluated
-
-    def _loaded(self, reader: ShardReader | FeatureReader, samples: Any, parts: Any, size: int) -> Iterator[Batch]:
-        """The batches of sample numbers on the device; `parts` are cropped from images and resized to `size`."""
-        device = self.context.device
-        return to_device(reader.batches(samples, self.threads, parts, size, pinned=device.type == "cuda"), device)
 
     def _sound(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield batches of the validation split and count undecodable samples; ends early at a request to stop."""
@@ -384,6 +383,7 @@ class _Fitting:
             "pending": torch.tensor(self.context.gather(float(self.pending))),
             "nets": bundle.NETS,
             "order": epoch_order.VERSION,
+            "groups": self.groups,
         }
 
     def _settle(self) -> None:

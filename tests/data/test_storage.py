@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,13 +32,20 @@ from tests.end_to_end.test_pipeline import FIT, NET
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[RemotePath]:
+def server_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a line for each request."""
+    return tmp_path_factory.mktemp("server") / "log"
+
+
+@pytest.fixture(scope="module")
+def bucket(server_log: Path) -> Iterator[RemotePath]:
     """An empty bucket, by a server that is named in the environment as AWS's tools know it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with server_log.open("w") as log:
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
     given = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "a",
@@ -190,6 +199,24 @@ def test_train_from_an_object_store(
     measured = mlic("evaluate", "runs/a-cnn1")
     assert measured.returncode == 0, measured.stderr
     assert f"against {out}" in measured.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_streamed_shards_are_fetched_once_an_epoch(
+    bucket: RemotePath, server_log: Path, corpus: Path, mlic: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """By one of two workers each, those for validation too; a node without room for all of them streams by itself."""
+    out = bucket / "many"
+    packed = mlic("pack", corpus / "images", "--labels", corpus / "annotations", "--out", out, "--min-shards", "16")
+    assert packed.returncode == 0, packed.stderr
+    before = server_log.stat().st_size
+    training = ["train", out, "--epochs", "2", "--image-size", "32", "--arch", "a-cnn1", "--batch-size", "24"]
+    trained = mlic(*training, "--workers", "2", "--no-doctor", "--stream", "always")
+    assert trained.returncode == 0, trained.stderr
+    assert "streams 16 training shards" in trained.stderr
+    gets = Counter(re.findall(r"GET /photos/many/(\S+\.tar)\S* HTTP", server_log.read_text()[before:]))
+    assert gets == {name: 2 for name in storage.names(out) if name.startswith(("train", "val"))}
 
 
 @pytest.mark.ray
