@@ -117,7 +117,7 @@ def table(meter: Meter, scratch: Path) -> None:
     """What the first rank of a node does to know a split, and what every further rank holds."""
     from mlic.data import shards
 
-    items = 10**8
+    items = 10**7
     list(_batches(_BATCH * 2, 1, seed=0))  # imports are not counted
     os.environ["MLIC_CACHE_DIR"] = str(scratch / "node")
     writer = multiprocessing.Process(target=_write_table, args=(scratch, items))  # its memory is not the reader's

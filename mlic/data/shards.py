@@ -36,6 +36,7 @@ _PACK = "mlic pack {} --labels {} writes ./shards."
 _LABELS = (".txt", ".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _HOLDS_IMAGES = (".parquet", ".zip", ".tar")
 _LOOKED_AT = 200  # entries of a folder, to see what is in it
+_SPARSE = 10  # shards are not copied for a tenth of their bytes or less
 _BLOCK, _RECORD = 512, 2048  # bytes: a block of a tar; the first read for a sample's record
 
 Array = np.ndarray[Any, Any]
@@ -98,9 +99,16 @@ class Split:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Callable[[int], bytes]]:
-        """A function that reads the image of sample `i`, with the shards held open. It raises BadImage."""
+        """A function that reads the image of sample `i`, with the shards held open. It raises BadImage.
+
+        Few samples of an object store are read where they lie; for more, this node gets a copy of the shards.
+        """
+        is_sparse = int(self.sizes.sum()) * _SPARSE < sum(self.shard_sizes)
         with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(self.open_shard(number)) for number in range(len(self.shards))]
+            files = [
+                stack.enter_context(storage.File(shard) if is_sparse else self.open_shard(number))
+                for number, shard in enumerate(self.shards)
+            ]
 
             def read(i: int) -> bytes:
                 try:

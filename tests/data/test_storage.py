@@ -175,6 +175,25 @@ def test_pack_from_and_to_an_object_store(
 
 
 @pytest.mark.ray
+def test_few_samples_of_shards_are_read_where_they_lie(
+    bucket: RemotePath, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at some samples of a large data set does not copy its shards; a look at all does."""
+    monkeypatch.setenv("MLIC_CACHE_DIR", str(tmp_path / "node"))
+    for path in shards.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            storage.upload(path, bucket / "few" / path.name)
+    remote, local = (read_split(folder, "train") for folder in (bucket / "few", shards))
+    with remote.take(np.array([3])).opened() as read, local.opened() as read_local:
+        assert read(0) == read_local(3)
+    assert not (tmp_path / "node").exists()
+    with remote.opened() as read, local.opened() as read_local:
+        assert read(3) == read_local(3)
+    copies = [path for path in (tmp_path / "node" / "fetched").iterdir() if path.suffix != ".lock"]
+    assert len(copies) == len(remote.shards)
+
+
+@pytest.mark.ray
 @pytest.mark.slow
 def test_train_from_an_object_store(
     bucket: RemotePath, shards: Path, mlic: Callable[..., subprocess.CompletedProcess[str]]
