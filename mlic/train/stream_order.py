@@ -7,6 +7,7 @@ reads some of the groups. So batches are the same for any number of ranks that d
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,17 +98,19 @@ class StreamOrder:
 
     def _taken(self, position: int) -> Array:
         """How many entries of each group lie before a position of the epoch (G,); their sum is the position."""
-        ends = [position * int(bound) // len(self) for bound in self._bounds]
-        return np.diff(ends)
+        return np.diff(position * self._bounds // len(self))
 
     def _entries(self, group: int, start: int, end: int) -> tuple[Array, Array]:
         samples, times = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for block in self._blocks[group]:
-            if block.end > start and block.start < end:
-                of_block = self._mix(group, block)
-                part = slice(max(0, start - block.start), end - block.start)
-                samples.append(of_block[0][part])
-                times.append(of_block[1][part])
+        blocks = self._blocks[group]
+        for number in range(bisect_right(blocks, start, key=lambda block: block.end), len(blocks)):
+            block = blocks[number]
+            if block.start >= end:
+                break
+            of_block = self._mix(group, block)
+            part = slice(max(0, start - block.start), end - block.start)
+            samples.append(of_block[0][part])
+            times.append(of_block[1][part])
         return np.concatenate(samples), np.concatenate(times)
 
     def _mix(self, group: int, block: _Block) -> tuple[Array, Array]:
@@ -126,12 +129,13 @@ class StreamOrder:
 
         `bounds` are the first positions of the batches, and the end.
         """
-        taken = np.array([self._taken(bound) for bound in bounds])
-        found = list[Use]()
+        positions, found = np.asarray(bounds), list[Use]()
         for group in range(rank, len(self._blocks), world_size):
+            before, after = (positions * bound // len(self) for bound in self._bounds[group : group + 2])
+            taken = after - before
             for block in self._blocks[group]:
                 if block.end > block.start:
-                    first = int(np.searchsorted(taken[1:, group], block.start, side="right"))
-                    last = int(np.searchsorted(taken[:-1, group], block.end, side="left")) - 1
+                    first = int(np.searchsorted(taken[1:], block.start, side="right"))
+                    last = int(np.searchsorted(taken[:-1], block.end, side="left")) - 1
                     found += [Use(int(shard), first, last) for shard in block.shards]
         return sorted(found, key=lambda use: (use.first, use.last, use.shard))

@@ -144,6 +144,35 @@ def test_one_worker_alone(shards: Path, tmp_path: Path) -> None:
     same_result(*(tmp_path / name / "runs" / "b-final" for name in ("straight", "killed")))
 
 
+def test_streamed_training_killed_at_random_points(corpus: Path, tmp_path: Path) -> None:
+    """Shards are read in sequence, and a run resumes in the middle of them."""
+    shards, folders = tmp_path / "shards", [tmp_path / "straight", tmp_path / "killed"]
+    packing = ["pack", corpus / "images", "--labels", corpus / "annotations", "--out", shards, "--min-shards", "16"]
+    code, _, err = run(tmp_path, *packing)
+    assert code == 0, err
+    options = "--arch b-final --epochs 8 --image-size 64 --batch-size 24 --workers 1 --checkpoint-minutes 0.001"
+    command = ["train", shards, *options.split(), "--stream", "always", "--no-doctor"]
+    for folder in folders:
+        folder.mkdir()
+    started = time.monotonic()
+    code, _, err = run(folders[0], *command)
+    assert code == 0, err
+    assert "streams 16 training shards" in err
+    rng, took, killed = random.Random(5), time.monotonic() - started, 0
+    while True:
+        process = start(folders[1], *command)
+        if killed < KILLS:
+            time.sleep(rng.uniform(0.4, 0.9) * took)
+            process.kill()
+            killed += process.wait() < 0
+        _, err = process.communicate(timeout=300)
+        if process.returncode == 0:
+            break
+        assert killed, err
+    assert killed > 0
+    same_result(*(folder / "runs" / "b-final" for folder in folders))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_an_interrupted_training(
     training: list[object], straight: Path, tmp_path: Path, number: signal.Signals
