@@ -17,7 +17,7 @@ from mlic.errors import ConfigError
 from mlic.pack.pack import pack
 from mlic.train import checkpoints, streaming, training_loop
 from mlic.train.setup import train_split
-from tests.train.test_training_loop import _rank, goes_on_alike, place, settings, weights
+from tests.train.test_training_loop import _rank, ask_to_stop, goes_on_alike, place, settings, weights
 
 pytestmark = pytest.mark.ray
 
@@ -58,17 +58,9 @@ def test_stopped_within_an_epoch_it_resumes_bit_for_bit(
     config = streamed(many, optimizer="adam", lr=1e-3, hflip=True, crop=0.5, repeat_below=0.5)
     monkeypatch.setattr(training_loop, "_SETTLE_STEPS", 1)
     training_loop.fit(config, place(tmp_path / "straight"))
-    here, taken, ended = place(tmp_path / "stopped"), 0, torch.optim.Adam.step
-
-    def ask(self: Any, *arguments: Any) -> Any:
-        nonlocal taken
-        taken += 1
-        if taken == steps:
-            (here.folder / ".stop-1").touch()
-        return ended(self, *arguments)
-
+    here = place(tmp_path / "stopped")
     with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", ask)
+        ask_to_stop(here, steps, patch)
         training_loop.fit(config, here)
     assert f"stops on request after epoch 0 and {steps} steps" in (here.folder / "log.txt").read_text()
     goes_on_alike(config, here, tmp_path / "straight")

@@ -73,6 +73,20 @@ def goes_on_alike(config: TrainConfig, stopped: RankContext, straight: Path) -> 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def ask_to_stop(here: RankContext, steps: int, patch: pytest.MonkeyPatch) -> list[Any]:
+    """Ask a run to stop after so many steps of Adam; returns a list that has an entry for each step that is taken."""
+    taken, ended = list[Any](), torch.optim.Adam.step
+
+    def ask(self: Any, *arguments: Any) -> Any:
+        taken.append(self)
+        if len(taken) == steps:
+            (here.folder / ".stop-1").touch()
+        return ended(self, *arguments)
+
+    patch.setattr(torch.optim.Adam, "step", ask)
+    return taken
+
+
 class Killed(Exception):
     pass
 
@@ -105,23 +119,15 @@ def test_asked_to_stop_it_loses_no_step(
     config = settings(shards, epochs=2)
     monkeypatch.setattr(training_loop, "_SETTLE_STEPS", 2)
     training_loop.fit(config, place(tmp_path / "straight"))
-    here, taken, ended = place(tmp_path / "stopped"), 0, torch.optim.Adam.step
-
-    def ask(self: Any, *arguments: Any) -> Any:
-        nonlocal taken
-        taken += 1
-        if taken == steps:
-            (here.folder / ".stop-1").touch()
-        return ended(self, *arguments)
-
+    here = place(tmp_path / "stopped")
     if steps == 0:
         (here.folder / ".stop-1").touch()
     with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", ask)
+        taken = ask_to_stop(here, steps, patch)
         training_loop.fit(config, here)
     said = {0: "after epoch 0", 3: "after epoch 0 and 4 steps", 6: "after epoch 1"}[steps]
     assert (here.folder / "log.txt").read_text().splitlines()[-1] == f"stops on request {said}"
-    assert taken == {0: 0, 3: 4, 6: 6}[steps]
+    assert len(taken) == {0: 0, 3: 4, 6: 6}[steps]
     goes_on_alike(config, here, tmp_path / "straight")
 
 
