@@ -38,7 +38,8 @@ def check(groups: int, world_size: int) -> None:
     if groups % world_size:
         raise ConfigError(
             f"shards are streamed in {groups} groups, which {world_size} workers do not divide.",
-            f"use --workers {1 << (min(groups, world_size).bit_length() - 1)}, or smaller shards or larger batches.",
+            f"use --workers {1 << (min(groups, world_size).bit_length() - 1)}, smaller shards or larger batches, or "
+            "--stream never.",
         )
 
 
