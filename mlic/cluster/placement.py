@@ -1,12 +1,15 @@
-"""Nodes, placement groups and devices of Ray."""
+"""Nodes, placement groups, devices and network interfaces of Ray."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
+
+import psutil
 
 from mlic.cluster import ray_private
 from mlic.cluster.resources import Cluster, Node, Share, room
@@ -92,6 +95,22 @@ def assigned_device() -> str:
     import ray
 
     return "cuda" if ray.is_initialized() and ray.get_gpu_ids() else "cpu"
+
+
+def set_socket_interface() -> str | None:
+    """Use the network interface with this node's Ray address for gloo and NCCL, unless the user has set one.
+
+    By default, both look up the host's name, which many machines map to a loopback address.
+    """
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(item.address == address for item in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
+            return str(name)
+    return None
 
 
 def ask_worker(share: Share, question: Callable[..., Any], *arguments: Any) -> Any:

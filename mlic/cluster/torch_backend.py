@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 from ray.train.torch import TorchConfig
 
-from mlic.cluster.placement import assigned_device
+from mlic.cluster.placement import assigned_device, set_socket_interface
 from mlic.model import malloc
-
-
-def set_socket_interface() -> str | None:
-    """Use the network interface with this node's Ray address for gloo and NCCL, unless the user has set one.
-
-    By default, both look up the host's name, which many machines map to a loopback address.
-    """
-    import ray
-
-    address = ray.util.get_node_ip_address()
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(item.address == address for item in addresses):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
-            return str(name)
-    return None
 
 
 def _prepare() -> None:

@@ -27,7 +27,7 @@ from mlic.model import bundle, losses, weights, zoo
 from mlic.runs.files import disk_errors
 from mlic.runs.run import Run, read_state
 from mlic.train import checkpoints, epoch_choice, setup
-from mlic.train.workers import alone, follow, group, lost_worker, raise_failure
+from mlic.train.workers import actors, follow, group, lost_worker, raise_failure, trains_here
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ def _dtype(precision: Precision) -> str:
 
 
 def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path], keep_scores: bool) -> None:
-    """Run the loop on a worker or, by Ray Train, on a group of them, and pass its log on while it runs."""
+    """Run the loop on the workers, and pass its log on while it runs."""
     share = train_share(cluster, config.workers)
     shared_folders.check_shared(cluster, run.folder, config.shards)
     if config.min_workers is not None and config.min_workers > share.workers:
@@ -240,8 +240,8 @@ def _fit_on(cluster: Cluster, config: TrainConfig, run: Run[Path], keep_scores: 
                 "dtype": dtype,
                 "keep_scores": keep_scores,
             }
-            if share.workers == 1:
-                train = alone(config, where, share)
+            if trains_here(cluster.embedded, share):
+                train = actors(config, where, share)
             else:
                 train = group(config, where, share, cluster.embedded, f"attempt-{run.attempt}-{start_number}").fit
             with run.stopping_on_request(), placement.watching_room(share, config.min_workers or share.workers):

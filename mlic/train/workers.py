@@ -1,4 +1,4 @@
-"""The processes that train: one Ray actor, or a group by Ray Train, and how their failures are reported."""
+"""The processes that train, Ray actors on this machine or a group by Ray Train, and how their failures are reported."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import datetime
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,7 +28,18 @@ logger = logging.getLogger(__name__)
 FAILURE = ".failure.json"
 # One rank of a node decodes its cache while the others wait, and the nodes with a small part wait for those with more.
 _LONGEST_PREPARATION = datetime.timedelta(days=1)
+_LONGEST_COLLECTIVE = datetime.timedelta(minutes=30)  # as in Ray Train
+# If a process dies, its peers fail in a collective, sometimes before Ray knows of the death.
+_DEATH_KNOWN_S = 5
 _WARNING = "Warning: "
+
+
+class GroupError(Exception):
+    """A rank of a group failed. `worker_failures` has its error by its number, as the error of Ray Train has."""
+
+    def __init__(self, rank: int, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.worker_failures = {rank: error}
 
 
 def lost_worker(failed: BaseException) -> bool:
@@ -43,36 +55,86 @@ def lost_worker(failed: BaseException) -> bool:
     return any(isinstance(error, (RayActorError, *pool.deaths())) for error in seen)
 
 
-def alone(config: TrainConfig, where: Mapping[str, Any], share: Share) -> Callable[[], object]:
-    """A function that trains in one plain Ray actor; it raises RayActorError if the actor dies.
+def trains_here(embedded: bool, share: Share) -> bool:
+    """Whether the workers are plain actors of an embedded Ray, and not a group of Ray Train.
 
     Ray Train would add a controller and two more processes. Their main threads wake a hundred times a second each
     (CoreWorker looks for signals). This interrupts the threads of a computation, which wait for each other at every
-    layer. On two cores ResNet18 trains a tenth faster without these processes, and begins seconds earlier.
+    layer: on two cores one worker trains ResNet18 a tenth faster without these processes. A group of two begins ten
+    seconds earlier. What Ray Train is for, other nodes and its page in the dashboard, an embedded Ray does not have.
+    """
+    return share.workers == 1 or (embedded and not share.gpus)
+
+
+def actors(
+    config: TrainConfig,
+    where: Mapping[str, Any],
+    share: Share,
+    until: int | None = None,
+    deadline: float | None = None,
+) -> Callable[[], None]:
+    """A function that trains in plain Ray actors, one for each worker; the arguments are those of `group`.
+
+    The function raises RayActorError if an actor dies, the error of a worker that trains alone, and GroupError for the
+    first rank of a group that fails.
     """
     import ray
 
     actor = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0)(Worker)
-    arguments = _arguments(config, where)
+    arguments = _arguments(config, where, until, deadline)
 
     def train() -> None:
-        worker = actor.remote()
-        try:
-            ray.get(worker.fit.remote(arguments))
-        finally:
-            ray.kill(worker)
+        with tempfile.TemporaryDirectory(prefix="mlic-group-") as folder:
+            workers = [actor.remote() for _ in range(share.workers)]
+            try:
+                store = str(Path(folder) / "store")
+                _wait_for([w.fit.remote(arguments, rank, share.workers, store) for rank, w in enumerate(workers)])
+            finally:
+                for worker in workers:
+                    ray.kill(worker)
 
     return train
 
 
-class Worker:
-    """A Ray actor that trains alone."""
+def _wait_for(ranks: list[Any]) -> None:
+    """Wait until all ranks have ended, or one has failed."""
+    import ray
 
-    def fit(self, arguments: dict[str, Any]) -> None:
-        """Run the training loop as the only rank."""
+    failed: BaseException | None = None
+    waiting = list(ranks)
+    while waiting:
+        ended, waiting = ray.wait(waiting, timeout=_DEATH_KNOWN_S if failed else None)
+        if not ended:
+            break
+        try:
+            ray.get(ended[0])
+        except ray.exceptions.RayActorError:
+            raise
+        except Exception as error:  # whatever the training raised
+            failed = failed or (error if len(ranks) == 1 else GroupError(ranks.index(ended[0]), error))
+    if failed:
+        raise failed
+
+
+class Worker:
+    """A Ray actor that trains alone, or as a rank of a group on one machine."""
+
+    def fit(self, arguments: dict[str, Any], rank: int, world_size: int, store: str) -> None:
+        """Run the training loop; the ranks of a group find each other by the file `store`."""
         import torch
 
-        _loop(arguments, 0, 1, torch.device(placement.assigned_device()))
+        waits = None
+        if world_size > 1:
+            placement.set_socket_interface()
+            torch.distributed.init_process_group(
+                "gloo",
+                init_method=f"file://{store}",
+                rank=rank,
+                world_size=world_size,
+                timeout=_LONGEST_COLLECTIVE,
+            )
+            waits = torch.distributed.new_group(backend="gloo", timeout=_LONGEST_PREPARATION)
+        _loop(arguments, rank, world_size, torch.device(placement.assigned_device()), host_group=waits)
 
 
 def group(
@@ -84,7 +146,7 @@ def group(
     until: int | None = None,
     deadline: float | None = None,
 ) -> Any:
-    """A Ray Train trainer for a group of workers, named `name`, up to `until` epochs or the last epoch.
+    """A Ray Train trainer for a group of workers, named `name`; it trains up to `until` epochs or the last epoch.
 
     After `deadline`, in seconds since 1970, no epoch but its first is begun. `where` has the `folder` of the run or
     trial, that of its `owner`, the `attempt` that may write there, the `dtype` and whether to `keep_scores`.

@@ -24,7 +24,7 @@ from mlic.runs.files import write_atomic, write_json
 from mlic.runs.run import is_current
 from mlic.train import checkpoints, epoch_choice, out_of_fold, training_loop
 from mlic.train.rank import RankContext
-from mlic.train.workers import group, raise_failure
+from mlic.train.workers import actors, group, lost_worker, raise_failure, trains_here
 from mlic.tune import exploit
 
 _REPORT_EVERY_S = 1.0  # the driver needs milliseconds to answer a report, and short epochs take no longer
@@ -218,8 +218,15 @@ def _fit(plan: TrainConfig, folder: Path, until: int, arguments: Mapping[str, An
             "dtype": _dtype(plan, arguments),
             "keep_scores": plan.fold is not None,
         }
-        name = f"attempt-{arguments['attempt']}-{uuid.uuid4().hex[:8]}"  # so that files of another start are not used
-        failed = signals.run_beside(group(plan, where, share, arguments["embedded"], name, until, deadline).fit)
+        for _ in range(plan.max_failures + 1):
+            if trains_here(arguments["embedded"], share):
+                train = actors(plan, where, share, until, deadline)
+            else:
+                name = f"attempt-{arguments['attempt']}-{uuid.uuid4().hex[:8]}"  # not the files of another start
+                train = group(plan, where, share, arguments["embedded"], name, until, deadline).fit
+            failed = signals.run_beside(train)
+            if failed is None or not lost_worker(failed):
+                break
         raise_failure(folder, arguments["attempt"], failed)
         return
     with contextlib.closing(_epochs(plan, folder, arguments)) as histories:

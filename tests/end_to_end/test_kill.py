@@ -94,6 +94,11 @@ def straight(training: list[object], tmp_path_factory: pytest.TempPathFactory) -
     return folder / "runs" / "b-final"
 
 
+def training_workers(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that train for a command."""
+    return [pid for pid in children(process.pid) if b"ray::Worker.fit" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 def test_a_killed_driver(training: list[object], straight: Path, tmp_path: Path) -> None:
     process = start(tmp_path, *training)
     wait_for(process, "epoch 2/")
@@ -109,14 +114,12 @@ def test_a_killed_driver(training: list[object], straight: Path, tmp_path: Path)
 def test_a_killed_worker_is_replaced(training: list[object], straight: Path, tmp_path: Path) -> None:
     process = start(tmp_path, *training)
     wait_for(process, "epoch 2/")
-    listed = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    own = set(children(process.pid))
-    workers = [int(line.split()[0]) for line in listed.splitlines() if "RayTrainWorker" in line]
-    victims = [pid for pid in workers if pid in own]
-    assert len(victims) == 2, listed
+    victims = training_workers(process)
+    assert len(victims) == 2
     os.kill(victims[0], signal.SIGKILL)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
+    assert "a worker was lost" in err
     assert "resumes after epoch" in err
     same_result(straight, tmp_path / "runs" / "b-final")
 
@@ -130,9 +133,7 @@ def test_one_worker_alone(shards: Path, tmp_path: Path) -> None:
     assert code == 0, err
     process = start(tmp_path / "killed", *command)
     wait_for(process, "epoch 1/")
-    (worker,) = [
-        pid for pid in children(process.pid) if b"ray::Worker.fit" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    (worker,) = training_workers(process)
     os.kill(worker, signal.SIGKILL)
     wait_for(process, "a worker was lost")
     wait_for(process, "resumes after epoch")

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray.train
+from ray.exceptions import RayActorError
 
 from mlic.cluster.resources import Share
 from mlic.config.train import TrainConfig
+from mlic.errors import RunError
+from mlic.train import workers
 from mlic.train.checkpoints import read_history
-from mlic.train.workers import group
+from mlic.train.workers import Worker, actors, group, raise_failure, trains_here
 from tests.train.test_training_loop import settings, without_times
 
 
@@ -57,3 +61,58 @@ def test_ray_train_looks_for_gpus_that_hang(tmp_path: Path, monkeypatch: pytest.
     where = {"folder": str(tmp_path), "owner": str(tmp_path), "attempt": 1, "dtype": "fp32", "keep_scores": False}
     group(TrainConfig(shards=tmp_path), where, Share(2, 1, gpus), embedded=False, name="attempt-1-0")
     assert os.environ.get(detector) == ("1" if gpus else None)
+
+
+def where(folder: Path) -> dict[str, Any]:
+    (folder / "run.json").write_text(json.dumps({"format": 1, "attempt": 1}))
+    return {"folder": str(folder), "owner": str(folder), "attempt": 1, "dtype": "fp32", "keep_scores": False}
+
+
+def test_ray_train_is_used_on_clusters_and_gpus() -> None:
+    assert trains_here(embedded=True, share=Share(2, 1, 0))
+    assert trains_here(embedded=False, share=Share(1, 1, 0))
+    assert not trains_here(embedded=False, share=Share(2, 1, 0))
+    assert not trains_here(embedded=True, share=Share(2, 1, 1))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_actors_train_as_a_group_of_ray_train_does(shards: Path, ray_cluster: None, tmp_path: Path) -> None:
+    config = settings(shards, epochs=2)
+    folders = [tmp_path / name for name in ("actors", "group")]
+    for folder in folders:
+        folder.mkdir()
+    actors(config, where(folders[0]), Share(2, 1, 0))()
+    group(config, where(folders[1]), Share(2, 1, 0), embedded=True, name="attempt-1-0").fit()
+    histories = [without_times(read_history(folder)) for folder in folders]
+    assert len(histories[0]) == 2
+    assert histories[0] == histories[1]
+
+
+class _Failing(Worker):
+    """Rank 1 fails or dies; rank 0 waits for it until it hears of it."""
+
+    def fit(self, arguments: dict[str, Any], rank: int, world_size: int, store: str) -> None:  # noqa: ARG002
+        if rank == 1 and arguments["until"] == 1:
+            raise ValueError("a bad day")
+        if rank == 1:
+            os._exit(1)
+        if arguments["until"] == 2:
+            raise RuntimeError("connection closed by peer")
+        time.sleep(60)
+
+
+@pytest.mark.ray
+def test_a_rank_that_fails_or_dies_ends_its_group(
+    shards: Path, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A death that a peer hears of first is still a death: the training starts again after it."""
+    monkeypatch.setattr(workers, "Worker", _Failing)
+    train = actors(settings(shards, epochs=2), where(tmp_path), Share(2, 1, 0), until=1)
+    with pytest.raises(workers.GroupError) as failed:
+        train()
+    with pytest.raises(RunError, match="rank 1: .*a bad day"):
+        raise_failure(tmp_path, 1, failed.value)
+    for until in (2, 3):
+        with pytest.raises(RayActorError):
+            actors(settings(shards, epochs=2), where(tmp_path), Share(2, 1, 0), until)()
