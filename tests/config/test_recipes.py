@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner
@@ -127,23 +130,40 @@ def few(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for checkpoints of up to two gigabytes: in memory, where there is room."""
+    memory = Path("/dev/shm")  # noqa: S108 - its file names are random
+    if not memory.is_dir() or min(shutil.disk_usage(memory).free, psutil.virtual_memory().available) < 10 << 30:
+        yield tmp_path_factory.mktemp("scratch")
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+def publish(arch: str, torch_home: Path) -> None:
+    """Random weights where PyTorch keeps the published ones."""
+    url = zoo.weights_url(arch)
+    assert url is not None
+    published = torch_home / "hub" / "checkpoints" / url.rpartition("/")[2]
+    if not published.exists():
+        published.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(zoo.build(arch, 1000, 3, 224, {}).state_dict(), published)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.stem != "e-cnn-second"], ids=lambda path: path.stem)
-def test_a_recipe_runs(path: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_runs(path: Path, few: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps at 64 pixels, or what the net needs. Published weights are stood in for by random ones where PyTorch
     keeps them; resuming from another run, as e-cnn-second does, is in test_pipeline."""
     arch = config(path).arch
     size = 128 if arch in ("a-cnn3", "d-cnn") else 96 if arch in reference.NETS else 64
     found = config(path, shards=few, epochs=1, image_size=size, batch_size=16, doctor=False, checkpoint_minutes=60)
     if found.weights == "default":
-        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-        url = zoo.weights_url(arch)
-        assert url is not None
-        published = tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2]
-        published.parent.mkdir(parents=True)
-        torch.save(zoo.build(arch, 1000, 3, 224, {}).state_dict(), published)
-    folder = tmp_path / "run"
+        monkeypatch.setenv("TORCH_HOME", str(scratch / "torch"))
+        publish(arch, scratch / "torch")
+    folder = scratch / path.stem
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({"format": 1, "attempt": 1}))
     training_loop.fit(found, RankContext(0, 1, torch.device("cpu"), folder, folder, 1), lambda _: None)
@@ -152,7 +172,7 @@ def test_a_recipe_runs(path: Path, few: Path, tmp_path: Path, monkeypatch: pytes
     assert checkpoints.read_best(folder).epoch == 1
     begins = (folder / "log.txt").read_text()
     assert ("tensors by name" if found.weights == "default" else "random weights") in begins
-    shutil.rmtree(tmp_path)  # up to two gigabytes
+    shutil.rmtree(folder)
 
 
 def test_recipes_are_listed_printed_and_taken_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
