@@ -32,9 +32,9 @@ from benchmarks.results import write_section
 from mlic.config.data import PackConfig
 from mlic.config.predict import PredictConfig
 from mlic.config.train import TrainConfig
-from mlic.data.augment import Normalizer
-from mlic.data.decoding import ahead, decode_batch
 from mlic.data.loader import Batch, ShardReader
+from mlic.data.pixels.augment import Normalizer
+from mlic.data.pixels.decoding import ahead, decode_batch
 from mlic.data.shards import read_split
 from mlic.model import amp, runtimes
 from mlic.train import setup

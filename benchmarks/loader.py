@@ -110,7 +110,7 @@ def measure(engine: str, corpus: Corpus) -> dict[str, float]:
     """Run one engine in this process: images per second of CPU time, and seconds to its first batch."""
     import torch
 
-    from mlic.data.augment import Normalizer
+    from mlic.data.pixels.augment import Normalizer
 
     torch.set_num_threads(1)
     normalize = Normalizer((0.5,) * 3, (0.25,) * 3, torch.device("cpu"))

@@ -27,8 +27,8 @@ from mlic.config.data import PackConfig
 from mlic.config.load import build, read_file
 from mlic.config.recipes import Told, recipes, reported
 from mlic.config.train import TrainConfig
-from mlic.data.augment import Normalizer
 from mlic.data.loader import ShardReader, eval_batches
+from mlic.data.pixels.augment import Normalizer
 from mlic.data.shards import read_index, read_split
 from mlic.errors import MlicError
 from mlic.metrics import thresholds

@@ -9,7 +9,7 @@ import pytest
 # Loaded by every Python process of a test: an image whose file ends in POISON kills the one that decodes it.
 _HOOK = """
 import os, signal, sys
-from mlic.data import images
+from mlic.data.pixels import images
 plain = images.decode
 def decode(data, *arguments, **settings):
     if data.endswith(b"POISON"):

@@ -23,9 +23,9 @@ from mlic.config.data import Preprocessing
 from mlic.config.predict import ExportConfig, PredictConfig
 from mlic.config.train import TrainConfig
 from mlic.config.types import Distortion
-from mlic.data.augment import Normalizer, distort, distortions
 from mlic.data.loader import Batch, ShardReader, eval_batches, to_device
-from mlic.data.rand_augment import rand_augment
+from mlic.data.pixels.augment import Normalizer, distort, distortions
+from mlic.data.pixels.rand_augment import rand_augment
 from mlic.data.shards import read_split
 from mlic.errors import RunError
 from mlic.export.export import export

@@ -26,7 +26,7 @@ from mlic.config.predict import PredictConfig
 from mlic.config.remote_path import RemotePath
 from mlic.config.types import Backend, Location
 from mlic.data import storage
-from mlic.data.decoding import ahead, decode_batch
+from mlic.data.pixels.decoding import ahead, decode_batch
 from mlic.data.shards import Split
 from mlic.data.sources.image_listing import Listing
 from mlic.model import bundle, runtimes

@@ -48,7 +48,7 @@ class Network:
         os.environ.setdefault("MKL_CBWR", _SAME_BITS)
         import torch
 
-        from mlic.data.augment import Normalizer
+        from mlic.data.pixels.augment import Normalizer
         from mlic.model import amp
 
         if device == "cpu":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlic.data import deep_images
+from mlic.data.pixels import deep_images
 
 Array = np.ndarray[Any, Any]
 

@@ -22,8 +22,9 @@ import torch
 
 from mlic.config.data import Preprocessing
 from mlic.config.fit import Interpolation
-from mlic.data import cache, images, storage
-from mlic.data.decoding import decode_batch, loader_threads, resize
+from mlic.data import cache, storage
+from mlic.data.pixels import images
+from mlic.data.pixels.decoding import decode_batch, loader_threads, resize
 from mlic.data.shard_window import ShardWindow
 from mlic.data.shards import Split
 from mlic.errors import DataError

@@ -26,7 +26,8 @@ import pyarrow as pa
 
 from mlic.config.remote_path import RemotePath
 from mlic.config.types import Location
-from mlic.data import images, sample_columns, storage
+from mlic.data import sample_columns, storage
+from mlic.data.pixels import images
 from mlic.data.sample_columns import Names
 from mlic.errors import DataError
 

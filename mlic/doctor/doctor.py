@@ -20,7 +20,8 @@ from mlic.cluster.resources import Cluster, task_share
 from mlic.config.base import Model
 from mlic.config.data import DoctorConfig
 from mlic.config.types import AnyPath, Location
-from mlic.data import images, storage
+from mlic.data import storage
+from mlic.data.pixels import images
 from mlic.data.shards import Split, check_sizes, holds, natural_order, read_index, read_sample, read_split, read_table
 from mlic.doctor import features as features_of
 from mlic.doctor.alignment import Alignment, Stretch, doubtful, probe, stretches

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mlic.data import deep_images
+from mlic.data.pixels import deep_images
 
 _SIDE, _GRID, _BINS = 32, 4, 6
 

@@ -18,9 +18,10 @@ from mlic.cluster import pool
 from mlic.cluster.connect import connect
 from mlic.cluster.resources import Cluster, task_share
 from mlic.config.data import ExploreConfig
-from mlic.data import deep_images, duplicates, images, label_join, label_stats, shards, storage
+from mlic.data import duplicates, label_join, label_stats, shards, storage
 from mlic.data.annotations.options import options_of
 from mlic.data.annotations.read import read_annotations
+from mlic.data.pixels import deep_images, images
 from mlic.data.shards import INDEX, Split
 from mlic.data.sources import image_sources
 from mlic.data.sources.image_listing import Listing

@@ -21,8 +21,8 @@ from mlic.config.base import Model
 from mlic.config.predict import ExportConfig
 from mlic.config.types import Location
 from mlic.data import storage
-from mlic.data.decoding import decode_batch
-from mlic.data.images import MAX_PIXELS
+from mlic.data.pixels.decoding import decode_batch
+from mlic.data.pixels.images import MAX_PIXELS
 from mlic.data.shards import INDEX
 from mlic.errors import ConfigError, DataError, RunError
 from mlic.evaluate.evaluate import shards_of

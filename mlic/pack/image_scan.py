@@ -12,7 +12,8 @@ import numpy as np
 from mlic.cluster import pool
 from mlic.cluster.resources import Share
 from mlic.config.types import Location
-from mlic.data import duplicates, images, storage
+from mlic.data import duplicates, storage
+from mlic.data.pixels import images
 from mlic.data.sources.image_listing import Listing, Reader
 from mlic.errors import PartialError
 from mlic.runs.files import write_atomic

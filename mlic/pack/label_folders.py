@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from mlic.data.images import BadImage
 from mlic.data.label_join import Joined
+from mlic.data.pixels.images import BadImage
 from mlic.data.sources.image_listing import Listing
 
 FORMAT = "one folder per label"

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from mlic.config.types import Operation
-from mlic.data import images
+from mlic.data.pixels import images
 
 _DEGREES, _SHIFT = 15.0, 0.1  # the largest change in either direction; the shift as a share of a side
 _ERASED = (0.02, 0.2)  # share of the area that is painted over

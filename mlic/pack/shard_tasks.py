@@ -16,7 +16,8 @@ from mlic.cluster import pool
 from mlic.cluster.resources import Share
 from mlic.config.data import PackConfig
 from mlic.config.types import Location
-from mlic.data import images, shards, storage
+from mlic.data import shards, storage
+from mlic.data.pixels import images
 from mlic.data.sources.image_listing import Listing, Reader
 from mlic.errors import ClusterError, DataError, PartialError
 from mlic.pack import shard_plan, shard_writer

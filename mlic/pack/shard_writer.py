@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from mlic.data import images
+from mlic.data.pixels import images
 from mlic.data.sources.image_listing import Reader
 from mlic.pack.offline_augment import render
 from mlic.pack.shard_plan import NO_EXPANSION, Array, Expansion, Samples, ShardPlan, Written

@@ -13,10 +13,10 @@ from PIL import Image
 
 from mlic.config.data import Preprocessing
 from mlic.config.train import TrainConfig
-from mlic.data import deep_images, images
-from mlic.data.augment import Normalizer
-from mlic.data.decoding import input_box
 from mlic.data.loader import ShardReader
+from mlic.data.pixels import deep_images, images
+from mlic.data.pixels.augment import Normalizer
+from mlic.data.pixels.decoding import input_box
 from mlic.data.shards import Split
 from mlic.model import saliency
 from mlic.report.evidence import Training

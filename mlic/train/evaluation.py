@@ -13,8 +13,8 @@ from torch import nn
 
 from mlic.config.train import TrainConfig
 from mlic.config.types import Loss
-from mlic.data.augment import on_device
 from mlic.data.loader import Batch
+from mlic.data.pixels.augment import on_device
 from mlic.data.shards import Split
 from mlic.errors import RunError
 from mlic.metrics import metrics, ranking

@@ -14,8 +14,8 @@ from torch import nn
 from mlic.config.data import Preprocessing
 from mlic.config.train import TrainConfig
 from mlic.data import cache, storage
-from mlic.data.augment import margin
 from mlic.data.loader import Batch, FeatureReader, ShardReader, eval_batches, to_device
+from mlic.data.pixels.augment import margin
 from mlic.data.shard_window import ShardWindow
 from mlic.data.shards import Split
 from mlic.model import runtimes

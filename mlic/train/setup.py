@@ -17,8 +17,8 @@ from mlic.config.fit import Color, FitSettings
 from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig
 from mlic.config.types import WEIGHTED
-from mlic.data import deep_images
-from mlic.data.images import MAX_PIXELS, BadImage
+from mlic.data.pixels import deep_images
+from mlic.data.pixels.images import MAX_PIXELS, BadImage
 from mlic.data.shards import Split, read_index, read_split
 from mlic.errors import ConfigError, DataError
 from mlic.metrics import metrics

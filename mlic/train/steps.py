@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlic.config.train import TrainConfig
 from mlic.config.types import parse_policy
-from mlic.data.augment import mix, on_device
 from mlic.data.loader import Batch
+from mlic.data.pixels.augment import mix, on_device
 from mlic.data.shards import Split
 from mlic.errors import RunError
 from mlic.model import amp, layer_groups, losses, optim

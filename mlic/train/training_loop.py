@@ -25,8 +25,8 @@ from torch import nn
 from mlic.config.base import result_settings
 from mlic.config.train import TrainConfig
 from mlic.data import sampling_weights
-from mlic.data.augment import Normalizer, on_device
 from mlic.data.loader import Batch, FeatureReader, ShardReader
+from mlic.data.pixels.augment import Normalizer, on_device
 from mlic.data.shards import Split, read_split
 from mlic.errors import ConfigError
 from mlic.metrics import decision

@@ -24,7 +24,7 @@ from mlic.batch_predict.actor import Predictor, Trail
 from mlic.batch_predict.inference import Network
 from mlic.batch_predict.predict import list_items, predict
 from mlic.config.predict import PredictConfig
-from mlic.data.decoding import ahead
+from mlic.data.pixels.decoding import ahead
 from mlic.errors import ConfigError
 from mlic.metrics import thresholds
 from mlic.model import runtimes

@@ -22,7 +22,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config, with_e
 from ray.runtime_env import RuntimeEnv
 
 from mlic.cli.main import cli
-from mlic.data.images import EXTENSIONS
+from mlic.data.pixels.images import EXTENSIONS
 from tests.golden import ROOT
 
 CLUSTER = ROOT / "cluster"

@@ -10,8 +10,8 @@ from torchvision.transforms import functional as tv
 
 from mlic.config.train import TrainConfig
 from mlic.config.types import Distortion
-from mlic.data.augment import Normalizer, distort, distortions, mix
-from mlic.data.rand_augment import rand_augment
+from mlic.data.pixels.augment import Normalizer, distort, distortions, mix
+from mlic.data.pixels.rand_augment import rand_augment
 from tests.waits import META, Waits
 
 

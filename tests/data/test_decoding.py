@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mlic.config.data import Preprocessing
-from mlic.data import decoding
+from mlic.data.pixels import decoding
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

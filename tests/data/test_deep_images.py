@@ -19,9 +19,9 @@ from mlic.batch_predict.predict import predict
 from mlic.config.data import PackConfig, Preprocessing
 from mlic.config.predict import ExportConfig, PredictConfig
 from mlic.config.train import TrainConfig
-from mlic.data import deep_images, images
-from mlic.data.decoding import decode_batch, resize
-from mlic.data.images import BadImage
+from mlic.data.pixels import deep_images, images
+from mlic.data.pixels.decoding import decode_batch, resize
+from mlic.data.pixels.images import BadImage
 from mlic.errors import DataError
 from mlic.export.export import export
 from mlic.model import bundle

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlic.data import images
+from mlic.data.pixels import images
 from mlic.data.sources.image_sources import list_images
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mlic.data.images import BadImage
+from mlic.data.pixels.images import BadImage
 from mlic.data.sources import image_listing, image_sources
 from mlic.errors import DataError
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from mlic.config.data import Preprocessing
-from mlic.data import images
-from mlic.data.decoding import decode_batch
-from mlic.data.images import BadImage
+from mlic.data.pixels import images
+from mlic.data.pixels.decoding import decode_batch
+from mlic.data.pixels.images import BadImage
 
 LIMIT = 10_000_000
 

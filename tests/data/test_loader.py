@@ -14,9 +14,9 @@ from PIL import Image
 
 from mlic.config.data import Preprocessing
 from mlic.data import cache, shards
-from mlic.data.augment import Normalizer, crops, margin, mirrors
-from mlic.data.decoding import ahead
 from mlic.data.loader import ShardReader, eval_batches, train_bounds
+from mlic.data.pixels.augment import Normalizer, crops, margin, mirrors
+from mlic.data.pixels.decoding import ahead
 from mlic.data.sample_columns import Names
 from mlic.data.sources.image_sources import list_images
 from mlic.errors import DataError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlic.data.images import BadImage
+from mlic.data.pixels.images import BadImage
 from mlic.pack import offline_augment
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from mlic.config.train import TrainConfig
 from mlic.data import sampling_weights
-from mlic.data.augment import distortions
+from mlic.data.pixels.augment import distortions
 from mlic.data.shards import natural_order, read_split
 from mlic.errors import ConfigError
 from mlic.train import epoch_order, setup

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mlic.data.augment import Normalizer
 from mlic.data.loader import Batch, ShardReader
+from mlic.data.pixels.augment import Normalizer
 from mlic.errors import RunError
 from mlic.train import epoch_order, readers, setup
 from mlic.train.steps import Steps, memory_errors

@@ -17,8 +17,8 @@ from torch import multiprocessing
 
 from mlic.config.data import Preprocessing
 from mlic.config.train import TrainConfig
-from mlic.data.augment import Normalizer
 from mlic.data.loader import ShardReader, eval_batches
+from mlic.data.pixels.augment import Normalizer
 from mlic.data.shards import read_split
 from mlic.errors import ConfigError, DataError, RunError
 from mlic.metrics import metrics

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mlic.data.annotations.cells import WORDS
-from mlic.data.images import EXTENSIONS
+from mlic.data.pixels.images import EXTENSIONS
 from mlic.errors import DataError
 
 

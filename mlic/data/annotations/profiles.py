@@ -11,7 +11,7 @@ from typing import Any
 
 from mlic.data.annotations.cells import Kind, kind_of
 from mlic.data.annotations.table_files import Table
-from mlic.data.images import EXTENSIONS
+from mlic.data.pixels.images import EXTENSIONS
 from mlic.errors import DataError
 
 _SAMPLE, _DISTINCT = 200, 1000

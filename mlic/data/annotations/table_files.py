@@ -16,7 +16,7 @@ from mlic.data.annotations.cells import WORDS
 from mlic.data.annotations.column_names import LABEL_COLUMNS, NAME_COLUMNS, SPLITS, VALUE_COLUMNS
 from mlic.data.annotations.json_records import plain_record
 from mlic.data.annotations.text_files import encoding_of, parsed_json, text_lines
-from mlic.data.images import EXTENSIONS
+from mlic.data.pixels.images import EXTENSIONS
 from mlic.data.sources import parquet_images
 from mlic.errors import DataError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlic.data.annotations.column_names import NAME_COLUMNS
-from mlic.data.images import EXTENSIONS
+from mlic.data.pixels.images import EXTENSIONS
 from mlic.errors import DataError
 
 Rows = list[list[Any]]

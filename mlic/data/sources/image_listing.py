@@ -22,8 +22,9 @@ import pyarrow.compute as pc
 
 from mlic.config.remote_path import RemotePath
 from mlic.config.types import Location
-from mlic.data import images, storage
-from mlic.data.images import EXTENSIONS, BadImage
+from mlic.data import storage
+from mlic.data.pixels import images
+from mlic.data.pixels.images import EXTENSIONS, BadImage
 from mlic.data.sources import parquet_images
 
 Array = np.ndarray[Any, Any]

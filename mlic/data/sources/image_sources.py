@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlic.config.types import Location
-from mlic.data import images, storage
-from mlic.data.images import EXTENSIONS
+from mlic.data import storage
+from mlic.data.pixels import images
+from mlic.data.pixels.images import EXTENSIONS
 from mlic.data.sources import parquet_images
 from mlic.data.sources.image_listing import DEFLATED, MEMBER, PLAIN, REFUSED, Array, Listing, resolve, sample_keys
 from mlic.errors import DataError

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from mlic.config.types import Location
-from mlic.data import images, storage
+from mlic.data import storage
+from mlic.data.pixels import images
 from mlic.errors import ClusterError, DataError
 
 _NAMES = ("image", "img", "images", "jpg", "png", "webp")  # of columns, the likely ones first

@@ -20,8 +20,8 @@ from mlic.data.annotations.options import LabelOptions, label_names
 from mlic.data.annotations.table_files import json_lines, records
 from mlic.data.annotations.tables import read_table
 from mlic.data.annotations.text_files import text_lines, viewed_json
-from mlic.data.images import EXTENSIONS
 from mlic.data.marks import Annotations, Builder
+from mlic.data.pixels.images import EXTENSIONS
 from mlic.errors import DataError
 
 _IMAGE_KEYS = frozenset(NAME_COLUMNS) - {"id", "key", "name"}  # of a record that is about one image

@@ -9,8 +9,8 @@ from typing import Any
 
 from mlic.data.annotations.column_names import NAME_COLUMNS
 from mlic.data.annotations.options import LabelOptions
-from mlic.data.images import EXTENSIONS
 from mlic.data.marks import Annotations, Builder
+from mlic.data.pixels.images import EXTENSIONS
 from mlic.errors import DataError
 
 # Fields of FiftyOne that name classes, and where those with several of them have them.

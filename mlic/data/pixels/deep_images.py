@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mlic.config.fit import Color
-from mlic.data import images
-from mlic.data.images import BadImage
+from mlic.data.pixels import images
+from mlic.data.pixels.images import BadImage
 
 Array = np.ndarray[Any, Any]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mlic.config.data import Preprocessing
 from mlic.config.fit import Interpolation
-from mlic.data import deep_images, images
+from mlic.data.pixels import deep_images, images
 
 Array = np.ndarray[Any, Any]
 

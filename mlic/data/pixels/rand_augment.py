@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from mlic.data.augment import on_device
+from mlic.data.pixels.augment import on_device
 
 Array = np.ndarray[Any, Any]
 

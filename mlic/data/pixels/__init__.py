@@ -1,0 +1,1 @@
+"""Pixels: formats of image files, decoding, deep images and augmentation."""
