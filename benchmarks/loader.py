@@ -62,7 +62,7 @@ def mlic_decoding(corpus: Corpus, limit_gb: float = 0) -> Iterator[Any]:
     from mlic.config.data import Preprocessing
     from mlic.data.loader import ShardReader, train_bounds
     from mlic.data.shards import read_split
-    from mlic.train.epoch_order import EpochOrder
+    from mlic.train.batches.epoch_order import EpochOrder
 
     prep = Preprocessing(image_size=corpus.size, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3, resize="squash")
     split = read_split(corpus.folder / "shards", "train")

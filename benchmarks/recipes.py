@@ -36,7 +36,8 @@ from mlic.metrics.calibration import Calibration
 from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle, losses, weights
 from mlic.pack.pack import pack
-from mlic.train import checkpoints, evaluation, launch, readers, setup, training_loop
+from mlic.train import checkpoints, evaluation, launch, setup, training_loop
+from mlic.train.batches import readers
 from mlic.train.rank import RankContext
 
 RESULTS = Path(__file__).parent / "recipes.json"

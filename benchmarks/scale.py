@@ -199,7 +199,7 @@ def epoch(meter: Meter, _: Path) -> None:
 
 def _batches(items: int, places: int, seed: int, rates: np.ndarray[Any, Any] | None = None) -> Iterator[Any]:
     """The samples of batches at random places of an epoch."""
-    from mlic.train.epoch_order import EpochOrder
+    from mlic.train.batches.epoch_order import EpochOrder
 
     order = EpochOrder(items, rates, seed, 0)
     for start in np.random.default_rng(seed).integers(0, len(order) - _BATCH, places).tolist():

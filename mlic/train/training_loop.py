@@ -32,8 +32,9 @@ from mlic.errors import ConfigError
 from mlic.metrics import decision
 from mlic.model import amp, bundle, layer_groups, malloc, optim, weights, zoo
 from mlic.runs.files import fingerprint
-from mlic.train import epoch_order, evaluation, readers, setup, streaming
-from mlic.train.bad_samples import BadSamples
+from mlic.train import evaluation, setup
+from mlic.train.batches import epoch_order, readers, streaming
+from mlic.train.batches.bad_samples import BadSamples
 from mlic.train.checkpoints import Checkpoints, copy_of
 from mlic.train.epoch_choice import is_done, objective
 from mlic.train.rank import RankContext

@@ -21,7 +21,7 @@ from mlic.data.sample_columns import Names
 from mlic.data.sources.image_sources import list_images
 from mlic.errors import DataError
 from mlic.pack import shard_plan, shard_writer
-from mlic.train.epoch_order import EpochOrder
+from mlic.train.batches.epoch_order import EpochOrder
 
 
 def batches(num_samples: int, epoch: int, batch_size: int, world_size: int) -> list[list[int]]:

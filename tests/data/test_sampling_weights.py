@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlic.data.sampling_weights import rates
-from mlic.train.epoch_order import EpochOrder
+from mlic.train.batches.epoch_order import EpochOrder
 
 
 def epoch_order(rates: np.ndarray[Any, Any], seed: int, epoch: int) -> np.ndarray[Any, Any]:

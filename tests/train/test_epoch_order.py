@@ -14,7 +14,8 @@ from mlic.data import sampling_weights
 from mlic.data.pixels.augment import distortions
 from mlic.data.shards import natural_order, read_split
 from mlic.errors import ConfigError
-from mlic.train import epoch_order, setup
+from mlic.train import setup
+from mlic.train.batches import epoch_order
 
 
 def config(shards: Path, **changes: Any) -> TrainConfig:

@@ -12,7 +12,8 @@ import torch
 from mlic.data.loader import Batch, ShardReader
 from mlic.data.pixels.augment import Normalizer
 from mlic.errors import RunError
-from mlic.train import epoch_order, readers, setup
+from mlic.train import setup
+from mlic.train.batches import epoch_order, readers
 from mlic.train.steps import Steps, memory_errors
 from tests.train.test_training_loop import place, settings
 from tests.waits import META, Waits

@@ -10,9 +10,9 @@ import pytest
 
 from mlic.data.loader import train_bounds
 from mlic.errors import ConfigError
-from mlic.train import stream_order
-from mlic.train.epoch_order import EpochOrder
-from mlic.train.stream_order import StreamOrder
+from mlic.train.batches import stream_order
+from mlic.train.batches.epoch_order import EpochOrder
+from mlic.train.batches.stream_order import StreamOrder
 
 Array = np.ndarray[Any, Any]
 SIZES = np.random.default_rng(0).integers(20, 40, 37)

@@ -15,7 +15,8 @@ from mlic.config.train import TrainConfig
 from mlic.data import storage
 from mlic.errors import ConfigError
 from mlic.pack.pack import pack
-from mlic.train import checkpoints, streaming, training_loop
+from mlic.train import checkpoints, training_loop
+from mlic.train.batches import streaming
 from mlic.train.setup import train_split
 from tests.train.test_training_loop import _rank, ask_to_stop, goes_on_alike, place, settings, weights
 

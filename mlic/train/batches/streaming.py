@@ -14,11 +14,11 @@ from mlic.data.loader import eval_batches
 from mlic.data.shard_window import ShardWindow, Use
 from mlic.data.shards import Split
 from mlic.errors import ConfigError
-from mlic.train import stream_order
-from mlic.train.epoch_order import EpochOrder, Shown
+from mlic.train.batches import stream_order
+from mlic.train.batches.epoch_order import EpochOrder, Shown
+from mlic.train.batches.stream_order import StreamOrder
 from mlic.train.rank import RankContext
 from mlic.train.setup import has_fixed_features
-from mlic.train.stream_order import StreamOrder
 
 Array = np.ndarray[Any, Any]
 

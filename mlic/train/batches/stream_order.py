@@ -17,7 +17,7 @@ import numpy as np
 from mlic.data.draws import permuted
 from mlic.data.shard_window import Use
 from mlic.errors import ConfigError
-from mlic.train.epoch_order import EpochOrder
+from mlic.train.batches.epoch_order import EpochOrder
 
 Array = np.ndarray[Any, Any]
 

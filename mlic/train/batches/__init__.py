@@ -1,0 +1,1 @@
+"""Batches: the order of an epoch, readers of samples, streamed shards and samples that cannot be decoded."""
