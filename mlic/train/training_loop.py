@@ -15,7 +15,6 @@ import math
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -94,7 +93,7 @@ def epochs(
         malloc.keep()
     train, val = setup.train_split(config, checked=True), read_split(config.shards, "val", config.fold, checked=True)
     copy = None if config.checkpoint_copy is None else copy_of(config.checkpoint_copy, context.folder, context.owner)
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         path = weights.resolve(config.arch, config.weights)
         known_by = fingerprint(result_settings(config), train.fingerprint, path and weights.digest(path))
         checkpoints = stack.enter_context(Checkpoints(context, copy, known_by, keep_scores))
@@ -129,7 +128,7 @@ class _Fitting:
         context: RankContext,
         splits: tuple[Split, Split],
         checkpoints: Checkpoints,
-        stack: ExitStack,
+        stack: contextlib.ExitStack,
         groups: int,
     ) -> None:
         train, _ = self.train, self.val = splits
