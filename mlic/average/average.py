@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mlic.config.base import Model
 from mlic.config.predict import AverageConfig
 from mlic.errors import DataError
+from mlic.metrics.decision import Settled
 from mlic.metrics.measurement import Measurement
 from mlic.model import bundle
 from mlic.model.member import Member
@@ -62,19 +64,7 @@ def average(config: AverageConfig) -> AverageReport:
         first = next(iter(models))
         for name in models:
             _check_same(first, models[first], bests[first], name, models[name], bests[name])
-        model = models[first]
-        settled, measurement = fuse(
-            config.out,
-            list(bests.values()),
-            [_member(loaded) for loaded in models.values()],
-            model.labels,
-            model.preprocessing,
-            config.policy,
-            config.calibration,
-            config.seed,
-            _OBJECTIVE,
-            {"run": config.out.name, "runs": list(models), "shards": model.provenance["shards"], "seed": config.seed},
-        )
+        settled, measurement = _fuse(config, models, bests)
         alone = {
             name: decide(
                 config.policy,
@@ -101,6 +91,31 @@ def average(config: AverageConfig) -> AverageReport:
         )
         run.finish(report)
     return report
+
+
+def _fuse(
+    config: AverageConfig, models: Mapping[str, bundle.Bundle], bests: Mapping[str, checkpoints.Best]
+) -> tuple[Settled, Measurement]:
+    """Write the bundle of the average; returns its decisions and their measurement."""
+    model = next(iter(models.values()))
+    provenance = {
+        "run": config.out.name,
+        "runs": list(models),
+        "shards": model.provenance["shards"],
+        "seed": config.seed,
+    }
+    return fuse(
+        config.out,
+        list(bests.values()),
+        [_member(loaded) for loaded in models.values()],
+        model.labels,
+        model.preprocessing,
+        config.policy,
+        config.calibration,
+        config.seed,
+        _OBJECTIVE,
+        provenance,
+    )
 
 
 def _name(path: Path) -> str:

@@ -69,9 +69,7 @@ def run(
             for ready in signals.done(running):
                 piece = running.pop(ready)
                 try:
-                    yield piece.content, ray.get(ready)
-                except ray.exceptions.RayTaskError as error:
-                    raise error.cause from None
+                    yield piece.content, _result(ready)
                 except deaths() as error:
                     logger.warning("a worker died; its task is retried in smaller pieces")
                     logger.debug("%s", error)
@@ -79,15 +77,26 @@ def run(
                     again += smaller or []
                     if smaller is None:
                         yield piece.content, lost(piece.content, _reason(error))
-                except ray.exceptions.RayError as error:
-                    raise ClusterError(
-                        f"Ray failed: {' '.join(str(error).split())[:300]}.", "run the same command again."
-                    ) from None
     finally:  # after an error, no task may still write while the next attempt runs
         for ready in running:
             ray.cancel(ready, force=True)
         if running:
             ray.wait(list(running), num_returns=len(running), timeout=10)
+
+
+def _result(reference: Any) -> Any:
+    """The result of a task. Raises what it raised, one of `deaths()`, or ClusterError."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except deaths():
+        raise
+    except ray.exceptions.RayError as error:
+        text = " ".join(str(error).split())[:300]
+        raise ClusterError(f"Ray failed: {text}.", "run the same command again.") from None
 
 
 def run_on_actors(
@@ -111,51 +120,76 @@ def run_on_actors(
     """
     import ray
 
-    actor = ray.remote(
-        num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0, max_concurrency=at_once
-    )(actor_class)
-    waiting, idle = list(reversed(tasks)), list[Any]()
-    running: dict[Any, tuple[T | None, Any]] = {}  # by Ray reference: (task, actor), or (None, actor) that starts
-
-    def start() -> None:
-        worker = actor.remote(*arguments)
-        running[worker.ready.remote()] = (None, worker)
-
+    actors: _Actors[T] = _Actors(actor_class, arguments, share, at_once)
     for _ in range(min(share.workers, len(tasks))):
-        start()
+        actors.start()
+    waiting = list(reversed(tasks))
     begun, in_vain = dict.fromkeys(tasks, 0), 0
-    while waiting or any(name is not None for name, _ in running.values()):
-        for reference in signals.done(running):
-            name, worker = running.pop(reference)
+    while waiting or any(name is not None for name, _ in actors.running.values()):
+        for reference in signals.done(actors.running):
+            name, worker = actors.running.pop(reference)
             try:
                 result = ray.get(reference)
                 if name is not None:
                     yield name, result, None
                 in_vain = 0
-                idle += [worker] * (1 if name is not None else at_once)
+                actors.idle += [worker] * (1 if name is not None else at_once)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
             except (ray.exceptions.RayActorError, *deaths()) as error:
                 why = " ".join(str(error).split())[:200]
                 count = 0 if name is None else attempts(name)
                 in_vain = 0 if name is not None and count > begun[name] else in_vain + 1
-                if in_vain >= _IN_VAIN:
-                    raise ClusterError(
-                        f"{in_vain} workers died before they started: {why}.",
-                        "look at the memory that each worker has; -v shows Ray's own log.",
-                    ) from None
+                _check_not_in_vain(in_vain, why)
                 if name is not None and count >= most_attempts:
                     yield name, None, why
                 elif name is not None:
                     logger.warning("a worker died at part %s, which is retried in smaller pieces", name)
                     waiting.append(name)
-                if not any(other is worker for _, other in running.values()):  # the last of its tasks to be lost
-                    start()
-                idle[:] = [other for other in idle if other is not worker]
-        while waiting and idle:
-            name, worker = waiting.pop(), idle.pop()
+                actors.replace(worker)
+        while waiting and actors.idle:
+            name = waiting.pop()
             begun[name] = attempts(name)
-            running[worker.run.remote(*task(name))] = (name, worker)
+            actors.give(name, task(name))
+
+
+class _Actors(Generic[T]):
+    """The actors of `run_on_actors`: those that are idle, and what the others do."""
+
+    def __init__(self, actor_class: type, arguments: tuple[Any, ...], share: Share, at_once: int) -> None:
+        import ray
+
+        self._actor = ray.remote(
+            num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0, max_concurrency=at_once
+        )(actor_class)
+        self._arguments = arguments
+        self.idle = list[Any]()
+        # By Ray reference: (task, actor), or (None, actor) that starts.
+        self.running: dict[Any, tuple[T | None, Any]] = {}
+
+    def start(self) -> None:
+        """Start an actor; it is idle once its `ready` has returned."""
+        worker = self._actor.remote(*self._arguments)
+        self.running[worker.ready.remote()] = (None, worker)
+
+    def give(self, name: T, arguments: tuple[Any, ...]) -> None:
+        """Give a task to an idle actor."""
+        worker = self.idle.pop()
+        self.running[worker.run.remote(*arguments)] = (name, worker)
+
+    def replace(self, worker: Any) -> None:
+        """Start an actor for one that has died, when the last of its tasks is known to be lost."""
+        self.idle = [other for other in self.idle if other is not worker]
+        if not any(other is worker for _, other in self.running.values()):
+            self.start()
+
+
+def _check_not_in_vain(deaths_in_turn: int, why: str) -> None:
+    if deaths_in_turn >= _IN_VAIN:
+        raise ClusterError(
+            f"{deaths_in_turn} workers died before they started: {why}.",
+            "look at the memory that each worker has; -v shows Ray's own log.",
+        ) from None
 
 
 def _next(pieces: Iterator[P]) -> _Piece[P] | None:

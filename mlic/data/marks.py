@@ -160,11 +160,7 @@ class Builder:
         names = pa.LargeStringArray.from_buffers(len(self), pa.py_buffer(self._ends), pa.py_buffer(self._text))
         self._text, self._ends = bytearray(), array("q", [0])
         file, line = np.frombuffer(self._file, np.int32), np.frombuffer(self._line, np.uint32)
-        image, label = np.frombuffer(self._image, np.int32), np.frombuffer(self._label, np.int32)
-        value = np.frombuffer(self._value, np.int8)
-        if self.numbers:
-            order = {name: number for number, name in enumerate(labels)}
-            label = np.array([order[name] for name in self.numbers], np.int32)[label]
+        image, label, value = self._cells(labels)
         if repeats == "refuse" and repeated:
             self._refuse_repeated(names, file, line)
         elif repeated:
@@ -180,12 +176,13 @@ class Builder:
             for kind, column in columns.items():
                 self._refuse_differing(kind, column, first[code], file, line)
             columns = {name: column.take(pa.array(first)) for name, column in columns.items()}
+            file, line = file[first], line[first]
         return Annotations(
             labels,
             names,
             tuple(self._files),
-            file if first is None else file[first],
-            line if first is None else line[first],
+            file,
+            line,
             image,
             label,
             value,
@@ -195,6 +192,14 @@ class Builder:
             fill=fill,
             **more,
         )
+
+    def _cells(self, labels: Sequence[str]) -> tuple[Array, Array, Array]:
+        """Image, label and value of each cell; labels are numbered as in `labels`."""
+        image, label = np.frombuffer(self._image, np.int32), np.frombuffer(self._label, np.int32)
+        if self.numbers:
+            order = {name: number for number, name in enumerate(labels)}
+            label = np.array([order[name] for name in self.numbers], np.int32)[label]
+        return image, label, np.frombuffer(self._value, np.int8)
 
     def _agreed(
         self, votes: _Votes, codes: Array, rule: Readers, fill: int, names: pa.Array, labels: Sequence[str]

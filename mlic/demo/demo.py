@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import Literal
 
 from mlic.batch_predict.predict import predict
 from mlic.cluster.connect import connect
@@ -56,7 +57,7 @@ class DemoReport(Model):
 def demo(config: DemoConfig) -> DemoReport:
     """Generate a corpus and run every stage on it, on one Ray; each stage may be stopped and continues."""
     out = config.out
-    corpus, shards, runs = out / "corpus", out / "shards", out / "runs"
+    corpus = out / "corpus"
     with Run.open(out, "demo", config, {}, config.fresh) as run:
         if run.finished and Path(run.report["report"]).is_file():
             return DemoReport(**run.report)
@@ -68,42 +69,48 @@ def demo(config: DemoConfig) -> DemoReport:
             (corpus / "done").touch()
         with connect(config.address) as cluster:
             workers = 1 if config.workers != "auto" and cluster.cpus < config.workers else config.workers
-            common = {"seed": config.seed, "address": config.address}
-            shared = {
-                "shards": shards,
-                "runs": runs,
-                "epochs": _EPOCHS,
-                "image_size": _IMAGE_SIZE,
-                "batch_size": 32,
-                **common,
-            }
-            _say("mlic pack")
-            pack(PackConfig(images=corpus / "images", labels=corpus / "annotations", out=shards, **common))
-            _say(f"mlic train, {_EPOCHS} epochs on {workers} workers")
-            trained = fit(TrainConfig(arch="b-final", color="rgb", name="train", workers=workers, **shared))
-            _say(f"mlic tune, {_TRIALS} trials")
-            searched = tune(TuneConfig(num_samples=_TRIALS, color="rgb", name="tune", **shared))
-            best = trained.run
-            if searched.measurement.values["f1_micro"] > trained.measurement.values["f1_micro"]:
-                best = searched.run
-            _say(f"mlic batch-predict with {best.name}")
-            predicted = predict(
-                PredictConfig(model=best, images=corpus / "unlabelled", out=out / "preds.tsv", address=config.address)
-            )
-            _say("mlic evaluate")
-            measured = evaluate(EvaluateConfig(predictions=best, labels=shards, out=out / "evaluation", **common))
-        report = DemoReport(
-            out=out,
-            shards=shards,
-            run=best,
-            search=searched.run,
-            predictions=predicted.out,
-            predicted=predicted.predicted,
-            report=measured.report,
-            measurement=measured.measurement,
-        )
+            report = _run_stages(config, corpus, workers)
         run.finish(report)
     return report
+
+
+def _run_stages(config: DemoConfig, corpus: Path, workers: int | Literal["auto"]) -> DemoReport:
+    """Run the stages that are not finished, one after the other."""
+    out = config.out
+    shards, common = out / "shards", {"seed": config.seed, "address": config.address}
+    shared = {
+        "shards": shards,
+        "runs": out / "runs",
+        "epochs": _EPOCHS,
+        "image_size": _IMAGE_SIZE,
+        "batch_size": 32,
+        **common,
+    }
+    _say("mlic pack")
+    pack(PackConfig(images=corpus / "images", labels=corpus / "annotations", out=shards, **common))
+    _say(f"mlic train, {_EPOCHS} epochs on {workers} workers")
+    trained = fit(TrainConfig(arch="b-final", color="rgb", name="train", workers=workers, **shared))
+    _say(f"mlic tune, {_TRIALS} trials")
+    searched = tune(TuneConfig(num_samples=_TRIALS, color="rgb", name="tune", **shared))
+    best = trained.run
+    if searched.measurement.values["f1_micro"] > trained.measurement.values["f1_micro"]:
+        best = searched.run
+    _say(f"mlic batch-predict with {best.name}")
+    predicted = predict(
+        PredictConfig(model=best, images=corpus / "unlabelled", out=out / "preds.tsv", address=config.address)
+    )
+    _say("mlic evaluate")
+    measured = evaluate(EvaluateConfig(predictions=best, labels=shards, out=out / "evaluation", **common))
+    return DemoReport(
+        out=out,
+        shards=shards,
+        run=best,
+        search=searched.run,
+        predictions=predicted.out,
+        predicted=predicted.predicted,
+        report=measured.report,
+        measurement=measured.measurement,
+    )
 
 
 def _say(text: str) -> None:

@@ -99,19 +99,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     Predictions and labels are joined by key, columns by name. Raises DataError when keys of the split have no
     prediction, when a key stands twice or when the labels are others.
     """
-    file, truth = config.predictions, config.labels
     _check_gates(config.gate)
-    if not file.exists():
-        raise DataError(f"the predictions {file} do not exist.", "mlic batch-predict writes them; a run works too.")
-    if file.is_dir() and not prediction_files.is_folder(file):
-        truth = truth or shards_of(file)
-        if storage.size(truth / INDEX) is None:
-            raise ConfigError(
-                f"{truth} is not a folder of shards.", "predict the images first, then evaluate the file."
-            )
-        file = predict_split(config, file, truth, config.split)
-    if truth is None:
-        raise ConfigError("--labels is not given.", "name shards, a folder of per-label lists, or a CSV file.")
+    file, truth = _predictions_and_truth(config)
     predictions = foreign_predictions.read(file, config.logits, options_of(config) if config.labels else DEFAULTS)
     decided = _decisions(config, file, predictions)
     options = options_of(config, label_join.as_paths(predictions.files))
@@ -146,6 +135,23 @@ def evaluate(config: EvaluateConfig) -> EvaluateReport:
     evidence = of_predictions(title, names, keys, targets, decisions, scores, measurement, truth, config.split)
     _write(out, report, evidence, config.seed)
     return report
+
+
+def _predictions_and_truth(config: EvaluateConfig) -> tuple[Path, Location]:
+    """The file of predictions, which is written first for a run, and the shards or label files."""
+    file, truth = config.predictions, config.labels
+    if not file.exists():
+        raise DataError(f"the predictions {file} do not exist.", "mlic batch-predict writes them; a run works too.")
+    if file.is_dir() and not prediction_files.is_folder(file):
+        truth = truth or shards_of(file)
+        if storage.size(truth / INDEX) is None:
+            raise ConfigError(
+                f"{truth} is not a folder of shards.", "predict the images first, then evaluate the file."
+            )
+        file = predict_split(config, file, truth, config.split)
+    if truth is None:
+        raise ConfigError("--labels is not given.", "name shards, a folder of per-label lists, or a CSV file.")
+    return file, truth
 
 
 def _decisions(config: EvaluateConfig, file: Path, predictions: prediction_files.Predictions) -> Array:

@@ -120,11 +120,7 @@ def find(config: PackConfig) -> Found:
     about = understanding(config.images, annotations, joined, unique, _treatment(config, annotations, joined))
     for warning in about.warnings if not config.dry_run else ():
         logger.warning("%s", warning)
-    verdicts = None if config.corrections is None else corrections.read(config.corrections)
-    corrected = 0
-    if verdicts is not None:
-        targets, corrected = corrections.apply(verdicts, annotations.labels, unique.paths, joined.targets)
-        joined = replace(joined, targets=targets)
+    joined, corrected, decisions = _corrected(config, annotations, joined, unique)
     splits, fixed = given_splits(config, annotations, joined, unique)
     if not (fixed >= 0).any():
         _warn_of_named_splits(unique)
@@ -135,7 +131,7 @@ def find(config: PackConfig) -> Found:
         "images": listing.fingerprint(),
         "labels": annotations.fingerprint(),
         "splits": fingerprint(splits, fixed.tobytes()),
-        "corrections": fingerprint(None if verdicts is None else verdicts.decisions()),
+        "corrections": fingerprint(decisions),
     }
     if len(rows) < len(unique):
         unique, targets, fixed = unique.take(rows), targets[rows], fixed[rows]
@@ -157,6 +153,17 @@ def find(config: PackConfig) -> Found:
         inputs,
         about,
     )
+
+
+def _corrected(
+    config: PackConfig, annotations: Annotations, joined: Joined, unique: Listing
+) -> tuple[Joined, int, Any]:
+    """The labels after --corrections, the number of cells that changed, and the decisions of the file, if any."""
+    if config.corrections is None:
+        return joined, 0, None
+    verdicts = corrections.read(config.corrections)
+    targets, corrected = corrections.apply(verdicts, annotations.labels, unique.paths, joined.targets)
+    return replace(joined, targets=targets), corrected, verdicts.decisions()
 
 
 def _treatment(config: PackConfig, annotations: Annotations, joined: Joined) -> Treatment:

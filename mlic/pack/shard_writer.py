@@ -49,10 +49,7 @@ def write(
             if i in skip:
                 bad.append((file, skip[i]))
                 continue
-            extension = os.path.splitext(file)[1].lower()  # noqa: PTH122 - called for every image
-            extension = extension if extension in images.EXTENSIONS else ".jpg"
-            if version:
-                key, extension = f"{key}~{version}", ".jpg"
+            key, extension = (f"{key}~{version}", ".jpg") if version else (key, _extension(file))
             name = member_name(key)
             try:
                 offset, size, info = _image(tar, reader, i, path, name + extension, version, expansion, max_pixels)
@@ -70,11 +67,16 @@ def write(
             rows.append((i, key, file, offset, size, info.width, info.height, info.kind, digest))
     size, sha256 = tar.close()
     row_numbers = np.array([row[0] for row in rows], np.int64)
-    targets = samples.targets[row_numbers]
-    counts = tuple(int(count) for count in (targets == 1).sum(axis=0))
-    unlabelled = int((~(targets == 1).any(axis=1)).sum())
+    is_positive = samples.targets[row_numbers] == 1
+    counts = tuple(int(count) for count in is_positive.sum(axis=0))
+    unlabelled = int((~is_positive.any(axis=1)).sum())
     written = Written(plan.name, plan.split, size, sha256, len(rows), counts, unlabelled, tuple(bad))
     return written, _table(plan, samples, row_numbers, rows)
+
+
+def _extension(file: str) -> str:
+    extension = os.path.splitext(file)[1].lower()  # noqa: PTH122 - called for every image
+    return extension if extension in images.EXTENSIONS else ".jpg"
 
 
 def _image(
