@@ -55,11 +55,15 @@ check_node() {
   store=${MLIC_OBJECT_STORE_BYTES:-$((store < 2000000000 ? store : 2000000000))}   # mlic passes paths, not pixels
 }
 
-end_ray() {   # this job's Ray only: its command lines carry the job's temporary folder
+ray_processes() {   # this job's: those with an open file in its temporary folder, because some change their command line
+  find /proc/[0-9]*/fd -lname "$RAY_TMPDIR/*" 2>/dev/null | cut -d/ -f3 | sort -u
+}
+
+end_ray() {
   local signal
   for signal in TERM KILL; do
-    pgrep -f -- "$RAY_TMPDIR/ray/session" | xargs -r kill "-$signal" 2>/dev/null
-    for _ in $(seq 20); do pgrep -f -- "$RAY_TMPDIR/ray/session" >/dev/null || break; sleep 0.25; done
+    ray_processes | xargs -r kill "-$signal" 2>/dev/null
+    for _ in $(seq 20); do [ -n "$(ray_processes)" ] || break; sleep 0.25; done
   done
   rm -rf "$RAY_TMPDIR"
 }
@@ -179,7 +183,7 @@ if [ "${MLIC_INSIDE:-0}" = 1 ]; then run "$@"; exit $?; fi   # below symmetric-r
 check_node
 common=(--num-cpus "${SLURM_CPUS_PER_TASK:-1}" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" --object-store-memory "$store"
         --min-worker-port 0 --max-worker-port 0 --dashboard-agent-listen-port $((port + 3)) --disable-usage-stats)
-head=(--dashboard-host 127.0.0.1 --dashboard-port $((port + 2)))
+head=(--dashboard-host 127.0.0.1 --dashboard-port $((port + 2)) --ray-client-server-port $((port + 4)))
 memory=$((${SLURM_MEM_PER_NODE:-$((${SLURM_MEM_PER_CPU:-0} * ${SLURM_CPUS_PER_TASK:-1}))} * 1048576 - store))
 [ "$memory" -le 0 ] || common+=(--memory "$memory")   # Ray itself counts all of the machine's
 if [ "$rank" = 0 ]; then

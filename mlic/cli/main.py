@@ -257,7 +257,9 @@ def _stage_command(name: str) -> click.Command:
             settings = _settings(model, given)
             # The result is all that stdout gets: what a library prints there meanwhile goes to stderr with -v.
             with console.only_results(verbosity > 0):
-                import_module("mlic.cluster.preflight").check(settings)
+                preflight = import_module("mlic.cluster.preflight")
+                preflight.check(settings)
+                preflight.begin_ray(settings)
                 report = getattr(import_module(module), function)(settings)
         except MlicError as error:
             return console.fail(error, as_json)

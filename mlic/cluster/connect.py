@@ -7,7 +7,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ logger = logging.getLogger(__name__)
 # mlic passes paths, not pixels, between processes, so the object store of an embedded Ray can be small.
 _OBJECT_STORE_BYTES = 200 * 2**20
 
+_has_begun = False  # a Ray runs that `begin` has started and no `connect` has taken over yet
+
 _GPU_DEVICES = ("/proc/driver/nvidia", "/dev/dxg", "/dev/kfd")  # of NVIDIA, of Windows' Linux, of AMD
 
 
@@ -35,7 +40,7 @@ def connect(address: str | None) -> Iterator[Cluster]:
     does not answer, or when a SLURM allocation of several nodes has no Ray over it.
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
-    embedded = address is None or address == "local"
+    embedded = is_embedded(address)
     if embedded:
         _refuse_half_an_allocation()
         use_own_token()
@@ -48,11 +53,14 @@ def connect(address: str | None) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    if ray.is_initialized():
+    global _has_begun
+    has_begun, _has_begun = _has_begun, False
+    if ray.is_initialized() and not has_begun:
         yield describe_cluster(embedded)
         return
     with noted_signals() as take_over:
-        _init(None if embedded else address)
+        if not has_begun:
+            _init(None if embedded else address)
         take_over()
         try:
             cluster = describe_cluster(embedded)
@@ -64,6 +72,30 @@ def connect(address: str | None) -> Iterator[Cluster]:
             # ends as after a kill, its two idle agents within a minute.
             if all(ended.is_set() for ended in waiting_loops):
                 ray.shutdown()
+
+
+def begin(address: str | None, modules: Sequence[str]) -> None:
+    """Start an embedded Ray for the next `connect`, and import `modules` in a thread while Ray's processes start.
+
+    Both take seconds. Does nothing for other clusters. Ray starts in this thread, because its processes end with the
+    thread that starts them. Raises what `connect` raises.
+    """
+    if not is_embedded(address) or "ray" in sys.modules:
+        return
+    _refuse_half_an_allocation()
+    use_own_token()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    threading.Thread(target=_import, args=(modules,), name="imports").start()
+    with noted_signals():
+        _init(None)
+    global _has_begun
+    _has_begun = True
+
+
+def _import(modules: Sequence[str]) -> None:
+    with contextlib.suppress(ImportError):  # raised again where it is imported next
+        for name in modules:
+            import_module(name)
 
 
 def is_embedded(address: str | None) -> bool:

@@ -5,14 +5,15 @@ The stages check the same and more. This answers a mistake on a login node in ha
 
 from __future__ import annotations
 
-from mlic.cluster.connect import foreseen
+from mlic.cluster.connect import begin, foreseen
 from mlic.cluster.resources import Cluster, Share
 from mlic.config.base import Settings
 from mlic.config.fit import ShardSettings
 from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig
 from mlic.data.shards import check_trainable, is_foreign, read_index
-from mlic.errors import ClusterError
+from mlic.errors import ClusterError, MlicError
+from mlic.runs.run import read_state
 
 
 def check(config: Settings) -> None:
@@ -24,10 +25,24 @@ def check(config: Settings) -> None:
     index = read_index(config.shards)
     if isinstance(config, TrainConfig | TuneConfig) and not config.cross_validate:
         check_trainable(config.shards, index, config.fold)
-    if isinstance(config, TuneConfig) and not (config.runs / (config.name or "tune")).exists():
+    if isinstance(config, TuneConfig) and not config.folder.exists():
         here = foreseen(config.address)
         if here is not None:
             trials_at_once(here, config)
+
+
+def begin_ray(config: Settings) -> None:
+    """Begin to start an embedded Ray, if the command will need one: meanwhile the command imports PyTorch."""
+    if isinstance(config, TrainConfig | TuneConfig) and (config.fresh or not _is_finished(config)):
+        begin(config.address, ("torch", "pyarrow.dataset"))
+
+
+def _is_finished(config: TrainConfig | TuneConfig) -> bool:
+    try:
+        state = read_state(config.folder)
+    except MlicError:  # the command itself says what is wrong
+        return True
+    return state is not None and state.get("status") == "finished"
 
 
 def trials_at_once(cluster: Cluster, config: TuneConfig) -> tuple[int, Share]:

@@ -86,6 +86,12 @@ class TrainConfig(ModelSettings, FitSettings, RunSettings):
         group="data",
     )
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        part = "-folds" if self.cross_validate else "" if self.fold is None else f"-fold{self.fold}"
+        return self.runs / (self.name or self.arch + part)
+
     @model_validator(mode="after")
     def _nothing_is_ignored(self, info: ValidationInfo) -> Self:
         check_fit(self, self.train, self.pos_weight_power, unused(info))

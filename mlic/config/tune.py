@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import ValidationError, model_validator
@@ -198,6 +199,11 @@ class TuneConfig(ModelSettings, FitSettings, RunSettings):
                 return
         if first is not None:
             raise first
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the search."""
+        return self.runs / (self.name or "tune")
 
     @property
     def movable(self) -> tuple[str, ...]:

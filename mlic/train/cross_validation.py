@@ -76,7 +76,7 @@ def cross_validate(config: TrainConfig) -> FoldsReport:
     index = read_index(config.shards)
     zoo.check(config.arch)
     count = check_folds(config.shards, index)
-    folder = config.runs / (config.name or f"{config.arch}-folds")
+    folder = config.folder
     with Run.open(folder, "cross-validate", config, {"shards": index["fingerprint"]}, config.fresh) as run:
         if run.finished and (folder / SCORES).is_file():
             logger.info("%s is finished; --fresh trains the folds again", folder)

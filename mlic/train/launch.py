@@ -76,9 +76,8 @@ def fit(config: TrainConfig, keep_scores: bool = False) -> TrainReport:
     begins_with = weights.resolve(config.arch, config.weights)
     setup.check_names(config, tuple(index["labels"]))
     check_trainable(config.shards, index, config.fold)
-    fold = "" if config.fold is None else f"-fold{config.fold}"
-    config = config.model_copy(update={"name": config.name or config.arch + fold})
-    folder = config.runs / str(config.name)
+    config = config.model_copy(update={"name": config.name or config.folder.name})
+    folder = config.folder
     inputs = {
         "shards": index["fingerprint"],
         "weights": "none" if begins_with is None else weights.digest(begins_with),

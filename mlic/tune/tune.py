@@ -64,8 +64,8 @@ def tune(config: TuneConfig) -> TuneReport:
     check_trainable(config.shards, index, config.fold)
     folds = check_folds(config.shards, index) if config.cross_validate else 0
     begins_with = _check_networks(config, tuple(index["labels"]))
-    config = config.model_copy(update={"name": config.name or "tune"})
-    folder = config.runs / str(config.name)
+    config = config.model_copy(update={"name": config.name or config.folder.name})
+    folder = config.folder
     inputs = {"shards": index["fingerprint"], "weights": " ".join(begins_with)}
     with Run.open(folder, "tune", config, inputs, config.fresh) as run:
         kind: Kind = "asha" if config.scheduler == "asha" else "none"

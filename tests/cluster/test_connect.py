@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -168,6 +169,52 @@ def test_a_ray_that_takes_too_long_to_start_is_started_once_more() -> None:
     )
     assert ended.stdout.split() == ["works", "1"], ended.stderr
     assert "Ray took too long to start; it is started once more" in ended.stderr
+
+
+_BEGINS = """
+import signal, sys
+from mlic.cluster.connect import begin, connect
+begin(None, ("wave",))
+assert "ray" in sys.modules
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # not Ray's handler, which ends a process without a word
+if sys.argv[1] == "connects":
+    with connect(None) as cluster:
+        import ray
+        print(cluster.embedded, ray.get(ray.remote(lambda: 7).remote()))
+    assert not ray.is_initialized()
+    with connect(None):
+        print("again", ray.is_initialized())
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("what", ["connects", "fails"])
+def test_a_ray_that_was_begun_early_is_used_and_ended(what: str) -> None:
+    """A command that fails before it connects leaves no process behind, either."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _BEGINS, what],
+        env=without_ray() | {"MLIC_TEST": str(os.getpid())},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == (["True", "7", "again", "True"] if what == "connects" else [])
+    begun = time.monotonic()
+    while (left := _processes_with(f"MLIC_TEST={os.getpid()}")) and time.monotonic() - begun < 60:
+        time.sleep(0.5)
+    assert not left
+
+
+def _processes_with(variable: str) -> list[str]:
+    """The processes that have a variable in their environment."""
+    names = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if variable.encode() in (process / "environ").read_bytes().split(b"\0"):
+                names.append((process / "cmdline").read_text())
+    return names
 
 
 @pytest.mark.parametrize("wants", [True, False])

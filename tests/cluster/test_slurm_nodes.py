@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -47,6 +48,14 @@ class Job:
     state: str
     code: int
     restarts: int
+
+
+def processes_with_files_in(folder: str) -> Iterator[str]:
+    """The processes that have an open file below a folder; each with its number and name."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if any(folder in str(link.readlink()) for link in (process / "fd").iterdir()):
+                yield f"{process.name} {(process / 'comm').read_text().strip()}"
 
 
 @dataclass(frozen=True)
@@ -137,13 +146,13 @@ class Slurm:
         assert not [self.log(job) for job in jobs if self.log(job)]
 
     def assert_nothing_left(self, job: str) -> None:
-        """No process of the job's Ray; the nodes' processes are seen from here."""
+        """No process of the job's Ray, under whatever name; the nodes' processes are seen from here."""
         for _ in range(100):
-            left = subprocess.run(["pgrep", "-af", f"/mlic-{job}/"], capture_output=True, text=True, check=False).stdout
+            left = list(processes_with_files_in(f"/mlic-{job}/"))
             if not left:
                 break
             time.sleep(0.2)
-        assert left == ""
+        assert not left
         assert not list(self.folder.glob(f".mlic/{job}.*/token"))
 
 
