@@ -23,7 +23,7 @@ from mlic.data import storage
 
 Array = np.ndarray[Any, Any]
 
-_MAPPED = 1_000_000  # samples of a split from which on it is mapped; below that, a process has room for its own copy
+MAPPED = 1_000_000  # samples of a split from which on it is mapped; below that, a process has room for its own copy
 _BATCH = 65_536  # rows that are read at once
 _TRIES = 3  # to open a file before another process removes it, to make room
 _COLUMNS = ["shard", "offset", "size", "target"]
@@ -95,7 +95,7 @@ def read(table: Location, test: Any, shards: Sequence[str], num_labels: int, kno
     record = np.dtype([("offset", "<i8"), ("size", "<i8"), ("shard", "<i4"), ("targets", "i1", (num_labels,))])
     count = fragment.count_rows(filter=test)
     blocks = partial(_blocks, fragment, test, pa.array(shards, pa.string()), record)
-    if count >= _MAPPED:
+    if count >= MAPPED:
         mapped = _mapped(known_by, record, count, blocks)
         if mapped is not None:
             return Columns(mapped["targets"], mapped["shard"], mapped["offset"], mapped["size"])

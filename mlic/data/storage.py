@@ -109,7 +109,7 @@ def here(location: Location, version: str) -> Location:
     return made_here(f"{location} {version}", size(location) or 0, fetch) or location
 
 
-def made_here(known_by: str, needed: int, write: Callable[[BinaryIO], None]) -> Path | None:
+def made_here(known_by: str, needed: int, write: Callable[[BinaryIO], object]) -> Path | None:
     """This node's file that `known_by` identifies, written once for all its processes.
 
     The longest unused of these files are removed if the disk has no room for `needed` bytes. Returns None if it has

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from mlic.config.fit import Color, FitSettings
 from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig
 from mlic.config.types import WEIGHTED
+from mlic.data import sample_columns, storage
 from mlic.data.pixels import deep_images
 from mlic.data.pixels.images import MAX_PIXELS, BadImage
 from mlic.data.shards import Split, read_index, read_split
@@ -159,13 +161,24 @@ def _check_labels(setting: str, names: Iterable[str], labels: tuple[str, ...]) -
 
 
 def label_counts(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    """How often each label (L,) is given and is not."""
+    """How often each label (L,) is given and is not; of a mapped split, counted once by each node."""
+    counts = None
+    if len(split) >= sample_columns.MAPPED:
+        known_by, needed = f"label counts 1 {split.fingerprint} {split.name}", 16 * len(split.labels)
+        path = storage.made_here(known_by, needed, lambda sink: sink.write(_count(split).tobytes()))
+        with contextlib.suppress(FileNotFoundError):  # another process has made room meanwhile
+            counts = None if path is None else np.fromfile(path, np.int64).reshape(2, -1)
+    positives, negatives = torch.from_numpy(_count(split) if counts is None else counts)
+    return positives, negatives
+
+
+def _count(split: Split) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """How often each label is given and is not, int64 (2, L)."""
     counts = np.zeros((2, len(split.labels)), np.int64)
     for start in range(0, len(split), _BLOCK):
         targets = split.targets[start : start + _BLOCK]
         counts += [(targets == value).sum(axis=0) for value in (1, 0)]
-    positives, negatives = torch.from_numpy(counts)
-    return positives, negatives
+    return counts
 
 
 def network(config: TrainConfig, train: Split, prep: Preprocessing) -> tuple[nn.Module, nn.Module, str]:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from mlic.config.train import TrainConfig
 from mlic.data import sample_columns, storage
 from mlic.data.shards import Split, read_split
 from mlic.errors import DataError
+from mlic.train import setup
 
 pytestmark = pytest.mark.ray
 
@@ -26,7 +29,7 @@ def same(one: Split, two: Split) -> bool:
 def mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The node's folder, where splits of any size are mapped."""
     monkeypatch.setenv("MLIC_CACHE_DIR", str(tmp_path / "node"))
-    monkeypatch.setattr(sample_columns, "_MAPPED", 1)
+    monkeypatch.setattr(sample_columns, "MAPPED", 1)
     return tmp_path / "node" / "fetched"
 
 
@@ -39,7 +42,7 @@ def test_a_mapped_split_is_that_in_memory(shards: Path, mapped: Path, name: str 
     shutil.rmtree(mapped)
     monkeypatch = pytest.MonkeyPatch()
     with monkeypatch.context() as patch:
-        patch.setattr(sample_columns, "_MAPPED", 10**6)
+        patch.setattr(sample_columns, "MAPPED", 10**6)
         plain = read_split(shards, name)
     assert not mapped.exists()
     assert all(same(plain, split) for split in found)
@@ -78,3 +81,16 @@ def test_a_table_of_shards_that_the_index_does_not_have(shards: Path, tmp_path: 
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(DataError, match=f"cannot read .*samples.parquet: {name} is not in the index"):
         read_split(folder, "val")
+
+
+def test_labels_of_a_mapped_split_are_counted_once(shards: Path, mapped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(shards=shards)
+    split = setup.train_split(config)
+    counts = setup.label_counts(split)
+    assert counts[0].tolist() == (split.targets == 1).sum(axis=0).tolist()
+    assert counts[1].tolist() == (split.targets == 0).sum(axis=0).tolist()
+    fewer = setup.label_counts(setup.train_split(config.model_copy(update={"limit": 20})))
+    assert int(sum(fewer)[0]) == 20
+    monkeypatch.setattr(setup, "_count", None)
+    again = setup.label_counts(split)
+    assert all(torch.equal(one, two) for one, two in zip(counts, again, strict=True))
