@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import tempfile
 import time
 from collections import deque
@@ -119,8 +118,8 @@ def _fetched(shard: RemotePath) -> storage.File:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=folder)
     try:
-        with os.fdopen(handle, "wb") as sink, storage.stream(shard) as source:
-            shutil.copyfileobj(source, sink, _CHUNK)
+        with os.fdopen(handle, "wb") as sink:
+            storage.download(shard, sink)
         return storage.File(Path(name))
     finally:
         Path(name).unlink()

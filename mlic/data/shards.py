@@ -302,7 +302,9 @@ def read_sample(shard: storage.File, offset: int, size: int) -> tuple[bytes, dic
 def check_sizes(folder: Location, index: Mapping[str, Any], split: str | None) -> None:
     """Raise DataError when a shard of the split, or any with None, is missing or not of its size."""
     expected = {name: shard["size"] for name, shard in index["shards"].items() if split is None or holds(shard, split)}
-    listed = {name: size for name, size, _ in storage.walk(folder)} if isinstance(folder, RemotePath) else None
+    listed = None
+    if isinstance(folder, RemotePath) and storage.has_listing(folder):
+        listed = {name: size for name, size, _ in storage.walk(folder)}
     for name, size in expected.items():
         path = folder / name
         actual = storage.size(path) if listed is None else listed.get(name)

@@ -1,19 +1,22 @@
 """Files on disk and in object stores. A location is a Path, or a RemotePath such as s3://bucket/folder.
 
 An object store has no rename and no lock. But a file appears there complete or not at all, and mlic needs no more.
-`s3://bucket/folder` takes its credentials from where AWS's own tools do; another server is named by AWS_ENDPOINT_URL or
-in the URL itself: `s3://bucket/folder?endpoint_override=localhost:9000&scheme=http`.
+Credentials come from where the store's own tools have them: AWS's for `s3://bucket/folder`, Google's for `gs://`,
+AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_KEY for `az://container/folder`. Another server is named by AWS_ENDPOINT_URL,
+CLOUD_STORAGE_EMULATOR_ENDPOINT or in the URL: `s3://bucket/folder?endpoint_override=localhost:9000&scheme=http`.
+`https://` and whatever else fsspec knows are read through fsspec.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import datetime
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -26,6 +29,8 @@ from mlic.config.types import Location
 
 KEEP_FREE = 2**30  # bytes of a node's disk that are left to others
 _CHUNK = 8 * 2**20
+_STORES = {"s3": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}  # those that pyarrow reads
+_RETRY = datetime.timedelta(minutes=1)  # Google's client tries for a quarter of an hour by itself
 _TRIES = 5  # attempts to open a copy that other processes keep removing
 
 
@@ -34,13 +39,32 @@ def is_remote(location: Location) -> bool:
     return isinstance(location, RemotePath)
 
 
+@contextlib.contextmanager
+def network_errors(location: Location) -> Iterator[None]:
+    """Raise OSError for what the clients of object stores raise, which are errors of their own packages, too."""
+    try:
+        yield
+    except FileNotFoundError as error:  # which fsspec raises for any answer of a web server that is an error
+        status = getattr(error.__cause__, "status", 404)
+        if status in (404, 410):
+            raise
+        raise OSError(f"the server answers with HTTP status {status}") from error
+    except OSError:
+        raise
+    except Exception as error:
+        if not isinstance(location, RemotePath):
+            raise
+        raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+
+
 def read(location: Location) -> bytes:
     """A whole file. Raises OSError."""
     if isinstance(location, Path):
         return location.read_bytes()
-    files, path = _store(location)
-    with files.open_input_stream(path) as stream:
-        return bytes(stream.read())
+    with network_errors(location):
+        files, path = _store(location)
+        with files.open_input_stream(path) as stream:
+            return bytes(stream.read())
 
 
 class File:
@@ -53,15 +77,18 @@ class File:
             self._local = os.open(location, os.O_RDONLY | os.O_CLOEXEC)
             self.size = os.fstat(self._local).st_size
         else:
-            files, path = _store(location)
-            self._remote = files.open_input_file(path)
-            self.size = int(self._remote.size())
+            self._location = location
+            with network_errors(location):
+                files, path = _store(location)
+                self._remote = files.open_input_file(path)
+                self.size = int(self._remote.size())
 
     def read_at(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset` on, fewer at the file's end. Raises OSError."""
         if self._remote is None:
             return os.pread(self._local, size, offset)
-        return bytes(self._remote.read_at(size, offset))
+        with network_errors(self._location):
+            return bytes(self._remote.read_at(size, offset))
 
     def close(self) -> None:
         if self._remote is None:
@@ -102,11 +129,7 @@ def here(location: Location, version: str) -> Location:
     if isinstance(location, Path):
         return location
 
-    def fetch(sink: BinaryIO) -> None:
-        with stream(location) as source:
-            shutil.copyfileobj(source, sink, _CHUNK)
-
-    return made_here(f"{location} {version}", size(location) or 0, fetch) or location
+    return made_here(f"{location} {version}", size(location) or 0, partial(download, location)) or location
 
 
 def made_here(known_by: str, needed: int, write: Callable[[BinaryIO], object]) -> Path | None:
@@ -161,8 +184,17 @@ def stream(location: Location) -> Any:
     """A file object for reading from the start on; the caller closes it. Raises OSError."""
     if isinstance(location, Path):
         return location.open("rb")
-    files, path = _store(location)
-    return files.open_input_file(path)
+    with network_errors(location):
+        files, path = _store(location)
+        return files.open_input_file(path)
+
+
+def download(location: RemotePath, sink: BinaryIO) -> None:
+    """Write a file of an object store to `sink`, in one pass. Raises OSError."""
+    with network_errors(location):
+        files, path = _store(location)
+        with files.open_input_stream(path) as source:
+            shutil.copyfileobj(source, sink, _CHUNK)
 
 
 def upload(source: Path, target: RemotePath) -> None:
@@ -209,9 +241,10 @@ def size(location: Location) -> int | None:
             return None
     from pyarrow import fs
 
-    files, path = _store(location)
-    info = files.get_file_info(path)
-    return int(info.size) if info.type == fs.FileType.File else None
+    with network_errors(location):
+        files, path = _store(location)
+        info = files.get_file_info(path)
+        return int(info.size) if info.type == fs.FileType.File else None
 
 
 def changed_ns(location: Location) -> int:
@@ -228,8 +261,9 @@ def is_folder(location: Location) -> bool:
         return location.is_dir()
     from pyarrow import fs
 
-    files, path = _store(location)
-    return bool(files.get_file_info(path).type == fs.FileType.Directory)
+    with network_errors(location):
+        files, path = _store(location)
+        return bool(files.get_file_info(path).type == fs.FileType.Directory)
 
 
 def names(location: Location) -> list[str]:
@@ -238,9 +272,15 @@ def names(location: Location) -> list[str]:
         return sorted(path.name for path in location.iterdir()) if location.is_dir() else []
     from pyarrow import fs
 
-    files, path = _store(location)
-    infos = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in infos)
+    with network_errors(location):
+        files, path = _store(location)
+        infos = files.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in infos)
+
+
+def has_listing(location: Location) -> bool:
+    """Whether the files of a folder can be listed; a web server lists none."""
+    return not str(location).startswith(("http://", "https://"))
 
 
 def walk(location: RemotePath) -> Iterator[tuple[str, int, int]]:
@@ -250,8 +290,10 @@ def walk(location: RemotePath) -> Iterator[tuple[str, int, int]]:
     """
     from pyarrow import fs
 
-    files, path = _store(location)
-    for info in files.get_file_info(fs.FileSelector(path, recursive=True)):
+    with network_errors(location):
+        files, path = _store(location)
+        infos = files.get_file_info(fs.FileSelector(path, recursive=True))
+    for info in infos:
         relative = info.path.removeprefix(path.rstrip("/") + "/")
         if info.type == fs.FileType.File and not any(part.startswith(".") for part in relative.split("/")):
             yield relative, int(info.size), int(info.mtime_ns or 0)
@@ -270,7 +312,8 @@ def delete(location: Location) -> None:
     files, path = _store(location)
     kind = files.get_file_info(path).type
     if kind == fs.FileType.Directory:
-        files.delete_dir(path)
+        with contextlib.suppress(FileNotFoundError):  # in Google's store, of an empty object that stands for the folder
+            files.delete_dir(path)
     elif kind == fs.FileType.File:
         files.delete_file(path)
 
@@ -278,20 +321,75 @@ def delete(location: Location) -> None:
 def _store(location: RemotePath) -> tuple[Any, str]:
     """The file system of a URL and the path in it."""
     parts = urlsplit(str(location))
-    return _file_system(parts.scheme, parts.query), f"{parts.netloc}{parts.path}".rstrip("/")
+    path = f"{parts.netloc}{parts.path}".rstrip("/")
+    if parts.scheme not in _STORES:
+        return _any_store(parts.scheme), str(location) if parts.scheme in ("http", "https") else path
+    options: dict[str, Any] = dict(parse_qsl(parts.query))
+    if "@" in parts.netloc:  # abfss://container@account.dfs.core.windows.net/folder
+        container, host = parts.netloc.split("@", 1)
+        options, path = options | {"account_name": host.split(".")[0]}, f"{container}{parts.path}".rstrip("/")
+    store = _STORES[parts.scheme]
+    return _file_system(store, tuple(_OPTIONS[store](options).items())), path
 
 
-@functools.cache
-def _file_system(scheme: str, query: str) -> Any:
+@cache
+def _file_system(store: str, options: tuple[tuple[str, Any], ...]) -> Any:
     from pyarrow import fs
 
-    options: dict[str, Any] = dict(parse_qsl(query))
+    makers = {"s3": "S3FileSystem", "gs": "GcsFileSystem", "az": "AzureFileSystem"}
+    return getattr(fs, makers[store])(**dict(options))
+
+
+def _s3(options: dict[str, Any]) -> dict[str, Any]:
     endpoint = options.pop("endpoint_override", None) or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        parts = urlsplit(endpoint if "://" in endpoint else f"{options.pop('scheme', 'https')}://{endpoint}")
-        options |= {"endpoint_override": parts.netloc, "scheme": parts.scheme}
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         options.setdefault("region", region)
-    if scheme != "s3":
-        raise OSError(f"no way to read {scheme}:// locations")
-    return fs.S3FileSystem(**options)
+    return options | _endpoint(endpoint, options)
+
+
+def _gs(options: dict[str, Any]) -> dict[str, Any]:
+    endpoint = options.pop("endpoint_override", None) or os.environ.get("CLOUD_STORAGE_EMULATOR_ENDPOINT")
+    options["anonymous"] = options.get("anonymous", str(bool(endpoint))).lower() == "true"
+    return options | {"retry_time_limit": _RETRY} | _endpoint(endpoint, options)
+
+
+def _az(options: dict[str, Any]) -> dict[str, Any]:
+    options.setdefault("account_name", os.environ.get("AZURE_STORAGE_ACCOUNT", ""))
+    if key := os.environ.get("AZURE_STORAGE_KEY"):
+        options.setdefault("account_key", key)
+    return options
+
+
+_OPTIONS = {"s3": _s3, "gs": _gs, "az": _az}  # the arguments of pyarrow's file system, from a URL and the environment
+
+
+def _endpoint(endpoint: str | None, options: Mapping[str, str]) -> dict[str, str]:
+    """The server of an object store as pyarrow's options, from host:port or a URL."""
+    if not endpoint:
+        return {}
+    parts = urlsplit(endpoint if "://" in endpoint else f"{options.get('scheme', 'https')}://{endpoint}")
+    return {"endpoint_override": parts.netloc, "scheme": parts.scheme}
+
+
+@cache
+def _any_store(scheme: str) -> Any:
+    """The file system of fsspec for a scheme. Raises OSError where it has none, or lacks a package for it."""
+    import fsspec
+    import pyarrow as pa
+    from pyarrow import fs
+
+    in_one_pass = {"block_size": 0} if scheme in ("http", "https") else {}  # also where a server has no ranges
+
+    class Handler(fs.FSSpecHandler):  # type: ignore[misc]
+        """FSSpecHandler asks first whether a file is there, and hides why it cannot be read."""
+
+        def open_input_stream(self, path: str) -> Any:
+            return pa.PythonFile(self.fs.open(path, mode="rb", **in_one_pass), mode="r")
+
+        def open_input_file(self, path: str) -> Any:
+            return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
+
+    try:
+        return fs.PyFileSystem(Handler(fsspec.filesystem(scheme)))
+    except (ImportError, ValueError) as error:
+        raise OSError(f"no way to read {scheme}:// locations: {error}") from None
