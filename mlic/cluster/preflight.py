@@ -34,7 +34,7 @@ def check(config: Settings) -> None:
 def begin_ray(config: Settings) -> None:
     """Begin to start an embedded Ray, if the command will need one: meanwhile the command imports PyTorch."""
     if isinstance(config, TrainConfig | TuneConfig) and (config.fresh or not _is_finished(config)):
-        begin(config.address, ("torch", "pyarrow.dataset"))
+        begin(config.address, ("torch", "pyarrow.parquet"))
 
 
 def _is_finished(config: TrainConfig | TuneConfig) -> bool:

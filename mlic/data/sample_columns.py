@@ -6,16 +6,16 @@ A sample is a record of fixed size, so any of them is found without an index, an
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from pyarrow.fs import LocalFileSystem
 
 from mlic.config.types import Location
@@ -82,39 +82,107 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
     return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
 
 
-def read(table: Location, test: Any, shards: Sequence[str], num_labels: int, known_by: str) -> Columns:
-    """Read the samples of samples.parquet that pass a `test`; `shards` are the names that they are numbered by.
+@dataclass(frozen=True)
+class Rows:
+    """The rows of samples.parquet whose columns pass all conditions: (column, "==", "!=" or ">=", value)."""
 
-    `known_by` identifies the table and the test among all that a node maps. Raises OSError, ValueError and what pyarrow
+    conditions: tuple[tuple[str, str, str | int], ...] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are compared."""
+        return [column for column, _, _ in self.conditions]
+
+    def expression(self) -> Any:
+        """As pyarrow's data sets take it; None for all rows."""
+        tests = [_COMPARE[sign][0](pc.field(column), value) for column, sign, value in self.conditions]
+        return reduce(operator.and_, tests) if tests else None
+
+    def of(self, table: pa.Table) -> pa.Table:
+        """These rows of a table."""
+        for column, sign, value in self.conditions:
+            table = table.filter(_COMPARE[sign][1](table.column(column), value))
+        return table
+
+
+_COMPARE = {
+    "==": (operator.eq, pc.equal),
+    "!=": (operator.ne, pc.not_equal),
+    ">=": (operator.ge, pc.greater_equal),
+}
+
+
+def read_table(path: Location, columns: Sequence[str] | None, rows: Rows) -> pa.Table:
+    """Columns, or all with None, of rows of samples.parquet. Raises OSError, ValueError and what pyarrow raises."""
+    source = path if isinstance(path, Path) else pa.py_buffer(storage.read(path))
+    if rows.conditions and _is_large(source):
+        return _fragment(source).to_table(columns=columns, filter=rows.expression())
+    return _small_table(source, columns, rows)
+
+
+def read(path: Location, rows: Rows, shards: Sequence[str], num_labels: int, known_by: str) -> Columns:
+    """Read samples of samples.parquet; `shards` are the names that they are numbered by.
+
+    `known_by` identifies the table and the rows among all that a node maps. Raises OSError, ValueError and what pyarrow
     raises; ValueError for a shard without a number.
     """
-    if isinstance(table, Path):
-        fragment = ds.ParquetFileFormat().make_fragment(str(table), LocalFileSystem())
-    else:
-        fragment = ds.ParquetFileFormat().make_fragment(pa.BufferReader(storage.read(table)))
+    source = path if isinstance(path, Path) else pa.py_buffer(storage.read(path))
     record = np.dtype([("offset", "<i8"), ("size", "<i8"), ("shard", "<i4"), ("targets", "i1", (num_labels,))])
-    count = fragment.count_rows(filter=test)
-    blocks = partial(_blocks, fragment, test, pa.array(shards, pa.string()), record)
-    if count >= MAPPED:
-        mapped = _mapped(known_by, record, count, blocks)
-        if mapped is not None:
-            return Columns(mapped["targets"], mapped["shard"], mapped["offset"], mapped["size"])
-    rows = np.concatenate([np.zeros(0, record), *blocks()])
-    return Columns(*(np.ascontiguousarray(rows[name]) for name in ("targets", "shard", "offset", "size")))
+    numbered = partial(_records, pa.array(shards, pa.string()), record)
+    if not _is_large(source):
+        blocks = map(numbered, _small_table(source, _COLUMNS, rows).to_batches(_BATCH))
+    else:
+        fragment, test = _fragment(source), rows.expression()
+        scan = partial(fragment.scanner, columns=_COLUMNS, filter=test, batch_size=_BATCH)
+        count = fragment.count_rows(filter=test)
+        if count >= MAPPED:
+            mapped = _mapped(known_by, record, count, lambda: map(numbered, scan().to_batches()))
+            if mapped is not None:
+                return Columns(mapped["targets"], mapped["shard"], mapped["offset"], mapped["size"])
+        blocks = map(numbered, scan().to_batches())
+    records = np.concatenate([np.zeros(0, record), *blocks])
+    return Columns(*(np.ascontiguousarray(records[name]) for name in ("targets", "shard", "offset", "size")))
 
 
-def _blocks(fragment: Any, test: Any, names: pa.Array, record: np.dtype[Any]) -> Iterator[Array]:
-    for batch in fragment.scanner(columns=_COLUMNS, filter=test, batch_size=_BATCH).to_batches():
-        shard = pc.index_in(batch.column("shard"), value_set=names)
-        if shard.null_count:
-            odd = batch.column("shard").filter(pc.is_null(shard))[0]
-            raise ValueError(f"{odd} is not in the index")
-        rows = np.empty(len(batch), record)
-        rows["shard"] = shard.to_numpy()
-        rows["offset"], rows["size"] = (batch.column(name).to_numpy() for name in ("offset", "size"))
-        targets = batch.column("target").flatten().to_numpy(zero_copy_only=False)
-        rows["targets"] = targets.reshape(len(batch), -1) if len(batch) else 0
-        yield rows
+def _is_large(source: Path | pa.Buffer) -> bool:
+    """Whether a table has so many rows that only those row groups are read that can hold what is asked for."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(_opened(source)) as file:
+        return int(file.metadata.num_rows) >= MAPPED
+
+
+def _small_table(source: Path | pa.Buffer, columns: Sequence[str] | None, rows: Rows) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(_opened(source)) as file:
+        table = rows.of(file.read(None if columns is None else [*columns, *rows.columns]))
+    return table if columns is None else table.select(columns)
+
+
+def _fragment(source: Path | pa.Buffer) -> Any:
+    """A table as a part of a data set (pyarrow). The import of data sets brings pandas, which takes half a second."""
+    import pyarrow.dataset as ds
+
+    files = LocalFileSystem() if isinstance(source, Path) else None
+    return ds.ParquetFileFormat().make_fragment(_opened(source), files)
+
+
+def _opened(source: Path | pa.Buffer) -> Any:
+    return str(source) if isinstance(source, Path) else pa.BufferReader(source)
+
+
+def _records(names: pa.Array, record: np.dtype[Any], batch: pa.RecordBatch) -> Array:
+    shard = pc.index_in(batch.column("shard"), value_set=names)
+    if shard.null_count:
+        odd = batch.column("shard").filter(pc.is_null(shard))[0]
+        raise ValueError(f"{odd} is not in the index")
+    rows = np.empty(len(batch), record)
+    rows["shard"] = shard.to_numpy()
+    rows["offset"], rows["size"] = (batch.column(name).to_numpy() for name in ("offset", "size"))
+    targets = batch.column("target").flatten().to_numpy(zero_copy_only=False)
+    rows["targets"] = targets.reshape(len(batch), -1) if len(batch) else 0
+    return rows
 
 
 def _mapped(

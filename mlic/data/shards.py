@@ -28,7 +28,7 @@ from mlic.config.remote_path import RemotePath
 from mlic.config.types import Location
 from mlic.data import sample_columns, storage
 from mlic.data.pixels import images
-from mlic.data.sample_columns import Names
+from mlic.data.sample_columns import Names, Rows
 from mlic.errors import DataError
 
 INDEX, TABLE = "index.json", "samples.parquet"
@@ -38,6 +38,7 @@ _LABELS = (".txt", ".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _HOLDS_IMAGES = (".parquet", ".zip", ".tar")
 _LOOKED_AT = 200  # entries of a folder, to see what is in it
 _SPARSE = 10  # shards are not copied for a tenth of their bytes or less
+_ALL = Rows()
 _BLOCK, _RECORD = 512, 2048  # bytes: a block of a tar; the first read for a sample's record
 
 Array = np.ndarray[Any, Any]
@@ -226,8 +227,6 @@ def read_split(folder: Location, split: str | None, fold: int | None = None, che
     without augmented versions. The sizes of the shards are verified unless they are `checked` already: one process does
     this for all. Raises DataError when a split or a shard is missing or cut off.
     """
-    import pyarrow.compute as pc
-
     index = read_index(folder)
     if fold is not None:
         check_fold(folder, index, fold)
@@ -236,22 +235,21 @@ def read_split(folder: Location, split: str | None, fold: int | None = None, che
     by_fold = fold is not None and split in ("train", "val")
     if not checked:
         check_sizes(folder, index, None if by_fold else split)
-    if by_fold:
-        of_fold = pc.field("fold") == fold
-        test = of_fold & (pc.field("version") == 0) if split == "val" else ~of_fold & (pc.field("fold") >= 0)
+    if by_fold and fold is not None:
+        rows = rows_of_fold(fold) if split == "val" else Rows((("fold", "!=", fold), ("fold", ">=", 0)))
     else:
-        test = None if split is None else pc.field("split") == split
+        rows = Rows() if split is None else rows_of_split(split)
     labels = tuple(index["labels"])
     used = sorted(name for name, shard in index["shards"].items() if by_fold or split is None or holds(shard, split))
     name = f"{split}-fold{fold}" if by_fold else split or "all"
     with _table_errors(folder):
-        columns = sample_columns.read(folder / TABLE, test, used, len(labels), f"{index['fingerprint']} {name}")
+        columns = sample_columns.read(folder / TABLE, rows, used, len(labels), f"{index['fingerprint']} {name}")
     return Split(
         name,
         labels,
         tuple(folder / shard for shard in used),
         tuple(index["shards"][shard]["size"] for shard in used),
-        Names(partial(read_table, folder, ["key", "file"], test)),
+        Names(partial(read_table, folder, ["key", "file"], rows)),
         columns.targets,
         columns.shard,
         columns.offsets,
@@ -260,14 +258,20 @@ def read_split(folder: Location, split: str | None, fold: int | None = None, che
     )
 
 
-def read_table(folder: Location, columns: list[str] | None = None, test: Any = None) -> Any:
-    """The table of the samples (pyarrow), or some of its columns and rows. Raises DataError."""
-    import pyarrow.parquet as pq
+def rows_of_split(split: str) -> Rows:
+    """The rows of the samples of a split."""
+    return Rows((("split", "==", split),))
 
-    path = folder / TABLE
+
+def rows_of_fold(fold: int) -> Rows:
+    """The rows of the samples of a fold, without augmented versions."""
+    return Rows((("fold", "==", fold), ("version", "==", 0)))
+
+
+def read_table(folder: Location, columns: Sequence[str] | None = None, rows: Rows = _ALL) -> pa.Table:
+    """The table of the samples (pyarrow), or some of its columns and rows. Raises DataError."""
     with _table_errors(folder):
-        source: Any = path if not isinstance(path, RemotePath) else pa.BufferReader(storage.read(path))
-        return pq.read_table(source, columns=columns, filters=test)
+        return sample_columns.read_table(folder / TABLE, columns, rows)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ An object store has no rename and no lock. But a file appears there complete or 
 Credentials come from where the store's own tools have them: AWS's for `s3://bucket/folder`, Google's for `gs://`,
 AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_KEY for `az://container/folder`. Another server is named by AWS_ENDPOINT_URL,
 CLOUD_STORAGE_EMULATOR_ENDPOINT or in the URL: `s3://bucket/folder?endpoint_override=localhost:9000&scheme=http`.
-`https://` and whatever else fsspec knows are read through fsspec.
+Shards at `https://` are read through fsspec.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ def names(location: Location) -> list[str]:
 
 def has_listing(location: Location) -> bool:
     """Whether the files of a folder can be listed; a web server lists none."""
-    return not str(location).startswith(("http://", "https://"))
+    return not (isinstance(location, RemotePath) and str(location).startswith(("http://", "https://")))
 
 
 def walk(location: RemotePath) -> Iterator[tuple[str, int, int]]:
@@ -322,8 +322,10 @@ def _store(location: RemotePath) -> tuple[Any, str]:
     """The file system of a URL and the path in it."""
     parts = urlsplit(str(location))
     path = f"{parts.netloc}{parts.path}".rstrip("/")
+    if parts.scheme in ("http", "https"):
+        return _web(), str(location)
     if parts.scheme not in _STORES:
-        return _any_store(parts.scheme), str(location) if parts.scheme in ("http", "https") else path
+        raise OSError(f"no way to read {parts.scheme}:// locations")
     options: dict[str, Any] = dict(parse_qsl(parts.query))
     if "@" in parts.netloc:  # abfss://container@account.dfs.core.windows.net/folder
         container, host = parts.netloc.split("@", 1)
@@ -372,24 +374,20 @@ def _endpoint(endpoint: str | None, options: Mapping[str, str]) -> dict[str, str
 
 
 @cache
-def _any_store(scheme: str) -> Any:
-    """The file system of fsspec for a scheme. Raises OSError where it has none, or lacks a package for it."""
+def _web() -> Any:
+    """Web servers, by fsspec, to read from."""
     import fsspec
     import pyarrow as pa
     from pyarrow import fs
-
-    in_one_pass = {"block_size": 0} if scheme in ("http", "https") else {}  # also where a server has no ranges
 
     class Handler(fs.FSSpecHandler):  # type: ignore[misc]
         """FSSpecHandler asks first whether a file is there, and hides why it cannot be read."""
 
         def open_input_stream(self, path: str) -> Any:
-            return pa.PythonFile(self.fs.open(path, mode="rb", **in_one_pass), mode="r")
+            """In one pass, so that a server need not know ranges."""
+            return pa.PythonFile(self.fs.open(path, mode="rb", block_size=0), mode="r")
 
         def open_input_file(self, path: str) -> Any:
             return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
 
-    try:
-        return fs.PyFileSystem(Handler(fsspec.filesystem(scheme)))
-    except (ImportError, ValueError) as error:
-        raise OSError(f"no way to read {scheme}:// locations: {error}") from None
+    return fs.PyFileSystem(Handler(fsspec.filesystem("https")))

@@ -228,7 +228,7 @@ def _earlier_test(folder: Location, listing: Listing, number: int) -> Array:
 
     index = shards.read_index(folder)
     shards.check_splits(folder, index, "test")
-    files = shards.read_table(folder, ["file"], pc.field("split") == "test").column("file").combine_chunks()
+    files = shards.read_table(folder, ["file"], shards.rows_of_split("test")).column("file").combine_chunks()
     files = files.cast(pa.large_binary())
     again = pc.is_in(listing.paths, value_set=files).to_numpy(zero_copy_only=False)
     lost = len(files) - int(again.sum())

@@ -231,12 +231,8 @@ def _from_shards(
 
 def _sizes(folder: Location, split: str, fold: int | None) -> Array:
     """Width and height (N, 2) in the order of `read_split`."""
-    import pyarrow.compute as pc
-
-    test = pc.field("split") == split
-    if fold is not None:
-        test = (pc.field("fold") == fold) & (pc.field("version") == 0)
-    table = shards.read_table(folder, ["width", "height"], test)
+    rows = shards.rows_of_split(split) if fold is None else shards.rows_of_fold(fold)
+    table = shards.read_table(folder, ["width", "height"], rows)
     return np.stack([table.column(name).to_numpy() for name in ("width", "height")], axis=1)
 
 

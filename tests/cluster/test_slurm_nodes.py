@@ -235,10 +235,10 @@ class Training:
 
 @pytest.fixture(scope="module")
 def straight(slurm: Slurm, packed: Path) -> Training:
-    command = (packed, *TRAINING, "--epochs", "40", "--workers", "2", "--runs", slurm.folder / "runs")
+    command = (packed, *TRAINING, "--epochs", "28", "--workers", "2", "--runs", slurm.folder / "runs")
     job = slurm.submit(*TWO_NODES, sbatch("train"), *command, "--name", "straight")
     assert slurm.end(job) == Job("COMPLETED", 0, 0), slurm.log(job)
-    return Training(40, slurm.folder / "runs" / "straight", slurm.log(job), command)
+    return Training(28, slurm.folder / "runs" / "straight", slurm.log(job), command)
 
 
 def test_train_over_both_nodes(straight: Training) -> None:
@@ -341,7 +341,7 @@ def test_tune_on_both_nodes_and_over_a_warning(slurm: Slurm, packed: Path) -> No
         "--num-samples",
         "10",
         "--epochs",
-        "18",
+        "9",
         "--runs",
         slurm.folder / "runs",
         "--set",
@@ -504,7 +504,7 @@ def test_a_chain_over_a_warning(slurm: Slurm, corpus: Path) -> None:
     out, own = slurm.folder / "work", slurm.folder / "my jobs"
     own.mkdir()
     space = "{lr: {loguniform: [1e-4, 1e-2]}}"
-    (own / "tune.yaml").write_text(f"arch: b-final\nimage_size: 48\nepochs: 18\ndoctor: false\nspace: {space}\n")
+    (own / "tune.yaml").write_text(f"arch: b-final\nimage_size: 48\nepochs: 9\ndoctor: false\nspace: {space}\n")
     given = (corpus / "images", "--labels", corpus / "annotations", "--test", corpus / "unlabelled", "--out", out)
     chain = slurm.start("mlic", "slurm", "pipeline", *given, "--jobs", own, "--num-samples", "4", *SMALL, "--wait")
     assert chain.stdout is not None
