@@ -85,6 +85,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.start
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.tune
 	$(BIN)/python -m benchmarks.predict

@@ -4,7 +4,7 @@
 
 The same generated images of 128 pixels, decoded beforehand for both, the same network, optimiser, batch and number of
 threads, fp32; a process each, in turns, and the median over rounds of the mean over epochs, the first one left out,
-which warms up. Two workers are two processes of one thread each on the same two cores, by Ray Train and by torchrun.
+which warms up. Two workers are two processes of one thread each on the same two cores, by Ray and by torchrun.
 `mlic train` also counts its losses, writes checkpoints and looks out for stops; the loop by hand does not. Evaluation
 is not in these figures: the loop by hand has none.
 """
