@@ -11,7 +11,7 @@ from mlic.errors import DataError
 from mlic.metrics.decision import Settled
 from mlic.metrics.measurement import Measurement
 from mlic.model import bundle
-from mlic.model.member import Member
+from mlic.model.ensemble_member import Member
 from mlic.runs.run import Run
 from mlic.train import checkpoints
 from mlic.train.launch import decide

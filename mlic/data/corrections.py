@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from mlic.config.types import Location
 from mlic.data import label_join, storage
-from mlic.data.marks import Builder
+from mlic.data.image_labels import Builder
 from mlic.errors import DataError
 
 Array = np.ndarray[Any, Any]

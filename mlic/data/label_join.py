@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlic.data import name_rules
-from mlic.data.marks import Annotations
+from mlic.data.image_labels import Annotations
 from mlic.data.name_rules import Matches, Names, show
 from mlic.errors import DataError
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from mlic.config.data import Preprocessing
 from mlic.config.types import Activation, Engine, Precise, parse_policy
 from mlic.errors import DataError
-from mlic.model.member import Member
+from mlic.model.ensemble_member import Member
 
 if TYPE_CHECKING:
     import torch

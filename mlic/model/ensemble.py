@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mlic.model import losses, zoo
-from mlic.model.member import Member
+from mlic.model.ensemble_member import Member
 
 
 class Average(nn.Module):

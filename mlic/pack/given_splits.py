@@ -18,8 +18,8 @@ from mlic.data.annotations.profiles import profiles_of
 from mlic.data.annotations.read import read_annotations
 from mlic.data.annotations.table_files import Table, is_table, open_table
 from mlic.data.annotations.tables import read_table
+from mlic.data.image_labels import Annotations, Array
 from mlic.data.label_join import ImageNames, Joined
-from mlic.data.marks import Annotations, Array
 from mlic.data.sources import parquet_images
 from mlic.data.sources.image_listing import Listing
 from mlic.errors import ConfigError, DataError

@@ -18,8 +18,8 @@ from mlic.config.types import Location
 from mlic.data import corrections, label_join, shards, storage
 from mlic.data.annotations.options import options_of
 from mlic.data.annotations.read import read_annotations
+from mlic.data.image_labels import Annotations
 from mlic.data.label_join import Joined
-from mlic.data.marks import Annotations
 from mlic.data.sources import image_sources, parquet_images
 from mlic.data.sources.image_listing import Listing
 from mlic.errors import DataError

@@ -8,8 +8,8 @@ import numpy as np
 
 from mlic.config.base import Model
 from mlic.config.types import AnyPath
+from mlic.data.image_labels import Annotations, Array
 from mlic.data.label_join import Joined
-from mlic.data.marks import Annotations, Array
 from mlic.data.name_rules import EXACT
 from mlic.data.sources.image_listing import Listing
 

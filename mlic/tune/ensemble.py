@@ -20,7 +20,7 @@ from mlic.metrics.decision import Settled, value_of
 from mlic.metrics.measurement import Measurement
 from mlic.model import bundle, losses
 from mlic.model.ensemble import joined
-from mlic.model.member import Member
+from mlic.model.ensemble_member import Member
 from mlic.runs.files import disk_errors
 from mlic.runs.run import Run, read_state
 from mlic.train import checkpoints, setup

@@ -23,7 +23,7 @@ from ray.tune.schedulers import HyperBandScheduler, MedianStoppingRule, Populati
 
 from mlic.config.space import Dimension, Value, rounded
 from mlic.config.tune import TuneConfig
-from mlic.tune import worker
+from mlic.tune import trial_worker
 from mlic.tune.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -91,8 +91,8 @@ def why_lost(trial: Trial) -> str:
     try:
         error = cloudpickle.loads(Path(path).read_bytes())
     except Exception as unreadable:  # the class of the error may be known to the worker alone
-        return worker.reason(unreadable)
-    return worker.reason(error.cause) if isinstance(error, RayTaskError) else "its process died"
+        return trial_worker.reason(unreadable)
+    return trial_worker.reason(error.cause) if isinstance(error, RayTaskError) else "its process died"
 
 
 def warn_of_loss(number: int, trial: Trial) -> None:

@@ -21,7 +21,7 @@ from mlic.config.tune import TuneConfig
 from mlic.errors import RunError
 from mlic.runs.run import Run
 from mlic.train.launch import decide_dtype
-from mlic.tune import worker
+from mlic.tune import trial_worker
 from mlic.tune.early_stopping import Search
 from mlic.tune.progress import IN_ORDER, Progress
 from mlic.tune.trial_store import Trials
@@ -102,7 +102,7 @@ def _tuner(progress: Progress, arguments: dict[str, Any], share: Share, scratch:
     all_at_once = config.scheduler in _ALL_AT_ONCE
     scheduler = SearchScheduler(progress) if in_order else ray_schedulers.scheduler(config, progress.metric)
     return ray_tune.Tuner(
-        ray_tune.with_resources(worker.trainable(arguments), resources),
+        ray_tune.with_resources(trial_worker.trainable(arguments), resources),
         param_space=ray_schedulers.parameters(progress) if all_at_once else None,
         tune_config=ray_tune.TuneConfig(
             search_alg=None if all_at_once else TrialSearcher(progress),

@@ -14,7 +14,7 @@ from mlic.config.tune import TuneConfig
 from mlic.runs.files import write_json
 from mlic.train import checkpoints, epoch_choice, setup
 from mlic.tune.early_stopping import Search
-from mlic.tune.worker import TOGETHER, folder_of, parts
+from mlic.tune.trial_worker import TOGETHER, folder_of, parts
 
 _PRUNED = "pruned.json"
 Draw = Callable[[int], "dict[str, Value] | None"]

@@ -43,7 +43,7 @@ from mlic.tune.search_page import render
 from mlic.tune.tpe import Tpe
 from mlic.tune.trial import Trial
 from mlic.tune.trial_store import Draw, Trials
-from mlic.tune.worker import folder_of, parts
+from mlic.tune.trial_worker import folder_of, parts
 
 logger = logging.getLogger(__name__)
 

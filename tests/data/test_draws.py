@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlic.data.draws import permuted, uniform
+from mlic.data.seeded_random import permuted, uniform
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 255, 256, 257, 5000])

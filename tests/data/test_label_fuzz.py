@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.read import read_annotations
+from mlic.data.image_labels import Annotations
 from mlic.data.label_join import ImageNames, Joined, as_paths, join
-from mlic.data.marks import Annotations
 from mlic.errors import DataError
 
 Truth = dict[str, frozenset[str]]

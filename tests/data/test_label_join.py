@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.read import read_annotations
+from mlic.data.image_labels import Annotations, Builder
 from mlic.data.label_join import Joined, as_paths, check_names
 from mlic.data.label_join import join as join_columns
-from mlic.data.marks import Annotations, Builder
 from mlic.errors import DataError
 
 PATHS = ["im1.jpg", "im2.jpg", "im12.jpg", "sub/cat 3.png"]

@@ -11,8 +11,8 @@ import pytest
 
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.read import read_annotations
+from mlic.data.image_labels import Annotations, decided
 from mlic.data.label_join import ImageNames, as_paths, join
-from mlic.data.marks import Annotations, decided
 from mlic.errors import DataError
 
 NAMES = [f"p{i:02d}.jpg" for i in range(12)]

@@ -10,8 +10,8 @@ import pytest
 
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.read import read_annotations
+from mlic.data.image_labels import Annotations
 from mlic.data.label_join import ImageNames, as_paths, join
-from mlic.data.marks import Annotations
 from mlic.errors import DataError
 from tests.data.test_label_json import workbook
 

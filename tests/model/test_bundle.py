@@ -11,7 +11,7 @@ from mlic.config.data import Preprocessing
 from mlic.errors import DataError
 from mlic.model import bundle, losses, zoo
 from mlic.model.ensemble import joined
-from mlic.model.member import Member
+from mlic.model.ensemble_member import Member
 
 PREP = Preprocessing(image_size=64, color="rgb", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), resize="squash")
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from mlic.data.annotations.cells import NO_LABEL, WORDS
-from mlic.data.marks import Annotations
+from mlic.data.image_labels import Annotations
 from mlic.errors import DataError
 
 _SEPARATORS = re.compile(r"\s*(?:<br ?/?>|__+|\band\b|[-,;|/+& #、，；｜・·~^\\:])\s*")

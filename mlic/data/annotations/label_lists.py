@@ -16,7 +16,7 @@ from mlic.data.annotations.options import LabelOptions, label_names
 from mlic.data.annotations.other_columns import check_beside
 from mlic.data.annotations.profiles import Profile
 from mlic.data.annotations.table_files import Table
-from mlic.data.marks import Builder
+from mlic.data.image_labels import Builder
 from mlic.errors import DataError
 
 Marks = list[tuple[str, int]]

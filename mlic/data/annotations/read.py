@@ -33,7 +33,7 @@ from mlic.data.annotations.formats.webdataset import read_webdataset
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.table_files import is_table, open_table, parquet_parts
 from mlic.data.annotations.tables import read_table
-from mlic.data.marks import Annotations
+from mlic.data.image_labels import Annotations
 from mlic.data.sources import image_sources, parquet_images
 from mlic.errors import DataError
 

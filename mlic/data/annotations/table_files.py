@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mlic.data.annotations import drawn_tables, header_checks, workbooks
+from mlic.data.annotations import header_checks, text_tables, workbooks
 from mlic.data.annotations.cells import WORDS
 from mlic.data.annotations.column_names import LABEL_COLUMNS, NAME_COLUMNS, SPLITS, VALUE_COLUMNS
 from mlic.data.annotations.json_records import plain_record
@@ -208,7 +208,7 @@ def _dialect(file: Path) -> Dialect:
             break
         skipped += 1
     body = [re.sub(r'"[^"]*"', "", line) for line in lines[skipped:] if line.strip()]
-    if separator is None and drawn_tables.is_drawn(body):
+    if separator is None and text_tables.is_drawn(body):
         return Dialect("|", skipped, encoding, (*notes, "a table that is drawn with characters"), True)
     return Dialect(separator or _separator(file, body), skipped, encoding, notes)
 
@@ -233,7 +233,7 @@ def _rows(file: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
     """Rows with the line that each ends on; blank lines are skipped."""
     lines = itertools.islice(text_lines(file, dialect.encoding), dialect.skipped, None)
     if dialect.is_drawn:
-        drawn = ((number, drawn_tables.cells(line)) for number, line in lines)
+        drawn = ((number, text_tables.cells(line)) for number, line in lines)
         yield from ((number, row) for number, row in drawn if row)
         return
     if not dialect.separator:

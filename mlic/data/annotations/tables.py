@@ -20,7 +20,7 @@ from mlic.data.annotations.other_columns import check_other_columns
 from mlic.data.annotations.profiles import Profile, profiles_of
 from mlic.data.annotations.spread_labels import gathered
 from mlic.data.annotations.table_files import Block, Table
-from mlic.data.marks import Annotations, Builder
+from mlic.data.image_labels import Annotations, Builder
 from mlic.errors import DataError
 
 _ODD = 5  # cells that an error shows

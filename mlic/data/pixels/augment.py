@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from mlic.config.types import Distortion
-from mlic.data.draws import uniform
+from mlic.data.seeded_random import uniform
 
 Array = np.ndarray[Any, Any]
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from mlic.config.fit import FitSettings
-from mlic.data.draws import permuted, uniform
 from mlic.data.loader import train_bounds
 from mlic.data.pixels.augment import crops, distort, distortions, mirrors
 from mlic.data.pixels.rand_augment import rand_augment
+from mlic.data.seeded_random import permuted, uniform
 from mlic.data.shards import Split, natural_order
 from mlic.errors import ConfigError
 

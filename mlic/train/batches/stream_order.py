@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic.data.draws import permuted
+from mlic.data.seeded_random import permuted
 from mlic.data.shard_window import Use
 from mlic.errors import ConfigError
 from mlic.train.batches.epoch_order import EpochOrder

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlic.data.annotations.large_json import Elements
 from mlic.data.annotations.other_columns import check_beside
-from mlic.data.marks import Annotations, Builder
+from mlic.data.image_labels import Annotations, Builder
 from mlic.errors import DataError
 
 Array = np.ndarray[Any, Any]

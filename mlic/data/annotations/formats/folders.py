@@ -12,7 +12,7 @@ from mlic.data.annotations.formats.lists import image_files
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.table_files import is_table, open_table
 from mlic.data.annotations.tables import read_table
-from mlic.data.marks import Annotations, Builder
+from mlic.data.image_labels import Annotations, Builder
 from mlic.errors import DataError
 
 _NO_LABELS = frozenset(

@@ -20,7 +20,7 @@ from mlic.data.annotations.options import LabelOptions, label_names
 from mlic.data.annotations.table_files import json_lines, records
 from mlic.data.annotations.tables import read_table
 from mlic.data.annotations.text_files import text_lines, viewed_json
-from mlic.data.marks import Annotations, Builder
+from mlic.data.image_labels import Annotations, Builder
 from mlic.data.pixels.images import EXTENSIONS
 from mlic.errors import DataError
 

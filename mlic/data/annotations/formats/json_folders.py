@@ -12,7 +12,7 @@ from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.table_files import records
 from mlic.data.annotations.tables import read_table
 from mlic.data.annotations.text_files import document, parsed_json
-from mlic.data.marks import Annotations, Builder
+from mlic.data.image_labels import Annotations, Builder
 from mlic.errors import DataError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlic.data.annotations.column_names import NAME_COLUMNS
 from mlic.data.annotations.options import LabelOptions
-from mlic.data.marks import Annotations, Builder
+from mlic.data.image_labels import Annotations, Builder
 from mlic.data.pixels.images import EXTENSIONS
 from mlic.errors import DataError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from mlic.data.annotations.options import LabelNames, LabelOptions, label_names
 from mlic.data.annotations.table_files import TABLES
 from mlic.data.annotations.text_files import text_lines
-from mlic.data.marks import Annotations, Builder
+from mlic.data.image_labels import Annotations, Builder
 from mlic.data.name_rules import is_number
 from mlic.data.pixels.images import EXTENSIONS
 from mlic.errors import DataError

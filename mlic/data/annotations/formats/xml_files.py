@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from xml.etree import ElementTree
 
-from mlic.data.marks import Annotations, Builder
+from mlic.data.image_labels import Annotations, Builder
 from mlic.errors import DataError
 
 
