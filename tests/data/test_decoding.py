@@ -98,7 +98,7 @@ def test_the_part_of_an_image_that_a_model_sees(resize: Any, crop_fraction: floa
 
 def test_decoding_loads_no_pytorch() -> None:
     script = (
-        "import sys, numpy\nfrom mlic.data import decoding\n"
+        "import sys, numpy\nfrom mlic.data.pixels import decoding\n"
         "decoding.resize(numpy.zeros((9, 8, 3), numpy.uint8), (4, 4), 'bicubic')\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

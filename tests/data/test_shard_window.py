@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -28,18 +27,18 @@ class Store:
     def __init__(self) -> None:
         self.gets, self.failures = Counter[str](), dict[str, int]()
 
-    def stream(self, location: RemotePath) -> io.BytesIO:
+    def download(self, location: RemotePath, sink: BinaryIO) -> None:
         self.gets[location.name] += 1
         if self.failures.get(location.name, 0) >= self.gets[location.name]:
             raise OSError(5, "the connection was reset")
-        return io.BytesIO(location.name.encode() * 10)
+        sink.write(location.name.encode() * 10)
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     found = Store()
     monkeypatch.setenv("MLIC_CACHE_DIR", str(tmp_path / "node"))
-    monkeypatch.setattr(storage, "stream", found.stream)
+    monkeypatch.setattr(storage, "download", found.download)
     monkeypatch.setattr(shard_window, "_PAUSE_S", 0.0)
     return found
 
@@ -110,7 +109,7 @@ def test_a_request_that_always_fails_is_an_error_with_its_name(store: Store) -> 
 
 def test_local_shards_are_read_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     never: Callable[..., Any] = lambda *_: pytest.fail("a local shard was copied")  # noqa: E731
-    monkeypatch.setattr(storage, "stream", never)
+    monkeypatch.setattr(storage, "download", never)
     (tmp_path / "a.tar").write_bytes(b"a.tar")
     none: Any = np.zeros(0)
     local = Split("train", (), (tmp_path / "a.tar",), (5,), Names.of(none, none), none, none, none, none, "f")

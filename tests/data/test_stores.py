@@ -98,6 +98,7 @@ def test_files_in_a_store(folder: RemotePath, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_training_on_shards_in_a_store(
     folder: RemotePath, shards: Path, mlic: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_training_on_shards_of_a_web_server(
     site: RemotePath, shards: Path, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

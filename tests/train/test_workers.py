@@ -103,6 +103,7 @@ class _Failing(Worker):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_rank_that_fails_or_dies_ends_its_group(
     shards: Path, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
