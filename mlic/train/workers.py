@@ -80,7 +80,10 @@ def actors(
     """
     import ray
 
-    actor = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0)(Worker)
+    resources = {"num_cpus": share.cpus, "num_gpus": share.gpus}
+    # A trial of Ray Tune is in a placement group that has no room for them: by default they would be put there.
+    placed = {"scheduling_strategy": "DEFAULT"}
+    actor = ray.remote(**resources, **placed, max_restarts=0, max_task_retries=0)(Worker)
     arguments = _arguments(config, where, until, deadline)
 
     def train() -> None:
