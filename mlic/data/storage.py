@@ -45,10 +45,10 @@ def network_errors(location: Location) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:  # which fsspec raises for any answer of a web server that is an error
-        status = getattr(error.__cause__, "status", 404)
-        if status in (404, 410):
+        cause = error.__cause__
+        if cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) in (404, 410):
             raise
-        raise OSError(f"the server answers with HTTP status {status}") from error
+        raise OSError(f"the web server does not give the file: {cause}") from error
     except OSError:
         raise
     except Exception as error:
@@ -199,8 +199,9 @@ def download(location: RemotePath, sink: BinaryIO) -> None:
 
 def upload(source: Path, target: RemotePath) -> None:
     """Copy a local file to an object store, where it appears when it is whole. Raises OSError."""
-    files, path = _store(target)
-    sink = files.open_output_stream(path)
+    with network_errors(target):
+        files, path = _store(target)
+        sink = files.open_output_stream(path)
     try:
         with source.open("rb") as data:
             shutil.copyfileobj(data, sink, _CHUNK)
@@ -227,9 +228,10 @@ def copy(source: Path, target: Location) -> None:
 
 def put(target: RemotePath, data: bytes) -> None:
     """Write a file to an object store. Raises OSError."""
-    files, path = _store(target)
-    with files.open_output_stream(path) as sink:
-        sink.write(data)
+    with network_errors(target):
+        files, path = _store(target)
+        with files.open_output_stream(path) as sink:
+            sink.write(data)
 
 
 def size(location: Location) -> int | None:

@@ -22,7 +22,7 @@ from mlic.data.image_labels import Annotations
 from mlic.data.label_join import Joined
 from mlic.data.sources import image_sources, parquet_images
 from mlic.data.sources.image_listing import Listing
-from mlic.errors import DataError
+from mlic.errors import ConfigError, DataError
 from mlic.pack import label_folders, shard_plan, shard_writer
 from mlic.pack import summary as accounts
 from mlic.pack.given_splits import folder_splits, given_splits, split_of_name
@@ -74,8 +74,11 @@ def pack(config: PackConfig) -> PackReport | Understanding:
 
     The shards are a pure function of the listing, the labels and the settings: the same bytes for any number of workers
     and interruptions. Raises DataError for folders, label files or more
-    unreadable images than `max_bad` allows, and PartialError when it is interrupted.
+    unreadable images than `max_bad` allows, ConfigError where nothing can be written, and PartialError when it is
+    interrupted.
     """
+    if not storage.has_listing(config.out):
+        raise ConfigError(f"{config.out} is on a web server, which is only read.", "give --out a folder or s3://...")
     listing = find(config)
     if config.dry_run:
         return listing.about

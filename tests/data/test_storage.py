@@ -98,14 +98,14 @@ def test_a_location_in_a_configuration_is_text_in_its_file() -> None:
     assert pickle.loads(pickle.dumps(config)) == config  # noqa: S301 - as Ray does
 
 
-def test_files_in_an_object_store(bucket: RemotePath, tmp_path: Path) -> None:
-    folder = bucket / "t"
+def assert_keeps_files(folder: RemotePath, tmp_path: Path) -> None:
+    """Files are written to, found in, read from and removed from an empty folder of a store."""
     assert not storage.is_folder(folder)
     assert storage.names(folder) == []
-    storage.put((folder / "a.txt"), b"hello")
+    storage.put(folder / "a.txt", b"hello")
     (tmp_path / "b").write_bytes(b"x" * 10_000_000)
     storage.upload(tmp_path / "b", folder / "sub/b.bin")
-    storage.put((folder / ".hidden/c"), b"")
+    storage.put(folder / ".hidden/c", b"")
     assert storage.is_folder(folder)
     assert storage.read(folder / "a.txt") == b"hello"
     assert storage.size(folder / "sub/b.bin") == 10_000_000
@@ -116,6 +116,10 @@ def test_files_in_an_object_store(bucket: RemotePath, tmp_path: Path) -> None:
     storage.delete(folder / "a.txt")
     storage.delete(folder / "nothing")
     assert "a.txt" not in storage.names(folder)
+
+
+def test_files_in_an_object_store(bucket: RemotePath, tmp_path: Path) -> None:
+    assert_keeps_files(bucket / "t", tmp_path)
 
 
 def test_copies_on_the_node(bucket: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,13 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlic.config.data import PackConfig
 from mlic.config.remote_path import RemotePath
 from mlic.config.train import TrainConfig
 from mlic.data import storage
 from mlic.data.shards import read_split
-from mlic.errors import DataError
+from mlic.errors import ConfigError, DataError
+from mlic.pack.pack import pack
 from mlic.train.checkpoints import read_history
 from mlic.train.train import train
+from tests.data.test_storage import assert_keeps_files
 from tests.end_to_end.test_pipeline import FIT, NET
 from tests.train.test_training_loop import without_times
 
@@ -76,21 +79,7 @@ def folder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_files_in_a_store(folder: RemotePath, tmp_path: Path) -> None:
-    assert not storage.is_folder(folder)
-    assert storage.names(folder) == []
-    storage.put(folder / "a.txt", b"hello")
-    (tmp_path / "b").write_bytes(b"x" * 10_000_000)
-    storage.upload(tmp_path / "b", folder / "sub/b.bin")
-    assert storage.is_folder(folder)
-    assert storage.read(folder / "a.txt") == b"hello"
-    assert storage.size(folder / "sub/b.bin") == 10_000_000
-    assert storage.size(folder / "sub") is None
-    assert sorted((name, size) for name, size, _ in storage.walk(folder)) == [("a.txt", 5), ("sub/b.bin", 10_000_000)]
-    with storage.File(folder / "a.txt") as file:
-        assert file.read_at(1, 3) == b"ell"
-    storage.delete(folder / "a.txt")
-    storage.delete(folder / "nothing")
-    assert "a.txt" not in storage.names(folder)
+    assert_keeps_files(folder, tmp_path)
     storage.delete(folder / "sub")
     assert storage.size(folder / "sub/b.bin") is None
     with pytest.raises(FileNotFoundError):
@@ -155,6 +144,8 @@ def test_errors_of_a_web_server_are_those_of_a_disk(site: RemotePath) -> None:
         storage.read(site / "nothing.txt")
     with pytest.raises(OSError, match="503"):
         storage.read(site / "broken/index.json")
+    with pytest.raises(OSError, match="NotImplementedError"):
+        storage.put(site / "new.txt", b"")
     with pytest.raises(DataError, match="does not exist|holds no index.json"):
         read_split(site / "nowhere", "train")
 
@@ -175,3 +166,8 @@ def test_samples_of_a_web_server_are_those_on_disk(site: RemotePath, shards: Pat
     assert np.array_equal(one.targets, two.targets)
     with one.take(np.array([3, 1])).opened() as far, two.opened() as near:
         assert [far(0), far(1)] == [near(3), near(1)]
+
+
+def test_shards_are_not_written_to_a_web_server(site: RemotePath) -> None:
+    with pytest.raises(ConfigError, match="only read"):
+        pack(PackConfig(images="photos", labels="labels", out=site))
