@@ -156,16 +156,17 @@ class Builder:
         repeated, first = self.has_repeats(), None
         if not repeated:
             self._hash = array("q")
-        # Without a copy: the names are the largest part.
-        names = pa.LargeStringArray.from_buffers(len(self), pa.py_buffer(self._ends), pa.py_buffer(self._text))
+        text, ends = self._text, self._ends
         self._text, self._ends = bytearray(), array("q", [0])
+        names = _column(text, ends)
         file, line = np.frombuffer(self._file, np.int32), np.frombuffer(self._line, np.uint32)
         image, label, value = self._cells(labels)
         if repeats == "refuse" and repeated:
             self._refuse_repeated(names, file, line)
         elif repeated:
             code, first = self._numbered(names)
-            names = names.take(pa.array(first))
+            del names
+            names = _moved_together(text, ends, first)
             votes = _Votes(code[image].astype(np.int32), label, value)
             if repeats == "union" or repeats == "refuse":
                 image = votes.image
@@ -281,6 +282,25 @@ class Builder:
                     f"{where}: the image {names[again].as_py()!r} has a line already{other}.",
                     "keep one of the two lines.",
                 )
+
+
+def _column(text: bytearray, ends: array[int]) -> pa.LargeStringArray:
+    """Texts as a column, without a copy: the names are the largest part of what a label file says."""
+    return pa.LargeStringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), pa.py_buffer(text))
+
+
+def _moved_together(text: bytearray, ends: array[int], rows: Array) -> pa.LargeStringArray:
+    """The texts with the ascending numbers `rows`, moved within their memory: a copy would be as large as they are."""
+    sizes = np.diff(np.frombuffer(ends, np.int64))[rows]
+    new_ends = array("q", np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64).tobytes())
+    column = _column(text, ends)
+    for start in range(0, len(rows), _CHUNK):
+        piece = column.take(pa.array(rows[start : start + _CHUNK]))
+        begin, end = new_ends[start], new_ends[start + len(piece)]
+        text[begin:end] = memoryview(piece.buffers()[2])[: end - begin]  # the texts behind `end` are not read again
+    del column
+    del text[new_ends[-1] :]
+    return _column(text, new_ends)
 
 
 @dataclass(frozen=True)
