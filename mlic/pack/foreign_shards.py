@@ -21,7 +21,8 @@ from mlic.data import shards, storage
 from mlic.errors import ConfigError, DataError
 from mlic.pack import summary as accounts
 from mlic.pack.image_scan import forget
-from mlic.pack.pack import Found, arrange, find
+from mlic.pack.inputs import PackInputs, find
+from mlic.pack.pack import arrange
 from mlic.pack.shard_plan import Samples, Written
 from mlic.pack.shard_tasks import stop_at_too_many_bad
 from mlic.pack.shard_writer import table_bytes
@@ -48,22 +49,22 @@ def index_if_needed(folder: Location, address: str | None) -> None:
             f"mlic pack {folder} --labels {folder} writes shards of its own to ./shards.",
         )
     config = PackConfig(images=folder, labels=folder, out=folder)
-    found = find(config)
-    if found.listing.members is None:
+    inputs = find(config)
+    if inputs.listing.members is None:
         raise DataError(f"{folder} holds loose images beside its shards.", "move them to another folder.")
     logger.info("%s holds shards of another program; they are indexed first", folder)
-    logger.info("%s", "\n".join(found.about.lines()))
+    logger.info("%s", "\n".join(inputs.about.lines()))
     with connect(address) as cluster:
         shared_folders.check_shared(cluster, folder, folder)
-        samples, seen = arrange(config, found, task_share(cluster, "auto", use_gpus=False))
-    stop_at_too_many_bad(config, seen.bad, len(found.listing))
+        samples, seen = arrange(config, inputs, task_share(cluster, "auto", use_gpus=False))
+    stop_at_too_many_bad(config, seen.bad, len(inputs.listing))
     if not len(samples):
         raise DataError(f"none of the {len(seen.bad):,} images in {folder} can be read.", "check the folder.")
-    _write(config, found, samples, seen)
+    _write(config, inputs, samples, seen)
     forget(folder)
 
 
-def _write(config: PackConfig, found: Found, samples: Samples, seen: Seen) -> None:
+def _write(config: PackConfig, inputs: PackInputs, samples: Samples, seen: Seen) -> None:
     """Write the table, what was left out and the index."""
     folder, members, scanned = config.out, samples.listing.members, seen.scanned
     if members is None or scanned is None:
@@ -71,10 +72,10 @@ def _write(config: PackConfig, found: Found, samples: Samples, seen: Seen) -> No
     names = [_name(folder, archive) for archive in samples.listing.archives]
     shard = np.array(names, dtype=object)[members["container"]]
     rows = (np.arange(i, min(i + _ROWS, len(samples))) for i in range(0, len(samples), _ROWS))
-    table = table_bytes(_table(found, samples.take(some), members[some], shard[some], scanned[some]) for some in rows)
-    written = _by_split(found, samples, names, members, scanned["digest"])
+    table = table_bytes(_table(inputs, samples.take(some), members[some], shard[some], scanned[some]) for some in rows)
+    written = _by_split(inputs, samples, names, members, scanned["digest"])
     account, trouble = accounts.settle(seen, written)
-    index = accounts.index(config, found.labels, found.source, seen, account, trouble, found.splits, written)
+    index = accounts.index(config, inputs.labels, inputs.source, seen, account, trouble, inputs.splits, written)
     index |= {"records": False, "shards": _shards(written, names, samples.listing.archives)}
     accounts.warn(trouble, index["label_counts"], index["leakage"])
     accounts.write_files(folder, trouble, table, index)
@@ -89,18 +90,18 @@ def _name(folder: Location, archive: Location) -> str:
     return str(archive).partition("?")[0].removeprefix(above)
 
 
-def _by_split(found: Found, samples: Samples, names: list[str], members: Array, digests: Array) -> list[Written]:
+def _by_split(inputs: PackInputs, samples: Samples, names: list[str], members: Array, digests: Array) -> list[Written]:
     """What each shard holds of each split, with a digest of those images in place of that of the shard."""
     parts = []
-    code = members["container"].astype(np.int64) * len(found.splits) + samples.split
+    code = members["container"].astype(np.int64) * len(inputs.splits) + samples.split
     order = np.argsort(code, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(code[order])) + 1):
-        number, split = divmod(int(code[rows[0]]), len(found.splits))
+        number, split = divmod(int(code[rows[0]]), len(inputs.splits))
         targets = samples.targets[rows]
         digest = hashlib.sha256(digests[rows].tobytes() + targets.tobytes()).hexdigest()
         counts = tuple(int(count) for count in (targets == 1).sum(axis=0))
         unlabelled = int((~(targets == 1).any(axis=1)).sum())
-        parts.append(Written(names[number], found.splits[split], 0, digest, len(rows), counts, unlabelled, ()))
+        parts.append(Written(names[number], inputs.splits[split], 0, digest, len(rows), counts, unlabelled, ()))
     return parts
 
 
@@ -116,13 +117,13 @@ def _shards(written: list[Written], names: list[str], archives: Sequence[Locatio
     return described
 
 
-def _table(found: Found, samples: Samples, members: Array, shard: Array, scanned: Array) -> Any:
+def _table(inputs: PackInputs, samples: Samples, members: Array, shard: Array, scanned: Array) -> Any:
     """Rows of samples.parquet, with the columns that `mlic pack` writes."""
     count, width = samples.targets.shape
     columns = {
         "key": pa.array([_text(key) for key in samples.listing.keys.to_pylist()], pa.string()),
         "file": pa.array([_text(path) for path in samples.listing.paths.to_pylist()], pa.string()),
-        "split": pa.array([found.splits[i] for i in samples.split.tolist()], pa.string()),
+        "split": pa.array([inputs.splits[i] for i in samples.split.tolist()], pa.string()),
         "shard": pa.array(shard.tolist(), pa.string()),
         "offset": pa.array(members["offset"], pa.int64()),
         "size": pa.array(samples.listing.sizes, pa.int64()),

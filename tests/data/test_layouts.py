@@ -10,7 +10,7 @@ import pytest
 
 from mlic.config.data import PackConfig
 from mlic.config.load import build
-from mlic.pack.pack import find
+from mlic.pack.inputs import find
 from tests.data import layouts
 from tests.golden import ROOT
 

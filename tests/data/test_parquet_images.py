@@ -19,7 +19,7 @@ from mlic.data.sources import parquet_images
 from mlic.data.sources.image_listing import Listing
 from mlic.data.sources.image_sources import list_images
 from mlic.errors import ClusterError, DataError
-from mlic.pack.pack import find
+from mlic.pack.inputs import find
 
 LABELS = ("cat", "dog")
 

@@ -25,7 +25,7 @@ from mlic.data import storage
 from mlic.data.shards import read_split
 from mlic.data.sources import image_sources
 from mlic.errors import DataError
-from mlic.pack.pack import find
+from mlic.pack.inputs import find
 from mlic.train.train import train
 from tests.data.test_parquet_images import write
 from tests.end_to_end.test_pipeline import FIT, NET

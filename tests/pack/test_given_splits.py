@@ -13,7 +13,8 @@ import pytest
 from mlic.config.data import PackConfig
 from mlic.errors import ConfigError, DataError
 from mlic.pack.given_splits import split_names, split_of_name
-from mlic.pack.pack import Found, find, pack
+from mlic.pack.inputs import PackInputs, find
+from mlic.pack.pack import pack
 from mlic.pack.understanding import Understanding
 from tests.data import layouts
 
@@ -56,7 +57,7 @@ def test_names_of_splits_that_there_are_not() -> None:
         split_names(["entrenamiento", "prueba"], "x", {"entrenamiento": "train", "prueva": "test"})
 
 
-def understood(folder: Path, **settings: Any) -> Found:
+def understood(folder: Path, **settings: Any) -> PackInputs:
     return find(PackConfig(images=folder / "photos", out=folder / "out", **settings))
 
 
