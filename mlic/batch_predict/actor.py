@@ -28,7 +28,7 @@ from mlic.config.types import Backend, Location
 from mlic.data import storage
 from mlic.data.pixels.decoding import ahead, decode_batch
 from mlic.data.shards import Split
-from mlic.data.sources.image_listing import Listing
+from mlic.data.sources.image_listing import Listing, as_text
 from mlic.model import bundle, runtimes
 from mlic.runs.files import disk_errors, temporary
 
@@ -220,11 +220,3 @@ def write_part(path: Location, items: Items, scores: Array, errors: Sequence[str
         with temporary(path) as part:
             pq.write_table(table, part)
             os.replace(part, path)  # noqa: PTH105 - the counterpart of the write above
-
-
-def as_text(names: pa.Array) -> pa.Array:
-    """Names (bytes) as text for Parquet; bytes that are not UTF-8 are shown as \\xNN."""
-    try:
-        return names.cast(pa.string())
-    except pa.ArrowInvalid:
-        return pa.array([name.decode("utf-8", "backslashreplace") for name in names.to_pylist()], pa.string())

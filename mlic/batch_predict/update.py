@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlic.batch_predict.actor import Items, as_text
+from mlic.batch_predict.actor import Items
 from mlic.batch_predict.merge import part_at, part_numbers, read_part
 from mlic.config.predict import PredictConfig
 from mlic.config.types import Location
 from mlic.data import storage
-from mlic.data.sources.image_listing import Listing
+from mlic.data.sources.image_listing import Listing, as_text
 from mlic.errors import ConfigError
 
 logger = logging.getLogger(__name__)

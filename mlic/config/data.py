@@ -100,6 +100,12 @@ class PackConfig(LabelSettings):
     out: AnyPath = setting(
         Path("shards"), "Folder to write the shards to, or s3://...", cli="flag", runtime=True, validate_default=True
     )
+    append: bool = setting(
+        False,
+        "Pack new images into new shards beside those in --out, which stay as they are; the test split gets none",
+        cli="flag",
+        runtime=True,
+    )
     dry_run: bool = setting(
         False, "Show what was understood of the images and labels, and write nothing", cli="flag", runtime=True
     )
@@ -190,6 +196,14 @@ class PackConfig(LabelSettings):
             raise ValueError(f"{sources[0]} and {sources[1]} both say what the splits are; give one of them")
         if self.keep_test is not None and not 0 < self.split.get("test", 0) < 1:
             raise ValueError("keep_test needs a split named test, and others beside it")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_appended(self) -> Self:
+        if self.append:
+            for name in ("fresh", "limit", "corrections"):
+                if getattr(self, name):
+                    raise ValueError(f"append leaves what is packed as it is, and {name} does not; give one of them")
         return self
 
     @model_validator(mode="after")

@@ -62,12 +62,12 @@ class Names:
     @property
     def keys(self) -> pa.Array:
         """The keys of the samples."""
-        return _whole(self._table.column("key"))
+        return whole_column(self._table.column("key"))
 
     @property
     def files(self) -> pa.Array:
         """The files of the samples."""
-        return _whole(self._table.column("file"))
+        return whole_column(self._table.column("file"))
 
     def take(self, rows: Array) -> Names:
         """The names of the samples with these numbers."""
@@ -77,7 +77,8 @@ class Names:
         return Names.of(taken.column("key"), taken.column("file"))
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
+def whole_column(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
     combined = column.combine_chunks()
     return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
 
@@ -176,7 +177,7 @@ def _records(names: pa.Array, record: np.dtype[Any], batch: pa.RecordBatch) -> A
     shard = pc.index_in(batch.column("shard"), value_set=names)
     if shard.null_count:
         odd = batch.column("shard").filter(pc.is_null(shard))[0]
-        raise ValueError(f"{odd} is not in the index")
+        raise ValueError(f"{odd} is not in the index, as if mlic pack had been stopped")
     rows = np.empty(len(batch), record)
     rows["shard"] = shard.to_numpy()
     rows["offset"], rows["size"] = (batch.column(name).to_numpy() for name in ("offset", "size"))

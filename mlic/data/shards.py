@@ -280,7 +280,7 @@ def _table_errors(folder: Location) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"cannot read {folder / TABLE}: {error}.", "run mlic pack again with --fresh.") from None
+        raise DataError(f"cannot read {folder / TABLE}: {error}.", "run the same mlic pack command again.") from None
 
 
 def read_sample(shard: storage.File, offset: int, size: int) -> tuple[bytes, dict[str, Any] | None]:

@@ -49,6 +49,11 @@ class Scan:
         """The sha256 uint8 (N, 32) of each file."""
         return self.rows["digest"]
 
+    @property
+    def hashes(self) -> Array:
+        """The perceptual hash uint8 (N, 16) of each image."""
+        return self.rows["hash"]
+
     def groups(self, group_by: GroupBy, column: Array | None) -> Array:
         """Groups (N,) of the same, or nearly the same, images, and of those with the same value in `column`."""
         hashes = self.rows["hash"] if group_by == "near-duplicates" else None

@@ -37,9 +37,11 @@ class PackInputs:
     """What is to be packed, known before any image is opened: N images with distinct keys and `targets` int8 (N, L).
 
     `column` (N,) are the values of the group column as numbers, -1 for none; `fixed` (N,) the splits that some images
-    have already, as numbers into `splits`, -1 for none. `duplicate`, `missing` and `not_annotated` are what is not
-    packed, as (name, reason). `corrected` is the number of targets that differ from the label files. `inputs` are
-    fingerprints of all that decides the shards, except the settings. `about` says in words what was understood.
+    have already, as numbers into `splits`, -1 for none. `annotated` bool (N,) marks images that the label files name;
+    `positives_only` says that these files list the labels that an image has, and not those that it lacks.
+    `duplicate`, `missing` and `not_annotated` are what is not packed, as (name, reason). `corrected` is the number of
+    targets that differ from the label files. `inputs` are fingerprints of all that decides the shards, except the
+    settings. `about` says in words what was understood.
     """
 
     listing: Listing
@@ -55,6 +57,8 @@ class PackInputs:
     corrected: int
     inputs: dict[str, str]
     about: Understanding
+    annotated: Array
+    positives_only: bool
 
 
 def find(config: PackConfig) -> PackInputs:
@@ -89,9 +93,11 @@ def find(config: PackConfig) -> PackInputs:
         "splits": fingerprint(splits, fixed.tobytes()),
         "corrections": fingerprint(decisions),
     }
+    annotated = joined.annotated
     if len(rows) < len(unique):
         unique, targets, fixed = unique.take(rows), targets[rows], fixed[rows]
         column = None if column is None else column[rows]
+        annotated = annotated[rows]
     _check_labels(config, names, unique)
     gone = {name for name, _ in duplicate}
     return PackInputs(
@@ -108,6 +114,8 @@ def find(config: PackConfig) -> PackInputs:
         corrected,
         inputs,
         about,
+        annotated,
+        annotations.positives_only,
     )
 
 

@@ -18,8 +18,10 @@ from mlic.data import shards, storage
 from mlic.errors import ConfigError, DataError
 from mlic.pack import shard_plan, shard_writer
 from mlic.pack import summary as accounts
+from mlic.pack.append import about_new, append
 from mlic.pack.image_scan import forget, scan
 from mlic.pack.inputs import PackInputs, find
+from mlic.pack.packed import check_whole, is_packed
 from mlic.pack.shard_tasks import remove_accounts, tables, verify_all, write_all
 from mlic.pack.splits import folds, random_split, stratified_split
 from mlic.pack.summary import PackReport, Seen
@@ -37,7 +39,8 @@ _LARGE, _LARGE_SHARE = 50, 0.05  # images, and share of all, in a group that is 
 def pack(config: PackConfig) -> PackReport | Understanding:
     """Pack images and labels into shards, one Ray task a shard; shards that are whole already are kept.
 
-    With `dry_run`, nothing is written, and the report says what was understood.
+    With `dry_run`, nothing is written, and the report says what was understood. With `append`, only images that are not
+    packed yet are written, see `append`.
 
     The shards are a pure function of the listing, the labels and the settings: the same bytes for any number of workers
     and interruptions. Raises DataError for folders, label files or more
@@ -48,22 +51,27 @@ def pack(config: PackConfig) -> PackReport | Understanding:
         raise ConfigError(f"{config.out} is on a web server, which is only read.", "give --out a folder or s3://...")
     inputs = find(config)
     if config.dry_run:
-        return inputs.about
+        return about_new(config, inputs)
     logger.info("%s", "\n".join(inputs.about.lines()))
-    with Run.open(config.out, "pack", config, inputs.inputs, config.fresh) as run:
+    may_change = tuple(inputs.inputs) if config.append and is_packed(config.out) else ()
+    with Run.open(config.out, "pack", config, inputs.inputs, config.fresh, may_change) as run:
         finished = run.finished and _whole(config.out)
         if finished and not config.verify:
             _clean_up(config.out)
             return PackReport(**run.report)
         if run.finished and not finished:
+            check_whole(config.out)
             logger.warning("%s has lost shards since it was packed; they are written again", config.out)
             storage.delete(config.out / shards.INDEX)
             run.reopen()
+        is_grown = run.renewed and is_packed(config.out)
         with connect(config.address) as cluster:
             shared_folders.check_shared(cluster, config.out, config.images)
             share = task_share(cluster, config.workers, use_gpus=False)
-            report = PackReport(**run.report) if finished else _pack(config, inputs, share)
-            if not finished:
+            if finished:
+                report = PackReport(**run.report)
+            else:
+                report = append(config, inputs, run, share) if is_grown else _pack(config, inputs, share)
                 run.finish(report)
             if config.verify:
                 verify_all(config.out, shards.read_index(config.out), config.max_pixels, share)
@@ -73,13 +81,7 @@ def pack(config: PackConfig) -> PackReport | Understanding:
 
 def _pack(config: PackConfig, inputs: PackInputs, share: Share) -> PackReport:
     samples, seen = arrange(config, inputs, share)
-    expansion = shard_plan.Expansion(
-        config.expand,
-        config.expand_by,
-        config.thin,
-        tuple(inputs.labels.index(name) for name in config.thin_labels),
-        config.seed,
-    )
+    expansion = shard_plan.expansion(config, inputs.labels)
     plan = shard_plan.plan(samples, inputs.splits, config.shard_mb, config.min_shards, config.seed, expansion)
     written = write_all(config, plan, samples, inputs.labels, expansion, share, seen.bad)
     account, trouble = accounts.settle(seen, written)
@@ -98,18 +100,19 @@ def _pack(config: PackConfig, inputs: PackInputs, share: Share) -> PackReport:
 def arrange(config: PackConfig, inputs: PackInputs, share: Share) -> tuple[shard_plan.Samples, Seen]:
     """Scan the images if the settings ask for it, leave out what is not to be packed, and assign the splits."""
     listing, targets = inputs.listing, inputs.targets
-    group, digest, bad, scanned = None, None, dict[int, str](), None
+    group, digest, hashes, bad, scanned = None, None, None, dict[int, str](), None
     if config.group_by != "none" or inputs.column is not None:
         known = fingerprint(sorted(inputs.inputs.items()), config.max_pixels)
         seen = scan(listing, config.out, config.max_pixels, share, known)
         group, digest, bad = seen.groups(config.group_by, inputs.column), seen.digests, seen.bad
-        scanned = seen.rows
+        hashes, scanned = seen.hashes, seen.rows
         _warn_of_chain(group)
     usable = np.ones(len(listing), bool)
     usable[list(bad)] = False
     dropped = usable & ~(targets == 1).any(axis=1) if config.unlabelled == "drop" else np.zeros(len(listing), bool)
     rows = np.flatnonzero(usable & ~dropped)
-    samples = shard_plan.Samples(listing, targets, np.zeros(len(listing), np.int64), group, None, digest).take(rows)
+    samples = shard_plan.Samples(listing, targets, np.zeros(len(listing), np.int64), group, None, digest, hashes)
+    samples = samples.take(rows)
     if not len(samples) and not bad:
         raise DataError("every image is unlabelled, and those are dropped.", "give --unlabelled keep.")
     split = deal(config, samples, inputs.splits, inputs.fixed[rows])

@@ -6,13 +6,15 @@ header field of a tar that could depend on the machine or the clock is fixed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from mlic.config.data import PackConfig
 from mlic.config.types import Operation
 from mlic.data.sources.image_listing import Listing
 
@@ -24,8 +26,8 @@ class Samples:
     """N samples in columns: their images and `targets` int8 (N, L).
 
     `split`, `group` and `fold` (N,) are numbers for each sample: its split, its group of identical or near-duplicate
-    images, and its fold. `digest` uint8 (N, 32) is the sha256 of its file. The last three are None if they are not
-    known.
+    images, and its fold. `digest` uint8 (N, 32) is the sha256 of its file, and `hash` uint8 (N, 16) its perceptual
+    hash. The last four are None if they are not known.
     """
 
     listing: Listing
@@ -34,6 +36,7 @@ class Samples:
     group: Array | None = None
     fold: Array | None = None
     digest: Array | None = None
+    hash: Array | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -48,6 +51,7 @@ class Samples:
             group=_rows(self.group, rows),
             fold=_rows(self.fold, rows),
             digest=_rows(self.digest, rows),
+            hash=_rows(self.hash, rows),
         )
 
 
@@ -71,6 +75,12 @@ class Expansion:
 
 
 NO_EXPANSION = Expansion()
+
+
+def expansion(config: PackConfig, labels: Sequence[str]) -> Expansion:
+    """The versions of training images that the settings ask for."""
+    thin_labels = tuple(labels.index(name) for name in config.thin_labels)
+    return Expansion(config.expand, config.expand_by, config.thin, thin_labels, config.seed)
 
 
 @dataclass(frozen=True)
@@ -111,11 +121,13 @@ def plan(
     min_shards: int,
     seed: int,
     expansion: Expansion = NO_EXPANSION,
+    first_numbers: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[ShardPlan, ...]:
     """Assign the samples of each split to shards of about `shard_mb` MB.
 
     Training samples are put in a seeded random order, so that a reader that reads shards in sequence gets a mixture;
-    the others keep the order of their keys.
+    the others keep the order of their keys. `first_numbers` are the numbers that the shards of a split begin with, if
+    there are some already.
     """
     shards: list[ShardPlan] = []
     for number, split in enumerate(splits):
@@ -130,7 +142,7 @@ def plan(
         bounds = np.linspace(0, len(rows), count + 1).round().astype(int)
         shards += [
             ShardPlan(f"{split}-{i:06d}.tar", split, rows[a:b], versions[a:b])
-            for i, (a, b) in enumerate(pairwise(bounds))
+            for i, (a, b) in enumerate(pairwise(bounds), first_numbers.get(split, 0))
         ]
     return tuple(shards)
 

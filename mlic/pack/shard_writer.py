@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from mlic.data.duplicates import HASH_BYTES
 from mlic.data.pixels import images
 from mlic.data.sources.image_listing import Reader
 from mlic.pack.offline_augment import render
@@ -142,6 +143,7 @@ def _table(plan: ShardPlan, samples: Samples, row_numbers: Array, rows: Sequence
             "height": pa.array([row[6] for row in rows], pa.int32()),
             "format": pa.array([row[7] for row in rows], pa.string()),
             "sha256": pa.array([row[8].hex() for row in rows], pa.string()),
+            "hash": _hashes(samples, row_numbers),
             "group": pa.array(group, pa.int64()),
             "fold": pa.array(fold, pa.int16()),
             "version": pa.array(plan.versions[row_numbers], pa.int16()),
@@ -150,6 +152,16 @@ def _table(plan: ShardPlan, samples: Samples, row_numbers: Array, rows: Sequence
             ),
         }
     )
+
+
+def _hashes(samples: Samples, row_numbers: Array) -> Any:
+    """The perceptual hashes as a column, null where they are not known."""
+    import pyarrow as pa
+
+    if samples.hash is None:
+        return pa.nulls(len(row_numbers), pa.binary(HASH_BYTES))
+    data = np.ascontiguousarray(samples.hash[row_numbers]).tobytes()
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(HASH_BYTES), len(row_numbers), [None, pa.py_buffer(data)])
 
 
 def _utf8(text: str) -> str:

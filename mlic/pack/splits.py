@@ -57,9 +57,12 @@ def stratified_split(
     return result
 
 
-def folds(targets: Array, groups: Array | None, count: int, seed: int) -> Array:
-    """The fold (N,) of each sample, from 0 to `count` - 1, stratified over all labels, with no group cut."""
-    return stratified_split(targets, groups, {str(fold): 1 / count for fold in range(count)}, seed + 1)
+def folds(targets: Array, groups: Array | None, count: int, seed: int, fixed: Array | None = None) -> Array:
+    """The fold (N,) of each sample, from 0 to `count` - 1, stratified over all labels, with no group cut.
+
+    Samples whose `fixed` (N,) is not -1 keep that fold.
+    """
+    return stratified_split(targets, groups, {str(fold): 1 / count for fold in range(count)}, seed + 1, fixed)
 
 
 def leakage(splits: Array, groups: Array | None) -> int:

@@ -56,7 +56,8 @@ class PackReport(Model):
     `images` counts the packed images, and `samples` their versions. `label_counts` are the numbers of samples with each
     label, in order. `near_duplicates` counts the images that are kept in one split with others that are the same or
     nearly the same. `largest_deviation` says where a label is furthest from its share. `leakage` counts the groups that
-    lie in more than one split. `corrected` counts the labels that --corrections has changed.
+    lie in more than one split. `corrected` counts the labels that --corrections has changed, and `appended` the images
+    that --append has packed beside the others; it is None without --append.
     """
 
     out: AnyPath
@@ -73,6 +74,7 @@ class PackReport(Model):
     largest_deviation: str
     trouble: dict[str, list[str]]
     corrected: int = 0
+    appended: int | None = None
 
     def text(self) -> str:
         return self.told("packed", "into")
@@ -87,6 +89,7 @@ class PackReport(Model):
             groups = f"{self.near_duplicates:,} near-duplicates, leakage {self.leakage:,}"
         lines = [
             f"read {self.source}",
+            *([] if self.appended is None else [f"appended {self.appended:,} new images; the shards are now:"]),
             f"{done} {self.samples:,} samples{versions} {where} {self.shards} shard{'s' * (self.shards != 1)} in "
             f"{self.out}: " + ", ".join(f"{name} {count:,}" for name, count in self.splits.items()),
             f"found {a.found:,} = {a.packed_labelled:,} labelled + {a.packed_unlabelled:,} unlabelled{dropped}"
@@ -105,7 +108,8 @@ class Seen:
 
     `files` are the images that were to be packed, with `group` and `targets` as in shard_plan.Samples. The rest is not
     packed, as (name, reason): `duplicate`, `missing`, `bad`, `not_annotated`; `dropped` and `corrected` are numbers.
-    `scanned` (N,) is what image_scan.Scan has of each file, if they were scanned.
+    `scanned` (N,) is what image_scan.Scan has of each file, if they were scanned. `is_dealt` says that the splits have
+    the shares of the settings, and were not kept from before.
     """
 
     files: Listing
@@ -119,6 +123,7 @@ class Seen:
     corrected: int = 0
     not_annotated: Sequence[tuple[str, str]] = ()
     scanned: Array | None = None
+    is_dealt: bool = True
 
     @property
     def grouped(self) -> int | None:
@@ -213,7 +218,9 @@ def index(
     """index.json: everything about the shards but their samples."""
     total = sum(config.split.values())
     counts = _counts(labels, written)
-    is_given = any((config.split_column, config.split_files, config.keep_test))  # then a split's size is its target
+    is_given = not seen.is_dealt or any(
+        (config.split_column, config.split_files, config.keep_test)
+    )  # then a split's size is its target
     images = (seen.targets == 1).sum(axis=0)  # of each label; versions of an image are not counted in shares
     splits: dict[str, Any] = {}
     for name in names:

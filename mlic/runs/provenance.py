@@ -23,6 +23,7 @@ _DECIDED = (
     "backend",
     "computed_by",
     "renewed",
+    "appending",
 )  # decided once for a run, whichever machine continues it
 _PACKAGES = ("mlic", "ray", "torch", "torchvision", "numpy", "pillow", "simplejpeg")
 

@@ -43,6 +43,7 @@ _OWN = re.compile(
     r"checkpoints|model|ensemble|export-[a-z]+(-[a-z0-9]+)?|trials|confirm|folds|predictions|report|corpus|shards|runs|"
     r"evaluation|preds\.tsv(\.parts|\.errors\.tsv)?"
 )
+_TAKES_IN_NEW = {"batch-predict": "--update", "pack": "--append"}  # the flag by which a finished run grows
 _CLEARED = "cleared"  # the status of a folder whose content was deleted and that has no new content yet
 _RAY_JOB_FOLDER = "working_dir_files"
 
@@ -300,9 +301,15 @@ def _compare(
     changed = [name for name, value in inputs.items() if state.get("inputs", {}).get(name) != value]
     if set(changed) - set(may_change):
         what = " and ".join(changed)
-        update = ", or --update to take in what is new" if kind == "batch-predict" and changed == ["images"] else ""
+        update = f", or {_TAKES_IN_NEW[kind]} to take in what is new" if _is_grown(kind, state, changed) else ""
         raise ConfigError(f"{folder} was made from different {what}.", f"give {other.removesuffix('.')}{update}.")
     return changed
+
+
+def _is_grown(kind: str, state: Mapping[str, Any], changed: Collection[str]) -> bool:
+    """Whether the inputs of a command that can take in new ones may have grown since it was finished."""
+    grows = kind == "batch-predict" or (kind == "pack" and state.get("status") == "finished")
+    return grows and set(changed) <= {"images", "labels", "splits"} and "images" in changed
 
 
 def _in_effect(config: BaseModel, now: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,6 +136,14 @@ def _same_as_before(keys: pa.Array) -> Array:
     return same
 
 
+def as_text(names: pa.Array) -> pa.Array:
+    """Names (bytes) as text for Parquet; bytes that are not UTF-8 are shown as \\xNN."""
+    try:
+        return names.cast(pa.string())
+    except pa.ArrowInvalid:
+        return pa.array([name.decode("utf-8", "backslashreplace") for name in names.to_pylist()], pa.string())
+
+
 def resolve(root: Location, name: str) -> Location:
     """The location of a path from a list of paths."""
     if "://" in name:
