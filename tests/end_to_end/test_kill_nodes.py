@@ -83,15 +83,18 @@ def common(nodes: Any) -> list[object]:
 
 def train_workers(nodes: Any) -> list[int]:
     """The processes that train a model or a trial, or predict, on the nodes of this cluster."""
+    return [pid for node in nodes.worker_nodes for pid in workers_of(node)]
+
+
+def workers_of(node: Any) -> list[int]:
+    """Those on one node."""
+    names = (b"RayTrainWorker", b"ResourceTrainable", b"ray::Worker", b"Predictor")
     found = []
-    for node in nodes.worker_nodes:
-        for pid in children(node.all_processes["raylet"][0].process.pid):
-            with contextlib.suppress(OSError):
-                name = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if any(
-                    each in name for each in (b"RayTrainWorker", b"ResourceTrainable", b"ray::Worker", b"Predictor")
-                ):
-                    found.append(pid)
+    for pid in children(node.all_processes["raylet"][0].process.pid):
+        with contextlib.suppress(OSError):
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if any(name in line for name in names):
+                found.append(pid)
     return found
 
 
