@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,35 +114,53 @@ def index(meter: Meter, scratch: Path) -> None:
 
 
 def table(meter: Meter, scratch: Path) -> None:
-    """What the first rank of a node does to know a split, and what every further rank holds."""
-    from mlic.data import shards
-
-    items = 10**7
-    list(_batches(_BATCH * 2, 1, seed=0))  # imports are not counted
+    """What the first rank of a node does to know a split, and what every further rank holds; one rank after another."""
+    items, ranks = 10**8, 64
     os.environ["MLIC_CACHE_DIR"] = str(scratch / "node")
     writer = multiprocessing.Process(target=_write_table, args=(scratch, items))  # its memory is not the reader's
     writer.start()
     writer.join()
+    meter.costs.append(_of_process(_first_rank, scratch, items))
+    costs = [_of_process(_further_rank, scratch, items) for _ in range(ranks)]
+    most = max(costs, key=lambda cost: cost.seconds)
+    meter.costs.append(replace(most, memory=max(cost.memory for cost in costs)))
+
+
+def _of_process(function: Callable[[Meter, Path, int], None], scratch: Path, items: int) -> Cost:
+    """The cost of a step in a process of its own."""
     queue: multiprocessing.Queue[Cost] = multiprocessing.Queue()
-    first = multiprocessing.Process(target=_first_rank, args=(scratch, items, queue))
-    first.start()
-    meter.costs.append(queue.get())
-    first.join()
-    with meter.step("read a split and look up a first batch, each further rank", items, IMAGES):
+    process = multiprocessing.Process(target=_note, args=(function, scratch, items, queue))
+    process.start()
+    cost = queue.get()
+    process.join()
+    return cost
+
+
+def _note(
+    function: Callable[[Meter, Path, int], None], scratch: Path, items: int, queue: multiprocessing.Queue[Cost]
+) -> None:
+    list(_batches(_BATCH * 2, 1, seed=0))  # imports are not counted
+    meter = Meter()
+    function(meter, scratch, items)
+    queue.put(meter.costs[0])
+
+
+def _first_rank(meter: Meter, scratch: Path, items: int) -> None:
+    from mlic.data import shards
+
+    with meter.step("write the file of a split that ranks map, once a node", items, IMAGES):
+        shards.read_split(scratch, "train", checked=True)
+
+
+def _further_rank(meter: Meter, scratch: Path, items: int) -> None:
+    from mlic.data import shards
+
+    with meter.step("read a split and look up a first batch, the slowest and the largest of 64 ranks", items, IMAGES):
         split = shards.read_split(scratch, "train", checked=True)
-        (samples,) = _batches(items, 1, seed=1)
+        (samples,) = _batches(items, 1, seed=os.getpid())
         assert len(split) == items
         assert split.sizes[samples].sum() > 0
         assert split.targets[samples].shape == (_BATCH, LABELS)
-
-
-def _first_rank(scratch: Path, items: int, queue: multiprocessing.Queue[Cost]) -> None:
-    from mlic.data import shards
-
-    meter = Meter()
-    with meter.step("write the file of a split that ranks map, once a node", items, IMAGES):
-        shards.read_split(scratch, "train", checked=True)
-    queue.put(meter.costs[0])
 
 
 def _write_table(folder: Path, items: int) -> None:

@@ -102,3 +102,29 @@ def test_decoding_loads_no_pytorch() -> None:
         "decoding.resize(numpy.zeros((9, 8, 3), numpy.uint8), (4, 4), 'bicubic')\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def _jpeg(image: Image.Image, orientation: int = 1) -> bytes:
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[274] = orientation
+    image.save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+def test_images_that_are_decoded_into_the_same_memory() -> None:
+    """Each has the pixels that it has alone, whatever the size of the one before it."""
+    files = [_jpeg(_photo(*shape)) for shape in ((300, 200), (64, 64), (640, 480), (90, 311), (30, 20))]
+    files += [b"\xff\xd8 no image", _jpeg(_photo(301, 200), orientation=6), _jpeg(_photo(300, 200).convert("L"))]
+    prep = Preprocessing(image_size=64, color="rgb", mean=(0.5,) * 3, std=(0.25,) * 3, resize="squash")
+    together, bad = decoding.decode_batch([lambda data=data: data for data in files], prep, 10**8)  # type: ignore[misc]
+    assert list(bad) == [5]
+    for pixels, data in zip(together, files, strict=True):
+        alone, _ = decoding.decode_batch([lambda data=data: data], prep, 10**8)  # type: ignore[misc]
+        assert (pixels == alone[0]).all()
+
+
+def test_a_resized_image_lies_in_memory_as_the_batch_does() -> None:
+    """Else each is copied value by value, which takes half as long as the resizing."""
+    for channels in (1, 3, 5):
+        pixels = np.zeros((100, 150, channels), np.uint8)
+        assert decoding.resize(pixels, (64, 64), "bilinear").flags.c_contiguous

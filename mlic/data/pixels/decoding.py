@@ -36,7 +36,7 @@ def decode_batch(
     """
     size, scale, channels = preprocessing.image_size, preprocessing.scale, preprocessing.channels
     pixels = np.empty((len(readers), size, size, channels), preprocessing.dtype) if out is None else out
-    bad: dict[int, str] = {}
+    bad, scratch = dict[int, str](), images.Scratch()
     for position, (read, target) in enumerate(zip(readers, pixels, strict=True)):
         try:
             if preprocessing.is_deep:
@@ -44,9 +44,8 @@ def decode_batch(
                     read(), preprocessing.color, preprocessing.bands, preprocessing.bits, max_pixels
                 )
             else:
-                image = images.decode(
-                    read(), preprocessing.color, max_pixels, side=scale, out=target if scale == size else None
-                )
+                into = target if scale == size else None
+                image = images.decode(read(), preprocessing.color, max_pixels, side=scale, out=into, scratch=scratch)
             if image is not target:
                 _to_square(image, preprocessing, target)
         except images.BadImage as error:
@@ -119,7 +118,8 @@ def resize(pixels: Array, shape: tuple[int, int], interpolation: Interpolation) 
 def _resize_by_torch(pixels: Array, shape: tuple[int, int], interpolation: Interpolation) -> Array:
     import torch
 
-    batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    # The dimension of the batch comes first, so that PyTorch sees channels-last memory, and writes such.
+    batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)
     small = torch.nn.functional.interpolate(batch, shape, mode=interpolation, antialias=True)
     return small[0].permute(1, 2, 0).numpy()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -200,18 +201,43 @@ def is_gray_file(data: bytes) -> bool:
         return image.mode in ("1", "L", "LA", *_DEEP)
 
 
-def decode(data: bytes, color: Color, max_pixels: int, side: int = 0, out: Array | None = None) -> Array:
+class Scratch:
+    """Memory that images are decoded into one after another.
+
+    New memory for each would cost a quarter of the decoding: the system clears its pages.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def shaped(self, shape: tuple[int, ...]) -> Array:
+        """An array uint8 of this shape, in the memory of the one before it."""
+        size = math.prod(shape)
+        if len(self._bytes) < size:
+            self._bytes = np.empty(size, np.uint8)
+        return self._bytes[:size].reshape(shape)
+
+
+def decode(
+    data: bytes,
+    color: Color,
+    max_pixels: int,
+    side: int = 0,
+    out: Array | None = None,
+    scratch: Scratch | None = None,
+) -> Array:
     """Decode to uint8 (height, width, channels), channels 3 for rgb and 1 for gray, upright by its EXIF tag.
 
     With `side`, a JPEG is decoded at a half, quarter or eighth of its size, if both of its sides are at least twice
     `side`. This is cheaper, and never gives a side below `side`. If a decoded JPEG has the shape of `out`, and `out` is
-    contiguous, it is decoded straight into `out`, and `out` is returned. Transparent pixels are laid on white; pixels
+    contiguous, it is decoded straight into `out`, and `out` is returned. With `scratch`, the result may lie in its
+    memory, until the next image is decoded. Transparent pixels are laid on white; pixels
     of more than 8 bits are scaled to 8. Raises BadImage for anything that is broken, truncated, or above `max_pixels`.
     """
     if not data:
         raise BadImage("zero bytes")
     if data[:2] == b"\xff\xd8":
-        pixels = _decode_jpeg(data, color, max_pixels, side, out)
+        pixels = _decode_jpeg(data, color, max_pixels, side, out, scratch)
         if pixels is not None:
             return pixels
     if is_tiff(data) and (bands := _more_than_colors(data, max_pixels)):
@@ -225,7 +251,9 @@ def decode(data: bytes, color: Color, max_pixels: int, side: int = 0, out: Array
             raise BadImage(_reason(error)) from None
 
 
-def _decode_jpeg(data: bytes, color: Color, max_pixels: int, side: int, out: Array | None) -> Array | None:
+def _decode_jpeg(
+    data: bytes, color: Color, max_pixels: int, side: int, out: Array | None, scratch: Scratch | None
+) -> Array | None:
     """Decode by libjpeg-turbo, or return None if Pillow has to decide.
 
     Pillow decides for CMYK and YCCK, which libjpeg-turbo does not convert, and after any warning of the decoder. The
@@ -244,6 +272,8 @@ def _decode_jpeg(data: bytes, color: Color, max_pixels: int, side: int, out: Arr
     high, wide = -(-height // factor), -(-width // factor)
     shape = (high, wide, 1 if color == "gray" else 3)
     into = out if out is not None and out.shape == shape and out.flags.c_contiguous else None
+    if into is None and scratch is not None:
+        into = scratch.shaped(shape)
     try:
         pixels = simplejpeg.decode_jpeg(
             data,
