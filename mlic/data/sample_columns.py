@@ -24,7 +24,8 @@ from mlic.data import storage
 Array = np.ndarray[Any, Any]
 
 MAPPED = 1_000_000  # samples of a split from which on it is mapped; below that, a process has room for its own copy
-_BATCH = 65_536  # rows that are read at once
+_BATCH = 65_536  # rows that become records at once
+_SCANNED = 10 * _BATCH  # rows that are read at once
 _TRIES = 3  # to open a file before another process removes it, to make room
 _COLUMNS = ["shard", "offset", "size", "target"]
 
@@ -134,13 +135,12 @@ def read(path: Location, rows: Rows, shards: Sequence[str], num_labels: int, kno
         blocks = map(numbered, _small_table(source, _COLUMNS, rows).to_batches(_BATCH))
     else:
         fragment, test = _fragment(source), rows.expression()
-        scan = partial(fragment.scanner, columns=_COLUMNS, filter=test, batch_size=_BATCH)
         count = fragment.count_rows(filter=test)
         if count >= MAPPED:
-            mapped = _mapped(known_by, record, count, lambda: map(numbered, scan().to_batches()))
+            mapped = _mapped(known_by, record, count, lambda: map(numbered, _scanned(fragment, test)))
             if mapped is not None:
                 return Columns(mapped["targets"], mapped["shard"], mapped["offset"], mapped["size"])
-        blocks = map(numbered, scan().to_batches())
+        blocks = map(numbered, _scanned(fragment, test))
     records = np.concatenate([np.zeros(0, record), *blocks])
     return Columns(*(np.ascontiguousarray(records[name]) for name in ("targets", "shard", "offset", "size")))
 
@@ -167,6 +167,24 @@ def _fragment(source: Path | pa.Buffer) -> Any:
 
     files = LocalFileSystem() if isinstance(source, Path) else None
     return ds.ParquetFileFormat().make_fragment(_opened(source), files)
+
+
+def _scanned(fragment: Any, test: Any) -> Iterator[pa.RecordBatch]:
+    """The rows that pass a test, with a few row groups in memory; pyarrow's scanner reads further and further ahead."""
+    row_groups, rows = list[int](), 0
+    for group in (fragment if test is None else fragment.subset(test)).row_groups:
+        row_groups.append(group.id)
+        rows += group.num_rows
+        if rows >= _SCANNED:
+            yield from _batches(fragment, row_groups, test)
+            row_groups, rows = [], 0
+    if row_groups:
+        yield from _batches(fragment, row_groups, test)
+
+
+def _batches(fragment: Any, row_groups: list[int], test: Any) -> list[pa.RecordBatch]:
+    table = fragment.subset(row_group_ids=row_groups).to_table(columns=_COLUMNS, filter=test)
+    return list(table.to_batches(_BATCH))
 
 
 def _opened(source: Path | pa.Buffer) -> Any:

@@ -30,6 +30,7 @@ def mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The node's folder, where splits of any size are mapped."""
     monkeypatch.setenv("MLIC_CACHE_DIR", str(tmp_path / "node"))
     monkeypatch.setattr(sample_columns, "MAPPED", 1)
+    monkeypatch.setattr(sample_columns, "_SCANNED", 100)  # rows of one shard or two
     return tmp_path / "node" / "fetched"
 
 
