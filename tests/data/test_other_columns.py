@@ -62,6 +62,38 @@ def test_a_row_that_may_not_count(tmp_path: Path, column: str, yes: str, no: str
     assert read(path, ignore_columns=(column,)).labels == ("cat", "dog")
 
 
+@pytest.mark.parametrize(
+    ("column", "yes", "no"),
+    [
+        ("qc", "pass", "fail"),
+        ("presence", "present", "not present"),
+        ("assertion", "present", "hypothetical"),
+        ("subset_of", "gold", "noisy"),
+        ("made_by", "human", "model"),
+    ],
+)
+def test_words_of_a_state(tmp_path: Path, column: str, yes: str, no: str) -> None:
+    with pytest.raises(DataError, match="holds states of rows"):
+        read(written(tmp_path, f"image,label,{column}", *proposals(yes, no)))
+
+
+@pytest.mark.parametrize(
+    ("column", "yes", "no"), [("vote", "up", "down"), ("pm", "1", "7"), ("negation", "", "NEG"), ("project", "a", "b")]
+)
+def test_rows_of_few_kinds_are_warned_of(tmp_path: Path, column: str, yes: str, no: str) -> None:
+    """Nobody knows what a column says that is left out; in words, it may be that a label is not there."""
+    path = written(tmp_path, f"image,label,{column}", *proposals(yes, no))
+    assert any(f"the column {column!r} (" in warning for warning in read(path).warnings)
+    assert not read(path, ignore_columns=(column,)).warnings
+
+
+def test_ticks_and_crosses(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="X may mean yes or no"):
+        read(written(tmp_path, "image,cat,dog", *(f"{name},{'✓X'[i % 2]},✓" for i, name in enumerate(NAMES))))
+    crosses = written(tmp_path, "image,cat,dog", *(f"{name},{['x', ''][i % 2]},x" for i, name in enumerate(NAMES)))
+    assert positives(crosses)[:2] == [("cat", "dog"), ("dog",)]
+
+
 def test_percent_as_numbers_with_a_limit(tmp_path: Path) -> None:
     path = written(tmp_path, "image,label,confidence", *proposals("96.4", "12"))
     assert positives(path, positive_from=50) == MEANT

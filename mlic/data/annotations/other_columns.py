@@ -18,7 +18,9 @@ from mlic.errors import DataError
 _STATES = re.compile(
     r"accept(ed)?|reject(ed)?|approved|declined|(not_)?ok(ay)?|wrong|right|good|bad|(in)?correct|to_?do|pending|done|open"
     r"|in_progress|draft|skip(ped)?|(in)?completed?|new|(not_)?(reviewed|started)|deleted|active|add(ed)?|removed?|keep"
-    r"|(un)?(sure|certain|likely|confirmed)|maybe|probable|possible|passed|failed|(in)?valid|submitted"
+    r"|(un)?(sure|certain|likely|confirmed)|maybe|probable|possible|pass(ed)?|fail(ed)?|(in)?valid|submitted|resolved"
+    r"|(not_)?(found|detected|present|seen)|absent|positive|negative|negated?|ruled_out|hypothetical|definite|doubtful"
+    r"|human|model|machine|manual|auto(matic)?|predict(ed|ion)|ground_truth|gold|noisy|historical|struck_out"
 )
 _SURE = re.compile(
     r"(^|_)(conf(idences?)?|certainty|likelihood|similarity|prob(ability|abilities|s)?|scores?|weights?|votes|p|relevance"
@@ -36,6 +38,10 @@ _LIKE_LABELS = re.compile(
     r"label|tag|category|categories|class|species|genus|family|finding|diagnos|attribute|keyword|object"
 )
 _PARTS = re.compile(r"\s*[;|,/]\s*")
+_FEW = 12  # different cells of a column that may say which rows count
+_GEOMETRY = re.compile(
+    r"(image_|img_|box_|bbox_)?(width|height|depth|w|h|x|y|area|size|resolution|orientation)(_?(min|max|\d))?"
+)
 _OVERLAP = 0.5  # of the different words of a column that are labels
 
 
@@ -67,9 +73,26 @@ def check_other_columns(
                 f"the column {profile.name!r} {what} and is left out: all rows count alike; --ignore-columns "
                 f"{profile.name} says that this is right"
             )
+        elif is_long and _differs(profile, name) and profile.name not in options.ignore_columns:
+            warnings.append(
+                f"the column {profile.name!r} ({_examples(profile)}) is left out: all rows count alike; call it "
+                f"`value` if it says whether a label is there, or --ignore-columns {profile.name} says this is right"
+            )
         elif plan.layout == "listed" and options.label_column is None:
             warnings += _as_labels(table, profile, name, set(labels), used)
     return warnings
+
+
+def _differs(profile: Profile, name: str) -> bool:
+    """Whether rows fall into a few kinds by a column, such as votes up and down, so that some may not count."""
+    if profile.distinct is None or _GEOMETRY.fullmatch(name) or name.startswith(("x", "y")):
+        return False
+    return 2 <= len(profile.distinct) <= _FEW
+
+
+def _examples(profile: Profile) -> str:
+    words = sorted({str(cell).strip() or "blank" for cell in profile.distinct or ()})
+    return ", ".join(words[:3]) + (", ..." if len(words) > 3 else "")
 
 
 def _says(profile: Profile, name: str, plan: Plan) -> str:

@@ -90,6 +90,7 @@ def _extra(plan: Plan, block: Block) -> list[list[str]]:
 
 def _read_wide(table: Table, profiles: Sequence[Profile], plan: Plan, options: LabelOptions) -> Annotations:
     labels = _wide_labels(table, plan, options)
+    _check_crosses(table, profiles, plan)
     minus_one, notes = _minus_one(table, profiles, plan, options)
     builder = Builder(tuple(plan.extra))
     odd, blank = _OddCells(table.file), 0
@@ -119,6 +120,17 @@ def _read_wide(table: Table, profiles: Sequence[Profile], plan: Plan, options: L
     if rows > len(annotations.names):
         notes += (f"{rows:,} rows are about {len(annotations.names):,} images (--readers {options.readers})",)
     return replace(annotations, notes=notes, warnings=(*_one_sided(profiles, plan, table, options), *others))
+
+
+def _check_crosses(table: Table, profiles: Sequence[Profile], plan: Plan) -> None:
+    """Raise DataError for ticks beside the letter X, which says yes in one form and no in another."""
+    cells = {str(cell).strip() for i in plan.labels for cell in profiles[i].distinct or ()}
+    ticks, crosses = sorted(cells & {*"✓✔☑"}), sorted(cells & {*"xX"})
+    if ticks and crosses:
+        raise DataError(
+            f"{table.file} has {ticks[0]} and {crosses[0]} in its labels' columns, and {crosses[0]} may mean yes or no.",
+            "write 1 for a label that is there, and 0 for one that is not.",
+        )
 
 
 def _blank_rows(block: Block, plan: Plan) -> int:

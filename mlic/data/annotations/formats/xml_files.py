@@ -52,9 +52,10 @@ def read_cvat(file: Path) -> Annotations:
         )
     if root.find("image") is None:
         raise DataError(f"{file} has no <image>, as an export of a video has not.", "export as CVAT for images.")
-    builder, attributes = Builder(), dict[str, str]()
+    builder, attributes, automatic = Builder(), dict[str, str](), 0
     for image in root.iter("image"):
         builder.image(image.get("name") or "", str(file), 0)
+        automatic += sum(item.get("source") == "auto" for item in image)
         for attribute in image.iterfind("tag/attribute"):
             attributes[attribute.get("name") or ""] = (attribute.text or "").strip()
         for label in dict.fromkeys(item.get("label") for item in image if item.get("label")):
@@ -65,8 +66,12 @@ def read_cvat(file: Path) -> Annotations:
             builder.label(label)
     annotations = _built(builder, f"the images of {file}", "CVAT")
     shown = ", ".join(f"{name} ({value!r})" for name, value in list(attributes.items())[:3])
-    warning = f"tags have attributes that are left out: {shown}; a tag counts whatever they say"
-    return replace(annotations, warnings=(*annotations.warnings, warning)) if attributes else annotations
+    warnings = list(annotations.warnings)
+    if attributes:
+        warnings.append(f"tags have attributes that are left out: {shown}; a tag counts whatever they say")
+    if automatic:
+        warnings.append(f"{automatic:,} tags or shapes are a model's (source auto), and count like those of people")
+    return replace(annotations, warnings=tuple(warnings))
 
 
 def root_of(file: Path) -> str:
