@@ -128,7 +128,7 @@ def _check_crosses(table: Table, profiles: Sequence[Profile], plan: Plan) -> Non
     ticks, crosses = sorted(cells & {*"✓✔☑"}), sorted(cells & {*"xX"})
     if ticks and crosses:
         raise DataError(
-            f"{table.file} has {ticks[0]} and {crosses[0]} in its labels' columns, and {crosses[0]} may mean yes or no.",
+            f"{table.file} has {ticks[0]} and {crosses[0]} as labels' cells, and {crosses[0]} may mean yes or no.",
             "write 1 for a label that is there, and 0 for one that is not.",
         )
 
