@@ -26,6 +26,7 @@ from mlic.pack import summary as accounts
 from mlic.pack.image_scan import Scan, scan
 from mlic.pack.inputs import PackInputs
 from mlic.pack.packed import (
+    APPENDING,
     ELSEWHERE,
     SHARD_NAME,
     Packed,
@@ -99,13 +100,13 @@ def _report(config: PackConfig, index: dict[str, Any], appended: int) -> PackRep
 
 def _forget_other_attempts(out: Location, index: dict[str, Any], run: Run[Location], known: str) -> None:
     """Remove shards that an attempt with other inputs has left: theirs have the names of those that come now."""
-    if (read_state(out) or {}).get("appending") == known:
+    if (read_state(out) or {}).get(APPENDING) == known:
         return
     for name in storage.names(out):
         shard = name[1:].removesuffix(".parquet") if name.startswith(".") else name
         if SHARD_NAME.fullmatch(shard) and shard not in index["shards"]:
             storage.delete(out / name)
-    run.note(appending=known)
+    run.note(**{APPENDING: known})
 
 
 # Splits and folds

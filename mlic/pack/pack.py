@@ -50,21 +50,23 @@ def pack(config: PackConfig) -> PackReport | Understanding:
     if not storage.has_listing(config.out):
         raise ConfigError(f"{config.out} is on a web server, which is only read.", "give --out a folder or s3://...")
     inputs = find(config)
+    about = about_new(config, inputs)  # what cannot be appended is refused here, before the folder is touched
     if config.dry_run:
-        return about_new(config, inputs)
-    logger.info("%s", "\n".join(inputs.about.lines()))
+        return about
+    logger.info("%s", "\n".join(about.lines()))
     may_change = tuple(inputs.inputs) if config.append and is_packed(config.out) else ()
     with Run.open(config.out, "pack", config, inputs.inputs, config.fresh, may_change) as run:
         finished = run.finished and _whole(config.out)
         if finished and not config.verify:
             _clean_up(config.out)
             return PackReport(**run.report)
-        if run.finished and not finished:
+        is_grown = run.renewed and not run.finished and is_packed(config.out)
+        if not finished and not is_grown:
             check_whole(config.out)
+        if run.finished and not finished:
             logger.warning("%s has lost shards since it was packed; they are written again", config.out)
             storage.delete(config.out / shards.INDEX)
             run.reopen()
-        is_grown = run.renewed and is_packed(config.out)
         with connect(config.address) as cluster:
             shared_folders.check_shared(cluster, config.out, config.images)
             share = task_share(cluster, config.workers, use_gpus=False)

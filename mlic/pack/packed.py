@@ -22,12 +22,14 @@ from mlic.data.sources.image_listing import Listing, Reader, as_text
 from mlic.errors import DataError
 from mlic.pack import shard_plan
 from mlic.pack.inputs import PackInputs
+from mlic.runs.run import read_state
 
 logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
 SHARD_NAME = re.compile(r"([a-z_0-9]+)-(\d{6})\.tar")
+APPENDING = "appending"  # the fact in run.json that says which images were appended last, or are being appended
 _COMPARED = 32  # packed images whose bytes are compared with those of the file that has their name now
 ELSEWHERE = "to take them in, pack all images into another folder with --keep-test {}."
 
@@ -61,16 +63,16 @@ def check_whole(out: Location) -> None:
 
     Packing them anew would assign the splits anew, and the test split would be another one.
     """
-    index = shards.read_index(out)
-    if index.get("appended"):
-        try:
-            shards.check_sizes(out, index, None)
-            shards.read_table(out, ["shard"])
-        except DataError as error:
-            raise DataError(
-                f"{error} Images were appended to these shards, so they are not packed anew.",
-                "bring the file back, or pack all images into another folder with a test set of your choice.",
-            ) from None
+    if APPENDING not in (read_state(out) or {}):
+        return
+    try:
+        shards.check_sizes(out, shards.read_index(out), None)
+        shards.read_table(out, ["shard"])
+    except DataError as error:
+        raise DataError(
+            f"{error} Images were appended to these shards, so they are not packed anew.",
+            "bring the file back, or pack all images into another folder with a test set of your choice.",
+        ) from None
 
 
 def read_packed(out: Location, index: dict[str, Any]) -> Packed:

@@ -289,6 +289,20 @@ def test_shards_that_are_lost_afterwards_are_not_dealt_anew(grown: Path, corpus:
     with pytest.raises(DataError, match=r"train-000000\.tar is missing"):
         append(grown, corpus / "annotations")
     assert (grown / "shards" / "index.json").exists()
+    (grown / "shards" / "index.json").unlink()
+    with pytest.raises(DataError, match=r"holds no index\.json.* Images were appended"):
+        append(grown, corpus / "annotations")
+
+
+def test_a_refusal_leaves_the_folder_as_it_is(grown: Path, corpus: Path, tmp_path: Path) -> None:
+    """The command that packed the folder is still a command that has ended well."""
+    before = contents(grown / "shards")
+    with pytest.raises(DataError, match="labels that .* does not have"):
+        append(grown, wide_table(tmp_path / "labels.csv", ["zebra"], [f"im{i}.jpg" for i in range(1, ALL + 1)]))
+    for i in range(BEFORE + 1, ALL + 1):
+        (grown / "images" / f"im{i}.jpg").unlink()
+    packed(grown / "shards", grown / "images", corpus / "annotations", folds=3)
+    assert contents(grown / "shards") == before
 
 
 def test_settings_that_append_cannot_have(tmp_path: Path) -> None:
