@@ -31,9 +31,10 @@ class Annotations:
     (`file` numbers into `files`, line 0 is none). The marks (K,) are `image` (a number into `names`), `label` (one into
     `labels`) and `value`: 1, 0 or -1 for unknown. A label of an image without a mark is `fill`, 0 or -1. `columns`
     holds further columns (M,) by name: `split` and `group`. With `by_label`, the files list images with a label, so an
-    image without labels need not be named at all; `positives_only` says that this may be so. `source` says in words
-    what was read; `tool` is the data set or program whose layout was recognised. `left_out` are columns that are no
-    labels, with an example. `notes` are things that were assumed, and `warnings` those that may be wrong.
+    image without labels need not be named at all; `positives_only` says that this may be so. With `in_folders`, a name
+    is never an image in another folder. `source` says in words what was read; `tool` is the data set or program whose
+    layout was recognised. `left_out` are columns that are no labels, with an example. `notes` are things that were
+    assumed, and `warnings` those that may be wrong.
     """
 
     labels: tuple[str, ...]
@@ -48,6 +49,7 @@ class Annotations:
     bare_numbers: bool = False
     columns: dict[str, pa.Array] = field(default_factory=dict)
     by_label: bool = False
+    in_folders: bool = False
     positives_only: bool = False
     fill: int = 0
     format: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,7 +87,9 @@ def join(annotations: Annotations, paths: pa.Array) -> Joined:
 
 def resolve(annotations: Annotations, paths: pa.Array) -> Matches:
     """The image that each name of the annotations means."""
-    return name_rules.match(Names(annotations.names, annotations.where, annotations.by_label), paths)
+    return name_rules.match(
+        Names(annotations.names, annotations.where, annotations.by_label, annotations.in_folders), paths
+    )
 
 
 class ImageNames:
@@ -97,6 +99,8 @@ class ImageNames:
         """`paths` (N,) are the images' paths as bytes."""
         self.paths = paths
         self._stems: pa.Array | None = None
+        self._numbers: pa.Array | None = None
+        self._folders: dict[int, pa.Array] = {}
 
     def share(self, cells: Sequence[str]) -> float:
         """The fraction of some cells that look like an image's name: its file name without folders and extension."""
@@ -109,6 +113,39 @@ class ImageNames:
         plain = pc.utf8_lower(name_rules.stems(asked))
         is_known = [pc.is_in(form, value_set=self._stems).to_numpy(zero_copy_only=False) for form in (bare, plain)]
         return float(np.mean(is_known[0] | is_known[1]))
+
+    def share_of_numbers(self, cells: Sequence[str]) -> float:
+        """The fraction of some cells, which are numbers, that stand at the end of an image's stem."""
+        if self._numbers is None:
+            self._numbers = pc.unique(name_rules.as_numbers(name_rules.as_text(name_rules.stems(self.paths))))
+        asked = name_rules.as_numbers(pa.array([cell.strip() for cell in cells[:_SAMPLE]], pa.large_string()))
+        if not len(asked):
+            return 0.0
+        return float(np.mean(pc.is_in(asked, value_set=self._numbers.drop_null()).to_numpy(zero_copy_only=False)))
+
+    def share_of_folders(self, words: Collection[str], level: int) -> float:
+        """The fraction of words that are folders of images, `level` above them: 1 is the folder that an image is in."""
+        if level not in self._folders:
+            folders = pc.replace_substring_regex(self._lower_parts(level), r"/.*$", "")
+            self._folders[level] = pc.unique(folders.drop_null())
+        asked = pc.utf8_lower(pa.array(sorted(words), pa.large_string()))
+        known = pc.is_in(asked, value_set=self._folders[level]).to_numpy(zero_copy_only=False)
+        return float(np.mean(known)) if len(words) else 0.0
+
+    def end_in(self, ends: Sequence[str]) -> Array:
+        """Whether each of some ends of paths, bool (K,), all of the same depth, is one of an image.
+
+        `a/im1.jpg`, `a/im1` and, by its number, `a/1` are ends of `b/a/im1.jpg`; upper and lower case are the same.
+        """
+        paths = self._lower_parts(ends[0].count("/") if ends else 0)
+        asked = pc.utf8_lower(pa.array(ends, pa.large_string()))
+        known = np.zeros(len(ends), bool)
+        for form in (paths, name_rules.without_extension(paths), name_rules.numbered(paths)):
+            known |= pc.is_in(asked, value_set=form, skip_nulls=True).to_numpy(zero_copy_only=False)
+        return known
+
+    def _lower_parts(self, depth: int) -> pa.Array:
+        return name_rules.last_parts(pc.utf8_lower(name_rules.as_text(self.paths)), depth)
 
 
 def as_paths(names: Sequence[str]) -> pa.Array:

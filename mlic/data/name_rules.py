@@ -17,14 +17,17 @@ Array = np.ndarray[Any, Any]
 
 _EXTENSION = r"\.[^./]*$"
 _IMAGE_EXTENSION = r"(?i)\.(jpe?g|jfif|jpe|png|webp|bmp|tiff?|gif|avif|heic|heif|jp2)$"
+_NUMBERS_IN_STEM = 5  # numbers before the last one that are compared too
 _DEEPEST = 12  # folders that are taken off a name at most
 EXACT, BY_NUMBER = "name", "number in the name"
+_ABOVE = "folders above those named left out"
 _FOLDERS = "folders in front left out"
 # Rules for names that no exact form explains, in their order; each is tried on top of those before it.
 RULES = (
     "\\ read as /",
     "Unicode normalised",
     "%XX decoded",
+    _ABOVE,
     _FOLDERS,
     ".0 left out",
     "prefix of an upload left out",
@@ -37,12 +40,14 @@ RULES = (
 class Names:
     """M names in label files, and how an error calls them: `where` says in which file and line each stands.
 
-    With `may_share`, several names may mean one image, as in folders of labels.
+    With `may_share`, several names may mean one image, as in folders of labels. With `in_folders`, a name with folders
+    is never an image in other folders.
     """
 
     names: pa.Array
     where: Callable[[int], str]
     may_share: bool = False
+    in_folders: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,7 @@ def match(asked: Names, paths: pa.Array) -> Matches:
     rules = {EXACT: int((image >= 0).sum())}
     open_ = np.flatnonzero((image < 0) & are_numbers(asked.names))
     if len(open_):
-        numbers = _as_numbers(asked.names.take(pa.array(open_)))
-        stems = as_text(pc.replace_substring_regex(file_names(paths), _EXTENSION, b""))
-        image[open_] = _look_up(asked, open_, numbers, _as_numbers(stems), paths)
+        image[open_] = _by_number(asked, open_, asked.names.take(pa.array(open_)), as_text(stems(paths)), paths)
         rules[BY_NUMBER] = int((image[open_] >= 0).sum())
     if (image < 0).any():
         rules |= _by_rules(asked, names, paths, image)
@@ -84,12 +87,10 @@ def match(asked: Names, paths: pa.Array) -> Matches:
 
 def _forms(paths: pa.Array) -> Iterator[pa.Array]:
     """The forms of paths that names are compared with, the most specific first."""
-    empty = "" if pa.types.is_large_string(paths.type) else b""
     yield paths
-    yield pc.replace_substring_regex(paths, _EXTENSION, empty)
-    names = file_names(paths)
-    yield names
-    yield pc.replace_substring_regex(names, _EXTENSION, empty)
+    yield without_extension(paths)
+    yield file_names(paths)
+    yield stems(paths)
 
 
 def _by_rules(asked: Names, names: pa.Array, paths: pa.Array, image: Array) -> dict[str, int]:
@@ -99,13 +100,19 @@ def _by_rules(asked: Names, names: pa.Array, paths: pa.Array, image: Array) -> d
     for rule in RULES:
         changed, new_column = _changed(rule, left, column)
         if rule == _FOLDERS:
+            if asked.in_folders:
+                continue
             by_tail = True
-        elif changed.equals(left) and new_column is column:
+        elif rule != _ABOVE and changed.equals(left) and new_column is column:
             continue
         column = new_column
-        hits = _tails(asked, open_, changed, column, by_tail)
+        if rule == _ABOVE:
+            hits = _ends(asked, open_, changed, column)
+        else:
+            hits = _tails(asked, open_, changed, column, by_tail)
         if by_tail:
-            hits = _of_the_same_folders(names, image, changed, _of_the_same_split(changed, hits, column), column)
+            hits = _of_the_same_split(changed, hits, column)
+            hits = _of_the_same_folders(names, image, changed, hits, column)
         counts[rule] = _take(asked, image, open_, hits, paths)
         still = image[open_] < 0
         open_, left = open_[still], changed.filter(pa.array(still))
@@ -138,6 +145,33 @@ def _changed(rule: str, names: pa.Array, column: pa.Array) -> tuple[pa.Array, pa
     return names, column
 
 
+def _ends(asked: Names, open_: Array, names: pa.Array, column: pa.Array) -> Array:
+    """The image whose path ends in each open name that has folders, with or without the extension."""
+    hits = np.full(len(open_), -1, dtype=np.int64)
+    depths = pc.count_substring(names, "/").fill_null(0).to_numpy()
+    for depth in range(1, min(int(depths.max(initial=0)), _DEEPEST) + 1):
+        rows = np.flatnonzero(depths == depth)
+        if len(rows):
+            ends = last_parts(column, depth)
+            for form in (ends, without_extension(ends), numbered(ends)):
+                left = rows[hits[rows] < 0]
+                hits[left] = _look_up(asked, open_[left], names.take(pa.array(left)), form, column)
+    return hits
+
+
+def last_parts(paths: pa.Array, depth: int) -> pa.Array:
+    """File names with `depth` folders above them; null for paths with fewer folders."""
+    ends = pc.extract_regex(paths, rf"(?s)(?:^|/)(?P<end>(?:[^/]+/){{{depth}}}[^/]+)$")
+    return pc.struct_field(ends, [0])
+
+
+def numbered(paths: pa.Array) -> pa.Array:
+    """Paths with nothing but the number at the end of the file's stem behind the last folder, null without one."""
+    numbers = as_numbers(stems(paths)).cast(pa.large_string())
+    folders = pc.replace_substring_regex(paths, r"[^/]*$", "")
+    return pc.binary_join_element_wise(folders, numbers, pa.scalar("", pa.large_string()))
+
+
 def _tails(asked: Names, open_: Array, names: pa.Array, column: pa.Array, by_tail: bool) -> Array:
     """The image of each open name, or of the longest part of its end that is one image."""
     hits = np.full(len(open_), -1, dtype=np.int64)
@@ -150,8 +184,7 @@ def _tails(asked: Names, open_: Array, names: pa.Array, column: pa.Array, by_tai
             hits[left] = _look_up(asked, open_[left], names.take(pa.array(left)), form, column)
         left = np.flatnonzero((hits < 0) & are_numbers(names))
         if len(left):
-            numbers, stems = _as_numbers(names.take(pa.array(left))), _as_numbers(forms[-1])
-            hits[left] = _look_up(asked, open_[left], numbers, stems, column)
+            hits[left] = _by_number(asked, open_[left], names.take(pa.array(left)), forms[-1], column)
         shorter = pc.replace_substring_regex(names, r"^[^/]*/", "")
         if shorter.equals(names):
             return hits
@@ -224,6 +257,43 @@ def _take(asked: Names, image: Array, open_: Array, hits: Array, paths: pa.Array
     return int(good.sum())
 
 
+def _by_number(asked: Names, open_: Array, names: pa.Array, column: pa.Array, paths: pa.Array) -> Array:
+    """The image of each bare number: that whose stem, of `column` (N,), has this number at its end.
+
+    Raises DataError where stems have several numbers and another one of them explains all these names too.
+    """
+    numbers = as_numbers(names)
+    hits = _look_up(asked, open_, numbers, as_numbers(column), paths)
+    named = np.flatnonzero(hits >= 0)
+    if not len(named):
+        return hits
+    asked_for = pc.unique(numbers.take(pa.array(named)))
+    for before in range(_NUMBERS_IN_STEM):
+        others = _inner_numbers(column, before)
+        if others.null_count == len(others):
+            break
+        rows = pc.index_in(asked_for, value_set=others, skip_nulls=True)
+        if rows.null_count:
+            continue
+        other = rows.take(pc.index_in(numbers.take(pa.array(named)), value_set=asked_for)).to_numpy()
+        differing = np.flatnonzero(other != hits[named])
+        if len(differing):
+            at = int(named[differing[0]])
+            last, inner = (show(paths[int(row)]) for row in (hits[at], other[differing[0]]))
+            raise DataError(
+                f"{asked.where(int(open_[at]))}: {names[at].as_py()!r} could mean {last} by the last number of its "
+                f"name, or {inner} by another one.",
+                "name the images by their file names.",
+            )
+    return hits
+
+
+def _inner_numbers(stems: pa.Array, before: int) -> pa.Array:
+    """The number (N,) in each stem that has `before` numbers in front of it, int64; null if it would be the last."""
+    digits = pc.extract_regex(stems, rf"(?s)^[^0-9]*(?:[0-9]+[^0-9]+){{{before}}}(?P<digits>[0-9]+)[^0-9]+.*[0-9]$")
+    return as_numbers(pc.struct_field(digits, [0]))
+
+
 def _look_up(asked: Names, open_: Array, names: pa.Array, column: pa.Array, paths: pa.Array) -> Array:
     """The row of `column` (N,) that equals each of `names`; `open_` are the names' numbers. Null equals nothing."""
     if len(names) * 4 < len(column):
@@ -271,10 +341,14 @@ def file_names(paths: pa.Array) -> pa.Array:
     return pc.replace_substring_regex(paths, r"^.*/", "" if pa.types.is_large_string(paths.type) else b"")
 
 
+def without_extension(paths: pa.Array) -> pa.Array:
+    """Paths without the extensions of the files."""
+    return pc.replace_substring_regex(paths, _EXTENSION, "" if pa.types.is_large_string(paths.type) else b"")
+
+
 def stems(paths: pa.Array) -> pa.Array:
     """File names without their extensions."""
-    empty = "" if pa.types.is_large_string(paths.type) else b""
-    return pc.replace_substring_regex(file_names(paths), _EXTENSION, empty)
+    return without_extension(file_names(paths))
 
 
 def as_text(column: pa.Array) -> pa.Array:
@@ -294,7 +368,7 @@ def are_numbers(names: pa.Array) -> Array:
     return numeric
 
 
-def _as_numbers(texts: pa.Array) -> pa.Array:
+def as_numbers(texts: pa.Array) -> pa.Array:
     """The number at the end of each text as int64, null where there is none or it is too long to be one."""
     digits = pc.struct_field(pc.extract_regex(texts, r"(?s)^.*?(?P<digits>[0-9]+)$"), [0])
     digits = pc.utf8_ltrim(digits, characters="0")

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from mlic.data.annotations.column_names import (
-    INDEX,
     LABEL_COLUMNS,
-    NAME_COLUMNS,
     REMARKS,
     SPLITS,
     VALUE_COLUMNS,
     is_about_annotation,
     tool_of,
 )
+from mlic.data.annotations.image_column import Columns, fallback_columns, folder_columns, image_columns
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.profiles import Profile
 from mlic.data.annotations.table_files import Table
 from mlic.errors import DataError
 
-_IMAGE_WORD = re.compile(r"image|img|file|photo|picture")
 Layout = Literal["wide", "listed"]
 
 
@@ -48,6 +45,7 @@ class Plan:
     one_per_row: bool = False
     fallbacks: tuple[int, ...] = ()  # columns that name the image where the first one does not
     others: tuple[int, ...] = ()  # columns that are left out, but for those that the options ignore
+    folders: tuple[int, ...] = ()  # columns of the folders that the images are in, the outermost first
 
 
 def choose(table: Table, profiles: Sequence[Profile], options: LabelOptions, layout: Layout | None) -> Plan:
@@ -66,22 +64,25 @@ class _Chooser:
         self.has_header = table.has_header
         is_text = table.has_header and table.file.suffix.lower() in (".csv", ".tsv", ".txt")
         self.where = f"{table.file}:1" if is_text else str(table.file)
+        self.columns = Columns(self.where, profiles, self.lower, options, self.has_header)
+        self.table = table
         self.tool, self.ignored, self.no_label = tool_of(set(self.lower))
         self.notes: list[str] = []
         self.warnings: list[str] = []
+        self.not_binary: list[int] = []  # columns beside those of 0 and 1
 
     def plan(self) -> Plan:
         if len(self.profiles) < 2:
             raise DataError(
                 f"{self.where}: a header with an image column and labels is needed.", "add the header line."
             )
-        extra = {kind: self._named(name) for kind, name in self.options.extra.items()}
-        ignored = {self._named(name) for name in self.options.ignore_columns}
-        image = self._image(ignored | set(extra.values()))
-        fallbacks = self._fallbacks(image[0]) if self.options.image_column is None else ()
+        extra = {kind: self.columns.named(name) for kind, name in self.options.extra.items()}
+        ignored = {self.columns.named(name) for name in self.options.ignore_columns}
+        image = image_columns(self.columns, ignored | set(extra.values()), self.tool)
+        fallbacks = fallback_columns(self.columns, image[0]) if self.options.image_column is None else ()
         taken = {*image, *fallbacks, *extra.values(), *ignored}
-        taken |= {i for i, name in enumerate(self.lower) if name in self.ignored and not self._is_asked_for(i)}
-        rest = [i for i in range(len(self.profiles)) if i not in taken and not self._is_index(i)]
+        taken |= {i for i, name in enumerate(self.lower) if name in self.ignored and not self.columns.is_asked_for(i)}
+        rest = [i for i in range(len(self.profiles)) if i not in taken and not self.columns.is_index(i)]
         plan = self._labels(image, rest)
         used = {
             *plan.image,
@@ -90,12 +91,17 @@ class _Chooser:
             *extra.values(),
             *(i for i in (plan.value, plan.unknown) if i is not None),
         }
+        no_folders = {*plan.image, *fallbacks, *plan.labels, plan.value, plan.unknown} | ignored
+        others = [i for i in range(len(self.profiles)) if i not in no_folders]
+        folders = folder_columns(self.columns, self.table, plan.image, others)
+        used |= {*folders}
         left_out = tuple(
             (profile.name, profile.example)
             for i, profile in enumerate(self.profiles)
             if i not in used and (profile.name.strip() or profile.filled)
         )
         self._say_splits(used)
+        self._warn_of_others([i for i in self.not_binary if i not in folders])
         return Plan(
             plan.layout,
             plan.image,
@@ -111,125 +117,17 @@ class _Chooser:
             plan.one_per_row,
             fallbacks,
             tuple(i for i in rest if i not in used),
+            folders,
         )
-
-    def _named(self, name: str) -> int:
-        """The number of a column by its name, or by its place from 1 on where columns have no names."""
-        names = [profile.name for profile in self.profiles]
-        if name in names:
-            return names.index(name)
-        if name.strip().lower() in self.lower:
-            return self.lower.index(name.strip().lower())
-        if not self.has_header and name.isdecimal() and 1 <= int(name) <= len(names):
-            return int(name) - 1
-        raise DataError(f"{self.where}: no column {name!r}.", f"its columns are {', '.join(names)}.")
-
-    def _is_asked_for(self, i: int) -> bool:
-        name = self.profiles[i].name
-        return name in self.options.label_columns or name == self.options.label_column
-
-    def _is_index(self, i: int) -> bool:
-        profile = self.profiles[i]
-        if self._is_asked_for(i):
-            return False
-        if not profile.filled and not profile.name.strip():
-            return True
-        return self.lower[i] in INDEX and (profile.counted or profile.kinds["number"] > 0) and self.has_header
-
-    # The image
-
-    def _image(self, taken: set[int]) -> tuple[int, ...]:
-        if self.options.image_column is not None:
-            return (self._named(self.options.image_column),)
-        if self.tool == "MIMIC-CXR" and "dicom_id" not in self.lower:
-            return self.lower.index("subject_id"), self.lower.index("study_id")
-        open_ = [i for i in range(len(self.profiles)) if i not in taken and not self._is_asked_for(i)]
-        scored = {i: self._image_score(i) for i in open_}
-        best = max(scored, key=lambda i: (scored[i], -i), default=0)
-        self._refuse_two_images(scored, best)
-        if not open_ or (scored[best] <= 0.5 and self.has_header and best != 0):
-            best = next(iter(open_), 0)
-        if self._is_index(best) and self.options.image_names is not None and self._share(best) < 1:
-            raise DataError(
-                f"{self.where}: no column names the images; the first one numbers the rows.",
-                "write a column of the images' names, or name the column by --image-column.",
-            )
-        return (best,)
-
-    def _share(self, i: int) -> float:
-        """How many of the sampled cells of a column look like names of images."""
-        cells = [str(cell) for cell in self.profiles[i].sample if isinstance(cell, str | int)]
-        return 0.0 if self.options.image_names is None else self.options.image_names.share(cells)
-
-    def _is_number(self, i: int) -> bool:
-        return all(str(cell).strip().isdecimal() for cell in self.profiles[i].sample)
-
-    def _names_elsewhere(self, i: int) -> bool:
-        """Whether another column is called like the images, or ends like them, and names some."""
-        return any(
-            other != i
-            and not self._is_index(other)
-            and (profile.endings > 0 or (self.lower[other] in NAME_COLUMNS and self._share(other) > 0))
-            for other, profile in enumerate(self.profiles)
-        )
-
-    def _refuse_two_images(self, scored: dict[int, float], best: int) -> None:
-        """Raise DataError where two columns name images as well, and neither is called so."""
-        rivals = [i for i, score in scored.items() if i != best and score >= 2 and scored[best] - score <= 0.5]
-        if rivals and self.lower[best] not in NAME_COLUMNS and self.lower[rivals[0]] not in NAME_COLUMNS:
-            one, two = (self.profiles[i].name for i in sorted((best, rivals[0])))
-            raise DataError(
-                f"{self.where}: the columns {one!r} and {two!r} may both name the images.",
-                f"say which one by --image-column {one}.",
-            )
-
-    def _fallbacks(self, image: int) -> tuple[int, ...]:
-        """Columns of the images' names in rows of JSON where the first of them is missing."""
-        if not self.profiles[image].kinds["missing"]:
-            return ()
-        return tuple(
-            i
-            for i, name in enumerate(self.lower)
-            if i != image
-            and name in NAME_COLUMNS
-            and self.profiles[i].kinds["text"]
-            and self.profiles[i].kinds["missing"]
-        )
-
-    def _image_score(self, i: int) -> float:
-        """How much a column looks like the images' names: by its values, by its name, and by how different they are."""
-        profile = self.profiles[i]
-        if not profile.filled:
-            return 0
-        if profile.kinds["bytes"]:
-            return 3
-        if self._is_index(i):
-            return 0
-        score = 0.5 if profile.distinct is None or len(profile.distinct) == profile.filled else 0.0
-        texts = [cell for cell in profile.sample if isinstance(cell, str)]
-        numbers = [str(cell) for cell in profile.sample if isinstance(cell, int) and not isinstance(cell, bool)]
-        is_answer = profile.distinct is not None and {str(cell) for cell in profile.distinct} <= {"0", "1", ""}
-        if self.options.image_names is not None and (texts or numbers) and not is_answer:
-            share = self._share(i)
-            is_other = self._is_number(i) and self.lower[i] not in NAME_COLUMNS and self._names_elsewhere(i)
-            score += 4 * share if share >= 0.2 and not is_other else 0
-        score += 2 * profile.endings / max(1, profile.filled)
-        if self.lower[i] in NAME_COLUMNS:
-            score += 1 + (len(NAME_COLUMNS) - NAME_COLUMNS.index(self.lower[i])) / 100
-        elif _IMAGE_WORD.search(self.lower[i]):
-            score += 0.5
-        if profile.kinds["list"] or profile.kinds["mapping"]:
-            return 0
-        return score
 
     # The labels
 
     def _labels(self, image: tuple[int, ...], rest: list[int]) -> Plan:
         options, fractions = self.options, self.options.positive_from is not None
         if options.label_columns:
-            return Plan("wide", image, self._checked([self._named(name) for name in options.label_columns]), {})
+            return Plan("wide", image, self._checked([self.columns.named(name) for name in options.label_columns]), {})
         if options.label_column is not None:
-            return self._listed(image, self._named(options.label_column), rest)
+            return self._listed(image, self.columns.named(options.label_column), rest)
         if self.layout == "listed":
             return self._listed(image, self._only_list(rest), rest)
         if self.layout == "wide":
@@ -355,12 +253,7 @@ class _Chooser:
                 f"{self.where}: the column {name!r} holds 0 and 1 and may be no label.",
                 f"leave it out by --ignore-columns {name}, or name all labels by --label-columns.",
             )
-        shown = ", ".join(f"{self.profiles[i].name} ({self.profiles[i].example!r})" for i in others[:3])
-        if others and not self.tool:
-            self.warnings.append(
-                f"{len(others)} columns do not hold 0 and 1 and are left out: {shown}"
-                f"{' ...' if len(others) > 3 else ''}; --label-columns names the labels"
-            )
+        self.not_binary = others
         if all(self.profiles[i].kinds["word"] == 0 for i in binary) and not fractions:
             first = self.profiles[binary[0]]
             raise DataError(
@@ -381,6 +274,14 @@ class _Chooser:
                     "give each column one name; of two lines of names, delete the first.",
                 )
         return tuple(labels)
+
+    def _warn_of_others(self, others: Sequence[int]) -> None:
+        shown = ", ".join(f"{self.profiles[i].name} ({self.profiles[i].example!r})" for i in others[:3])
+        if others and not self.tool:
+            self.warnings.append(
+                f"{len(others)} columns do not hold 0 and 1 and are left out: {shown}"
+                f"{' ...' if len(others) > 3 else ''}; --label-columns names the labels"
+            )
 
     def _say_splits(self, used: set[int]) -> None:
         for i, name in enumerate(self.lower):

@@ -36,10 +36,17 @@ def read_table(table: Table, options: LabelOptions, layout: str | None = None) -
         read = _read_wide(table, profiles, plan, options)
     else:
         read = _read_listed(table, profiles, plan, options, layout)
-    used = [*plan.image, *plan.labels, *plan.extra.values(), *([] if plan.value is None else [plan.value])]
+    used = [
+        *plan.folders,
+        *plan.image,
+        *plan.labels,
+        *plan.extra.values(),
+        *([] if plan.value is None else [plan.value]),
+    ]
     return replace(
         read,
         positives_only=read.positives_only and not table.has_images,
+        in_folders=bool(plan.folders),
         tool=plan.tool,
         used=tuple(table.columns[i] or f"column {i + 1}" for i in used),
         left_out=plan.left_out,
@@ -78,7 +85,10 @@ def _names(table: Table, plan: Plan, block: Block) -> list[str]:
     cells: Sequence[Any] = block.columns[plan.image[0]]
     for i in plan.fallbacks:
         cells = [other if cell is None else cell for cell, other in zip(cells, block.columns[i], strict=True)]
-    return [image_name(table.file, line, cell) for line, cell in zip(block.lines, cells, strict=True)]
+    names = [image_name(table.file, line, cell) for line, cell in zip(block.lines, cells, strict=True)]
+    for i in reversed(plan.folders):
+        names = [f"{str(cell).strip()}/{name}" for cell, name in zip(block.columns[i], names, strict=True)]
+    return names
 
 
 def _extra(plan: Plan, block: Block) -> list[list[str]]:
