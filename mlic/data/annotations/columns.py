@@ -77,7 +77,7 @@ class _Chooser:
                 f"{self.where}: a header with an image column and labels is needed.", "add the header line."
             )
         extra = {kind: self.columns.named(name) for kind, name in self.options.extra.items()}
-        ignored = {self.columns.named(name) for name in self.options.ignore_columns}
+        ignored = {self.columns.named(name) for name in self.options.ignore_columns if not self._is_key(name)}
         image = image_columns(self.columns, ignored | set(extra.values()), self.tool)
         fallbacks = fallback_columns(self.columns, image[0]) if self.options.image_column is None else ()
         taken = {*image, *fallbacks, *extra.values(), *ignored}
@@ -119,6 +119,11 @@ class _Chooser:
             tuple(i for i in rest if i not in used),
             folders,
         )
+
+    def _is_key(self, name: str) -> bool:
+        """Whether a name is no column, but may be a key of objects in cells, such as `{"name": "cat", "source": 1}`."""
+        has_objects = any(profile.kinds["list"] or profile.kinds["mapping"] for profile in self.profiles)
+        return has_objects and name.strip().lower() not in self.lower
 
     # The labels
 

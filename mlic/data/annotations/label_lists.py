@@ -105,7 +105,7 @@ class LabelLists:
                 marks.append(self._with_value(value, where))
                 continue
             if isinstance(value, dict):
-                check_beside(value, where, _STRUCT_KEYS)
+                check_beside(value, where, {*_STRUCT_KEYS, *self.options.ignore_columns})
                 key = next((key for key in _STRUCT_KEYS if isinstance(value.get(key), str | int)), None)
                 value = value.get(key) if key else value
             if isinstance(value, float) and value.is_integer():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from mlic.data.annotations.cells import kind_of, number_of
@@ -28,11 +28,21 @@ _SURE = re.compile(
 )
 _DELETED = re.compile(r"(deleted|removed|rejected|cancelled)_(at|on|by|date)")
 # What says by its truth that a label does not count; the others that `is_about_annotation` knows say so if false.
-_AGAINST = re.compile(r"(^|_)(delete|reject|ignore|skip|exclude|uncertain|remove|duplicate|need|to_check|cancel|flag)")
+_AGAINST = re.compile(
+    r"(^|_)(delete|reject|ignore|skip|exclude|uncertain|unsure|remove|duplicate|need|to_check|cancel|flag|negat|absent)"
+)
+_FOR = re.compile(
+    r"(is_)?(present|found|detected|seen|positive|confirmed|certain|sure)"
+)  # what says by its truth that it does
 _DOUBTS = re.compile(
     r"reject(ed)?|declined|not_.*|wrong|bad|incorrect|to_?do|pending|draft|open|in_progress|skip(ped)?|incomplete|deleted?"
-    r"|removed?|un(sure|certain|likely|confirmed)|maybe|probable|possible|failed|invalid"
+    r"|removed?|un(sure|certain|likely|confirmed)|maybe|probable|possible|failed|invalid|negat(ive|ed)|absent|ruled_out"
+    r"|hypothetical"
 )
+_WEAK = re.compile(r"(very_)?(low|weak|medium|moderate)|0")
+_BY = re.compile(r"source|origin|(created|annotated|labell?ed)_by|creator|author|annotator(_type)?|method")
+_MACHINES = re.compile(r"auto(matic)?|model|machine|predict(ed|ion)|ai|inference|pre_?annotation|bot")
+_NESTED = frozenset({"attributes", "flags", "properties"})
 _COUNTS = re.compile(r"(^|_)(n|count|counts|number|num|amount|quantity)(_|$)")
 _LIKE_LABELS = re.compile(
     r"label|tag|category|categories|class|species|genus|family|finding|diagnos|attribute|keyword|object"
@@ -153,18 +163,37 @@ def _texts(cell: Any) -> Iterator[str]:
         yield from {cell.strip(), *_PARTS.split(cell.strip())}
 
 
-def check_beside(item: dict[Any, Any], where: str, known: Iterable[str]) -> None:
-    """Raise DataError if an object with a label says that it may not count, as `{"name": "cat", "verified": false}`."""
+def check_beside(item: Mapping[Any, Any], where: str, known: Collection[str]) -> None:
+    """Raise DataError if an object with a label says that it may not count, as `{"name": "cat", "verified": false}`.
+
+    `known` are keys that say something else.
+    """
     for key, value in item.items():
         name = plain_name(str(key))
-        if name in known or isinstance(value, dict | list) or value is None:
+        if name in known or key in known or isinstance(value, list) or value is None:
             continue
-        is_doubt = isinstance(value, str) and _DOUBTS.fullmatch(plain_name(value)) is not None
-        is_measure = _SURE.search(name) is not None and isinstance(value, int | float) and value != 1
-        is_answer = kind_of(value) == "word" and (is_about_annotation(name) or _AGAINST.search(name) is not None)
-        is_against = is_answer and (number_of(value) == 1) == (_AGAINST.search(name) is not None)
-        if is_doubt or is_measure or is_against:
+        if isinstance(value, dict):
+            if name in _NESTED:
+                check_beside(value, where, known)
+            continue
+        if _is_doubt(name, value):
             raise DataError(
                 f"{where}: {str(item)[:60]} has {key!r} beside its label, which would count in any case.",
-                "leave out what does not count, or write it as `value` 1 or 0, or as `score` with --positive-from.",
+                "leave out what does not count, or write it as `value` 1 or 0, or as `score` with --positive-from; "
+                f"--ignore-columns {key} says that all count.",
             )
+
+
+def _is_doubt(name: str, value: Any) -> bool:
+    """Whether a value beside a label says that the label may not count."""
+    if isinstance(value, str):
+        word = plain_name(value)
+        is_weak = _SURE.search(name) is not None and _WEAK.fullmatch(word) is not None
+        is_machine = _BY.fullmatch(name) is not None and _MACHINES.fullmatch(word) is not None
+        if _DOUBTS.fullmatch(word) or is_weak or is_machine:
+            return True
+    elif _SURE.search(name) and isinstance(value, int | float) and value != 1:
+        return True
+    is_against = _AGAINST.search(name) is not None
+    is_answer = is_against or is_about_annotation(name) or _FOR.fullmatch(name) is not None
+    return is_answer and kind_of(value) == "word" and (number_of(value) == 1) == is_against

@@ -17,9 +17,11 @@ from mlic.errors import DataError
 
 Array = np.ndarray[Any, Any]
 
+_KEYS = frozenset({"id", "image_id", "category_id", "segments_info", "bbox", "area", "segmentation", "iscrowd"})
 
-def read_coco(file: Path, content: Mapping[str, Any]) -> Annotations:
-    """The categories of each image's annotations.
+
+def read_coco(file: Path, content: Mapping[str, Any], ignored: Sequence[str] = ()) -> Annotations:
+    """The categories of each image's annotations; `ignored` are keys that say nothing about whether one counts.
 
     In LVIS (Gupta et al., arXiv:1908.03195, section 3) a category is looked for in some images only: it is present
     where it is annotated, absent where the image has it in `neg_category_ids`, and unknown otherwise.
@@ -29,13 +31,16 @@ def read_coco(file: Path, content: Mapping[str, Any]) -> Annotations:
     number = {image["id"]: i for i, image in enumerate(images)}
     if len(number) < len(images):
         _refuse_shared_numbers(file, images, number)
-    categories = {category["id"]: str(category["name"]) for category in content["categories"]}
-    image, category, lost = _present(file, content["annotations"], images, number, categories)
+    categories = _names_of_categories(content["categories"])
+    image, category, lost = _present(file, content["annotations"], images, number, categories, ignored)
     is_lvis = any("neg_category_ids" in image for image in images)
-    names, builder = list(categories.values()), Builder()
+    names, builder, skipped = list(categories.values()), Builder(), 0
     ends = np.searchsorted(image, np.arange(len(images)), side="right")
     for i, entry in enumerate(images):
         labels = {names[c] for c in category[0 if i == 0 else ends[i - 1] : ends[i]]}
+        if entry.get("annotated") is False and not labels:  # of COCO Annotator
+            skipped += 1
+            continue
         builder.image(_name(file, entry), str(file), 0)
         for label in sorted(labels):
             builder.mark(builder.label(label), 1)
@@ -54,8 +59,23 @@ def read_coco(file: Path, content: Mapping[str, Any]) -> Annotations:
         tool="LVIS" if is_lvis else "COCO",
     )
     warnings = (f"{lost:,} annotations are of images that the file does not list, and are left out",) if lost else ()
-    notes = ("categories that were not looked for in an image are unknown",) if is_lvis else ()
-    return replace(annotations, warnings=warnings, notes=notes)
+    notes = ["categories that were not looked for in an image are unknown"] if is_lvis else []
+    if skipped:
+        notes.append(f"{skipped:,} images have `annotated` false: not annotated")
+    return replace(annotations, warnings=warnings, notes=tuple(notes))
+
+
+def _names_of_categories(categories: Sequence[Mapping[str, Any]]) -> dict[Any, str]:
+    """The names by id; one that stands in several supercategories has that in front: `animal/other`."""
+    above = dict[str, set[Any]]()
+    for category in categories:
+        above.setdefault(str(category["name"]), set()).add(category.get("supercategory"))
+    return {
+        category["id"]: f"{category.get('supercategory') or 'none'}/{category['name']}"
+        if len(above[str(category["name"])]) > 1
+        else str(category["name"])
+        for category in categories
+    }
 
 
 def _check_keys(file: Path, content: Mapping[str, Any]) -> None:
@@ -72,6 +92,7 @@ def _present(
     images: Sequence[Mapping[str, Any]],
     number: Mapping[Any, int],
     categories: Mapping[Any, str],
+    ignored: Sequence[str],
 ) -> tuple[Array, Array, int]:
     """The places (K,) of image and category of each annotation, sorted by image, and how many annotations are lost.
 
@@ -80,7 +101,7 @@ def _present(
     place = {category: i for i, category in enumerate(categories)}
     of_image, of_category, lost = array("i"), array("i"), 0
     for annotation in annotations:
-        _refuse_doubts(file, annotation)
+        _refuse_doubts(file, annotation, ignored)
         image = number.get(annotation["image_id"])
         if image is None:
             lost += 1
@@ -102,16 +123,15 @@ def _present(
     return np.frombuffer(of_image, np.int32)[order], np.frombuffer(of_category, np.int32)[order], lost
 
 
-def _refuse_doubts(file: Path, annotation: Mapping[str, Any]) -> None:
+def _refuse_doubts(file: Path, annotation: Mapping[str, Any], ignored: Sequence[str]) -> None:
     """Raise DataError for an annotation that is a prediction, or that says that it does not count."""
     if "score" in annotation:
         raise DataError(
             f"{file}: an annotation has a score ({annotation['score']}): these are predictions.",
             "give the annotations of people, or a table with the columns image, label and score.",
         )
-    marked = {"category": annotation.get("category_id"), "ignore": annotation.get("ignore")}
-    attributes = annotation.get("attributes")
-    check_beside(marked | (attributes if isinstance(attributes, dict) else {}), str(file), ("category",))
+    others = {key: value for key, value in annotation.items() if key not in _KEYS}
+    check_beside({"category": annotation.get("category_id"), **others}, str(file), {"category", *ignored})
 
 
 def _refuse_shared_numbers(file: Path, images: Sequence[Mapping[str, Any]], number: Mapping[Any, int]) -> None:

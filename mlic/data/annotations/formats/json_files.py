@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mlic.data.annotations.cells import check_numbers, is_vector
-from mlic.data.annotations.column_names import LABEL_COLUMNS, NAME_COLUMNS, VALUE_COLUMNS
+from mlic.data.annotations.column_names import LABEL_COLUMNS, NAME_COLUMNS, VALUE_COLUMNS, is_about_annotation
 from mlic.data.annotations.formats import json_tools
 from mlic.data.annotations.formats.coco import read_coco
 from mlic.data.annotations.formats.json_tools import named
 from mlic.data.annotations.json_records import plain_record
 from mlic.data.annotations.large_json import Elements, Members
 from mlic.data.annotations.options import LabelOptions, label_names
+from mlic.data.annotations.other_columns import check_beside
 from mlic.data.annotations.table_files import json_lines, records
 from mlic.data.annotations.tables import read_table
 from mlic.data.annotations.text_files import text_lines, viewed_json
@@ -157,7 +158,7 @@ def _are_images(names: Iterable[str], options: LabelOptions) -> bool:
 
 def _read(file: Path, content: Any, kind: str, options: LabelOptions) -> Annotations:
     readers: dict[str, Callable[[], Annotations]] = {
-        "COCO": lambda: read_coco(file, content),
+        "COCO": lambda: read_coco(file, content, options.ignore_columns),
         "tasks of Label Studio": lambda: json_tools.read_label_studio(file, content, options),
         "a list of records": lambda: _read_records(file, content, options),
         "an object with a list of records": lambda: _read_records(file, _records_in(content) or (), options),
@@ -190,6 +191,8 @@ def _read(file: Path, content: Any, kind: str, options: LabelOptions) -> Annotat
 def _refuse_columns(file: Path, kind: str, options: LabelOptions) -> None:
     """Raise DataError if columns are named and the file has none; the questions of some tools are named like them."""
     named = options.needs_columns
+    if named == "ignore_columns" and kind == "COCO":  # keys of its annotations
+        return
     if named is None or kind in _WITH_COLUMNS or (named == "label_column" and kind in _WITH_QUESTIONS):
         return
     raise DataError(f"{file} looks like {kind}, which has no columns.", f"leave --{named.replace('_', '-')} out.")
@@ -212,7 +215,9 @@ def _read_by_image(file: Path, content: Mapping[str, Any], options: LabelOptions
 
     def labels() -> Iterator[tuple[str, Any]]:
         for image, value in _pairs_of(content):
-            yield image, labels_of(value, file, options) if isinstance(value, dict) else value
+            is_object = isinstance(value, dict)
+            read = labels_of(value, file, options) if is_object else names_of(value, str(file), options.ignore_columns)
+            yield image, _without_ignored(file, image, read, options) if isinstance(read, dict) else read
 
     if any(isinstance(value, str) or _are_confidences(value) or _has_minus_one(value) for _, value in labels()):
         return read_table(
@@ -220,6 +225,18 @@ def _read_by_image(file: Path, content: Mapping[str, Any], options: LabelOptions
         )
     names = label_names(options.label_names)
     return _by_image(file, labels, list(names.in_order()) if names is not None else [], "")
+
+
+def _without_ignored(file: Path, image: str, values: dict[str, Any], options: LabelOptions) -> dict[str, Any]:
+    """Values by label without the keys that are to be ignored. Raises DataError for a key that is no label."""
+    kept = {key: value for key, value in values.items() if key not in options.ignore_columns}
+    flag = next((key for key in kept if is_about_annotation(key)), None)
+    if flag is not None and len(kept) > 1:
+        raise DataError(
+            f"{file}: {image!r} has {flag!r} among the values of its labels, which may be no label.",
+            f"leave it out by --ignore-columns {flag}.",
+        )
+    return kept
 
 
 def _are_confidences(value: Any) -> bool:
@@ -315,21 +332,38 @@ def labels_of(content: Mapping[str, Any], file: Path, options: LabelOptions) -> 
             raise DataError(
                 f"{file} has no key {options.label_column!r}.", f"its keys are {', '.join(list(content)[:6])}."
             )
-        return names_of(content[options.label_column])
-    if isinstance(content.get("shapes"), list):  # LabelMe
-        flags = [name for name, value in (content.get("flags") or {}).items() if value is True]
-        return list(dict.fromkeys([*(str(shape["label"]) for shape in content["shapes"]), *flags]))
+        return names_of(content[options.label_column], str(file), options.ignore_columns)
+    if isinstance(content.get("shapes"), list):
+        return _of_labelme(content, file, options)
     keys = [key for key in (*_PER_IMAGE, *_OF_SHAPES) if isinstance(content.get(key), list | dict | str)]
     filled = [key for key in keys if content[key]]
     if len(filled) > 1 and set(filled) & set(_OF_SHAPES):
         raise DataError(
             f"{file} has labels of two kinds: {', '.join(filled)}.", f"say which by --label-column {filled[0]}."
         )
-    return names_of(content[(filled or keys)[0]]) if keys else content
+    return names_of(content[(filled or keys)[0]], str(file), options.ignore_columns) if keys else content
 
 
-def names_of(labels: Any) -> Any:
-    """The names in a list of objects such as `{"label": "cat", "box": ...}`, each once; other labels as they are."""
+def _of_labelme(content: Mapping[str, Any], file: Path, options: LabelOptions) -> list[str]:
+    """The labels of LabelMe's shapes, or the flags of an image without shapes."""
+    flags = [name for name, value in (content.get("flags") or {}).items() if value is True]
+    for shape in content["shapes"]:
+        check_beside(shape, str(file), {"label", "shape_type", *options.ignore_columns})
+    labels = [str(shape["label"]) for shape in content["shapes"]]
+    if flags and labels:
+        raise DataError(
+            f"{file} has shapes ({labels[0]!r}) and flags of the image ({flags[0]!r}).",
+            "say by --label-column shapes or --label-column flags which ones are the labels.",
+        )
+    return list(dict.fromkeys(labels or flags))
+
+
+def names_of(labels: Any, where: str, ignored: Sequence[str] = ()) -> Any:
+    """The names in a list of objects such as `{"label": "cat", "box": ...}`, each once; other labels as they are.
+
+    `ignored` are keys of the objects that say nothing about whether a label counts. Raises DataError for one that says
+    that it may not.
+    """
     if isinstance(labels, list) and labels and all(isinstance(item, dict) for item in labels):
         key = next(
             (
@@ -341,6 +375,8 @@ def names_of(labels: Any) -> Any:
         )
         is_scored = any(isinstance(item.get(name), int | float) for item in labels for name in VALUE_COLUMNS)
         if key is not None and not is_scored:
+            for item in labels:
+                check_beside(item, where, {key, "value", *ignored})
             # Supervisely's tags that are questions have their answer beside them.
             answers = (item.get("value") for item in labels)
             names = (

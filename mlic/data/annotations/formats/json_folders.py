@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def read_json_folder(folder: Path, options: LabelOptions) -> Annotations:
             "name one of them.",
         )
     labels_by_file = {file: read for file in files if (read := _of_one_image(file, options)) is not None}
-    images = {file: _image_of(folder, file, content) for file, (content, _) in labels_by_file.items()}
+    if options.label_column is None:
+        _refuse_two_kinds(folder, labels_by_file)
+    images = {file: _image_of(folder, file, content, options) for file, (content, _) in labels_by_file.items()}
     if any(isinstance(labels, str) for _, labels in labels_by_file.values()):
         rows = [{"image": images[file], "labels": labels} for file, (_, labels) in labels_by_file.items()]
         return read_table(records(folder, lambda: rows, ("one JSON file per image",)), options)
@@ -59,10 +62,24 @@ def _of_one_image(file: Path, options: LabelOptions) -> tuple[Any, Any] | None:
     if labels is content and not isinstance(content, list):
         keys = f" in its keys {', '.join(list(content)[:6])}" if isinstance(content, dict) else ""
         raise DataError(f"{file} has no labels{keys}.", "give `labels`, `shapes`, `tags` or `flags` in each file.")
-    return content, names_of(labels)
+    return content, names_of(labels, str(file), options.ignore_columns)
 
 
-def _image_of(folder: Path, file: Path, content: Any) -> str:
+def _refuse_two_kinds(folder: Path, labels_by_file: Mapping[Path, tuple[Any, Any]]) -> None:
+    """Raise DataError where some files of LabelMe have shapes, and others flags of the image."""
+    kinds = dict[str, Path]()
+    for file, (content, labels) in labels_by_file.items():
+        if isinstance(content, dict) and isinstance(content.get("shapes"), list) and labels:
+            kinds.setdefault("shapes" if content["shapes"] else "flags", file)
+    if len(kinds) == 2:
+        raise DataError(
+            f"in {folder}, {kinds['shapes'].name} has shapes, and {kinds['flags'].name} flags of the image.",
+            "say by --label-column shapes or --label-column flags which ones are the labels.",
+        )
+
+
+def _image_of(folder: Path, file: Path, content: Any, options: LabelOptions) -> str:
+    """The image of a file. Raises DataError if it names one image and is called after another."""
     named = content.get("imagePath") if isinstance(content, dict) else None
     if not isinstance(named, str):
         found = (
@@ -73,7 +90,14 @@ def _image_of(folder: Path, file: Path, content: Any) -> str:
         named = next((name for name in found if isinstance(name, str)), None)
     relative = file.relative_to(folder)
     if named is not None:
-        return named.replace("\\", "/").rpartition("/")[2]
+        name = named.replace("\\", "/").rpartition("/")[2]
+        stem = Path(name).stem
+        if stem != file.stem and options.is_image(file.stem) and options.is_image(stem):
+            raise DataError(
+                f"{file} is called after the image {file.stem!r}, and names {name!r} in it, which is there too.",
+                "rename the file, or fix the image's name in it.",
+            )
+        return name
     return relative.with_name(
         relative.stem.removesuffix("_labels_metadata").removesuffix("_metadata").removesuffix("___objects")
     ).as_posix()

@@ -9,6 +9,7 @@ from typing import Any
 
 from mlic.data.annotations.column_names import NAME_COLUMNS
 from mlic.data.annotations.options import LabelOptions
+from mlic.data.annotations.other_columns import check_beside
 from mlic.data.image_labels import Annotations, Builder
 from mlic.data.pixels.images import EXTENSIONS
 from mlic.errors import DataError
@@ -136,6 +137,7 @@ def _fiftyone_values(file: Path, items: Sequence[Mapping[str, Any]], options: La
     """The labels of one sample with 1, or 0 where all their confidences are too low."""
     values = dict[str, int]()
     for item in items:
+        check_beside(item, str(file), {"label", "confidence", *options.ignore_columns})
         confidence = item.get("confidence")
         if confidence not in (None, 1) and options.positive_from is None:
             raise DataError(
@@ -156,6 +158,8 @@ def read_datumaro(file: Path, content: Mapping[str, Any]) -> Annotations:
     for item in content["items"]:
         path = (item.get("image") or {}).get("path") or item["id"]
         builder.image(str(path), str(file), 0)
+        for annotation in item["annotations"]:
+            check_beside(annotation, str(file), {"label_id"})
         numbers = [annotation["label_id"] for annotation in item["annotations"] if "label_id" in annotation]
         for number in dict.fromkeys(numbers):
             builder.mark(builder.label(labels[number]), 1)
