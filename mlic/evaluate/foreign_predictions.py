@@ -13,9 +13,9 @@ from mlic.batch_predict import prediction_files
 from mlic.batch_predict.prediction_files import Predictions
 from mlic.data.annotations.cells import number_of
 from mlic.data.annotations.columns import choose
+from mlic.data.annotations.files.table_files import is_table, open_table
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.profiles import Profile, profiles_of
-from mlic.data.annotations.table_files import is_table, open_table
 from mlic.data.annotations.tables import image_name, read_table
 from mlic.errors import DataError
 

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from mlic.config.data import PackConfig, is_split_name
 from mlic.config.types import Location
 from mlic.data import label_join, shards
+from mlic.data.annotations.files.table_files import Table, is_table, open_table
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.profiles import profiles_of
 from mlic.data.annotations.read import read_annotations
-from mlic.data.annotations.table_files import Table, is_table, open_table
 from mlic.data.annotations.tables import read_table
 from mlic.data.image_labels import Annotations, Array
 from mlic.data.label_join import ImageNames, Joined

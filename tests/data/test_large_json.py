@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlic.data.annotations.large_json import Elements, Members, view
+from mlic.data.annotations.files.large_json import Elements, Members, view
 from mlic.data.annotations.read import read_annotations
 from mlic.errors import DataError
 

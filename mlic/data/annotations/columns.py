@@ -14,10 +14,10 @@ from mlic.data.annotations.column_names import (
     is_about_annotation,
     tool_of,
 )
+from mlic.data.annotations.files.table_files import Table
 from mlic.data.annotations.image_column import Columns, fallback_columns, folder_columns, image_columns
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.profiles import Profile
-from mlic.data.annotations.table_files import Table
 from mlic.errors import DataError
 
 Layout = Literal["wide", "listed"]

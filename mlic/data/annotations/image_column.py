@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlic.data.annotations.column_names import INDEX, LABEL_COLUMNS, NAME_COLUMNS, SPLITS, VALUE_COLUMNS
+from mlic.data.annotations.files.table_files import Table
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.profiles import Profile
-from mlic.data.annotations.table_files import Table
 from mlic.data.label_join import ImageNames
 from mlic.errors import DataError
 

@@ -12,10 +12,10 @@ import numpy as np
 from mlic.data.annotations.cells import MISSING, check_numbers, is_vector, kind_of, parse_list, target_of
 from mlic.data.annotations.column_names import VALUE_COLUMNS
 from mlic.data.annotations.columns import Plan
+from mlic.data.annotations.files.table_files import Table
 from mlic.data.annotations.options import LabelOptions, label_names
 from mlic.data.annotations.other_columns import check_beside
 from mlic.data.annotations.profiles import Profile
-from mlic.data.annotations.table_files import Table
 from mlic.data.image_labels import Builder
 from mlic.errors import DataError
 

@@ -9,9 +9,9 @@ from typing import Any
 from mlic.data.annotations.cells import kind_of, number_of
 from mlic.data.annotations.column_names import READER_COLUMNS, REMARKS, SPLITS, is_about_annotation, plain_name
 from mlic.data.annotations.columns import Plan
+from mlic.data.annotations.files.table_files import Table
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.profiles import Profile
-from mlic.data.annotations.table_files import Table
 from mlic.errors import DataError
 
 # Words of people who check labels; a column that holds nothing else says which rows count.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlic.data.annotations.cells import Kind, kind_of
-from mlic.data.annotations.table_files import Table
+from mlic.data.annotations.files.table_files import Table
 from mlic.data.pixels.images import EXTENSIONS
 from mlic.errors import DataError
 

@@ -28,10 +28,10 @@ from mlic.config.remote_path import RemotePath
 from mlic.config.types import Location
 from mlic.data import storage
 from mlic.data.annotations.checks import checked
+from mlic.data.annotations.files.table_files import is_table, open_table, parquet_parts
 from mlic.data.annotations.formats import folders, json_files, json_folders, lists, xml_files
 from mlic.data.annotations.formats.webdataset import read_webdataset
 from mlic.data.annotations.options import LabelOptions
-from mlic.data.annotations.table_files import is_table, open_table, parquet_parts
 from mlic.data.annotations.tables import read_table
 from mlic.data.image_labels import Annotations
 from mlic.data.sources import image_sources, parquet_images

@@ -11,9 +11,9 @@ from typing import Any
 
 from mlic.data.annotations.cells import kind_of
 from mlic.data.annotations.column_names import LABEL_COLUMNS
+from mlic.data.annotations.files.table_files import Block, Table
 from mlic.data.annotations.json_records import Answers
 from mlic.data.annotations.options import LabelOptions
-from mlic.data.annotations.table_files import Block, Table
 from mlic.errors import DataError
 
 _COUNTED = re.compile(r"(.*?)[ _.-]?\d+")

@@ -14,12 +14,12 @@ from mlic.data import name_rules
 from mlic.data.annotations.cells import kind_of, number_of, target_of
 from mlic.data.annotations.column_names import READER_COLUMNS
 from mlic.data.annotations.columns import Plan, choose
+from mlic.data.annotations.files.table_files import Block, Table
 from mlic.data.annotations.label_lists import LabelLists
 from mlic.data.annotations.options import LabelOptions, label_names
 from mlic.data.annotations.other_columns import check_other_columns
 from mlic.data.annotations.profiles import Profile, profiles_of
 from mlic.data.annotations.spread_labels import gathered
-from mlic.data.annotations.table_files import Block, Table
 from mlic.data.image_labels import Annotations, Builder
 from mlic.errors import DataError
 

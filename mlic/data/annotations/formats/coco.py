@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic.data.annotations.large_json import Elements
+from mlic.data.annotations.files.large_json import Elements
 from mlic.data.annotations.other_columns import check_beside
 from mlic.data.image_labels import Annotations, Builder
 from mlic.errors import DataError

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from mlic.data.annotations.files.table_files import is_table, open_table
 from mlic.data.annotations.formats.lists import image_files
 from mlic.data.annotations.options import LabelOptions
-from mlic.data.annotations.table_files import is_table, open_table
 from mlic.data.annotations.tables import read_table
 from mlic.data.image_labels import Annotations, Builder
 from mlic.errors import DataError

@@ -11,16 +11,16 @@ from typing import Any
 
 from mlic.data.annotations.cells import check_numbers, is_vector
 from mlic.data.annotations.column_names import LABEL_COLUMNS, NAME_COLUMNS, VALUE_COLUMNS, is_about_annotation
+from mlic.data.annotations.files.large_json import Elements, Members
+from mlic.data.annotations.files.table_files import json_lines, records
+from mlic.data.annotations.files.text_files import text_lines, viewed_json
 from mlic.data.annotations.formats import json_tools
 from mlic.data.annotations.formats.coco import read_coco
 from mlic.data.annotations.formats.json_tools import named
 from mlic.data.annotations.json_records import plain_record
-from mlic.data.annotations.large_json import Elements, Members
 from mlic.data.annotations.options import LabelOptions, label_names
 from mlic.data.annotations.other_columns import check_beside
-from mlic.data.annotations.table_files import json_lines, records
 from mlic.data.annotations.tables import read_table
-from mlic.data.annotations.text_files import text_lines, viewed_json
 from mlic.data.image_labels import Annotations, Builder
 from mlic.data.pixels.images import EXTENSIONS
 from mlic.errors import DataError

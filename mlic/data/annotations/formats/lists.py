@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mlic.data.annotations.files.table_files import TABLES
+from mlic.data.annotations.files.text_files import text_lines
 from mlic.data.annotations.options import LabelNames, LabelOptions, label_names
-from mlic.data.annotations.table_files import TABLES
-from mlic.data.annotations.text_files import text_lines
 from mlic.data.image_labels import Annotations, Builder
 from mlic.data.name_rules import is_number
 from mlic.data.pixels.images import EXTENSIONS

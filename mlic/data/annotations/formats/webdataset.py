@@ -13,8 +13,8 @@ import numpy as np
 
 from mlic.data import storage
 from mlic.data.annotations.cells import is_vector, target_of
+from mlic.data.annotations.files.table_files import json_object
 from mlic.data.annotations.options import LabelNames, LabelOptions, label_names
-from mlic.data.annotations.table_files import json_object
 from mlic.data.image_labels import Annotations, Builder
 from mlic.data.sources import image_sources, parquet_images
 from mlic.data.sources.image_sources import is_image

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mlic.data.annotations import header_checks, text_tables, workbooks
 from mlic.data.annotations.cells import WORDS
 from mlic.data.annotations.column_names import LABEL_COLUMNS, NAME_COLUMNS, SPLITS, VALUE_COLUMNS
+from mlic.data.annotations.files import header_checks, text_tables, workbooks
+from mlic.data.annotations.files.text_files import encoding_of, parsed_json, text_lines
 from mlic.data.annotations.json_records import plain_record
-from mlic.data.annotations.text_files import encoding_of, parsed_json, text_lines
 from mlic.data.pixels.images import EXTENSIONS
 from mlic.data.sources import parquet_images
 from mlic.errors import DataError
