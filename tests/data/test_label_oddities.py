@@ -167,8 +167,8 @@ def test_what_stands_between_labels(tmp_path: Path, between: str, options: dict[
             ["cat;no dog", "no cat;dog", "dog"],
             "'no cat', 'no dog' may say that a label is absent; delete these words, or",
         ),
-        (["cat?;dog", "cat", "dog"], "1 labels differ in case, signs and spaces alone: cat, cat?"),
-        (["Cat;dog", "cat", "dog"], "1 labels differ in upper and lower case alone: Cat, cat"),
+        (["cat?;dog", "cat", "dog"], "labels differ in case, signs and spaces alone: cat, cat?"),
+        (["Cat;dog", "cat", "dog"], "labels differ in upper and lower case alone: Cat, cat"),
         (["cat;dog", "-", "dog"], "'-' may mean that an image has no label; --no-label '-' says so"),
     ],
 )

@@ -45,7 +45,11 @@ _NOT_YET = frozenset(
     | {"unknown", "uncertain", "unsure", "not sure", "i am not sure", "i don't know", "not determined", "nd", "n.d."}
     | {"#n/a", "#ref!", "#value!", "#name?", "nat", "n.a.", "n.a", "not applicable", "\\n", "-99", "-999"}
 )
-_NEGATED = ("no ", "not ", "without ", "not_", "no_", "non-", "kein ", "keine ", "sans ", "sin ", "ohne ")
+_NEGATED = re.compile(
+    r"(?:(?:no|not|non|without|keine?|nicht|sans|pas de|sin|ohne|absence of|negative for|no evidence of)[ _-]+|[¬!~])"
+    r"(.+)|(.+?)[ _-]+(?:absent|negative|neg|not present|ruled out)"
+)
+_ABSENT = re.compile(r"(.+?)(?:\s*[:=]\s*|\s*\()(?:no|false|0|absent|negative|neg|not present|ruled out|removed)\)?")
 _MISSING = frozenset({"nan", "null", "<na>"})
 _AT_ONCE = 1_000_000  # marks
 _MANY = 10  # labels; with fewer, one image for each is nothing special
@@ -69,7 +73,7 @@ def checked(annotations: Annotations, no_label: Sequence[str] = (), are_named: b
                 f"take it out, or say by --no-label {name} that such images have no label.",
             )
     _refuse_signs(annotations)
-    _refuse_scores(annotations)
+    _refuse_scores(annotations, are_named)
     entity = next((match[0] for name in labels if (match := _ENTITY.search(name))), None)
     if entity is not None:
         raise DataError(f"labels of {annotations.source} hold {entity!r}, which is HTML.", "write them as plain text.")
@@ -119,13 +123,21 @@ def _beside_others(annotations: Annotations, label: str) -> bool:
     return bool((per_image[with_label] > 1).any())
 
 
-def _refuse_scores(annotations: Annotations) -> None:
-    """Raise DataError for labels with scores in them, such as `cat (0.90)`."""
+def _refuse_scores(annotations: Annotations, are_named: bool) -> None:
+    """Raise DataError for labels with scores or answers in them, such as `cat (0.90)` or `cat: no`."""
     answered = [name for name in annotations.labels if _ANSWERED.fullmatch(name)]
     if len(answered) * 2 > len(annotations.labels) and annotations.format != "wide table":
         raise DataError(
             f"labels of {annotations.source} have answers in them: {_shown(answered)}.",
             'write a column for each label with yes and no, or JSON Lines with {"labels": {"cat": 1, "dog": 0}}.',
+        )
+    known = {name.lower() for name in annotations.labels}
+    absent = [name for name in annotations.labels if (m := _ABSENT.fullmatch(name.lower())) and m[1] in known]
+    if absent and annotations.format != "wide table" and not are_named:
+        raise DataError(
+            f"labels of {annotations.source} say that another label is absent: {_shown(absent)}.",
+            "delete them, or write a column for each label with yes and no; if they are labels, name all labels by "
+            "--label-names.",
         )
     scored = [name for name in annotations.labels if _SCORED.fullmatch(name)]
     if len(scored) * 2 > len(annotations.labels) and annotations.format != "wide table":
@@ -159,7 +171,7 @@ def _nearly_the_same(labels: Sequence[str]) -> list[str]:
     is_case = all(len({name.lower() for name in names}) == 1 for names in alike)
     what = "upper and lower case" if is_case else "case, signs and spaces"
     shown = "; ".join(", ".join(names) for names in alike[:3])
-    return [f"{len(alike)} labels differ in {what} alone: {shown}"]
+    return [f"labels differ in {what} alone: {shown}"]
 
 
 def _odd_words(annotations: Annotations) -> list[str]:
@@ -184,12 +196,7 @@ def _odd_words(annotations: Annotations) -> list[str]:
     ]
     if qualified:
         warnings.append(f"{_shown(qualified)} may be another label with a count or a doubt; write these apart")
-    negated = [
-        name
-        for name in labels
-        for word in _NEGATED
-        if name.lower().startswith(word) and name.lower().removeprefix(word).strip() in known
-    ]
+    negated = [name for name in labels if (m := _NEGATED.fullmatch(name.lower())) and (m[1] or m[2]).strip() in known]
     if negated:
         warnings.append(f"{_shown(negated)} may say that a label is absent; delete these words, or give 0 for them")
     return warnings

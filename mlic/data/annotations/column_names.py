@@ -122,6 +122,17 @@ _ABOUT = re.compile(
 )
 
 
+_MEASURE = re.compile(
+    r"(^|_)(conf(idences?)?|certainty|likelihood|similarity|prob(ability|abilities|s)?|scores?|weights?|votes|p|relevance"
+    r"|percent(age)?)_?\d*(_|$)"
+)
+
+
+def is_measure_name(name: str) -> bool:
+    """Whether a plain name is that of numbers which say how sure something is."""
+    return _MEASURE.search(name) is not None
+
+
 def plain_name(name: str) -> str:
     """A column's name in lower case, with `_` between its words: `Reviewed?` and `Is valid` are those of FLAGS."""
     return re.sub(r"[^\w]+|_+", "_", name.strip().lower()).strip("_")

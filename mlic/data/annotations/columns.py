@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,7 @@ from mlic.data.annotations.column_names import (
     SPLITS,
     VALUE_COLUMNS,
     is_about_annotation,
+    plain_name,
     tool_of,
 )
 from mlic.data.annotations.files.table_files import Table
@@ -21,6 +23,8 @@ from mlic.data.annotations.profiles import Profile
 from mlic.errors import DataError
 
 Layout = Literal["wide", "listed"]
+_MOST = 0.7  # of the columns of 0 and 1, in the longest stretch of them
+_PREDICTED = re.compile(r"(model_)?(predict(ed|ions?)|preds?|outputs?|y_pred)(_(labels?|class(es)?|tags?))?")
 
 
 @dataclass(frozen=True)
@@ -206,6 +210,7 @@ class _Chooser:
         if named is not None:
             return named
         if len(candidates) == 1:
+            self._refuse_predictions(candidates[0])
             return candidates[0]
         if not candidates:
             numbers = [i for i in rest if self.profiles[i].kinds["number"] and self.lower[i] not in VALUE_COLUMNS]
@@ -224,6 +229,15 @@ class _Chooser:
             f"say which one by --label-column {self.profiles[candidates[0]].name}; a column for each label holds 1 and "
             "0, or yes and no.",
         )
+
+    def _refuse_predictions(self, i: int) -> None:
+        """Raise DataError for a column that is called like a model's output."""
+        if not self.columns.is_asked_for(i) and _PREDICTED.fullmatch(plain_name(self.profiles[i].name)):
+            name = self.profiles[i].name
+            raise DataError(
+                f"{self.where}: the only column that may hold labels is {name!r}, which seems to be a model's output.",
+                f"give the labels of people, or say by --label-column {name} that these are the labels.",
+            )
 
     def _listed(self, image: tuple[int, ...], label: int, rest: Sequence[int]) -> Plan:
         if label in image:
@@ -259,6 +273,7 @@ class _Chooser:
                 f"leave it out by --ignore-columns {name}, or name all labels by --label-columns.",
             )
         self.not_binary = others
+        self._warn_of_stretches(binary)
         if all(self.profiles[i].kinds["word"] == 0 for i in binary) and not fractions:
             first = self.profiles[binary[0]]
             raise DataError(
@@ -266,6 +281,24 @@ class _Chooser:
                 "say by --positive-from 0.5 from which one a label is positive.",
             )
         return self._checked(sorted([*binary, *blank]))
+
+    def _warn_of_stretches(self, binary: Sequence[int]) -> None:
+        """Warn of columns of 0 and 1 apart from most: data about an image stands in front of its labels, or behind."""
+        columns = [i for i in range(len(self.profiles)) if self.profiles[i].filled]
+        stretches: list[list[int]] = [[]]
+        for i in columns:
+            if i in binary:
+                stretches[-1].append(i)
+            elif stretches[-1]:
+                stretches.append([])
+        longest = max(stretches, key=len)
+        apart = [self.profiles[i].name for stretch in stretches if stretch is not longest for i in stretch]
+        if apart and len(longest) >= _MOST * len(binary) and not self.tool:
+            shown = ", ".join(map(repr, apart[:3])) + (" ..." if len(apart) > 3 else "")
+            self.warnings.append(
+                f"{shown} stand apart from the other labels and may be none; --ignore-columns {','.join(apart[:3])} "
+                "leaves them out"
+            )
 
     def _checked(self, labels: Sequence[int]) -> tuple[int, ...]:
         if not labels:

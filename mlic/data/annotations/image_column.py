@@ -72,7 +72,23 @@ def image_columns(columns: Columns, taken: set[int], tool: str) -> tuple[int, ..
             f"{columns.where}: no column names the images; the first one numbers the rows.",
             "write a column of the images' names, or name the column by --image-column.",
         )
+    _refuse_joined(columns, best)
     return (best,)
+
+
+def _refuse_joined(columns: Columns, image: int) -> None:
+    """Raise DataError where cells join an image's name and a label: `ID_1_epidural`, as in RSNA's hemorrhages."""
+    names, cells = columns.options.image_names, [str(cell).strip() for cell in columns.profiles[image].sample]
+    if names is None or not cells or names.share(cells) > 0:
+        return
+    parts = [cell.rpartition("_") for cell in cells]
+    labels = {label for _, _, label in parts}
+    if names.share([image for image, _, _ in parts]) == 1 and len(labels) * 2 <= len(cells):
+        raise DataError(
+            f"{columns.where}: the column {columns.profiles[image].name!r} joins images and words such as "
+            f"{parts[0][2]!r} ({cells[0]!r}).",
+            "write two columns, `image` and `label`; a column of 0 and 1 beside them is then to be called `value`.",
+        )
 
 
 def _share(columns: Columns, i: int) -> float:

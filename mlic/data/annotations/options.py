@@ -15,6 +15,7 @@ from mlic.data.annotations.column_names import LABEL_COLUMNS
 from mlic.data.label_join import ImageNames
 from mlic.errors import DataError
 
+_NAME_FILES = (".txt", ".csv", ".json", ".tsv", ".yaml", ".yml")
 _HEADERS = frozenset({*LABEL_COLUMNS, "name", "names"})
 
 
@@ -98,13 +99,29 @@ class LabelNames:
         )
 
 
+def _names_in_yaml(source: str, text: str) -> LabelNames:
+    """The names in YAML: a list, or `names` of YOLO's data.yaml as a list or by number. Raises DataError."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DataError(f"{source} is no YAML ({str(error).splitlines()[0]}).", "fix the file.") from None
+    names = content.get("names") if isinstance(content, dict) else content
+    if isinstance(names, dict):
+        return LabelNames(source, [str(name) for name in names.values()], {str(k): str(v) for k, v in names.items()})
+    if isinstance(names, list):
+        return LabelNames(source, [str(name) for name in names], {})
+    raise DataError(f"{source} has no list `names`.", "give `names: [cat, dog]`, or a file with one name per line.")
+
+
 def label_names(given: str | None) -> LabelNames | None:
     """The names that `--label-names` gives: NAME,NAME or a file. Raises DataError for a file that cannot be read."""
     if given is None:
         return None
     path = Path(given).expanduser()
     if not path.is_file():
-        if "/" in given or Path(given).suffix.lower() in (".txt", ".csv", ".json", ".tsv"):
+        if "/" in given or Path(given).suffix.lower() in _NAME_FILES:
             raise DataError(f"the label names {given} do not exist.", "check the path given to --label-names.")
         return LabelNames("--label-names", [name.strip() for name in given.split(",")], {})
     try:
@@ -116,6 +133,8 @@ def label_names(given: str | None) -> LabelNames | None:
             if isinstance(found, dict):
                 return LabelNames(given, [str(name) for name in found.values()], {k: str(v) for k, v in found.items()})
             return LabelNames(given, [str(name) for name in found], {})
+        if path.suffix.lower() in (".yaml", ".yml"):
+            return _names_in_yaml(given, text)
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"cannot read the label names {given}: {error}.", "give one name per line.") from None
     rows = [row for row in csv.reader(text.splitlines(), delimiter="\t" if "\t" in text else ",") if row]

@@ -7,7 +7,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from mlic.data.annotations.cells import kind_of, number_of
-from mlic.data.annotations.column_names import READER_COLUMNS, REMARKS, SPLITS, is_about_annotation, plain_name
+from mlic.data.annotations.column_names import (
+    READER_COLUMNS,
+    REMARKS,
+    SPLITS,
+    VALUE_COLUMNS,
+    is_about_annotation,
+    is_measure_name,
+    plain_name,
+)
 from mlic.data.annotations.columns import Plan
 from mlic.data.annotations.files.table_files import Table
 from mlic.data.annotations.options import LabelOptions
@@ -21,10 +29,6 @@ _STATES = re.compile(
     r"|(un)?(sure|certain|likely|confirmed)|maybe|probable|possible|pass(ed)?|fail(ed)?|(in)?valid|submitted|resolved"
     r"|(not_)?(found|detected|present|seen)|absent|positive|negative|negated?|ruled_out|hypothetical|definite|doubtful"
     r"|human|model|machine|manual|auto(matic)?|predict(ed|ion)|ground_truth|gold|noisy|historical|struck_out"
-)
-_SURE = re.compile(
-    r"(^|_)(conf(idences?)?|certainty|likelihood|similarity|prob(ability|abilities|s)?|scores?|weights?|votes|p|relevance"
-    r"|percent(age)?)(_|$)"
 )
 _DELETED = re.compile(r"(deleted|removed|rejected|cancelled)_(at|on|by|date)")
 # What says by its truth that a label does not count; the others that `is_about_annotation` knows say so if false.
@@ -48,6 +52,7 @@ _LIKE_LABELS = re.compile(
     r"label|tag|category|categories|class|species|genus|family|finding|diagnos|attribute|keyword|object"
 )
 _PARTS = re.compile(r"\s*[;|,/]\s*")
+_VALUES = frozenset({*VALUE_COLUMNS, "values", "answer", "response", "attribute_value"})
 _FEW = 12  # different cells of a column that may say which rows count
 _GEOMETRY = re.compile(
     r"(image_|img_|box_|bbox_)?(width|height|depth|w|h|x|y|area|size|resolution|orientation)(_?(min|max|\d))?"
@@ -71,6 +76,7 @@ def check_other_columns(
         profile, name = profiles[i], plain_name(profiles[i].name)
         if not profile.filled or name in READER_COLUMNS | SPLITS | {*REMARKS}:
             continue
+        _refuse_values(table, profile, options, labels)
         what = _says(profile, name, plan)
         if what and is_long:
             raise DataError(
@@ -91,6 +97,19 @@ def check_other_columns(
         elif plan.layout == "listed" and options.label_column is None:
             warnings += _as_labels(table, profile, name, set(labels), used)
     return warnings
+
+
+def _refuse_values(table: Table, profile: Profile, options: LabelOptions, labels: Sequence[str]) -> None:
+    """Raise DataError for a column called like values of labels that holds words which say neither yes nor no."""
+    word = next((cell for cell in profile.sample if kind_of(cell) == "text"), None)
+    is_asked = options.label_column is not None
+    if plain_name(profile.name) not in _VALUES or word is None or str(word).strip() in labels or is_asked:
+        return
+    raise DataError(
+        f"{table.file}: the column {profile.name!r} holds {str(word)[:40]!r}, which is neither yes, no nor unknown.",
+        f"if these words are the labels, give --label-column {profile.name}; if they say whether a label is there, "
+        f"write 1, 0 or nan; else --ignore-columns {profile.name} leaves them out.",
+    )
 
 
 def _differs(profile: Profile, name: str) -> bool:
@@ -127,7 +146,7 @@ def _says(profile: Profile, name: str, plan: Plan) -> str:
 
 def _is_measure(profile: Profile, name: str) -> bool:
     numbers = profile.kinds["number"] + profile.kinds["fraction"] + profile.kinds["word"]
-    return _SURE.search(name) is not None and (numbers == profile.filled or all(map(_are_numbers, profile.sample)))
+    return is_measure_name(name) and (numbers == profile.filled or all(map(_are_numbers, profile.sample)))
 
 
 def _are_numbers(cell: Any) -> bool:
@@ -188,11 +207,11 @@ def _is_doubt(name: str, value: Any) -> bool:
     """Whether a value beside a label says that the label may not count."""
     if isinstance(value, str):
         word = plain_name(value)
-        is_weak = _SURE.search(name) is not None and _WEAK.fullmatch(word) is not None
+        is_weak = is_measure_name(name) and _WEAK.fullmatch(word) is not None
         is_machine = _BY.fullmatch(name) is not None and _MACHINES.fullmatch(word) is not None
         if _DOUBTS.fullmatch(word) or is_weak or is_machine:
             return True
-    elif _SURE.search(name) and isinstance(value, int | float) and value != 1:
+    elif is_measure_name(name) and isinstance(value, int | float) and value != 1:
         return True
     is_against = _AGAINST.search(name) is not None
     is_answer = is_against or is_about_annotation(name) or _FOR.fullmatch(name) is not None

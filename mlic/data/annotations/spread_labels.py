@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from mlic.data.annotations.cells import kind_of
-from mlic.data.annotations.column_names import LABEL_COLUMNS
+from mlic.data.annotations.column_names import LABEL_COLUMNS, is_measure_name, plain_name
 from mlic.data.annotations.files.table_files import Block, Table
 from mlic.data.annotations.json_records import Answers
 from mlic.data.annotations.options import LabelOptions
@@ -39,6 +39,7 @@ def gathered(table: Table, options: LabelOptions) -> Table:
     numbered = _several_columns(lower)
     if len(numbered) < 2 or not _hold_text(table, numbered):
         return table
+    _refuse_scores(table, numbered, options)
     first, others = numbered[0], set(numbered[1:])
     names = ["labels" if i == first else name for i, name in enumerate(table.columns) if i not in others]
 
@@ -64,6 +65,19 @@ def _several_columns(names: Sequence[str]) -> list[int]:
     while last + 1 < len(names) and _UNNAMED.fullmatch(names[last + 1]):
         last += 1
     return list(range(first, last + 1))
+
+
+def _refuse_scores(table: Table, numbered: Sequence[int], options: LabelOptions) -> None:
+    """Raise DataError where the labels in numbered columns have scores in other ones, as label1,conf1,label2,conf2."""
+    others = [name for i, name in enumerate(table.columns) if i not in numbered and name not in options.ignore_columns]
+    scores = [name for name in others if re.search(r"\d$", name.strip()) and is_measure_name(plain_name(name))]
+    if len(scores) > 1:
+        raise DataError(
+            f"{table.file}: the columns {scores[0]!r}, {scores[1]!r}, ... may say how sure the labels in "
+            f"{table.columns[numbered[0]]!r}, {table.columns[numbered[1]]!r}, ... are.",
+            "write a row for each label with the columns image, label and score, and give --positive-from; if all of "
+            f"them count, --ignore-columns {','.join(scores)} says so.",
+        )
 
 
 def _are_answers(table: Table, column: int) -> bool:

@@ -117,7 +117,7 @@ def _read_wide(table: Table, profiles: Sequence[Profile], plan: Plan, options: L
             names, lines, values = [image for _, image in chosen], [lines[row] for row in of_row], values[of_row]
             extra = [[column[row] for row in of_row] for column in extra]
         builder.rows(names, str(table.file), lines, values, *extra)
-    odd.refuse()
+    odd.refuse(0 in _values_in(profiles, plan))
     rows = len(builder)
     annotations = builder.build(
         labels, f"{len(labels)} labels from the columns of {table.file}", repeats=options.readers, format="wide table"
@@ -222,13 +222,15 @@ class _OddCells:
         self.count += count
         self.labels.add(label)
 
-    def refuse(self) -> None:
-        """Raise DataError if there was one."""
+    def refuse(self, has_zero: bool) -> None:
+        """Raise DataError if there was one; `has_zero` says whether some other cell is 0 or blank."""
         if not self.first:
             return
         label, cell, line = self.first[0]
         if kind_of(cell) == "fraction":
             hint = "say by --positive-from 0.5 from which confidence a label is positive."
+        elif kind_of(cell) == "number" and number_of(cell) > 1 and not has_zero:
+            hint = "no cell is 0, so these may be codes, such as 1 for yes and 2 for no; write 1 and 0."
         elif kind_of(cell) == "number" and number_of(cell) > 1:
             hint = "if they count something, --positive-from 1 takes one and more as positive; else write 1, 0 or nan."
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import re
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mlic.data.annotations.cells import WORDS
-from mlic.data.annotations.column_names import LABEL_COLUMNS, NAME_COLUMNS, SPLITS, VALUE_COLUMNS
-from mlic.data.annotations.files import header_checks, text_tables, workbooks
-from mlic.data.annotations.files.text_files import encoding_of, parsed_json, text_lines
+from mlic.data.annotations.column_names import NAME_COLUMNS
+from mlic.data.annotations.files import header_checks, workbooks
+from mlic.data.annotations.files.dialects import KNOWN, LOOKED_AT, Dialect, dialect_of, rows_of
+from mlic.data.annotations.files.text_files import parsed_json, text_lines
 from mlic.data.annotations.json_records import plain_record
 from mlic.data.pixels.images import EXTENSIONS
 from mlic.data.sources import parquet_images
@@ -23,9 +23,7 @@ from mlic.errors import DataError
 DELIMITED = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 TABLES = (*DELIMITED, ".parquet", ".xlsx")
 _ROWS = 1_000  # in a block: cells as text take twenty times their bytes
-_KNOWN = frozenset({*NAME_COLUMNS, *LABEL_COLUMNS, *VALUE_COLUMNS, *SPLITS})
 _DIGITS = re.compile(r"\d+|[0-9a-f]{8,}")
-_SIZE = 100  # lines that are looked at to tell a file's dialect
 _SPLIT_WORDS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 _WORDS = frozenset({"1", "0", "-1", "1.0", "0.0", "-1.0"})
 
@@ -78,25 +76,14 @@ def open_table(file: Path, is_image: Callable[[str], bool]) -> Table:
 # Text
 
 
-@dataclass(frozen=True)
-class Dialect:
-    """How a text table is written: separator ("" for any blanks), lines before the first row, encoding, drawn lines."""
-
-    separator: str
-    skipped: int
-    encoding: str
-    notes: tuple[str, ...] = ()
-    is_drawn: bool = False
-
-
 def _text_table(file: Path, is_image: Callable[[str], bool]) -> Table:
-    dialect = _dialect(file)
-    _, first = next(_rows(file, dialect), (0, []))
-    _, second = next(itertools.islice(_rows(file, dialect), 1, None), (0, []))
+    dialect = dialect_of(file)
+    _, first = next(rows_of(file, dialect), (0, []))
+    _, second = next(itertools.islice(rows_of(file, dialect), 1, None), (0, []))
     if len(first) == 1 and first[0].strip().isdigit() and len(second) > 1 and dialect.separator == "":
         return _celeba(file, dialect, second)
     later = max(
-        (len(_without_last_blank(row)) for _, row in itertools.islice(_rows(file, dialect), 1, _SIZE)), default=0
+        (len(_without_last_blank(row)) for _, row in itertools.islice(rows_of(file, dialect), 1, LOOKED_AT)), default=0
     )
     first = first[: max(len(_without_last_blank(first)), later)]  # a column without a name may hold something
     if not first:
@@ -105,8 +92,16 @@ def _text_table(file: Path, is_image: Callable[[str], bool]) -> Table:
     if begins_with_data(first, is_image) or _is_like_what_follows(file, dialect, first):
         return _without_header(file, dialect, first, is_image)
     header_checks.refuse_two_lines(file, first, second)
-    columns = tuple(cell.strip() for cell in first)
-    return Table(file, columns, lambda: _blocks(file, dialect, len(columns), 1), notes=dialect.notes)
+    columns, notes = tuple(cell.strip() for cell in first), dialect.notes
+    if _have_one_more(file, dialect, len(columns)):
+        columns, notes = ("", *columns), (*notes, "the first column has no name, as R writes the names of rows")
+    return Table(file, columns, lambda: _blocks(file, dialect, len(columns), 1), notes=notes)
+
+
+def _have_one_more(file: Path, dialect: Dialect, width: int) -> bool:
+    """Whether all rows have one cell more than the line of names, and the last one is not blank."""
+    rows = [row for _, row in itertools.islice(rows_of(file, dialect), 1, LOOKED_AT)]
+    return bool(rows) and all(len(row) == width + 1 and row[-1].strip() for row in rows)
 
 
 def begins_with_data(row: Sequence[str], is_image: Callable[[str], bool]) -> bool:
@@ -124,9 +119,9 @@ def begins_with_data(row: Sequence[str], is_image: Callable[[str], bool]) -> boo
 def _is_like_what_follows(file: Path, dialect: Dialect, first: Sequence[str]) -> bool:
     """Whether a first row without any known name of a column looks like the rows after it, and so is data."""
     cells = [cell.strip() for cell in first]
-    if any(cell.lower() in _KNOWN or not cell for cell in cells):
+    if any(cell.lower() in KNOWN or not cell for cell in cells):
         return False
-    rows = [row for _, row in itertools.islice(_rows(file, dialect), 1, _SIZE)]
+    rows = [row for _, row in itertools.islice(rows_of(file, dialect), 1, LOOKED_AT)]
     for i, cell in enumerate(cells):
         column = [row[i].strip() for row in rows if i < len(row)]
         pattern = _DIGITS.sub("#", cell)
@@ -146,7 +141,7 @@ def _without_header(file: Path, dialect: Dialect, first: Sequence[str], is_image
         def ragged() -> Iterator[Block]:
             rows = (
                 (line, [*row[:at], row[at], [name for name in row[at + 1 :] if name]])
-                for line, row in _rows(file, dialect)
+                for line, row in rows_of(file, dialect)
             )
             return _in_blocks(rows, len(columns))
 
@@ -157,7 +152,7 @@ def _without_header(file: Path, dialect: Dialect, first: Sequence[str], is_image
         def lists() -> Iterator[Block]:
             rows = (
                 (line, [row[0], [cell.strip() for cell in row[1:] if cell.strip()]])
-                for line, row in _rows(file, dialect)
+                for line, row in rows_of(file, dialect)
             )
             return _in_blocks(rows, 2)
 
@@ -174,7 +169,7 @@ def _without_header(file: Path, dialect: Dialect, first: Sequence[str], is_image
 def _is_ragged(file: Path, dialect: Dialect) -> bool:
     """Whether the first lines have different numbers of cells, all of which are names after the first."""
     lengths = set[int]()
-    for _, row in itertools.islice(_rows(file, dialect), _SIZE):
+    for _, row in itertools.islice(rows_of(file, dialect), LOOKED_AT):
         cells = _without_last_blank(row)
         lengths.add(len(cells))
         words = [cell.strip().lower() for cell in cells[1:]]
@@ -184,68 +179,19 @@ def _is_ragged(file: Path, dialect: Dialect) -> bool:
 
 
 def _celeba(file: Path, dialect: Dialect, names: Sequence[str]) -> Table:
-    columns = ("image", *names)
+    _, row = next(itertools.islice(rows_of(file, dialect), 2, None), (0, []))
+    if len(names) == 2 < len(row) - 1:
+        raise DataError(
+            f"{file}:2: two names of columns where lines have an image and {len(row) - 1} values, as in DeepFashion.",
+            "write `image` and the name of each value there; DeepFashion has them in list_attr_cloth.txt.",
+        )
+    columns = tuple(names) if len(row) == len(names) else ("image", *names)
     return Table(
         file,
         columns,
         lambda: _blocks(file, dialect, len(columns), 2),
         notes=(*dialect.notes, "CelebA's layout: a count, a line of names, then one image per line"),
     )
-
-
-def _dialect(file: Path) -> Dialect:
-    encoding = encoding_of(file)
-    notes = (
-        () if encoding.startswith("utf-8") else (f"encoding {'UTF-16' if encoding == 'utf-16' else 'Windows-1252'}",)
-    )
-    lines = [line for _, line in itertools.islice(text_lines(file, encoding), _SIZE)]
-    skipped, separator = 0, None
-    while skipped < len(lines):
-        line = lines[skipped].strip()
-        if match := re.fullmatch(r"sep=(.)\s*", lines[skipped].strip("\r\n")):
-            separator = match[1]
-        elif line and not (line.startswith("#") and skipped + 1 < len(lines)):
-            break
-        skipped += 1
-    body = [re.sub(r'"[^"]*"', "", line) for line in lines[skipped:] if line.strip()]
-    if separator is None and text_tables.is_drawn(body):
-        return Dialect("|", skipped, encoding, (*notes, "a table that is drawn with characters"), True)
-    return Dialect(separator or _separator(file, body), skipped, encoding, notes)
-
-
-def _separator(file: Path, body: Sequence[str]) -> str:
-    first = body[0] if body else ""
-    if "\t" in first or ".tsv" in file.name.lower():
-        return "\t"
-    if first.count(";") > first.count(","):
-        return ";"
-    is_csv = ".csv" in file.name.lower()
-    if "," in first and (is_csv or len(first.split()) < 2 or ", " in first):
-        return ","
-    if "|" in first and "," not in first:
-        return "|"
-    if is_csv and not all(len(line.split()) == len(body[-1].split()) > 1 for line in body[-3:]):
-        return ","
-    return "" if len(first.split()) > 1 or (len(body) > 1 and len(body[1].split()) > 1) else ","
-
-
-def _rows(file: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
-    """Rows with the line that each ends on; blank lines are skipped."""
-    lines = itertools.islice(text_lines(file, dialect.encoding), dialect.skipped, None)
-    if dialect.is_drawn:
-        drawn = ((number, text_tables.cells(line)) for number, line in lines)
-        yield from ((number, row) for number, row in drawn if row)
-        return
-    if not dialect.separator:
-        yield from ((number, line.split()) for number, line in lines if line.strip())
-        return
-    reader = csv.reader((line for _, line in lines), delimiter=dialect.separator, strict=True)
-    try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                yield reader.line_num + dialect.skipped, row
-    except csv.Error as error:
-        raise DataError(f"{file}:{reader.line_num + dialect.skipped}: {error}.", "fix that line.") from None
 
 
 def _without_last_blank(row: Sequence[str]) -> list[str]:
@@ -257,7 +203,7 @@ def _without_last_blank(row: Sequence[str]) -> list[str]:
 
 def _blocks(file: Path, dialect: Dialect, width: int, after: int) -> Iterator[Block]:
     def even() -> Iterator[tuple[int, list[str]]]:
-        for line, row in itertools.islice(_rows(file, dialect), after, None):
+        for line, row in itertools.islice(rows_of(file, dialect), after, None):
             if len(row) != width:
                 row = _fitted(file, line, row, width)
             yield line, row
