@@ -136,7 +136,9 @@ def _changed(rule: str, names: pa.Array, column: pa.Array) -> tuple[pa.Array, pa
         return pa.array([urllib.parse.unquote(name) for name in names.to_pylist()], pa.large_string()), column
     if rule == ".0 left out":
         return pc.replace_substring_regex(names, r"^([0-9]+)\.0$", r"\1"), column
-    if rule == "prefix of an upload left out":  # Label Studio's
+    if rule == "prefix of an upload left out":  # Label Studio's; digits alone in all names are dates
+        if not pc.any(pc.match_substring_regex(names, r"(^|/)[0-9]{0,7}[a-f][0-9a-f]*-[^/]+$")).as_py():
+            return names, column
         return pc.replace_substring_regex(names, r"(^|/)[0-9a-f]{8}-([^/]+)$", r"\1\2"), column
     if rule == "another extension":
         return pc.replace_substring_regex(names, _IMAGE_EXTENSION, ""), column

@@ -90,3 +90,11 @@ def test_a_column_that_is_called_like_a_folder_by_chance(tmp_path: Path) -> None
 def test_names_with_fewer_folders_than_the_images(tmp_path: Path) -> None:
     images = ["r/a/1.jpg", "r/b/1.jpg"]
     assert positives(tmp_path, images, "file,label\na/1,cat\nb/1.jpg,dog\n") == {images[0]: ["cat"], images[1]: ["dog"]}
+
+
+def test_dates_in_front_of_names_are_no_prefixes_of_uploads(tmp_path: Path) -> None:
+    rows = "file,label\n{}-im1.jpg,cat\n{}-im2.jpg,dog\nim3.jpg,dog\n"
+    images = ["im1.jpg", "im2.jpg", "im3.jpg"]
+    assert positives(tmp_path, images, rows.format("20240131", "20240201")) == {"im3.jpg": ["dog"]}
+    uploads = positives(tmp_path, images, rows.format("20240131", "9f3e0a11"))
+    assert uploads == {"im1.jpg": ["cat"], "im2.jpg": ["dog"], "im3.jpg": ["dog"]}
