@@ -31,9 +31,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_LONGEST = ("test_slurm_nodes.py", "test_kill.py", "test_recipes.py", "test_kill_nodes.py", "test_tune.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest file: two processes take files in turns, and one idles while the other ends the last."""
-    items.sort(key=lambda item: item.path.name != "test_slurm_nodes.py")
+    """Begin with the longest files: processes take files in turns, and some idle while another one ends the last."""
+    place = {name: i for i, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.fixture(scope="session", autouse=True)
