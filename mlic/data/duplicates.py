@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from PIL import Image
 
 from mlic.data.pixels import deep_images
+
+logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
@@ -22,6 +25,7 @@ MAX_DISTANCE = 10
 _BANDS, _MANY = MAX_DISTANCE + 1, 500_000
 _BLOCK = 2000  # hashes that are compared with one another at once
 _MOST_PAIRS = 2 * 10**9  # most comparisons for a value of a band; beyond that, only neighbours are compared
+_CHAIN = 50  # images in a group that may be a chain
 _FLAT = (
     20  # bits: an image with fewer edges one way or the other, a dark or empty one, looks like all others of its kind
 )
@@ -50,23 +54,78 @@ def clusters(digests: Array, hashes: Array | None, column: Array | None = None) 
     `digests` is uint8 (N, 32); `hashes` is uint8 (N, 16), or None to compare bytes alone; samples with the same value
     in `column` (N,) are in a group too, except those with -1. Two images are nearly the same when their hashes differ
     in at most MAX_DISTANCE of 128 bits. Groups are closed under all these relations.
+
+    A chain of near-duplicates, as the frames of a film are, is cut, since its ends may have nothing in common: where a
+    group has more than 50 members, and one differs from the first in more than 2 * MAX_DISTANCE bits, it becomes
+    groups around leaders. A leader is the first member without a group, and those within this distance are its group
+    (Hartigan, Clustering Algorithms, 1975, chapter 3).
     """
+    size = len(digests)
+    fixed = [_same_rows(digests)]
+    if column is not None:
+        known = np.flatnonzero(column >= 0)
+        fixed.append(known[_same_values(column[known])])
+    always = np.concatenate(fixed)
+    if hashes is None:
+        return _first_members(_components(size, always))
+    return _first_members(_components(size, np.concatenate([always, _near_groups(hashes)])))
+
+
+def _near_groups(hashes: Array) -> Array:
+    """Pairs (N, 2) of the leader of a group of near-duplicates and an image; see `clusters`."""
+    number = _components(len(hashes), near_pairs(hashes))
+    pairs = np.stack([_first_members(number), np.arange(len(hashes))], axis=1)
+    chains = [np.flatnonzero(number == chain) for chain in np.flatnonzero(_are_chains(number, hashes))]
+    if not chains:
+        return pairs
+    logger.warning(
+        "%s images are in chains of near-duplicates whose ends have little in common, such as the frames of a film; "
+        "each is cut into groups, and --group-column keeps together what belongs together",
+        f"{sum(map(len, chains)):,}",
+    )
+    for members in chains:
+        pairs[members] = _around_leaders(hashes, members)
+    return pairs
+
+
+def _around_leaders(hashes: Array, members: Array) -> Array:
+    """Pairs (M, 2) of the leader and the image, for each of `members` (M,)."""
+    rows, leader, left = hashes[members], np.full(len(members), -1), np.arange(len(members))
+    while len(left):
+        first = left[0]
+        near = np.bitwise_count(rows[left] ^ rows[first]).sum(axis=1) <= 2 * MAX_DISTANCE
+        leader[left[near]] = members[first]
+        left = left[~near]
+    return np.stack([leader, members], axis=1)
+
+
+def _components(size: int, pairs: Array) -> Array:
+    """The number (N,) of the component of each of `size` images that the pairs (P, 2) link."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    pairs = [_same_rows(digests)]
-    if hashes is not None:
-        pairs.append(near_pairs(hashes))
-    if column is not None:
-        known = np.flatnonzero(column >= 0)
-        pairs.append(known[_same_values(column[known])])
-    one, two = np.concatenate(pairs).T
-    size = len(digests)
-    links = coo_matrix((np.ones(len(one), np.int8), (one, two)), shape=(size, size))
-    number = connected_components(links, directed=False)[1]
-    first = np.full(size, size)
-    np.minimum.at(first, number, np.arange(size))
+    one, two = pairs.T
+    links = coo_matrix((np.ones(len(pairs), np.int8), (one, two)), shape=(size, size))
+    number: Array = connected_components(links, directed=False)[1]
+    return number
+
+
+def _first_members(number: Array) -> Array:
+    """The components (N,) numbered by their first member."""
+    first = np.full(len(number), len(number))
+    np.minimum.at(first, number, np.arange(len(number)))
     return np.asarray(first[number], np.int64)
+
+
+def _are_chains(number: Array, hashes: Array) -> Array:
+    """Whether each component is large, and has members that are far from its first one."""
+    sizes = np.bincount(number)
+    large = np.flatnonzero((sizes > _CHAIN)[number])
+    first = _first_members(number)
+    far = np.bitwise_count(hashes[large] ^ hashes[first[large]]).sum(axis=1) > 2 * MAX_DISTANCE
+    is_chain = np.zeros(len(sizes), bool)
+    is_chain[number[large[far]]] = True
+    return is_chain
 
 
 def near_pairs(hashes: Array) -> Array:

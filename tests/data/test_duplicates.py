@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +86,55 @@ def test_many_different_hashes_with_a_common_part_are_compared(monkeypatch: pyte
     hashes[350:, 15] ^= 0b10101
     found = set(map(tuple, duplicates.near_pairs(hashes).tolist()))
     assert {(i, 350 + i) for i in range(50)} <= found
+
+
+def film(frames: int, bits: int, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Hashes (frames, 16) of which each differs from the one before in `bits` bits, one after the other."""
+    plain = np.unpackbits(np.random.default_rng(seed).integers(0, 256, 16).astype(np.uint8))
+    rows = []
+    for frame in range(frames):
+        row = plain.copy()
+        flips = np.arange(frame * bits) % 128
+        np.bitwise_xor.at(row, flips, 1)
+        rows.append(np.packbits(row))
+    return np.stack(rows)
+
+
+def test_a_chain_of_near_duplicates_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+    """A film's frames are like their neighbours, and its ends have nothing in common; a still in it stays together."""
+    hashes = film(120, 1, 3)
+    hashes = np.concatenate([hashes, np.repeat(hashes[:1], 70, axis=0)])
+    digests = np.random.default_rng(4).integers(0, 256, (190, 32)).astype(np.uint8)
+    digests[119] = digests[0]
+    group = duplicates.clusters(digests, hashes)
+    assert "190 images are in chains of near-duplicates" in caplog.text
+    assert (group[120:] == group[0]).all()  # the same hash
+    assert group[119] == group[0]  # the same bytes
+    assert [len(np.unique(group[start : start + 21])) for start in (0, 21, 42)] == [1, 1, 1]
+    sizes = np.bincount(group[:120])
+    assert sizes[sizes > 0].tolist() == [21 + 15, 21, 21, 21, 21]  # a leader and 20 frames; the last is the first again
+
+
+def test_a_chain_among_other_groups_leaves_them_as_they_are() -> None:
+    hashes = np.concatenate([film(80, 1, 3), film(3, 2, 9), film(60, 0, 11)])
+    digests = np.random.default_rng(4).integers(0, 256, (143, 32)).astype(np.uint8)
+    group = duplicates.clusters(digests, hashes)
+    assert group[80:83].tolist() == [80, 80, 80]
+    assert (group[83:] == 83).all()
+    assert len(np.unique(group[:80])) == 4
+
+
+def test_a_large_group_by_a_column_is_no_chain(caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(4)
+    hashes, digests = (rng.integers(0, 256, (80, width)).astype(np.uint8) for width in (16, 32))
+    assert (duplicates.clusters(digests, hashes, np.zeros(80, np.int64)) == 0).all()
+    assert caplog.text == ""
+
+
+def test_a_short_chain_is_one_group(caplog: pytest.LogCaptureFixture) -> None:
+    digests = np.random.default_rng(4).integers(0, 256, (50, 32)).astype(np.uint8)
+    assert (duplicates.clusters(digests, film(50, 2, 3)) == 0).all()
+    assert caplog.text == ""
 
 
 def test_clusters_are_closed() -> None:
