@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,12 +58,31 @@ class Meter:
         self.costs: list[Cost] = []
 
     @contextmanager
-    def step(self, what: str, items: int, goal: int) -> Iterator[None]:
+    def step(self, what: str, items: int, goal: int, own: bool = False) -> Iterator[None]:
+        """Note what a step takes; with `own`, memory without files that are mapped, which others can take back."""
+        if own:
+            yield from self._own(what, items, goal)
+            return
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the beginning
         held, begun = _kilobytes("VmRSS"), time.perf_counter()
         yield
         took = time.perf_counter() - begun
         self.costs.append(Cost(what, items, goal, took, max(0, _kilobytes("VmHWM") - held) * 1024))
+
+    def _own(self, what: str, items: int, goal: int) -> Iterator[None]:
+        held, begun, peak, is_over = _kilobytes("RssAnon"), time.perf_counter(), [0], threading.Event()
+
+        def watch() -> None:
+            while not is_over.wait(0.02):
+                peak[0] = max(peak[0], _kilobytes("RssAnon"))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        yield
+        took = time.perf_counter() - begun
+        is_over.set()
+        watcher.join()
+        self.costs.append(Cost(what, items, goal, took, max(0, peak[0] - held) * 1024))
 
 
 def _kilobytes(name: str) -> int:
@@ -226,25 +246,32 @@ def _batches(items: int, places: int, seed: int, rates: np.ndarray[Any, Any] | N
 
 def names(meter: Meter, scratch: Path) -> None:
     """What the driver of a prediction knows of its images and its parts."""
-    from benchmarks.plan import listing
-    from mlic.batch_predict.actor import Items
     from mlic.batch_predict.merge import part_at, part_numbers
     from mlic.config.predict import PredictConfig
 
-    items, chunk = 10**7, PredictConfig.model_fields["chunk"].default
-    with meter.step("hold the names of images to predict", items, IMAGES):
-        found = listing(items)
-        found.unique()
-        wanted = Items(found, np.arange(items), found.keys, found.paths)
-    some = range(0, items, 100 * chunk)
-    with meter.step("cut parts for actors (items are parts)", len(some), IMAGES // chunk):
-        for start in some:
-            wanted.part(start, start + chunk)
+    chunk = PredictConfig.model_fields["chunk"].default
+    os.environ["MLIC_CACHE_DIR"] = str(scratch / "node")
+    for items in (10**5, 10**6, 10**7):
+        meter.costs.append(_of_process(_list, scratch, items))
     parts = 20_000
     for number in range(parts):
         Path(part_at(scratch, number)).touch()
     with meter.step("see which parts are there (items are parts)", parts, IMAGES // chunk):
         assert len(part_numbers(scratch)) == parts
+
+
+def _list(meter: Meter, scratch: Path, items: int) -> None:
+    """List images whose folder is made up, and cut a hundredth of the parts."""
+    from mlic.batch_predict.predict import list_items
+    from mlic.config.predict import PredictConfig
+    from mlic.data.sources import image_sources
+
+    chunk = PredictConfig.model_fields["chunk"].default
+    image_sources._walk = lambda _: ((f"{i % 997}/{i:09d}.jpg", 50_000, 0) for i in range(items))
+    with meter.step("list images to predict, and cut parts (own memory)", items, items, own=True):
+        wanted = list_items(scratch, None)
+        for start in range(0, items, 100 * chunk):
+            wanted.part(start, start + chunk)
 
 
 def search(meter: Meter, _: Path) -> None:

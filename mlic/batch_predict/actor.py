@@ -42,16 +42,22 @@ _DEADLY = 3  # an image is given up after this many processes have died while de
 class Items:
     """N images to predict in the order of their keys: a listing of images, or the samples of shards.
 
-    `keys` and `files` are columns of bytes, because file names are bytes. `rows` are the images' numbers in `source`.
+    `keys` and `files` are columns of bytes, because file names are bytes. `numbers` (N,) are those of the images in
+    `source`, or None: all of them in its order.
     """
 
     source: Listing | Split
-    rows: Array
+    numbers: Array | None
     keys: pa.Array
     files: pa.Array
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.keys)
+
+    @property
+    def rows(self) -> Array:
+        """The images' numbers (N,) in `source`."""
+        return np.arange(len(self)) if self.numbers is None else self.numbers
 
     def part(self, start: int, end: int) -> Items:
         """The items from `start` to `end`, picklable."""
@@ -60,8 +66,8 @@ class Items:
     def take(self, numbers: Array) -> Items:
         """The items with these numbers, in this order, without the others' names."""
         chosen = pa.array(numbers, pa.int64())
-        source = self.source.take(self.rows[numbers])
-        return Items(source, np.arange(len(numbers)), self.keys.take(chosen), self.files.take(chosen))
+        source = self.source.take(numbers if self.numbers is None else self.numbers[numbers])
+        return Items(source, None, self.keys.take(chosen), self.files.take(chosen))
 
 
 class Trail:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -186,7 +185,7 @@ def list_items(images: Location, name: str | None) -> Items:
     if listing.others:
         logger.info("skipped %d files in %s without an image extension", listing.others, images)
     keys = listing.with_distinct_keys().keys
-    return Items(listing, np.arange(len(listing)), keys, listing.paths)
+    return Items(listing, None, keys, listing.paths)
 
 
 def _of_split(split: Split) -> str:

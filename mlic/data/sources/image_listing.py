@@ -30,6 +30,7 @@ from mlic.data.sources import parquet_images
 Array = np.ndarray[Any, Any]
 
 MEMBER = np.dtype([("container", "i4"), ("offset", "i8"), ("stored", "i8"), ("how", "u1")])
+_AT_ONCE = 1_000_000  # keys that are compared
 PLAIN, DEFLATED, REFUSED = 0, 1, 2  # what `how` says of an archive's member
 _EXTENSION = r"(?i)\.(" + "|".join(sorted(extension[1:] for extension in EXTENSIONS)) + ")$"
 _LEAD = r"^([A-Za-z0-9]+://|(\.{0,2}/)+)"
@@ -43,7 +44,8 @@ class Listing:
     last change, ns; 0 in archives) are int64 (N,). `members` is the position of the bytes of images in `archives`;
     it is None for loose files. `others` counts the files that are no images by their names and contents.
     `by_archive` says that paths begin with their archive's name, because their names alone are not unique.
-    `by_path` bool (N,) marks images whose key is their whole path, because several have the same stem.
+    `by_path` bool (N,) marks images whose key is their whole path, because several have the same stem. `stored_keys`
+    are the paths without their extensions, where these are kept.
     """
 
     root: Location
@@ -55,6 +57,7 @@ class Listing:
     others: int = 0
     by_archive: bool = False
     by_path: Array | None = None
+    stored_keys: pa.Array | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -67,8 +70,8 @@ class Listing:
 
     @property
     def keys(self) -> pa.Array:
-        """The samples' ids (N,), made anew at each call: the paths without their extensions, as bytes."""
-        keys = sample_keys(self.paths)
+        """The samples' ids (N,): the paths without their extensions, as bytes. They are made anew unless stored."""
+        keys = sample_keys(self.paths) if self.stored_keys is None else self.stored_keys
         return keys if self.by_path is None else pc.if_else(pa.array(self.by_path), without_lead(self.paths), keys)
 
     @contextlib.contextmanager
@@ -87,6 +90,7 @@ class Listing:
             stamps=self.stamps[rows],
             members=None if self.members is None else self.members[rows],
             by_path=None if self.by_path is None else self.by_path[rows],
+            stored_keys=None if self.stored_keys is None else self.stored_keys.take(chosen),
         )
 
     def fingerprint(self) -> str:
@@ -100,8 +104,12 @@ class Listing:
 
     def with_distinct_keys(self) -> Listing:
         """The same images, whose keys contain the extension where several have the same stem."""
-        same = _same_as_before(self.keys) if len(self) > 1 else np.zeros(len(self), bool)
-        return replace(self, by_path=same | np.append(same[1:], False)) if same.any() else self
+        keys = self.keys
+        pairs = ((keys[i + 1 : i + 1 + _AT_ONCE], keys[i : i + _AT_ONCE]) for i in range(0, len(self) - 1, _AT_ONCE))
+        if not any(pc.any(pc.equal(one, two[: len(one)])).as_py() for one, two in pairs):
+            return self
+        same = _same_as_before(keys)
+        return replace(self, by_path=same | np.append(same[1:], False))
 
     def unique(self) -> tuple[Listing, Array, Array]:
         """Give images of one stem, such as a.jpg and a.png, keys with the extension, and keep the first of each key.

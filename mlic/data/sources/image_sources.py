@@ -21,6 +21,7 @@ from mlic.data.pixels import images
 from mlic.data.pixels.images import EXTENSIONS
 from mlic.data.sources import parquet_images
 from mlic.data.sources.image_listing import DEFLATED, MEMBER, PLAIN, REFUSED, Array, Listing, resolve, sample_keys
+from mlic.data.sources.sorted_names import SortedNames
 from mlic.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 ARCHIVES = frozenset({".tar", ".zip"})
 LISTS = frozenset({".txt", ".parquet"})
 _CHUNK = 100_000
+_RUN = 500_000  # names that are sorted in memory
 _SKIPPED = frozenset({"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "Thumbs.db", "System Volume Information"})
 _OTHER_ENDINGS = frozenset({".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".parquet", ".manifest", ".geojson"})
 _LONGEST_ENDING = 5  # `.webp`; what is longer, as in `photo.of_a_cat`, is no ending
@@ -88,9 +90,14 @@ def _exists(location: Location) -> bool:
 
 
 class _Columns:
-    """Collects a listing in columns; names are stored as bytes, so that names that are not UTF-8 stay unchanged."""
+    """Collects a listing in columns; names are stored as bytes, so that names that are not UTF-8 stay unchanged.
+
+    Of half a million names or more the columns are files of this node that are mapped.
+    """
 
     def __init__(self) -> None:
+        self.runs: SortedNames | None = None
+        self.first = ""
         self.chunks: list[pa.Array] = []
         self.names: list[bytes] = []
         self.rows: list[tuple[int, ...]] = []
@@ -98,6 +105,7 @@ class _Columns:
         self.others = 0
 
     def add(self, name: str, size: int, stamp: int, *member: int) -> None:
+        self.first = self.first or name
         self.names.append(os.fsencode(name))
         self.rows.append((size, stamp, *member))
         if len(self.names) == _CHUNK:
@@ -108,26 +116,45 @@ class _Columns:
             self.chunks.append(pa.array(self.names, pa.large_binary()))
             self.numbers.append(np.array(self.rows, dtype=np.int64))
             self.names, self.rows = [], []
+        if len(self.chunks) * _CHUNK >= _RUN:
+            self.write()
+
+    def write(self) -> None:
+        """Write what is in memory as a run."""
+        if not self.chunks:
+            return
+        paths, numbers = pa.concat_arrays(self.chunks), np.concatenate(self.numbers)
+        self.chunks, self.numbers = [], []
+        columns = [numbers[:, 0], numbers[:, 1]]
+        if numbers.shape[1] > 2:
+            columns.append(_as_members(numbers[:, 2:]))
+        if self.runs is None:
+            folder = storage.node_folder()
+            folder.mkdir(parents=True, exist_ok=True)
+            self.runs = SortedNames(folder, [column.dtype for column in columns])
+        self.runs.add(sample_keys(paths), paths, columns)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.names or self.chunks or self.runs)
 
     def listing(self, root: Location, archives: Sequence[Location] = ()) -> Listing:
         """Sort by key and path, and make the listing. Raises DataError when there is nothing."""
         self.flush()
-        if not self.chunks:
+        if self.is_empty:
             raise DataError(
                 f"{root} holds no images" + (f" (only {self.others:,} other files)." if self.others else "."),
                 f"images are known by their extension: {' '.join(sorted(EXTENSIONS))}.",
             )
+        if self.runs is not None:
+            return self._mapped(self.runs, root, archives)
         paths = pa.concat_arrays(self.chunks)
         numbers = np.concatenate(self.numbers)
         self.chunks = []
         by_key = pa.table({"k": sample_keys(paths), "p": paths})
         order = pc.sort_indices(by_key, [("k", "ascending"), ("p", "ascending")])
         rows = order.to_numpy().astype(np.int64)
-        members = None
-        if archives:
-            members = np.empty(len(rows), MEMBER)
-            for column, name in enumerate(("container", "offset", "stored", "how")):
-                members[name] = numbers[rows, 2 + column]
+        members = _as_members(numbers[rows, 2:]) if archives else None
         return Listing(
             root,
             paths.take(order),
@@ -137,6 +164,29 @@ class _Columns:
             members,
             self.others,
         )
+
+    def _mapped(self, runs: SortedNames, root: Location, archives: Sequence[Location]) -> Listing:
+        self.write()
+        names = runs.mapped(_RUN)
+        sizes, stamps, *members = names.numbers
+        return Listing(
+            root,
+            names.paths,
+            sizes,
+            stamps,
+            tuple(archives),
+            members[0] if archives else None,
+            self.others,
+            stored_keys=names.keys,
+        )
+
+
+def _as_members(numbers: Array) -> Array:
+    """Rows (N, 4) of container, offset, stored size and `how` as an array of MEMBER."""
+    members = np.empty(len(numbers), MEMBER)
+    for column, name in enumerate(("container", "offset", "stored", "how")):
+        members[name] = numbers[:, column]
+    return members
 
 
 def is_image(name: str) -> bool:
@@ -156,14 +206,13 @@ def _folder(folder: Location) -> Listing:
             if os.path.splitext(name)[1].lower() in (".tar", ".parquet"):  # noqa: PTH122
                 archives.append(name)
     archives = [name for name in archives if _holds_images(folder / name)]
-    if archives and not columns.names and not columns.chunks:
+    if archives and columns.is_empty:
         return _archives(folder, tuple((folder / name) for name in sorted(archives)))
     if archives:
-        first = columns.names[0] if columns.names else columns.chunks[0][0].as_py()
         logger.warning(
             "%s holds loose images, such as %s: its %s archives, such as %s, are left out; move one or the other",
             folder,
-            os.fsdecode(first),
+            columns.first,
             f"{len(archives):,}",
             min(archives),
         )
