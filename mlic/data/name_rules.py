@@ -155,9 +155,11 @@ def _ends(asked: Names, open_: Array, names: pa.Array, column: pa.Array) -> Arra
         rows = np.flatnonzero(depths == depth)
         if len(rows):
             ends = last_parts(column, depth)
-            for form in (ends, without_extension(ends), numbered(ends)):
+            for form in (None, without_extension, numbered):
                 left = rows[hits[rows] < 0]
-                hits[left] = _look_up(asked, open_[left], names.take(pa.array(left)), form, column)
+                if len(left):
+                    form_of_ends = ends if form is None else form(ends)
+                    hits[left] = _look_up(asked, open_[left], names.take(pa.array(left)), form_of_ends, column)
     return hits
 
 
