@@ -28,9 +28,9 @@ endif
 coverage:
 	$(MAKE) test COVERAGE=1
 
-# The others: kills, SLURM, recipes, the README. Three files at a time: these wait more than those of `make test`.
+# The others: kills, SLURM, recipes, the README.
 test-rest: $(VENV)/installed
-	$(subst -n 2,-n 3,$(PYTEST)) -m "slow and not smoke"
+	$(PYTEST) -m "slow and not smoke"
 
 test-all: test test-rest test-oldest
 
