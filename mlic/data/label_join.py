@@ -123,6 +123,14 @@ class ImageNames:
             return 0.0
         return float(np.mean(pc.is_in(asked, value_set=self._numbers.drop_null()).to_numpy(zero_copy_only=False)))
 
+    def share_of_folder_numbers(self, cells: Sequence[str]) -> float:
+        """The fraction of some cells, which are numbers, that stand at the end of a folder's name."""
+        folders = pc.replace_substring_regex(self._lower_parts(1), r"/.*$", "").drop_null()
+        numbers = pc.unique(name_rules.as_numbers(folders)).drop_null()
+        asked = name_rules.as_numbers(pa.array([cell.strip() for cell in cells[:_SAMPLE]], pa.large_string()))
+        known = pc.is_in(asked, value_set=numbers).to_numpy(zero_copy_only=False)
+        return float(np.mean(known)) if len(asked) else 0.0
+
     def share_of_folders(self, words: Collection[str], level: int) -> float:
         """The fraction of words that are folders of images, `level` above them: 1 is the folder that an image is in."""
         if level not in self._folders:

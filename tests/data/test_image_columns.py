@@ -44,7 +44,7 @@ def test_two_columns_of_numbers_that_are_images(tmp_path: Path) -> None:
     rows = "".join(f"{(i + 2) // 3},{i},{('cat', 'dog')[i % 2]}\n" for i in range(1, 11))
     with pytest.raises(DataError, match="'case' and 'slide' both hold numbers of images") as error:
         positives(tmp_path, images, "case,slide,label\n" + rows)
-    assert error.value.hint == "say which one names the images by --image-column slide."
+    assert "--image-column" in error.value.hint
     assert positives(tmp_path, images, "case,slide,label\n" + rows, image_column="slide")[images[0]] == ["dog"]
 
 

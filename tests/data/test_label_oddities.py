@@ -165,7 +165,7 @@ def test_what_stands_between_labels(tmp_path: Path, between: str, options: dict[
         (["cat;TODO", "TODO", "dog"], "'TODO' may mean that an image is not annotated; delete these rows"),
         (
             ["cat;no dog", "no cat;dog", "dog"],
-            "'no cat', 'no dog' may say that a label is absent; delete these words, or",
+            "'no cat', 'no dog' may say that a label is absent or in doubt; delete these words, or",
         ),
         (["cat?;dog", "cat", "dog"], "labels differ in case, signs and spaces alone: cat, cat?"),
         (["Cat;dog", "cat", "dog"], "labels differ in upper and lower case alone: Cat, cat"),

@@ -19,12 +19,14 @@ _SEPARATORS = re.compile(r"\s*(?:<br ?/?>|__+|\band\b|[-,;|/+& #、，；｜・�
 _RARE = re.compile(
     r"\w\s?([#、，；｜・·~^\\])\s?\w"
 )  # between letters these separate labels, and hardly ever belong to one
-_ANSWERED = re.compile(r"(.+?)\s*[:=]\s*(yes|no|true|false|0|1|present|absent)", re.IGNORECASE)
+_ANSWERED = re.compile(r"(.+?)\s*[:=(]\s*(yes|no|true|false|0|1|present|absent)\)?", re.IGNORECASE)
 _QUALIFIED = re.compile(
     r"(?:\d+\s?x?\s+)?(.+?)(?:\s*\((?:\?|uncertain|unsure|maybe|probable|probably|possible)\)|\s*\?|\s+x\s?\d+)?"
 )
 _SCORED = re.compile(r"(.+?)[\s:=(]+([01]?\.\d+|\d+(\.\d+)? ?%)\)?")
 _WORDS = frozenset(word for word in WORDS if word.isalpha()) | {"ok", "nok", "pass", "fail", "passed", "failed"}
+_ENDING = re.compile(r"(.+?)((?:[ _.-]+\(?[^ _.-]+\)?)|\d+)")  # of a column about a label: _pred, .1, (Anna), 2
+_READER = re.compile(r" ?\(.*\)|[ _.-]?(\w?\d+|\w|(reader|rater|annotator|expert|obs|round|pass)_?\w*)", re.IGNORECASE)
 _ENTITY = re.compile(r"&(amp|quot|lt|gt|apos|#\d+)\b")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d([ T].*)?")
 _SIGNS = frozenset(string.punctuation + "–—·•")
@@ -43,14 +45,54 @@ _NOT_YET = frozenset(
         "undefined",
     }
     | {"unknown", "uncertain", "unsure", "not sure", "i am not sure", "i don't know", "not determined", "nd", "n.d."}
+    | {
+        "unclear",
+        "see above",
+        "same as above",
+        "ditto",
+        "idem",
+        "not visible",
+        "ungradable",
+        "ungradeable",
+        "cannot tell",
+    }
+    | {
+        "can't tell",
+        "missing",
+        "void",
+        "invalid",
+        "rejected",
+        "unassigned",
+        "not assessed",
+        "not assessable",
+        "no annotation",
+    }
+    | {
+        "delete me",
+        "duplicate",
+        "ignore",
+        "exclude",
+        "corrupt",
+        "unreadable",
+        "in progress",
+        "later",
+        "tbc",
+        "error",
+        "done",
+    }
+    | {"unbekannt", "inconnu", "desconocido", "n.v.", "maybe", "to check", "check", "blurred", "ohne"}
     | {"#n/a", "#ref!", "#value!", "#name?", "nat", "n.a.", "n.a", "not applicable", "\\n", "-99", "-999"}
 )
 _NEGATED = re.compile(
-    r"(?:(?:no|not|non|without|keine?|nicht|sans|pas de|sin|ohne|absence of|negative for|no evidence of)[ _-]+|[¬!~])"
-    r"(.+)|(.+?)[ _-]+(?:absent|negative|neg|not present|ruled out)"
+    r"(?:(?:no|not|non|without|keine?|nicht|sans|pas de|sin|ohne|absence of|negative for|no evidence of"
+    r"|possible|probable|suspected|free of|r/o|rule out|absent:|deleted:?|excluded:?)[ _-]+|[¬!~]|deleted:|absent:)"
+    r"(.+)|(.+?)[ _-]+(?:absent|negative|neg|no|not present|ruled out|excluded|deleted)"
 )
 _ABSENT = re.compile(r"(.+?)(?:\s*[:=]\s*|\s*\()(?:no|false|0|absent|negative|neg|not present|ruled out|removed)\)?")
 _MISSING = frozenset({"nan", "null", "<na>"})
+_SPLITS = frozenset(
+    {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "trainval", "holdout"}
+)
 _AT_ONCE = 1_000_000  # marks
 _MANY = 10  # labels; with fewer, one image for each is nothing special
 
@@ -62,7 +104,8 @@ def checked(annotations: Annotations, no_label: Sequence[str] = (), are_named: b
     """
     labels = annotations.labels
     for name in labels:
-        if name[:1] in ("[", "{", "'", '"') or name[-1:] in ("]", "}"):
+        is_of_form = annotations.format == "wide table" and re.fullmatch(r"[^\[\]]+ ?\[[^\[\]]+\]", name)
+        if (name[:1] in ("[", "{", "'", '"') or name[-1:] in ("]", "}")) and not is_of_form:
             raise DataError(
                 f"the label {name!r} of {annotations.source} has brackets or quotes around it.",
                 'write lists as ["cat", "dog"] or cat;dog, or name the columns of a vector by --label-names.',
@@ -79,6 +122,7 @@ def checked(annotations: Annotations, no_label: Sequence[str] = (), are_named: b
         raise DataError(f"labels of {annotations.source} hold {entity!r}, which is HTML.", "write them as plain text.")
     if not are_named:
         _refuse_answers(annotations)
+        _refuse_splits(annotations)
     warnings = [*annotations.warnings]
     warnings += _digits(labels, annotations)
     warnings += _nearly_the_same(labels)
@@ -159,6 +203,17 @@ def _refuse_answers(annotations: Annotations) -> None:
         )
 
 
+def _refuse_splits(annotations: Annotations) -> None:
+    """Raise DataError for labels that are all names of splits."""
+    names = {name.lower() for name in annotations.labels}
+    if len(names) > 1 and names <= _SPLITS:
+        raise DataError(
+            f"the labels of {annotations.source} are names of splits: {_shown(annotations.labels)}.",
+            "give the file as --split-files, and another one with the labels; if these words are the labels, "
+            f"--label-names {','.join(annotations.labels)} says so.",
+        )
+
+
 def _nearly_the_same(labels: Sequence[str]) -> list[str]:
     by_letters = defaultdict[str, list[str]](list)
     for name in labels:
@@ -198,7 +253,9 @@ def _odd_words(annotations: Annotations) -> list[str]:
         warnings.append(f"{_shown(qualified)} may be another label with a count or a doubt; write these apart")
     negated = [name for name in labels if (m := _NEGATED.fullmatch(name.lower())) and (m[1] or m[2]).strip() in known]
     if negated:
-        warnings.append(f"{_shown(negated)} may say that a label is absent; delete these words, or give 0 for them")
+        warnings.append(
+            f"{_shown(negated)} may say that a label is absent or in doubt; delete these words, or give 0 for them"
+        )
     return warnings
 
 
@@ -231,18 +288,28 @@ def _of_several(annotations: Annotations) -> list[str]:
 
 
 def _of_readers(annotations: Annotations) -> list[str]:
-    """Warn of columns such as cat_A, cat_B, dog_A, dog_B: the answers of several readers, or of several times."""
+    """Warn of columns such as cat_A, cat_B, dog_A, dog_B, of several readers, or cat, cat_pred, dog, dog_pred."""
     if annotations.format != "wide table":
         return []
-    stems = defaultdict[str, set[str]](set)
+    endings, labels = defaultdict[str, set[str]](set), set(annotations.labels)
     for name in annotations.labels:
-        stem, sign, ending = name.rpartition("_")
-        stems[stem if sign else name].add(ending)
-    endings = next(iter(stems.values()))
-    if len(stems) < 2 or len(endings) < 2 or any(other != endings for other in stems.values()):
+        match = _ENDING.fullmatch(name)
+        endings[match[1] if match else name].add(match[2] if match else "")
+    beside = Counter(ending for stem, found in endings.items() if stem in labels for ending in found if ending)
+    common = [ending for ending, count in beside.items() if count > 1]
+    if common:
+        names = [f"{stem}{ending}" for stem, found in endings.items() for ending in found & {*common} if stem in labels]
+        return [
+            f"{_shown(sorted(names))} may say something about the labels before them; --ignore-columns leaves them out"
+        ]
+    kinds = next(iter(endings.values()))
+    is_same = len(endings) > 1 and len(kinds) > 1 and all(other == kinds for other in endings.values())
+    if not is_same or not all(_READER.fullmatch(kind) for kind in kinds):
         return []
-    shown = ", ".join(sorted(endings)[:3])
-    return [f"the columns are {len(stems)} labels with the endings {shown}, as of several readers: each is a label now"]
+    shown = ", ".join(sorted(kind.strip(" _.()") for kind in kinds)[:3])
+    return [
+        f"the columns are {len(endings)} labels with the endings {shown}, as of several readers: each is a label now"
+    ]
 
 
 def _sharing_words(annotations: Annotations) -> list[str]:

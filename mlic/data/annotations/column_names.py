@@ -113,18 +113,22 @@ FLAGS = frozenset(
         "was_cancelled",
     ]
 )
-_ABOUT = re.compile(
-    r"double_checked|reviewed_by_expert|needs_review|to_check|qc|in_train|test_set|train_test|include|keep|use|consensus"
+_FLAG = re.compile(
+    r"double_checked|reviewed_by_expert|needs_review|to_check|qc|in_train|test_set|include|keep|use|consensus"
     r"|has_annotation|is_annotated|(is_)?completed?|finished|deleted|active|done_y_n|(is_)?correct|is_true|human_answer"
-    r"|(is_)?selected|exists|(is_)?accepted|(is_)?rejected|kfold|cv_fold|split_id|batch|session|version"
-    r"|(num|n)_(labels|boxes|faces)|(label_)?count|vote|sign|quality|rating|difficulty|importance|is_public|has_metadata"
-    r"|patient|camera|site|second_reader"
+    r"|(is_)?selected|exists|(is_)?accepted|(is_)?rejected|is_public|has_metadata|drop|delete_?flag|error|corrupt(ed)?"
+    r"|(un)?readable|(good|bad)_quality|used|included|has_image|holdout|gold|double_read|processed|augmented|synthetic"
+    r"|consent|agreed?|confident|doubtful|not_assessable|is_blank"
+)
+_OF_ROW = re.compile(
+    r"train_test|kfold|cv_fold|split_id|batch|session|version|(num|n|number_of)_(labels|boxes|faces|objects)|(label_)?count"
+    r"|vote|sign|quality|rating|difficulty|importance|patient|camera|site|second_reader|total|sum|visit|score_weight|id"
 )
 
 
 _MEASURE = re.compile(
     r"(^|_)(conf(idences?)?|certainty|likelihood|similarity|prob(ability|abilities|s)?|scores?|weights?|votes|p|relevance"
-    r"|percent(age)?)_?\d*(_|$)"
+    r"|percent(age)?|severity|grade)_?\d*(_|$)"
 )
 
 
@@ -138,9 +142,15 @@ def plain_name(name: str) -> str:
     return re.sub(r"[^\w]+|_+", "_", name.strip().lower()).strip("_")
 
 
+def is_flag(name: str) -> bool:
+    """Whether a column is called like one that says yes or no about a row."""
+    return plain_name(name) in FLAGS or _FLAG.fullmatch(plain_name(name)) is not None
+
+
 def is_about_annotation(name: str) -> bool:
-    """Whether a column is called like one about the annotation and not about the image."""
-    return plain_name(name) in FLAGS | READER_COLUMNS or _ABOUT.fullmatch(plain_name(name)) is not None
+    """Whether a column is called like one about the row and not about what the image shows."""
+    plain = plain_name(name)
+    return is_flag(name) or plain in READER_COLUMNS or _OF_ROW.fullmatch(plain) is not None
 
 
 READER_COLUMNS = frozenset(

@@ -17,13 +17,18 @@ from mlic.data.annotations.column_names import (
     tool_of,
 )
 from mlic.data.annotations.files.table_files import Table
-from mlic.data.annotations.image_column import Columns, fallback_columns, folder_columns, image_columns
+from mlic.data.annotations.image_column import Columns, fallback_columns, folder_columns, image_columns, share
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.profiles import Profile
 from mlic.errors import DataError
 
 Layout = Literal["wide", "listed"]
 _MOST = 0.7  # of the columns of 0 and 1, in the longest stretch of them
+_PLACE = re.compile(r"path|folder|dir")
+_METADATA = re.compile(
+    r"photographer|camera(_\w+)?|site|device|licen[cs]e|annotator|reader|date|status|modality|notes?|url|sex|gender|operator"
+    r"|location|country|city|owner|author|source|hospital|scanner|manufacturer"
+)
 _PREDICTED = re.compile(r"(model_)?(predict(ed|ions?)|preds?|outputs?|y_pred)(_(labels?|class(es)?|tags?))?")
 
 
@@ -211,24 +216,41 @@ class _Chooser:
             return named
         if len(candidates) == 1:
             self._refuse_predictions(candidates[0])
+            self._refuse_metadata(candidates[0])
             return candidates[0]
         if not candidates:
             numbers = [i for i in rest if self.profiles[i].kinds["number"] and self.lower[i] not in VALUE_COLUMNS]
             if len(rest) == 1 and numbers:
                 return numbers[0]
             if len(rest) == 1 and not self.profiles[rest[0]].is_binary(True):
+                self._refuse_metadata(rest[0])
                 return rest[0]
             names = ", ".join(self.profiles[i].name for i in rest) or "none"
             raise DataError(
                 f"{self.where}: no column holds labels (the others than the image: {names}).",
                 "name it by --label-column, or the columns of 0 and 1 by --label-columns.",
             )
-        shown = ", ".join(f"{self.profiles[i].name!r} ({self.profiles[i].example!r})" for i in candidates[:4])
+        candidates = sorted(candidates, key=lambda i: self.columns.looks_unique(i))
+        shown = ", ".join(f"{self._called(i)!r} ({self.profiles[i].example!r})" for i in candidates[:4])
         raise DataError(
             f"{self.where}: several columns may hold the labels: {shown}.",
-            f"say which one by --label-column {self.profiles[candidates[0]].name}; a column for each label holds 1 and "
+            f"say which one by --label-column {self._called(candidates[0])}; a column for each label holds 1 and "
             "0, or yes and no.",
         )
+
+    def _refuse_metadata(self, i: int) -> None:
+        """Raise DataError for a column that is called like one about how or by whom an image was made."""
+        name = self.profiles[i].name
+        if not self.columns.is_asked_for(i) and _METADATA.fullmatch(plain_name(name)):
+            raise DataError(
+                f"{self.where}: the only column of words is {name!r} ({self.profiles[i].example!r}), which hardly "
+                "holds labels.",
+                f"give a table with labels, or say by --label-column {name} that these are the labels.",
+            )
+
+    def _called(self, i: int) -> str:
+        """The name of a column, or its place from 1 on where it has none."""
+        return self.profiles[i].name or str(i + 1)
 
     def _refuse_predictions(self, i: int) -> None:
         """Raise DataError for a column that is called like a model's output."""
@@ -245,6 +267,7 @@ class _Chooser:
                 f"{self.where}: the column {self.profiles[label].name!r} is the images and the labels.",
                 "name the images' column by --image-column.",
             )
+        self._refuse_images(label)
         value = next(
             (
                 i
@@ -260,9 +283,20 @@ class _Chooser:
         unknown = next((i for i in rest if self.lower[i] == "unknown" and self.profiles[i].kinds["list"]), None)
         return Plan("listed", image, (label,), {}, value, unknown, one_per_row=value is not None)
 
+    def _refuse_images(self, i: int) -> None:
+        """Raise DataError for a column of labels whose cells are names of images."""
+        if self.options.image_names is not None and share(self.columns, i) > 0.5 and self.profiles[i].kinds["text"]:
+            raise DataError(
+                f"{self.where}: the cells of {self._called(i)!r} are names of images ({self.profiles[i].example!r}), "
+                "and no labels.",
+                "name the column of the labels by --label-column; where each column lists the images of a label, write "
+                "a file LABEL.txt of each.",
+            )
+
     def _binary(self, binary: Sequence[int], rest: Sequence[int], fractions: bool) -> tuple[int, ...]:
         others = [i for i in rest if i not in binary and self.profiles[i].filled]
         blank = [i for i in rest if not self.profiles[i].filled and self.lower[i] not in ("", *REMARKS)]
+        blank = [i for i in blank if not _PLACE.search(self.lower[i])]
         if blank:
             self.notes.append(f"the column {self.profiles[blank[0]].name!r} is blank: a label that no image has")
         flags = [i for i in binary if is_about_annotation(self.lower[i])]

@@ -42,6 +42,11 @@ class Columns:
         name = self.profiles[i].name
         return name in self.options.label_columns or name == self.options.label_column
 
+    def looks_unique(self, i: int) -> bool:
+        """Whether all cells of a column differ, as those of an id do."""
+        distinct = self.profiles[i].distinct
+        return distinct is None or len(distinct) == self.profiles[i].filled
+
     def is_index(self, i: int) -> bool:
         profile = self.profiles[i]
         if self.is_asked_for(i):
@@ -67,12 +72,13 @@ def image_columns(columns: Columns, taken: set[int], tool: str) -> tuple[int, ..
     if not open_ or (scored[best] <= 0.5 and columns.has_header and best != 0):
         best = next(iter(open_), 0)
         _refuse_two_numbers(columns, best, open_)
-    if columns.is_index(best) and columns.options.image_names is not None and _share(columns, best) < 1:
+    if columns.is_index(best) and columns.options.image_names is not None and share(columns, best) < 1:
         raise DataError(
             f"{columns.where}: no column names the images; the first one numbers the rows.",
             "write a column of the images' names, or name the column by --image-column.",
         )
     _refuse_joined(columns, best)
+    _refuse_folders(columns, best)
     return (best,)
 
 
@@ -91,7 +97,7 @@ def _refuse_joined(columns: Columns, image: int) -> None:
         )
 
 
-def _share(columns: Columns, i: int) -> float:
+def share(columns: Columns, i: int) -> float:
     """How many of the sampled cells of a column look like names of images."""
     cells = [str(cell) for cell in columns.profiles[i].sample if isinstance(cell, str | int)]
     return 0.0 if columns.options.image_names is None else columns.options.image_names.share(cells)
@@ -106,7 +112,7 @@ def _names_elsewhere(columns: Columns, i: int) -> bool:
     return any(
         other != i
         and not columns.is_index(other)
-        and (profile.endings > 0 or (columns.lower[other] in NAME_COLUMNS and _share(columns, other) > 0))
+        and (profile.endings > 0 or (columns.lower[other] in NAME_COLUMNS and share(columns, other) > 0))
         for other, profile in enumerate(columns.profiles)
     )
 
@@ -127,17 +133,30 @@ def _refuse_two_numbers(columns: Columns, best: int, open_: Sequence[int]) -> No
     names, profiles = columns.options.image_names, columns.profiles
     if names is None or not _is_number(columns, best) or columns.lower[best] in NAME_COLUMNS:
         return
-    share, distinct = _share_of_numbers(names, profiles[best]), _different(profiles[best])
+    known, distinct = _share_of_numbers(names, profiles[best]), _different(profiles[best])
     for i in open_:
         is_other = columns.lower[i] in {*LABEL_COLUMNS, *VALUE_COLUMNS, *SPLITS} or columns.is_index(i)
         if i == best or is_other or not profiles[i].filled or not _is_number(columns, i) or profiles[i].is_binary(True):
             continue
-        if share and _share_of_numbers(names, profiles[i]) >= share and _different(profiles[i]) >= distinct:
+        if known and _share_of_numbers(names, profiles[i]) >= known and _different(profiles[i]) >= distinct:
             raise DataError(
                 f"{columns.where}: the columns {profiles[best].name!r} and {profiles[i].name!r} both hold numbers of "
                 "images.",
-                f"say which one names the images by --image-column {profiles[i].name}.",
+                "name the one that names the images by --image-column, or write a column with their paths.",
             )
+
+
+def _refuse_folders(columns: Columns, best: int) -> None:
+    """Raise DataError where the column that would name the images holds numbers of their folders, such as patients."""
+    names, profile = columns.options.image_names, columns.profiles[best]
+    if names is None or not _is_number(columns, best) or columns.lower[best] in NAME_COLUMNS or not profile.sample:
+        return
+    cells = [str(cell) for cell in profile.sample]
+    if names.share_of_folder_numbers(cells) >= max(0.5, names.share_of_numbers(cells)):
+        raise DataError(
+            f"{columns.where}: the numbers in {profile.name!r} may be those of images or of their folders.",
+            "write a column `image` with the paths of the images.",
+        )
 
 
 def _share_of_numbers(names: ImageNames, profile: Profile) -> float:
@@ -177,9 +196,9 @@ def _image_score(columns: Columns, i: int) -> float:
     numbers = [str(cell) for cell in profile.sample if isinstance(cell, int) and not isinstance(cell, bool)]
     is_answer = profile.distinct is not None and {str(cell) for cell in profile.distinct} <= {"0", "1", ""}
     if columns.options.image_names is not None and (texts or numbers) and not is_answer:
-        share = _share(columns, i)
+        known = share(columns, i)
         is_other = _is_number(columns, i) and columns.lower[i] not in NAME_COLUMNS and _names_elsewhere(columns, i)
-        score += 4 * share if share >= 0.2 and not is_other else 0
+        score += 4 * known if known >= 0.2 and not is_other else 0
     score += 2 * profile.endings / max(1, profile.filled)
     if columns.lower[i] in NAME_COLUMNS:
         score += 1 + (len(NAME_COLUMNS) - NAME_COLUMNS.index(columns.lower[i])) / 100

@@ -20,7 +20,7 @@ from mlic.data.image_labels import Builder
 from mlic.errors import DataError
 
 Marks = list[tuple[str, int]]
-_DELIMITERS = ";|"  # label names hardly ever have these
+_DELIMITERS = "\n;|"  # label names hardly ever have these
 _NEVER_A_LABEL = MISSING - {"none", "?", "unknown", "uncertain"}
 _DISTINCT = 5_000  # different cells that are looked at
 _SINGULAR = ("label", "class", "category", "tag", "class_name", "classname", "label_name", "labelname", "species")
@@ -105,8 +105,8 @@ class LabelLists:
                 marks.append(self._with_value(value, where))
                 continue
             if isinstance(value, dict):
-                check_beside(value, where, {*_STRUCT_KEYS, *self.options.ignore_columns})
                 key = next((key for key in _STRUCT_KEYS if isinstance(value.get(key), str | int)), None)
+                check_beside(value, where, {str(key), "value", *self.options.ignore_columns})
                 value = value.get(key) if key else value
             if isinstance(value, float) and value.is_integer():
                 value = int(value)
@@ -367,5 +367,5 @@ class LabelLists:
     def _ask(self, example: str, delimiter: str) -> DataError:
         return DataError(
             f"{self.table.file}: it cannot be told whether {example[:60]!r} in {self.name!r} is one label or several.",
-            f"say it by --delimiter {delimiter} or --delimiter none.",
+            f"say it by --delimiter none or --delimiter {delimiter}.",
         )

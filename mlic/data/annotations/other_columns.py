@@ -6,13 +6,13 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from mlic.data.annotations.cells import kind_of, number_of
+from mlic.data.annotations.cells import is_vector, kind_of, number_of
 from mlic.data.annotations.column_names import (
     READER_COLUMNS,
     REMARKS,
     SPLITS,
-    VALUE_COLUMNS,
     is_about_annotation,
+    is_flag,
     is_measure_name,
     plain_name,
 )
@@ -33,26 +33,32 @@ _STATES = re.compile(
 _DELETED = re.compile(r"(deleted|removed|rejected|cancelled)_(at|on|by|date)")
 # What says by its truth that a label does not count; the others that `is_about_annotation` knows say so if false.
 _AGAINST = re.compile(
-    r"(^|_)(delete|reject|ignore|skip|exclude|uncertain|unsure|remove|duplicate|need|to_check|cancel|flag|negat|absent)"
+    r"(^|_)(delete|reject|ignore|skip|exclude|uncertain|unsure|remove|duplicate|need|to_check|cancel|flag|negat|absent"
+    r"|drop|error|corrupt|unreadable|bad_quality|holdout|synthetic|doubtful|not_assessable|blank)|^(is_?)?neg$|^isnegat|^not$"
 )
+# What says by its truth that a label does.
 _FOR = re.compile(
-    r"(is_)?(present|found|detected|seen|positive|confirmed|certain|sure)"
-)  # what says by its truth that it does
+    r"(is_)?(present|found|detected|seen|positive|confirmed|certain|sure|agreed?|truth|answer|choice|enabled)"
+)
 _DOUBTS = re.compile(
     r"reject(ed)?|declined|not_.*|wrong|bad|incorrect|to_?do|pending|draft|open|in_progress|skip(ped)?|incomplete|deleted?"
     r"|removed?|un(sure|certain|likely|confirmed)|maybe|probable|possible|failed|invalid|negat(ive|ed)|absent|ruled_out"
-    r"|hypothetical"
+    r"|hypothetical|doubtful|disagree(d)?|false_positive"
 )
-_WEAK = re.compile(r"(very_)?(low|weak|medium|moderate)|0")
+_WEAK = re.compile(r"(very_)?(low|weak|medium|moderate|unlikely|doubtful)|guess(ed)?|0")
 _BY = re.compile(r"source|origin|(created|annotated|labell?ed)_by|creator|author|annotator(_type)?|method")
 _MACHINES = re.compile(r"auto(matic)?|model|machine|predict(ed|ion)|ai|inference|pre_?annotation|bot")
-_NESTED = frozenset({"attributes", "flags", "properties"})
+_LEVELS = re.compile(
+    r"(very_)?(high|low|medium|mild|moderate|severe|strong|weak|(un)?likely|(un|not_)?sure|(un)?certain|good|fair|poor|none)"
+)
+_DATES = frozenset({"date", "timestamp", "created_at", "updated_at"})
+_NUMBERS_OF_LABELS = re.compile(r"(class|category|label|target)_?(id|index|idx|no|num|number|code)")
 _COUNTS = re.compile(r"(^|_)(n|count|counts|number|num|amount|quantity)(_|$)")
 _LIKE_LABELS = re.compile(
     r"label|tag|category|categories|class|species|genus|family|finding|diagnos|attribute|keyword|object"
 )
 _PARTS = re.compile(r"\s*[;|,/]\s*")
-_VALUES = frozenset({*VALUE_COLUMNS, "values", "answer", "response", "attribute_value"})
+_VALUES = frozenset({"value", "values", "present", "is_present", "answer", "response", "attribute_value"})
 _FEW = 12  # different cells of a column that may say which rows count
 _GEOMETRY = re.compile(
     r"(image_|img_|box_|bbox_)?(width|height|depth|w|h|x|y|area|size|resolution|orientation)(_?(min|max|\d))?"
@@ -74,10 +80,12 @@ def check_other_columns(
     used = ", ".join(table.columns[i] or f"column {i + 1}" for i in plan.labels[:3])
     for i in plan.others:
         profile, name = profiles[i], plain_name(profiles[i].name)
-        if not profile.filled or name in READER_COLUMNS | SPLITS | {*REMARKS}:
+        is_remark = name in REMARKS and not _are_states(_words(profile)) and not (is_long and name in _DATES)
+        if not profile.filled or is_remark or name in READER_COLUMNS | SPLITS or _NUMBERS_OF_LABELS.fullmatch(name):
             continue
+        _refuse_denials(table, profile, name, plan)
         _refuse_values(table, profile, options, labels)
-        what = _says(profile, name, plan)
+        what = _says(profile, name, plan, is_long)
         if what and is_long:
             raise DataError(
                 f"{table.file}: the column {profile.name!r} {what}, and each row counts as a label of its image.",
@@ -99,14 +107,55 @@ def check_other_columns(
     return warnings
 
 
+def _words(profile: Profile) -> set[str]:
+    """The different cells of a column as plain words, without blank ones; none if there are very many."""
+    return {plain_name(str(cell)) or str(cell).strip() for cell in profile.distinct or ()} - {""}
+
+
+def _are_states(words: Collection[str]) -> bool:
+    """Whether words say which rows count, and nothing else."""
+    return bool(words) and all(_STATES.fullmatch(word) or kind_of(word) == "word" for word in words)
+
+
+def _refuse_denials(table: Table, profile: Profile, name: str, plan: Plan) -> None:
+    """Raise DataError for a column that says of all rows that they do not count, or of each label yes and no."""
+    if plan.layout != "listed":
+        return
+    words = _words(profile)
+    is_against = _AGAINST.search(name) is not None
+    is_denied = bool(words) and all(
+        _DOUBTS.fullmatch(word) or (is_against and kind_of(word) == "word" and number_of(word) == 1) for word in words
+    )
+    if is_denied and profile.filled == profile.rows:
+        raise DataError(
+            f"{table.file}: the column {profile.name!r} says {min(words)!r} of all rows, which would count.",
+            f"leave out the rows that do not count; --ignore-columns {profile.name} says that they do.",
+        )
+    lists = [cell for cell in profile.sample if isinstance(cell, list | tuple)]
+    if lists and len(lists) == len(profile.sample) and all(map(is_vector, lists)):
+        raise DataError(
+            f"{table.file}: the column {profile.name!r} holds lists of yes and no, such as {str(lists[0])[:40]}, "
+            "beside the labels.",
+            f'write an object of them, as {{"cat": 1, "dog": 0}}; --ignore-columns {profile.name} leaves them out.',
+        )
+
+
 def _refuse_values(table: Table, profile: Profile, options: LabelOptions, labels: Sequence[str]) -> None:
-    """Raise DataError for a column called like values of labels that holds words which say neither yes nor no."""
-    word = next((cell for cell in profile.sample if kind_of(cell) == "text"), None)
-    is_asked = options.label_column is not None
-    if plain_name(profile.name) not in _VALUES or word is None or str(word).strip() in labels or is_asked:
+    """Raise DataError for a column called like values of labels whose cells say neither yes nor no."""
+    cells = [cell for cell in profile.sample if kind_of(cell) in ("text", "number")]
+    if plain_name(profile.name) not in _VALUES or not cells or options.label_column is not None:
+        return
+    cell = cells[0]
+    if kind_of(cell) == "number":
+        raise DataError(
+            f"{table.file}: the column {profile.name!r} holds numbers such as {cell}.",
+            "say by --positive-from from which one a label is positive; "
+            f"--ignore-columns {profile.name} says that all rows count.",
+        )
+    if str(cell).strip() in labels:
         return
     raise DataError(
-        f"{table.file}: the column {profile.name!r} holds {str(word)[:40]!r}, which is neither yes, no nor unknown.",
+        f"{table.file}: the column {profile.name!r} holds {str(cell)[:40]!r}, which is neither yes, no nor unknown.",
         f"if these words are the labels, give --label-column {profile.name}; if they say whether a label is there, "
         f"write 1, 0 or nan; else --ignore-columns {profile.name} leaves them out.",
     )
@@ -124,18 +173,22 @@ def _examples(profile: Profile) -> str:
     return ", ".join(words[:3]) + (", ..." if len(words) > 3 else "")
 
 
-def _says(profile: Profile, name: str, plan: Plan) -> str:
+def _says(profile: Profile, name: str, plan: Plan, is_long: bool) -> str:
     """What the cells of a column say about the labels of their rows, in words; nothing if they say nothing."""
     if _DELETED.fullmatch(name):
         return "says which rows were deleted"
     if profile.distinct is None:
         return f"may say how sure a label is ({profile.example})" if _is_measure(profile, name) else ""
-    words = {plain_name(str(cell)) for cell in profile.distinct} - {""}
-    if len(words) > 1 and all(_STATES.fullmatch(word) for word in words):
-        return f"holds states of rows such as {' and '.join(sorted(words)[:2])}"
+    words, has_blanks = _words(profile), profile.filled < profile.rows
+    if (len(words) > 1 or has_blanks) and words and all(_STATES.fullmatch(word) for word in words):
+        shown = sorted(words)[:2] if len(words) > 1 else [*words, "nothing"]
+        return f"holds states of rows such as {' and '.join(shown)}"
+    if is_measure_name(name) and words and all(_LEVELS.fullmatch(word) for word in words):
+        return f"may say how sure a label is ({', '.join(sorted(words)[:3])})"
     kinds = {kind_of(cell) for cell in profile.distinct} - {"blank", "missing"}
     values = {number_of(cell) for cell in profile.distinct if kind_of(cell) == "word"}
-    if kinds == {"word"} and values >= {0, 1} and (plan.layout == "listed" or is_about_annotation(name)):
+    is_about = is_about_annotation(name) or _AGAINST.search(name) is not None or _FOR.fullmatch(name) is not None
+    if kinds == {"word"} and (values >= {0, 1} or has_blanks) and (is_about or (is_long and plan.layout == "listed")):
         return "says yes and no"
     if _is_measure(profile, name) and (len(profile.distinct) > 1 or profile.kinds["list"]):
         return f"may say how sure a label is ({profile.example})"
@@ -185,21 +238,20 @@ def _texts(cell: Any) -> Iterator[str]:
 def check_beside(item: Mapping[Any, Any], where: str, known: Collection[str]) -> None:
     """Raise DataError if an object with a label says that it may not count, as `{"name": "cat", "verified": false}`.
 
-    `known` are keys that say something else.
+    Objects and lists of words within it are looked at too. `known` are keys that say something else.
     """
     for key, value in item.items():
         name = plain_name(str(key))
-        if name in known or key in known or isinstance(value, list) or value is None:
+        if name in known or key in known or value is None:
             continue
         if isinstance(value, dict):
-            if name in _NESTED:
-                check_beside(value, where, known)
+            check_beside(value, where, known)
             continue
-        if _is_doubt(name, value):
+        words = [word for word in value if isinstance(word, str)] if isinstance(value, list) else []
+        if any(_DOUBTS.fullmatch(plain_name(word)) for word in words) if words else _is_doubt(name, value):
             raise DataError(
                 f"{where}: {str(item)[:60]} has {key!r} beside its label, which would count in any case.",
-                "leave out what does not count, or write it as `value` 1 or 0, or as `score` with --positive-from; "
-                f"--ignore-columns {key} says that all count.",
+                f"leave out what does not count; --ignore-columns {key} says that all count.",
             )
 
 
@@ -211,8 +263,14 @@ def _is_doubt(name: str, value: Any) -> bool:
         is_machine = _BY.fullmatch(name) is not None and _MACHINES.fullmatch(word) is not None
         if _DOUBTS.fullmatch(word) or is_weak or is_machine:
             return True
+    elif isinstance(value, list):
+        return False
     elif is_measure_name(name) and isinstance(value, int | float) and value != 1:
         return True
+    if _COUNTS.search(name) and kind_of(value) == "word" and number_of(value) == 0:
+        return True
+    if _DELETED.fullmatch(name) and value:
+        return True
     is_against = _AGAINST.search(name) is not None
-    is_answer = is_against or is_about_annotation(name) or _FOR.fullmatch(name) is not None
+    is_answer = is_against or is_flag(name) or _FOR.fullmatch(name) is not None
     return is_answer and kind_of(value) == "word" and (number_of(value) == 1) == is_against

@@ -23,6 +23,7 @@ from mlic.data.annotations.spread_labels import gathered
 from mlic.data.image_labels import Annotations, Builder
 from mlic.errors import DataError
 
+_CODES = frozenset({7.0, 8.0, 9.0, 77.0, 88.0, 99.0, 777.0, 888.0, 999.0, -9.0, -99.0, -999.0})  # for "not asked"
 _ODD = 5  # cells that an error shows
 _RECORDS = (".json", ".jsonl", ".ndjson", ".manifest")  # a record for every image, with a label or without
 
@@ -215,8 +216,11 @@ class _OddCells:
     first: list[tuple[str, Any, int]] = field(default_factory=list)
     count: int = 0
     labels: set[str] = field(default_factory=set)
+    values: set[float] = field(default_factory=set)
 
     def add(self, label: str, cell: Any, line: int, count: int) -> None:
+        if kind_of(cell) == "number":
+            self.values.add(number_of(cell))
         if len(self.first) < _ODD:
             self.first.append((label, cell, line))
         self.count += count
@@ -231,6 +235,8 @@ class _OddCells:
             hint = "say by --positive-from 0.5 from which confidence a label is positive."
         elif kind_of(cell) == "number" and number_of(cell) > 1 and not has_zero:
             hint = "no cell is 0, so these may be codes, such as 1 for yes and 2 for no; write 1 and 0."
+        elif {kind_of(other) for _, other, _ in self.first} == {"number"} and self.values <= _CODES:
+            hint = f"if {cell} means that nobody has looked, write nan there; else 1 or 0."
         elif kind_of(cell) == "number" and number_of(cell) > 1:
             hint = "if they count something, --positive-from 1 takes one and more as positive; else write 1, 0 or nan."
         else:

@@ -38,7 +38,7 @@ def read_coco(file: Path, content: Mapping[str, Any], ignored: Sequence[str] = (
     ends = np.searchsorted(image, np.arange(len(images)), side="right")
     for i, entry in enumerate(images):
         labels = {names[c] for c in category[0 if i == 0 else ends[i - 1] : ends[i]]}
-        if entry.get("annotated") is False and not labels:  # of COCO Annotator
+        if (entry.get("annotated") is False or entry.get("skipped") is True) and not labels:  # of COCO Annotator
             skipped += 1
             continue
         builder.image(_name(file, entry), str(file), 0)
@@ -61,7 +61,7 @@ def read_coco(file: Path, content: Mapping[str, Any], ignored: Sequence[str] = (
     warnings = (f"{lost:,} annotations are of images that the file does not list, and are left out",) if lost else ()
     notes = ["categories that were not looked for in an image are unknown"] if is_lvis else []
     if skipped:
-        notes.append(f"{skipped:,} images have `annotated` false: not annotated")
+        notes.append(f"{skipped:,} images have `annotated` false or `skipped` true: not annotated")
     return replace(annotations, warnings=warnings, notes=tuple(notes))
 
 
@@ -131,6 +131,11 @@ def _refuse_doubts(file: Path, annotation: Mapping[str, Any], ignored: Sequence[
             "give the annotations of people, or a table with the columns image, label and score.",
         )
     others = {key: value for key, value in annotation.items() if key not in _KEYS}
+    if "value" in others and others["value"] != 1 and "value" not in ignored:
+        raise DataError(
+            f"{file}: an annotation has the value {others['value']!r}, and would count in any case.",
+            "take out the annotations that do not count; --ignore-columns value says that all count.",
+        )
     check_beside({"category": annotation.get("category_id"), **others}, str(file), {"category", *ignored})
 
 

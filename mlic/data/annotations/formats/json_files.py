@@ -9,30 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlic.data.annotations.cells import check_numbers, is_vector
-from mlic.data.annotations.column_names import LABEL_COLUMNS, NAME_COLUMNS, VALUE_COLUMNS, is_about_annotation
+from mlic.data.annotations.cells import is_vector
+from mlic.data.annotations.column_names import LABEL_COLUMNS, NAME_COLUMNS, is_about_annotation
 from mlic.data.annotations.files.large_json import Elements, Members
 from mlic.data.annotations.files.table_files import json_lines, records
 from mlic.data.annotations.files.text_files import text_lines, viewed_json
 from mlic.data.annotations.formats import json_tools
 from mlic.data.annotations.formats.coco import read_coco
+from mlic.data.annotations.formats.json_labels import IMAGE_KEYS, labels_of, marks_of, names_of
 from mlic.data.annotations.formats.json_tools import named
 from mlic.data.annotations.json_records import plain_record
 from mlic.data.annotations.options import LabelOptions, label_names
-from mlic.data.annotations.other_columns import check_beside
 from mlic.data.annotations.tables import read_table
 from mlic.data.image_labels import Annotations, Builder
 from mlic.data.pixels.images import EXTENSIONS
 from mlic.errors import DataError
 
-_IMAGE_KEYS = frozenset(NAME_COLUMNS) - {"id", "key", "name"}  # of a record that is about one image
 _LABEL_KEYS = frozenset({*LABEL_COLUMNS, "annotations", "instances", "shapes", "flags"})
 _WITH_COLUMNS = frozenset({"a list of records", "an object with a list of records", "an object by image"})
 _WITH_QUESTIONS = frozenset(
     {"tasks of Label Studio", "FiftyOne's samples", "VGG Image Annotator", "a project of VGG Image Annotator"}
 )
-_OF_SHAPES = ("annotations", "objects", "instances")
-_PER_IMAGE = ("labels", "label", "tags", "categories", "classes")
 
 
 def read_json(file: Path, options: LabelOptions) -> Annotations:
@@ -78,7 +75,7 @@ def kind_of_content(content: Any, options: LabelOptions) -> str:
             names_image
             or {"externalId", "data_title"} & first.keys()
             or options.image_column in first
-            or _IMAGE_KEYS & {key.lower() for key in first}
+            or IMAGE_KEYS & {key.lower() for key in first}
         )
         return "a list of records" if is_record else "one image"
     if not isinstance(content, Mapping):
@@ -132,7 +129,7 @@ def _records_in(content: Mapping[str, Any]) -> Sequence[dict[str, Any]] | None:
     items: Sequence[Any] = content[keys[0]]
     if not items or not all(isinstance(item, dict) for item in items):
         return None
-    return items if _IMAGE_KEYS & {key.lower() for key in items[0]} else None
+    return items if IMAGE_KEYS & {key.lower() for key in items[0]} else None
 
 
 def _kind_by_name(content: Mapping[str, Any], options: LabelOptions) -> str:
@@ -305,83 +302,3 @@ def _are_named_vectors(file: Path, values: Iterable[Any], names: int) -> bool:
             "write the names of the labels, or name all of them by --label-names.",
         )
     return True
-
-
-def marks_of(file: Path, image: str, labels: Any) -> list[tuple[Any, int]]:
-    """The labels of an image, names or numbers, with the value of each. Raises DataError where there is no list."""
-    if isinstance(labels, str | int):
-        labels = [labels]
-    if isinstance(labels, dict):
-        bad = next((value for value in labels.values() if value not in (0, 1, -1)), None)
-        if bad is not None:
-            raise DataError(f"{file}: {bad!r} in the labels of {image!r} is not 1, 0 or -1.", "fix that image.")
-        return [(label, int(value)) for label, value in labels.items()]
-    if not isinstance(labels, list) or not all(isinstance(v, str | int) and not isinstance(v, bool) for v in labels):
-        raise DataError(
-            f"{file}: the labels of {image!r} are {str(labels)[:40]}, which is no list of labels.",
-            "write them as a list of names.",
-        )
-    check_numbers(labels, f"{file}: {image!r}")
-    return [(label, 1) for label in labels]
-
-
-def labels_of(content: Mapping[str, Any], file: Path, options: LabelOptions) -> Any:
-    """The labels in an object about one image; the object itself if no key of it is known. Raises DataError."""
-    if options.label_column is not None:
-        if options.label_column not in content:
-            raise DataError(
-                f"{file} has no key {options.label_column!r}.", f"its keys are {', '.join(list(content)[:6])}."
-            )
-        return names_of(content[options.label_column], str(file), options.ignore_columns)
-    if isinstance(content.get("shapes"), list):
-        return _of_labelme(content, file, options)
-    keys = [key for key in (*_PER_IMAGE, *_OF_SHAPES) if isinstance(content.get(key), list | dict | str)]
-    filled = [key for key in keys if content[key]]
-    if len(filled) > 1 and set(filled) & set(_OF_SHAPES):
-        raise DataError(
-            f"{file} has labels of two kinds: {', '.join(filled)}.", f"say which by --label-column {filled[0]}."
-        )
-    return names_of(content[(filled or keys)[0]], str(file), options.ignore_columns) if keys else content
-
-
-def _of_labelme(content: Mapping[str, Any], file: Path, options: LabelOptions) -> list[str]:
-    """The labels of LabelMe's shapes, or the flags of an image without shapes."""
-    flags = [name for name, value in (content.get("flags") or {}).items() if value is True]
-    for shape in content["shapes"]:
-        check_beside(shape, str(file), {"label", "shape_type", *options.ignore_columns})
-    labels = [str(shape["label"]) for shape in content["shapes"]]
-    if flags and labels:
-        raise DataError(
-            f"{file} has shapes ({labels[0]!r}) and flags of the image ({flags[0]!r}).",
-            "say by --label-column shapes or --label-column flags which ones are the labels.",
-        )
-    return list(dict.fromkeys(labels or flags))
-
-
-def names_of(labels: Any, where: str, ignored: Sequence[str] = ()) -> Any:
-    """The names in a list of objects such as `{"label": "cat", "box": ...}`, each once; other labels as they are.
-
-    `ignored` are keys of the objects that say nothing about whether a label counts. Raises DataError for one that says
-    that it may not.
-    """
-    if isinstance(labels, list) and labels and all(isinstance(item, dict) for item in labels):
-        key = next(
-            (
-                key
-                for key in (*LABEL_COLUMNS, "classTitle", "className", "name")
-                if all(isinstance(i.get(key), str) for i in labels)
-            ),
-            None,
-        )
-        is_scored = any(isinstance(item.get(name), int | float) for item in labels for name in VALUE_COLUMNS)
-        if key is not None and not is_scored:
-            for item in labels:
-                check_beside(item, where, {key, "value", *ignored})
-            # Supervisely's tags that are questions have their answer beside them.
-            answers = (item.get("value") for item in labels)
-            names = (
-                answer if isinstance(answer, str) and answer else item[key]
-                for answer, item in zip(answers, labels, strict=True)
-            )
-            return list(dict.fromkeys(names))
-    return labels

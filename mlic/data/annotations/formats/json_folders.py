@@ -9,7 +9,8 @@ from typing import Any
 from mlic.data.annotations.column_names import NAME_COLUMNS
 from mlic.data.annotations.files.table_files import records
 from mlic.data.annotations.files.text_files import document, parsed_json
-from mlic.data.annotations.formats.json_files import kind_of_content, labels_of, marks_of, names_of, read_json
+from mlic.data.annotations.formats.json_files import kind_of_content, read_json
+from mlic.data.annotations.formats.json_labels import labels_of, marks_of, names_of
 from mlic.data.annotations.formats.json_tools import named
 from mlic.data.annotations.options import LabelOptions
 from mlic.data.annotations.tables import read_table
