@@ -48,8 +48,8 @@ from mlic.runs.run import Run, read_state
 
 logger = logging.getLogger(__name__)
 
-_FEW = 1000  # with fewer images, preparing a faster backend takes longer than it saves
-_HERE = 500  # images, at most, that are predicted in this process
+_FEW = 1500  # with fewer images, preparing a faster backend takes longer than it saves
+_HERE = 2000  # images, at most, that are predicted in this process: starting Ray takes as long as a thousand or more
 _PARTS_OF_GPU = 2  # that are in progress at once: while the GPU computes one, the CPUs decode the next
 _ATTEMPTS = 40  # at a part whose workers die during the work, before the part fails
 
