@@ -152,7 +152,7 @@ def _numbered(column: str, values: set[str]) -> dict[str, str]:
 def _by_files(
     config: PackConfig, files: Location, listing: Listing, names: tuple[str, ...]
 ) -> tuple[tuple[str, ...], Array]:
-    options = LabelOptions(image_names=ImageNames(listing.paths))
+    options = LabelOptions(image_names=ImageNames(listing.paths), of_splits=True)
     table = open_table(files, options.is_image) if isinstance(files, Path) and files.is_file() else None
     column = _split_column(table) if table is not None else None
     if table is not None and column is not None:

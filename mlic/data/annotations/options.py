@@ -23,7 +23,8 @@ _HEADERS = frozenset({*LABEL_COLUMNS, "name", "names"})
 class LabelOptions:
     """The settings of `LabelSettings`, and the columns with the split and the group of an image.
 
-    `image_names` looks names up among the images, where these are known.
+    `image_names` looks names up among the images, where these are known. `of_splits` says that the file names the
+    splits of images, and not labels.
     """
 
     format: LabelFormat = "auto"
@@ -41,6 +42,7 @@ class LabelOptions:
     split_column: str | None = None
     group_column: str | None = None
     image_names: ImageNames | None = None
+    of_splits: bool = False
 
     @property
     def needs_columns(self) -> str | None:

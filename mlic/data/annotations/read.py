@@ -78,7 +78,7 @@ def read_annotations(path: Location, options: LabelOptions = DEFAULTS) -> Annota
         raise DataError(f"{kind} labels have no columns.", "name the splits by --split-files.")
     if kind in _FOLDERS or (kind in ("coco", "cvat") and path.is_dir()):
         _check_kind(path, kind, folder=kind in _FOLDERS)
-    return checked(_read(path, kind, options), options.no_label, options.label_names is not None)
+    return checked(_read(path, kind, options), options.no_label, options.label_names is not None or options.of_splits)
 
 
 def _read(path: Path, kind: str, options: LabelOptions) -> Annotations:
