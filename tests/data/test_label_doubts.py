@@ -63,21 +63,37 @@ def coco(**beside: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("layout", [records, by_image, coco])
+def fiftyone(**beside: Any) -> dict[str, Any]:
+    labels = {"im1.jpg": {"label": "cat", **beside}, "im2.jpg": {"label": "dog"}}
+    return {"samples": [{"filepath": name, "gt": {"_cls": "Classification", **labels[name]}} for name in labels]}
+
+
+def datumaro(**beside: Any) -> dict[str, Any]:
+    labels = {"im1.jpg": {"label_id": 0, **beside}, "im2.jpg": {"label_id": 1}}
+    return {
+        "categories": {"label": {"labels": [{"name": "cat"}, {"name": "dog"}]}},
+        "items": [{"id": name, "annotations": [{"id": 0, "type": "label", **labels[name]}]} for name in labels],
+    }
+
+
+LAYOUTS = [records, by_image, coco, fiftyone, datumaro]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("beside", BESIDE, ids=lambda beside: "-".join(beside))
 def test_a_label_with_a_doubt_beside_it_is_refused(tmp_path: Path, layout: Any, beside: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="beside its label, which would count in any case"):
         read(tmp_path / "labels.json", layout(**beside))
 
 
-@pytest.mark.parametrize("layout", [records, by_image, coco])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("beside", [{"source": "human"}, {"negated": False}, {"attributes": {"occluded": False}}])
 def test_what_confirms_a_label_is_no_doubt(tmp_path: Path, layout: Any, beside: dict[str, Any]) -> None:
     found = positives(read(tmp_path / "labels.json", layout(**beside)))
     assert (found["im1.jpg"], found["im2.jpg"]) == (["cat"], ["dog"])
 
 
-@pytest.mark.parametrize("layout", [records, by_image, coco])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_key_that_is_ignored_raises_no_doubt(tmp_path: Path, layout: Any) -> None:
     annotations = read(tmp_path / "labels.json", layout(source="model"), ignore_columns=("source",))
     assert positives(annotations)["im1.jpg"] == ["cat"]

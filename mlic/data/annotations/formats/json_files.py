@@ -27,6 +27,7 @@ from mlic.errors import DataError
 
 _LABEL_KEYS = frozenset({*LABEL_COLUMNS, "annotations", "instances", "shapes", "flags"})
 _WITH_COLUMNS = frozenset({"a list of records", "an object with a list of records", "an object by image"})
+_WITH_KEYS = frozenset({"COCO", "Datumaro", "FiftyOne's samples"})  # beside labels, which may be ignored
 _WITH_QUESTIONS = frozenset(
     {"tasks of Label Studio", "FiftyOne's samples", "VGG Image Annotator", "a project of VGG Image Annotator"}
 )
@@ -164,7 +165,7 @@ def _read(file: Path, content: Any, kind: str, options: LabelOptions) -> Annotat
         ),
         "FiftyOne's samples": lambda: json_tools.read_fiftyone(file, content["samples"], options),
         "MMPretrain": lambda: _read_mmpretrain(file, content),
-        "Datumaro": lambda: json_tools.read_datumaro(file, content),
+        "Datumaro": lambda: json_tools.read_datumaro(file, content, options),
         "WIDER attributes": lambda: json_tools.read_wider(file, content),
         "VGG Image Annotator": lambda: json_tools.read_via(file, _values(content), options),
         "a project of VGG Image Annotator": lambda: json_tools.read_via(
@@ -188,7 +189,7 @@ def _read(file: Path, content: Any, kind: str, options: LabelOptions) -> Annotat
 def _refuse_columns(file: Path, kind: str, options: LabelOptions) -> None:
     """Raise DataError if columns are named and the file has none; the questions of some tools are named like them."""
     named = options.needs_columns
-    if named == "ignore_columns" and kind == "COCO":  # keys of its annotations
+    if named == "ignore_columns" and kind in _WITH_KEYS:
         return
     if named is None or kind in _WITH_COLUMNS or (named == "label_column" and kind in _WITH_QUESTIONS):
         return

@@ -149,7 +149,7 @@ def _fiftyone_values(file: Path, items: Sequence[Mapping[str, Any]], options: La
     return values
 
 
-def read_datumaro(file: Path, content: Mapping[str, Any]) -> Annotations:
+def read_datumaro(file: Path, content: Mapping[str, Any], options: LabelOptions) -> Annotations:
     """Datumaro, which CVAT exports too: the labels of each item and of the shapes in it."""
     labels = [str(label["name"]) for label in content["categories"]["label"]["labels"]]
     builder = Builder()
@@ -159,7 +159,7 @@ def read_datumaro(file: Path, content: Mapping[str, Any]) -> Annotations:
         path = (item.get("image") or {}).get("path") or item["id"]
         builder.image(str(path), str(file), 0)
         for annotation in item["annotations"]:
-            check_beside(annotation, str(file), {"label_id"})
+            check_beside(annotation, str(file), {"label_id", *options.ignore_columns})
         numbers = [annotation["label_id"] for annotation in item["annotations"] if "label_id" in annotation]
         for number in dict.fromkeys(numbers):
             builder.mark(builder.label(labels[number]), 1)
