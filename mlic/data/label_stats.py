@@ -9,6 +9,8 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
+_ROWS = 65_536
+
 
 @dataclass(frozen=True)
 class Implication:
@@ -26,8 +28,16 @@ class Implication:
 
 def together(targets: Array) -> Array:
     """How many samples have both labels, int64 (L, L), of targets (N, L) with 1 where a label is given."""
-    positive = (targets == 1).astype(np.float32)
-    return np.asarray(np.rint(positive.T @ positive), np.int64)
+    return _count_pairs(targets == 1, targets == 1)
+
+
+def _count_pairs(first: Array, second: Array) -> Array:
+    """How many samples are marked in both columns, int64 (L, L), of bool (N, L) and (N, L)."""
+    counts = np.zeros((first.shape[1], second.shape[1]), np.int64)
+    for start in range(0, len(first), _ROWS):  # a product of floats is fast, and exact for as many rows as these
+        rows = slice(start, start + _ROWS)
+        counts += np.rint(first[rows].astype(np.float32).T @ second[rows].astype(np.float32)).astype(np.int64)
+    return counts
 
 
 def cardinality(targets: Array) -> Array:
@@ -41,20 +51,16 @@ def implications(targets: Array, least_support: int, least_confidence: float) ->
     Samples for which either label is unknown are ignored. A second label that most samples have anyway proves nothing.
     So a pair must have clearly less than half of the exceptions that chance would give.
     """
-    rules = []
-    both, known = together(targets), targets >= 0
-    for first in range(targets.shape[1]):
-        for second in range(targets.shape[1]):
-            if first == second or both[first, second] < least_confidence * least_support:
-                continue
-            having = (targets[:, first] == 1) & known[:, second]
-            support = int(having.sum())
-            exceptions = np.flatnonzero(having & (targets[:, second] == 0))
-            if support < least_support or len(exceptions) > (1 - least_confidence) * support:
-                continue
-            by_chance = support * (targets[known[:, second], second] == 0).mean()
-            if 2 * len(exceptions) + 3 <= by_chance:
-                rules.append(Implication(first, second, support, exceptions))
+    given, absent, known = targets == 1, targets == 0, targets >= 0
+    supports, exceptions = _count_pairs(given, known), _count_pairs(given, absent)
+    by_chance = supports * (absent.sum(axis=0) / np.maximum(1, known.sum(axis=0)))
+    clear = (supports >= least_support) & (exceptions <= (1 - least_confidence) * supports)
+    clear &= 2 * exceptions + 3 <= by_chance
+    np.fill_diagonal(clear, False)
+    rules = [
+        Implication(first, second, int(supports[first, second]), np.flatnonzero(given[:, first] & absent[:, second]))
+        for first, second in np.argwhere(clear).tolist()
+    ]
     return sorted(rules, key=lambda item: (-item.confidence, -item.support))
 
 
