@@ -151,19 +151,22 @@ def test_streamed_training_killed_at_random_points(corpus: Path, tmp_path: Path)
     packing = ["pack", corpus / "images", "--labels", corpus / "annotations", "--out", shards, "--min-shards", "16"]
     code, _, err = run(tmp_path, *packing)
     assert code == 0, err
-    options = "--arch b-final --epochs 8 --image-size 64 --batch-size 24 --workers 1 --checkpoint-minutes 0.001"
+    options = "--arch b-final --epochs 12 --image-size 64 --batch-size 24 --workers 1 --checkpoint-minutes 0.001"
     command = ["train", shards, *options.split(), "--stream", "always", "--no-doctor"]
     for folder in folders:
         folder.mkdir()
-    started = time.monotonic()
     code, _, err = run(folders[0], *command)
     assert code == 0, err
     assert "streams 16 training shards" in err
-    rng, took, killed = random.Random(5), time.monotonic() - started, 0
+    rng, killed, log = random.Random(5), 0, folders[1] / "runs" / "b-final" / "log.txt"
+    kills = int(os.environ.get("MLIC_KILLS", "4"))  # each of them while it trains
     while True:
+        lines = log.read_text().count("\n") if log.exists() else 0
         process = start(folders[1], *command)
-        if killed < KILLS:
-            time.sleep(rng.uniform(0.4, 0.9) * took)
+        if killed < kills:
+            while process.poll() is None and not (log.exists() and log.read_text().count("\n") > lines):
+                time.sleep(0.02)
+            time.sleep(rng.uniform(0, 0.9))
             process.kill()
             killed += process.wait() < 0
         _, err = process.communicate(timeout=300)
