@@ -32,7 +32,7 @@ from mlic.batch_predict.merge import (
     sha256,
 )
 from mlic.cluster import pool, shared_folders
-from mlic.cluster.connect import connect, is_embedded
+from mlic.cluster.connect import FEW, connect, is_embedded
 from mlic.cluster.resources import Share, task_share
 from mlic.config.predict import PredictConfig
 from mlic.config.types import STDOUT, Backend, Location
@@ -48,8 +48,7 @@ from mlic.runs.run import Run, read_state
 
 logger = logging.getLogger(__name__)
 
-_FEW = 1500  # with fewer images, preparing a faster backend takes longer than it saves
-_HERE = 2000  # images, at most, that are predicted in this process: starting Ray takes as long as a thousand or more
+_QUICK = 1500  # with fewer images, preparing a faster backend takes longer than it saves
 _PARTS_OF_GPU = 2  # that are in progress at once: while the GPU computes one, the CPUs decode the next
 _ATTEMPTS = 40  # at a part whose workers die during the work, before the part fails
 
@@ -232,14 +231,14 @@ def _best_backend(config: PredictConfig, model: bundle.Bundle, count: int) -> Ba
     best = runtimes.best()
     if config.precision == "bf16" and best == "onnx":
         best = "torch"
-    return "torch" if count < _FEW else best
+    return "torch" if count < _QUICK else best
 
 
 def _is_here(config: PredictConfig, model: bundle.Bundle, count: int) -> bool:
     """Whether this process predicts the images: if there are few, or with an export if Ray is not installed."""
     if config.workers != "auto" or not is_embedded(config.address):
         return False
-    return count <= _HERE or (model.export is not None and importlib.util.find_spec("ray") is None)
+    return count <= FEW or (model.export is not None and importlib.util.find_spec("ray") is None)
 
 
 def _predict_parts(config: PredictConfig, model: bundle.Bundle, todo: Todo, total: int, run: Run[Location]) -> None:

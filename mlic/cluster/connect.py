@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlic.cluster import ray_private
 from mlic.cluster.auth import has_token, use_own_token, wants_token
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # mlic passes paths, not pixels, between processes, so the object store of an embedded Ray can be small.
 _OBJECT_STORE_BYTES = 200 * 2**20
+
+FEW = 2000  # images, at most, for which starting Ray takes longer than it saves
 
 _has_begun = False  # a Ray runs that `begin` has started and no `connect` has taken over yet
 
@@ -72,6 +74,32 @@ def connect(address: str | None) -> Iterator[Cluster]:
             # ends as after a kill, its two idle agents within a minute.
             if all(ended.is_set() for ended in waiting_loops):
                 ray.shutdown()
+
+
+@contextlib.contextmanager
+def connect_unless_few(address: str | None, workers: int | Literal["auto"], images: int) -> Iterator[Cluster]:
+    """Connect to Ray as `connect` does, except for few images where an embedded Ray would have to start for them.
+
+    Then nothing is started here, and `pool.run` uses processes of this machine, which do the same in less time. A
+    number of workers, or the address of a cluster, asks for Ray. Raises what `connect` raises.
+    """
+    if images > FEW or workers != "auto" or not is_embedded(address) or connected():
+        with connect(address) as cluster:
+            yield cluster
+        return
+    _refuse_half_an_allocation()
+    cluster = Cluster((Node("", "", _usable_cpus(), 0),), True)
+    logger.info("workers on this machine, without Ray (%d CPUs): %s images are few", cluster.cpus, f"{images:,}")
+    yield cluster
+
+
+def connected() -> bool:
+    """Whether this process is connected to Ray."""
+    if "ray" not in sys.modules:
+        return False
+    import ray
+
+    return bool(ray.is_initialized())
 
 
 def begin(address: str | None, modules: Sequence[str]) -> None:

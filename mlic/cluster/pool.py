@@ -1,4 +1,6 @@
-"""Pools of Ray tasks and of Ray actors that survive tasks that kill their workers.
+"""Pools of tasks and of actors that survive tasks that kill their workers.
+
+Tasks run on Ray if this process is connected to it, else in processes of this machine.
 
 An image that crashes a decoder, or takes all memory, kills the process that opens it. The task is then run once more.
 If that kills a worker too, the task is split into smaller ones, until the image has a task of its own. When that task
@@ -11,11 +13,13 @@ records which image it decodes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from mlic.cluster import signals
+from mlic.cluster.connect import connected
+from mlic.cluster.processes import Processes, WorkerDied
 from mlic.cluster.resources import Share
 from mlic.errors import ClusterError
 
@@ -50,10 +54,7 @@ def run(
     cannot be split. `lost` gives the result for a piece that killed worker after worker, from the piece and the reason.
     What `function` raises is raised here. Raises ClusterError when Ray itself fails, and KeyboardInterrupt.
     """
-    import ray
-
-    task = ray.remote(num_cpus=1, max_retries=0)(function)
-    reference = ray.put(shared)
+    tasks = _RayTasks(function, shared) if connected() else Processes(function, shared)
     running, again = dict[Any, _Piece[P]](), list[_Piece[P]]()
     more = True
     try:
@@ -63,40 +64,69 @@ def run(
                 if piece is None:
                     more = False
                 else:
-                    running[task.remote(piece.content, reference)] = piece
+                    running[tasks.submit(piece.content)] = piece
             if not running:
                 return
-            for ready in signals.done(running):
+            for ready in tasks.done(running):
                 piece = running.pop(ready)
                 try:
-                    yield piece.content, _result(ready)
-                except deaths() as error:
+                    yield piece.content, tasks.result(ready)
+                except WorkerDied as error:
                     logger.warning("a worker died; its task is retried in smaller pieces")
                     logger.debug("%s", error)
                     smaller = _after_death(piece, cut)
                     again += smaller or []
                     if smaller is None:
-                        yield piece.content, lost(piece.content, _reason(error))
+                        reason = f"the process that decoded it {error.how}, {_DEADLY} times"
+                        yield piece.content, lost(piece.content, reason)
     finally:  # after an error, no task may still write while the next attempt runs
-        for ready in running:
-            ray.cancel(ready, force=True)
-        if running:
-            ray.wait(list(running), num_returns=len(running), timeout=10)
+        tasks.close()
 
 
-def _result(reference: Any) -> Any:
-    """The result of a task. Raises what it raised, one of `deaths()`, or ClusterError."""
-    import ray
+class _RayTasks:
+    """Runs tasks `function(piece, shared)` on the cluster that this process is connected to."""
 
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
-    except deaths():
-        raise
-    except ray.exceptions.RayError as error:
-        text = " ".join(str(error).split())[:300]
-        raise ClusterError(f"Ray failed: {text}.", "run the same command again.") from None
+    def __init__(self, function: Callable[[Any, Any], Any], shared: Any) -> None:
+        import ray
+
+        self._task = ray.remote(num_cpus=1, max_retries=0)(function)
+        self._shared = ray.put(shared)
+        self._running = set[Any]()
+
+    def submit(self, piece: Any) -> Any:
+        """Start a task. The result can be given to `done`."""
+        reference = self._task.remote(piece, self._shared)
+        self._running.add(reference)
+        return reference
+
+    def done(self, running: Collection[Any]) -> list[Any]:
+        """Wait for at least one of the tasks; returns those that are done. Raises KeyboardInterrupt."""
+        return signals.done(running)
+
+    def result(self, reference: Any) -> Any:
+        """The result of a task. Raises what it raised, WorkerDied, or ClusterError."""
+        import ray
+
+        self._running.discard(reference)
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except deaths() as error:
+            how = "ran out of memory" if type(error).__name__ == "OutOfMemoryError" else "died"
+            raise WorkerDied(str(error), how) from None
+        except ray.exceptions.RayError as error:
+            text = " ".join(str(error).split())[:300]
+            raise ClusterError(f"Ray failed: {text}.", "run the same command again.") from None
+
+    def close(self) -> None:
+        """Cancel the tasks that are still running, and wait for their end."""
+        import ray
+
+        for reference in self._running:
+            ray.cancel(reference, force=True)
+        if self._running:
+            ray.wait(list(self._running), num_returns=len(self._running), timeout=10)
 
 
 def run_on_actors(
@@ -219,9 +249,3 @@ def deaths() -> tuple[type[Exception], ...]:
         ray_errors.NodeDiedError,
         ray_errors.ObjectLostError,
     )
-
-
-def _reason(error: Exception) -> str:
-    by_memory = type(error).__name__ == "OutOfMemoryError"
-    why = "ran out of memory" if by_memory else "died"
-    return f"the process that decoded it {why}, {_DEADLY} times"

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mlic.cluster import pool
-from mlic.cluster.connect import connect
+from mlic.cluster.connect import connect_unless_few
 from mlic.cluster.resources import Cluster, task_share
 from mlic.config.base import Model
 from mlic.config.data import DoctorConfig
@@ -68,7 +68,8 @@ def doctor(config: DoctorConfig) -> DoctorReport:
     check_sizes(config.shards, index, None)  # the kept answer is for whole shards
     stored = None if config.fresh else _read_kept(config.shards, known)
     if stored is None:
-        with connect(config.address) as cluster:
+        count = min(config.max_samples, index["samples"])
+        with connect_unless_few(config.address, config.workers, count) as cluster:
             stored = _look(config, index, cluster)
         with contextlib.suppress(MlicError):  # a read-only folder keeps no result; the next call checks again
             write_json(

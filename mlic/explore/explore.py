@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mlic.cluster import pool
-from mlic.cluster.connect import connect
+from mlic.cluster.connect import connect_unless_few
 from mlic.cluster.resources import Cluster, task_share
 from mlic.config.data import ExploreConfig
 from mlic.data import duplicates, label_join, label_stats, shards, storage
@@ -84,7 +84,7 @@ def explore(config: ExploreConfig) -> ExploreReport:
     shown = _samples_of_labels(data, rng)
     chosen = np.sort(rng.permutation(len(data.targets))[: config.max_images])
     rows = np.unique(np.concatenate([chosen, *shown.values()]).astype(np.int64))
-    with connect(config.address) as cluster:
+    with connect_unless_few(config.address, config.workers, len(rows)) as cluster:
         look = _look(data, rows, {i for some in shown.values() for i in some.tolist()}, cluster, config)
     report = _summary(config, data, look)
     with disk_errors(config.out):

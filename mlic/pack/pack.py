@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlic.cluster import shared_folders
-from mlic.cluster.connect import connect
+from mlic.cluster.connect import connect_unless_few
 from mlic.cluster.resources import Share, task_share
 from mlic.config.data import PackConfig
 from mlic.config.types import Location
@@ -67,7 +67,7 @@ def pack(config: PackConfig) -> PackReport | Understanding:
             logger.warning("%s has lost shards since it was packed; they are written again", config.out)
             storage.delete(config.out / shards.INDEX)
             run.reopen()
-        with connect(config.address) as cluster:
+        with connect_unless_few(config.address, config.workers, len(inputs.listing)) as cluster:
             shared_folders.check_shared(cluster, config.out, config.images)
             share = task_share(cluster, config.workers, use_gpus=False)
             if finished:

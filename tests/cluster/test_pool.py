@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import psutil
 import pytest
 
 from mlic.cluster import pool
@@ -33,7 +36,14 @@ def _halves(numbers: list[int]) -> list[list[int]]:
     return [numbers[:middle], numbers[middle:]] if middle else [numbers]
 
 
-def test_a_piece_that_kills_its_worker_costs_itself_alone(ray_cluster: None) -> None:
+@pytest.fixture(params=["ray", "processes"])
+def tasks(request: pytest.FixtureRequest, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the tasks of `pool.run` run."""
+    if request.param == "processes":
+        monkeypatch.setattr(pool, "connected", lambda: False)
+
+
+def test_a_piece_that_kills_its_worker_costs_itself_alone(tasks: None) -> None:
     pieces = iter([[1, 2, 3, 4], [5, 6, 7]])
     found: dict[int, Any] = {}
     reasons = []
@@ -87,10 +97,43 @@ def test_an_actor_with_two_tasks_at_once_that_dies_is_replaced_once(ray_cluster:
     assert len({path.name.split("-")[1] for path in tmp_path.glob("*-*")}) == 2  # processes: the first, its successor
 
 
-def test_what_work_raises_comes_as_it_is(ray_cluster: None) -> None:
+def test_what_work_raises_comes_as_it_is(tasks: None) -> None:
     with pytest.raises(ClusterError, match="a disk is full") as caught:
         list(pool.run(_fails, iter([1, 2]), None, 2, lambda piece: [piece], lambda *_: None))
     assert caught.value.hint == "free some space."
+
+
+_SCRIPT = """
+import os, signal, sys, time
+from mlic.cluster import pool
+
+def function(piece, shared):
+    print("by", os.getpid(), flush=True)
+    time.sleep(piece)
+    return os.getpid()
+
+pieces = iter([0.0, 0.0, float(sys.argv[1])])
+for _, result in pool.run(function, pieces, None, 1, lambda piece: [piece], lambda *_: None):
+    print("result", result, flush=True)
+"""
+
+
+def test_processes_serve_a_script_and_end_with_it(tmp_path: Path) -> None:
+    """The script needs no guard of its main module. Its processes end after it is done, and soon after kill -9."""
+    (tmp_path / "script.py").write_text(_SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run([*command, "0"], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.count("result") == 3
+    assert len({line.split()[1] for line in done.stdout.splitlines()}) == 1, "one worker does all tasks"
+    process = subprocess.Popen([*command, "100"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    worker = int([process.stdout.readline() for _ in range(5)][-1].split()[1])
+    process.kill()
+    process.wait()
+    patience = time.monotonic() + 20
+    while psutil.pid_exists(worker) and psutil.Process(worker).status() != "zombie" and time.monotonic() < patience:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == "zombie"
 
 
 @pytest.fixture
@@ -104,14 +147,18 @@ def poisoned(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--group-by", "none", "--expand", "1")], ids=["scanned", "expanded"])
+@pytest.mark.parametrize(
+    "more",
+    [(), ("--workers", "2"), ("--group-by", "none", "--expand", "1")],
+    ids=["scanned", "scanned-by-ray", "expanded"],
+)
 def test_an_image_that_kills_its_worker_is_left_out_of_the_shards(
     corpus: Path, poisoned: Path, mlic: Callable[..., CompletedProcess[str]], more: tuple[str, ...]
 ) -> None:
     done = mlic("pack", poisoned, "--labels", corpus / "annotations", *more)
     assert done.returncode == 0, done.stderr
     index = json.loads((poisoned.parent / "shards" / "index.json").read_text())
-    assert index["account"]["unreadable"] == (1 if not more else index["account"]["unreadable"])
+    assert index["account"]["unreadable"] == (index["account"]["unreadable"] if "--expand" in more else 1)
     left = (poisoned.parent / "shards" / "left_out.tsv").read_text()
     assert "im3.jpg" in left
     assert "the process that decoded it died, 3 times" in left

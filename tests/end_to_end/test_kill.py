@@ -201,7 +201,7 @@ def test_an_interrupted_training(
 def test_a_stopped_pack(corpus: Path, shards: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = ["pack", corpus / "images", "--labels", corpus / "annotations"]
     process = start(tmp_path, *command)
-    wait_for(process, "Ray inside this process")
+    wait_for(process, "on this machine, without Ray")
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     if number == signal.SIGINT:
