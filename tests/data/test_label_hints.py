@@ -139,3 +139,26 @@ def test_names_of_numbers_in_yaml(tmp_path: Path, names: str) -> None:
     assert found.labels == LABELS
     (tmp_path / "data.yaml").write_text("train: images/train\n")
     refused(tmp_path / "a.csv", numbers, "has no list `names`", label_names=str(tmp_path / "data.yaml"))
+
+
+def test_one_name_for_images_of_two_patients(tmp_path: Path) -> None:
+    """Rows of the images that the folders tell apart, without those folders in the names."""
+    rows = "".join(f"p{i},{NAMES[i % 8]},{LABELS[i % 3 % 2]}\n" for i in range(32))
+    text = "patient,file,label\n" + rows
+    hint = refused(tmp_path / "a.csv", text, "'im1.jpg' is in rows of two values of 'patient', p0 and p8")
+    assert "write names with their folders, p8/im1.jpg" in hint
+    assert "patient" in hint.partition("--ignore-columns")[2]
+    assert read(tmp_path / "a.csv", text, ignore_columns=("patient",)).labels == LABELS
+    owned = "patient,file,label\n" + "".join(f"p{i // 2},{name},{LABELS[i % 2]}\n" for i, name in enumerate(NAMES))
+    assert read(tmp_path / "b.csv", owned).labels == LABELS
+
+
+def test_words_that_never_stand_apart(tmp_path: Path) -> None:
+    """A list of labels on each line, separated by spaces, which a label may have in it too."""
+    lists = ["polar bear snow", "cat", "polar bear", "snow dog"]
+    lines = "".join(f"{name} {lists[i % 4]}\n" for i, name in enumerate(NAMES))
+    (warning,) = read(tmp_path / "a.txt", lines).warnings
+    assert "'polar' and 'bear' are two labels" in warning
+    assert "write polar_bear" in warning
+    lists[2] = "bear"
+    assert read(tmp_path / "b.txt", "".join(f"{n} {lists[i % 4]}\n" for i, n in enumerate(NAMES))).warnings == ()

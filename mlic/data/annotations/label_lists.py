@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ from mlic.errors import DataError
 Marks = list[tuple[str, int]]
 _DELIMITERS = "\n;|"  # label names hardly ever have these
 _NEVER_A_LABEL = MISSING - {"none", "?", "unknown", "uncertain"}
+_TOGETHER = 3  # images in which two words that may be one label stand side by side, and nowhere else apart
 _DISTINCT = 5_000  # different cells that are looked at
 _SINGULAR = ("label", "class", "category", "tag", "class_name", "classname", "label_name", "labelname", "species")
 _STRUCT_KEYS = ("choices", "tagName", "displayName", "label", "labels", "class", "class_name", "name", "value")
@@ -60,6 +63,8 @@ class LabelLists:
         self.delimiter, self.how = "", "one label per cell"
         if self.is_typed:
             self._look_at_lists()
+            if table.by_words:
+                self._warn_of_pairs(Counter(" ".join(cell) for cell in profiles[column].sample))
         elif self.is_parsed:
             self.how = "lists as text"
             self._look_at_lists()
@@ -289,6 +294,8 @@ class LabelLists:
             self.how = f"by {self.delimiter!r}" if self.delimiter else "one label per cell"
         elif not self._are_vectors(counts) and self.layout != "long":
             self.delimiter = self._guessed(counts)
+            if self.delimiter == " ":
+                self._warn_of_pairs(counts)
             self.how = f"by {self.delimiter!r}" if self.delimiter else "one label per cell"
 
     def _are_vectors(self, counts: dict[str, int]) -> bool:
@@ -354,6 +361,26 @@ class LabelLists:
         if not alone and often * 2 < len(words) and (is_one or recur):
             return ""
         raise self._ask(next(iter(lists)), "space")
+
+    def _warn_of_pairs(self, counts: dict[str, int]) -> None:
+        """Warn of two words that never stand apart, which may be one label such as `polar bear`."""
+        cells = dict[str, int]()
+        together = dict[tuple[str, str], int]()
+        for cell, count in counts.items():
+            words = cell.split()
+            for word in set(words):
+                cells[word] = cells.get(word, 0) + count
+            for pair in set(itertools.pairwise(words)):
+                together[pair] = together.get(pair, 0) + count
+        always = [
+            pair for pair, count in together.items() if count == cells[pair[0]] == cells[pair[1]] and count >= _TOGETHER
+        ]
+        if always:
+            first, second = always[0]
+            self.warnings.append(
+                f"{first!r} and {second!r} are two labels, and stand side by side in each of their "
+                f"{together[always[0]]:,} images; if they are one, write {first}_{second}"
+            )
 
     def _names_repeat(self) -> bool:
         """Whether some image has several rows with different cells."""

@@ -63,6 +63,11 @@ _FEW = 12  # different cells of a column that may say which rows count
 _GEOMETRY = re.compile(
     r"(image_|img_|box_|bbox_)?(width|height|depth|w|h|x|y|area|size|resolution|orientation)(_?(min|max|\d))?"
 )
+# What an image is of, or lies in: rows that differ here are about different images.
+_OWNERS = re.compile(
+    r"(patient|subject|study|case|participant|series|visit|slide|site|hospital|camera|video|clip|sequence|folder|dir"
+    r"|directory)(_?(id|no|nr|num|number|name|key|uid|instance_uid))?"
+)
 _OVERLAP = 0.5  # of the different words of a column that are labels
 
 
@@ -77,6 +82,7 @@ def check_other_columns(
     warnings = list[str]()
     if plan.tool:
         return warnings
+    _refuse_two_owners(table, profiles, plan, options)
     used = ", ".join(table.columns[i] or f"column {i + 1}" for i in plan.labels[:3])
     for i in plan.others:
         profile, name = profiles[i], plain_name(profiles[i].name)
@@ -115,6 +121,26 @@ def _words(profile: Profile) -> set[str]:
 def _are_states(words: Collection[str]) -> bool:
     """Whether words say which rows count, and nothing else."""
     return bool(words) and all(_STATES.fullmatch(word) or kind_of(word) == "word" for word in words)
+
+
+def _refuse_two_owners(table: Table, profiles: Sequence[Profile], plan: Plan, options: LabelOptions) -> None:
+    """Raise DataError if a name occurs in rows of two patients, studies or cameras: it would be two images."""
+    owners = [i for i in plan.others if _OWNERS.fullmatch(plain_name(profiles[i].name))]
+    owners = [i for i in owners if profiles[i].filled and profiles[i].name not in options.ignore_columns]
+    seen = [dict[tuple[Any, ...], str]() for _ in owners]
+    for block in table.blocks() if owners else ():
+        names = list(zip(*(block.columns[i] for i in (*plan.folders, *plan.image)), strict=True))
+        for i, of_name in zip(owners, seen, strict=True):
+            for name, cell in zip(names, map(str, block.columns[i]), strict=True):
+                other = of_name.setdefault(name, cell)
+                if other != cell and other.strip() and cell.strip():
+                    column = profiles[i].name
+                    raise DataError(
+                        f"{table.file}: {name[-1]!r} is in rows of two values of {column!r}, {other} and {cell}, "
+                        "so it may name two images.",
+                        f"write names with their folders, {cell}/{name[-1]}; --ignore-columns {column} says that it "
+                        "is one image.",
+                    )
 
 
 def _refuse_denials(table: Table, profile: Profile, name: str, plan: Plan) -> None:

@@ -52,6 +52,7 @@ class Table:
     notes: tuple[str, ...] = ()
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     has_images: bool = False
+    by_words: bool = False
 
 
 def is_table(file: Path) -> bool:
@@ -157,7 +158,7 @@ def _without_header(file: Path, dialect: Dialect, first: Sequence[str], is_image
             return _in_blocks(rows, 2)
 
         notes = (*dialect.notes, "no line of column names: each line has an image and its labels")
-        return Table(file, ("image", "labels"), lists, notes=notes)
+        return Table(file, ("image", "labels"), lists, notes=notes, by_words=not dialect.separator)
     names = ["" for _ in first]
     names[next((i for i, cell in enumerate(first) if is_image(cell) or Path(cell).suffix.lower() in EXTENSIONS), 0)] = (
         "image"
