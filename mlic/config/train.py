@@ -25,17 +25,20 @@ class NetworkSettings(Settings):
 
     arch: str = setting(
         "small",
-        "Architecture: small, a reference network such as b-final, a torchvision classifier or timm/NAME",
+        "Architecture: small, a reference network such as b-final, a torchvision classifier or timm/NAME; + joins the "
+        "features of several",
         cli="flag",
         group="model",
     )
     arch_options: dict[str, float] = setting(
         {},
-        "Options of the architecture, such as hidden or dropout; all have head_hidden, head_decoder and head_dropout",
+        "Options of the architecture, such as hidden or dropout; all have head_hidden, head_decoder, head_mirror and "
+        "head_dropout",
     )
     weights: Weights = setting(
         "none",
-        "Initial weights: none, default (published for the architecture), a file or a run",
+        "Initial weights: none, default (published for the architecture), a file or a run; with joined architectures, "
+        "a file for each, separated by commas",
         cli="flag",
         runtime=True,
         group="model",

@@ -82,8 +82,11 @@ def _several(value: Any) -> Any:
 
 
 def _weights(value: Any) -> Any:
-    """A path is made absolute, as `_absolute` does it."""
-    return value if value in ("none", "default") or not isinstance(value, str | Path) else str(_absolute(value))
+    """Paths are made absolute, as `_absolute` does it; several are separated by commas."""
+    if value in ("none", "default") or not isinstance(value, str | Path):
+        return value
+    parts = [str(value)] if _absolute(value).exists() else str(value).split(",")
+    return ",".join(str(_absolute(part.strip())) for part in parts)
 
 
 def _output(value: Any) -> Any:

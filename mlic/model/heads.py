@@ -9,9 +9,10 @@ from torch import nn
 class MLDecoder(nn.Module):
     """ML-Decoder (Ridnik et al., ML-Decoder: Scalable and Versatile Classification Head, WACV 2023).
 
-    From features (B, channels * places) or (B, channels, H, W) to logits (B, out_features). Each label has a fixed
-    random query that attends to the places. The queries do not attend to each other. A fully connected layer per label
-    follows. Raises ValueError where the features have one place only.
+    From a feature map (B, channels * places), (B, channels, H, W) or (B, H, W, channels), or from tokens
+    (B, places, channels), to logits (B, out_features). Each label has a fixed random query that attends to the places.
+    The queries do not attend to each other. A fully connected layer per label follows. Raises ValueError where the
+    features have one place only.
     """
 
     def __init__(self, channels: int, num_labels: int, width: int, dropout: float) -> None:
@@ -30,7 +31,10 @@ class MLDecoder(nn.Module):
         nn.init.normal_(self.weight, std=width**-0.5)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        places = features.reshape(len(features), self.channels, -1).transpose(1, 2)
+        if features.ndim > 2 and features.shape[1] != self.channels and features.shape[-1] == self.channels:
+            places = features.flatten(1, -2)
+        else:
+            places = features.reshape(len(features), self.channels, -1).transpose(1, 2)
         if places.shape[1] < 2:
             raise ValueError("its head is given one place of the feature map, which leaves nothing to attend to")
         memory = torch.relu(self.embed(places))

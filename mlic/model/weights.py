@@ -7,7 +7,7 @@ dicts, which are read without running code that may be pickled in them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,32 @@ _PREFIXES = ("module.", "model.", "backbone.", "net.")
 _NAMED = 0.9  # share of a network's tensors that have to be found by name
 
 
-def resolve(arch: str, weights: str) -> Path | None:
-    """The file of a `weights` setting, or the bundle's folder where it names a run.
+def resolve(arch: str, weights: str) -> tuple[Path, ...]:
+    """The files of a `weights` setting, one for each joined architecture, or the bundle's folder if it names a run.
 
-    `none` is None, `default` the file that the architecture's makers published, in PyTorch's cache.
-    Raises ConfigError where the file is not there, with its name and where to put it.
+    `none` has no file, `default` those that the architectures' makers published, in PyTorch's cache.
+    Raises ConfigError where a file is not there, with its name and where to put it.
     """
     if weights == "none":
-        return None
-    if weights != "default":
-        path = Path(weights).expanduser()
-        if path.is_dir():
-            return bundle.find(path)
+        return ()
+    archs = arch.split(zoo.JOINT)
+    if weights == "default":
+        return tuple(map(_published, archs))
+    paths = [Path(part.strip()).expanduser() for part in (weights.split(",") if len(archs) > 1 else [weights])]
+    if len(paths) == 1 and paths[0].is_dir():
+        return (bundle.find(paths[0]),)
+    for path in paths:
         if not path.is_file():
             raise ConfigError(f"the weights {path} do not exist.", "name a run, a .safetensors, .pth or .pt file.")
-        return path
+    if len(paths) != len(archs):
+        raise ConfigError(
+            f"{arch} joins {len(archs)} networks, and --weights names {len(paths)} files.",
+            "name one file for each network, in the same order, separated by commas.",
+        )
+    return tuple(paths)
+
+
+def _published(arch: str) -> Path:
     url = zoo.weights_url(arch)
     if url is None:
         raise ConfigError(f"{arch} has no published weights.", "give --weights none or a file.")
@@ -64,11 +75,15 @@ def continue_from(net: nn.Module, labels: tuple[str, ...], folder: Path) -> str:
     return "all tensors"
 
 
-def digest(path: Path) -> str:
-    """The sha256 of a file, or of the weights of a bundle."""
-    file = path / bundle.WEIGHTS if path.is_dir() else path
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def digest(paths: Sequence[Path]) -> str:
+    """The sha256 of a file, or of the weights of a bundle; of several files that of all; "none" if there is none."""
+    digests = []
+    for path in paths:
+        with (path / bundle.WEIGHTS if path.is_dir() else path).open("rb") as opened:
+            digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
+    if len(digests) > 1:
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+    return digests[0] if digests else "none"
 
 
 def load_into(net: nn.Module, head: nn.Module, path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,24 +14,32 @@ from torch import nn
 from mlic.config.fit import Color, Interpolation, Resize
 from mlic.errors import ConfigError
 from mlic.model import reference, small
+from mlic.model.backbones import Joined, scale_between
 from mlic.model.heads import MLDecoder
 
 NETS: dict[str, tuple[reference.Builder, Color]] = {"small": (small.small, "rgb"), **reference.NETS}
 TIMM = "timm/"
-HEAD_OPTIONS = ("head_hidden", "head_decoder", "head_dropout")
+JOINT = "+"  # between the names of backbones whose features are joined
+HEAD_OPTIONS = ("head_hidden", "head_decoder", "head_dropout", "head_mirror")
 FINAL_RELU = "final_relu"  # an option of SqueezeNet: 1 leaves the ReLU behind its last layer, as torchvision has it
 _POOLS = ("SelectAdaptivePool2d",)  # of timm
+_CHANNELS_LAST = (1, 2)  # the places of a feature map (B, H, W, C)
 _CROP_PCT = 0.875  # timm's value for weights that name none
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def default_color(arch: str) -> Color:
-    """The colour mode that an architecture was made for."""
+    """The colour mode that an architecture was made for; that of joined ones is rgb."""
     return {**NETS, **reference.EARLIER}[arch][1] if arch in NETS or arch in reference.EARLIER else "rgb"
 
 
 def check(arch: str) -> None:
     """Raise ConfigError, with the nearest name, when there is no such architecture."""
+    for name in arch.split(JOINT):
+        _check_one(name)
+
+
+def _check_one(arch: str) -> None:
     if arch in NETS or arch in reference.EARLIER:
         return
     if arch.startswith(TIMM):
@@ -49,19 +57,20 @@ def build(arch: str, num_labels: int, channels: int, image_size: int, options: M
 
     `options` go to the architecture: `hidden` and `dropout` of the reference CNNs, any number that a torchvision or
     timm builder takes; but `head_hidden` puts a hidden layer of that width before the last one, `head_decoder` an
-    ML-Decoder of that width in place of pooling and last layer, with `head_dropout`. Raises ConfigError
-    for an unknown name, an option it does not have or an image too small for it.
+    ML-Decoder of that width in place of pooling and last layer, with `head_dropout`. With `head_mirror`, or several
+    architectures joined by +, one head gets the features of the image and its mirror image, or of all backbones.
+    Raises ConfigError for an unknown name, an option it does not have or an image too small for it.
     """
     check(arch)
-    own_nets = NETS | reference.EARLIER
-    make = own_nets[arch][0] if arch in own_nets else partial(_timm if arch.startswith(TIMM) else _torchvision, arch)
-    net_options = {name: value for name, value in options.items() if name not in HEAD_OPTIONS}
     try:
-        model = make(num_labels, channels, image_size, **net_options)
+        if JOINT in arch or options.get("head_mirror"):
+            model: nn.Module = _joined(arch.split(JOINT), num_labels, channels, image_size, options)
+        else:
+            model = _plain(arch, num_labels, channels, image_size, options)
+            if options.get("head_decoder"):
+                _decode_head(model, num_labels, int(options["head_decoder"]), options.get("head_dropout", 0.1))
         if options.get("head_hidden"):
             _deepen_head(model, num_labels, int(options["head_hidden"]), options.get("head_dropout", 0.0))
-        if options.get("head_decoder"):
-            _decode_head(model, num_labels, int(options["head_decoder"]), options.get("head_dropout", 0.1))
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, channels, image_size, image_size))
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
@@ -75,6 +84,31 @@ def build(arch: str, num_labels: int, channels: int, image_size: int, options: M
     return model
 
 
+def _plain(arch: str, num_labels: int, channels: int, image_size: int, options: Mapping[str, float]) -> nn.Module:
+    """A network as its makers put it together, with one output for each label."""
+    own_nets = NETS | reference.EARLIER
+    make = own_nets[arch][0] if arch in own_nets else partial(_timm if arch.startswith(TIMM) else _torchvision, arch)
+    return make(
+        num_labels, channels, image_size, **{name: value for name, value in options.items() if name not in HEAD_OPTIONS}
+    )
+
+
+def _joined(
+    archs: Sequence[str], num_labels: int, channels: int, image_size: int, options: Mapping[str, float]
+) -> Joined:
+    """The backbones of several networks, or of one, without their last layers, and one linear head."""
+    if options.get("head_decoder"):
+        raise ValueError("a decoder needs the feature map of one network, without head_mirror")
+    nets = [_plain(arch, num_labels, channels, image_size, options) for arch in archs]
+    lasts = [_linear_head(net, num_labels) for net in nets]
+    for net, last in zip(nets, lasts, strict=True):
+        _replace(net, last, nn.Identity())
+    expected = [(for_channels(one.mean, channels), for_channels(one.std, channels)) for one in map(published, archs)]
+    scales = [scale_between(expected[0], other) for other in expected]
+    width = sum(last.in_features for last in lasts)
+    return Joined(nets, scales, nn.Linear(width, num_labels), bool(options.get("head_mirror")))
+
+
 def _deepen_head(model: nn.Module, num_labels: int, hidden: int, dropout: float) -> None:
     last = _linear_head(model, num_labels)
     deep = Head(nn.Linear(last.in_features, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, num_labels))
@@ -82,12 +116,19 @@ def _deepen_head(model: nn.Module, num_labels: int, hidden: int, dropout: float)
 
 
 def _decode_head(model: nn.Module, num_labels: int, width: int, dropout: float) -> None:
-    """Remove the network's last pooling layer, and replace its last layer by an ML-Decoder on the feature map."""
+    """Replace a network's last layer by an ML-Decoder on its feature map or its tokens, which are not pooled then."""
     last = _linear_head(model, num_labels)
-    pools = [m for m in model.modules() if isinstance(m, nn.AdaptiveAvgPool2d) or type(m).__name__ in _POOLS]
-    if not pools:
-        raise ValueError("it has no pooling layer that a decoder could take the place of")
-    _replace(model, pools[-1], nn.Flatten(1) if getattr(pools[-1], "flatten", False) else nn.Identity())
+    if hasattr(model, "num_prefix_tokens"):  # the vision transformers of timm
+        if getattr(model, "attn_pool", None) is not None:
+            model.attn_pool = None
+        model.global_pool = ""
+    else:
+        pools = [m for m in model.modules() if isinstance(m, nn.AdaptiveAvgPool2d) or type(m).__name__ in _POOLS]
+        if not pools:
+            raise ValueError("it has no pooling layer that a decoder could take the place of")
+        are_last = tuple(getattr(getattr(pools[-1], "pool", None), "dim", (2, 3))) == _CHANNELS_LAST
+        is_flat = getattr(pools[-1], "flatten", False) and not are_last
+        _replace(model, pools[-1], nn.Flatten(1) if is_flat else nn.Identity())
     _replace(model, last, MLDecoder(last.in_features, num_labels, width, dropout))
 
 
@@ -150,8 +191,17 @@ class Published(NamedTuple):
     crop_fraction: float = 1.0
 
 
+def for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One value for each channel: the values themselves, or their mean where there are others."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+
+
 def published(arch: str) -> Published:
-    """The preprocessing of an architecture's published weights; ImageNet's mean and deviation if there are none."""
+    """The preprocessing of an architecture's published weights; ImageNet's mean and deviation if there are none.
+
+    Of joined architectures it is that of the first one.
+    """
+    arch = arch.partition(JOINT)[0]
     if arch in NETS or arch in reference.EARLIER:
         return Published()
     return _published_by_timm(arch) if arch.startswith(TIMM) else _published_by_torchvision(arch)
@@ -215,6 +265,11 @@ def weights_url(arch: str) -> str | None:
         return str(torchvision.models.get_model_weights(arch).DEFAULT.url)
     except (AttributeError, ValueError):
         return None
+
+
+def backbones(net: nn.Module) -> list[nn.Module]:
+    """The networks whose weights are published one by one: the backbones of a joined network, else itself."""
+    return list(net.backbones) if isinstance(net, Joined) else [net]
 
 
 def set_head_bias(model: nn.Module, bias: torch.Tensor) -> None:

@@ -80,7 +80,7 @@ def fit(config: TrainConfig, keep_scores: bool = False) -> TrainReport:
     folder = config.folder
     inputs = {
         "shards": index["fingerprint"],
-        "weights": "none" if begins_with is None else weights.digest(begins_with),
+        "weights": weights.digest(begins_with),
     }
     with Run.open(folder, "train", config, inputs, config.fresh) as run:
         if config.fresh and config.checkpoint_copy is not None:

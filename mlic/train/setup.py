@@ -67,17 +67,12 @@ def preprocessing(config: TrainConfig) -> Preprocessing:
         color=color,
         bands=config.channels,
         bits=config.bits,
-        mean=_for_channels(mean, channels),
-        std=_for_channels(std, channels),
+        mean=zoo.for_channels(mean, channels),
+        std=zoo.for_channels(std, channels),
         resize=published.resize if config.resize == "weights" else config.resize,
         interpolation=published.interpolation if config.interpolation == "auto" else config.interpolation,
         crop_fraction=published.crop_fraction if config.resize == "weights" else 1.0,
     )
-
-
-def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """One value for each channel: the values themselves, or their mean where there are others."""
-    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def with_statistics(config: _Fit) -> _Fit:
@@ -189,13 +184,17 @@ def network(config: TrainConfig, train: Split, prep: Preprocessing) -> tuple[nn.
     """
     net = zoo.build(config.arch, len(train.labels), prep.channels, prep.image_size, config.arch_options)
     head = zoo.head(net, len(train.labels))
-    path = weights.resolve(config.arch, config.weights)
-    begins_with = "random weights"
-    if path is not None and path.is_dir():
-        begins_with = f"{path}, {weights.continue_from(net, train.labels, path)}"
-    elif path is not None:
-        begins_with = f"{path.name}, {weights.load_into(net, head, path)}"
-    if config.head_prior and not (path is not None and path.is_dir()):
+    paths = weights.resolve(config.arch, config.weights)
+    continues = bool(paths) and paths[0].is_dir()
+    if continues:
+        begins_with = f"{paths[0]}, {weights.continue_from(net, train.labels, paths[0])}"
+    else:
+        texts = [
+            f"{path.name}, {weights.load_into(part, head, path)}"
+            for part, path in zip(zoo.backbones(net), paths, strict=bool(paths))
+        ]
+        begins_with = "; ".join(texts) or "random weights"
+    if config.head_prior and not continues:
         zoo.set_head_bias(net, losses.head_bias(*label_counts(train), positive_weights(train, config)))
     if isinstance(config.train, int):
         layer_groups.train_last(net, head, config.train)

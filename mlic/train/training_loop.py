@@ -94,8 +94,8 @@ def epochs(
     train, val = setup.train_split(config, checked=True), read_split(config.shards, "val", config.fold, checked=True)
     copy = None if config.checkpoint_copy is None else copy_of(config.checkpoint_copy, context.folder, context.owner)
     with contextlib.ExitStack() as stack:
-        path = weights.resolve(config.arch, config.weights)
-        known_by = fingerprint(result_settings(config), train.fingerprint, path and weights.digest(path))
+        paths = weights.resolve(config.arch, config.weights)
+        known_by = fingerprint(result_settings(config), train.fingerprint, weights.digest(paths) if paths else None)
         checkpoints = stack.enter_context(Checkpoints(context, copy, known_by, keep_scores))
         last = checkpoints.read_last()
         groups = streaming.decide(config, context, train, val, last)

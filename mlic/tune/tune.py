@@ -129,13 +129,13 @@ def _check_networks(config: TuneConfig, labels: tuple[str, ...]) -> list[str]:
     digests = []
     for arch in archs:
         zoo.check(arch)
-        path = weights.resolve(arch, config.weights)
-        if path is not None and config.weights != "default" and len(archs) > 1:
+        paths = weights.resolve(arch, config.weights)
+        if paths and config.weights != "default" and len(archs) > 1:
             raise ConfigError(
-                f"the weights {path} are those of one architecture, and space.arch has {len(archs)}.",
+                f"the weights {config.weights} are those of one architecture, and space.arch has {len(archs)}.",
                 "give space.arch one, or --weights default.",
             )
-        digests.append("none" if path is None else weights.digest(path))
+        digests.append(weights.digest(paths))
     drawn = config.draws()
     for number in range(min(config.trials, 50)):
         plan = config.plan(drawn(number))

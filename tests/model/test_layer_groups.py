@@ -69,6 +69,67 @@ def test_a_decoder_takes_the_place_of_pooling(arch: str) -> None:
     assert torch.allclose(head(features.flatten(1)), head(turned.flatten(1)), atol=1e-5)
 
 
+_TINY = {"embed_dim": 64, "depth": 2, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "size", "shape"),
+    [
+        ("vit_small_patch14_reg4_dinov2", _TINY, 56, (4 * 4 + 5, 64)),
+        ("vit_small_patch16_dinov3", _TINY, 64, (4 * 4 + 5, 64)),
+        ("vit_base_patch16_siglip_224.v2_webli", _TINY, 64, (4 * 4, 64)),
+        ("vit_base_patch16_clip_224", _TINY, 64, (4 * 4 + 1, 64)),
+        ("eva02_tiny_patch14_224", _TINY, 56, (4 * 4 + 1, 64)),
+        ("convnext_atto", {}, 64, (2 * 2 * 320,)),
+        ("convnext_tiny.dinov3_lvd1689m", {}, 64, (2 * 2 * 768,)),
+        ("tf_efficientnet_lite0", {}, 64, (2 * 2 * 1280,)),
+        ("swin_tiny_patch4_window7_224", {}, 224, (7, 7, 768)),
+    ],
+)
+def test_backbones_of_timm_have_every_head(
+    arch: str, options: dict[str, float], size: int, shape: tuple[int, ...]
+) -> None:
+    """A linear one, a hidden layer, a decoder on the feature map or the tokens, and the mirror image beside it."""
+    pytest.importorskip("timm")
+    images = torch.rand(2, 3, size, size)
+    for head_options in ({"head_hidden": 16}, {"head_decoder": 32}, {"head_mirror": 1}):
+        torch.manual_seed(0)
+        net = zoo.build(f"timm/{arch}", 5, 3, size, {**options, **head_options}).eval()
+        head, seen = zoo.head(net, 5), list[torch.Tensor]()
+        head.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+        layer_groups.train_last(net, head, 0)
+        logits = net(images)
+        logits.sum().backward()
+        assert any(p.grad is not None for p in head.parameters())
+        assert not any(p.requires_grad for p in net.parameters() if id(p) not in set(map(id, head.parameters())))
+        if "head_decoder" in head_options:
+            assert seen[0].shape[1:] == shape
+            turned = torch.roll(seen[0].flatten(1, -2), 3, 1) if seen[0].ndim > 2 else None
+            if turned is not None:  # it is the places that count and not their order
+                assert torch.allclose(head(turned), logits, atol=1e-5)
+        if "head_mirror" in head_options:
+            assert torch.allclose(net(images.flip(-1)), logits, atol=1e-5)
+
+
+def test_backbones_are_joined() -> None:
+    """Each gets images as its own weights expect them, and the head all features."""
+    pytest.importorskip("timm")
+    archs = ("timm/convnext_atto", "timm/tf_efficientnet_lite0", "resnet18")
+    torch.manual_seed(0)
+    net = zoo.build("+".join(archs), 5, 3, 64, {"head_hidden": 16}).eval()
+    parts, head = zoo.backbones(net), zoo.head(net, 5)
+    means, deviations = (torch.tensor(values).view(3, 1, 1) for values in zoo.published("+".join(archs))[:2])
+    pixels = torch.rand(2, 3, 64, 64)
+    expected = []
+    for arch, part in zip(archs, parts, strict=True):
+        mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in zoo.published(arch)[:2])
+        expected.append(part((pixels - mean) / deviation))
+    logits = net((pixels - means) / deviations)
+    assert torch.allclose(logits, head(torch.cat(expected, dim=1)), atol=1e-5)
+    with pytest.raises(ConfigError, match="unknown architecture 'resnet19'"):
+        zoo.build("resnet18+resnet19", 5, 3, 64, {})
+
+
 @pytest.mark.parametrize(
     ("arch", "text"),
     [

@@ -72,7 +72,7 @@ def test_weights_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
 
 def test_where_weights_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert weights.resolve("resnet18", "none") is None
+    assert weights.resolve("resnet18", "none") == ()
     with pytest.raises(ConfigError, match="the weights of resnet18 are not on this machine") as caught:
         weights.resolve("resnet18", "default")
     assert str(tmp_path / "checkpoints" / "resnet18-") in str(caught.value.hint)
@@ -80,11 +80,33 @@ def test_where_weights_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert name is not None
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / name.rpartition("/")[2]).touch()
-    assert weights.resolve("resnet18", "default") == tmp_path / "checkpoints" / name.rpartition("/")[2]
+    assert weights.resolve("resnet18", "default") == (tmp_path / "checkpoints" / name.rpartition("/")[2],)
     with pytest.raises(ConfigError, match="b-final has no published weights"):
         weights.resolve("b-final", "default")
     with pytest.raises(ConfigError, match="do not exist"):
         weights.resolve("b-final", str(tmp_path / "nowhere.pth"))
+
+
+def test_weights_of_joined_networks(tmp_path: Path) -> None:
+    """A file for each, in their order; the digest is of all of them."""
+    torch.manual_seed(1)
+    parts = [zoo.build(arch, 3, 3, 64, {}) for arch in ("resnet18", "b-drawn")]
+    files = [tmp_path / f"{i}.pth" for i in range(2)]
+    for part, file in zip(parts, files, strict=True):
+        torch.save(part.state_dict(), file)
+    setting = TrainConfig(shards=tmp_path, weights=f"{files[0]}, {files[1]}").weights
+    paths = weights.resolve("resnet18+b-drawn", setting)
+    assert list(paths) == files
+    assert weights.digest(paths) not in {weights.digest(paths[:1]), weights.digest(paths[::-1])}
+    with pytest.raises(ConfigError, match="joins 2 networks, and --weights names 1 files"):
+        weights.resolve("resnet18+b-drawn", str(files[0]))
+    net = zoo.build("resnet18+b-drawn", 3, 3, 64, {})
+    for part, path in zip(zoo.backbones(net), paths, strict=True):
+        weights.load_into(part, zoo.head(net, 3), path)
+    for before, part in zip(parts, zoo.backbones(net), strict=True):
+        kept = part.state_dict()
+        assert len(kept) == len(before.state_dict()) - 2, "all but the last layer"
+        assert all(torch.equal(before.state_dict()[name], tensor) for name, tensor in kept.items())
 
 
 def test_timm_by_name_and_a_hidden_layer() -> None:
