@@ -22,11 +22,12 @@ import pyarrow as pa
 
 from mlic.batch_predict.inference import Exported, Network, any_device
 from mlic.cluster import placement
-from mlic.config.predict import PredictConfig
+from mlic.config.predict import EmbedConfig, PredictConfig
 from mlic.config.remote_path import RemotePath
 from mlic.config.types import Backend, Location
 from mlic.data import storage
 from mlic.data.pixels.decoding import ahead, decode_batch
+from mlic.data.pixels.images import BadImage
 from mlic.data.shards import Split
 from mlic.data.sources.image_listing import Listing, as_text
 from mlic.model import bundle, runtimes
@@ -138,18 +139,31 @@ def _joined(pieces: Sequence[tuple[Array, dict[int, str]]]) -> tuple[Array, dict
 class Predictor:
     """Computes scores of images, in this process or as a Ray actor."""
 
-    def __init__(self, config: PredictConfig, backend: Backend, here: bool = False) -> None:
+    def __init__(self, config: PredictConfig | EmbedConfig, backend: Backend, here: bool = False) -> None:
         """Load the model on the device that Ray assigned to this actor, or on any device of this process if `here`."""
         exported, device = bundle.read(config.model).export is not None, "cpu"
         if not exported:
             device = any_device() if here else placement.assigned_device()
-        self._model = Exported(config) if exported else Network(config, backend, device)
+        self._model: Exported | Network
+        if exported and isinstance(config, PredictConfig):
+            self._model = Exported(config)
+        else:
+            self._model = Network(config, backend, device)
         # On a CPU, one background thread for decoding keeps the model busy. A GPU needs all CPUs of this process, which
         # decode a batch together.
         self._threads = 1 if device == "cpu" else runtimes.threads()
         self._piece = self._model.batch_size if device == "cpu" else _PIECE
         self._prep, self._max_pixels = self._model.bundle.preprocessing, config.max_pixels
         self._mirrors = config.tta == "mirror"
+
+    def one(self, items: Items) -> Array:
+        """The scores float32 (N, L) of a few items. Raises BadImage for one that cannot be decoded."""
+        with items.source.opened() as read:
+            readers = [functools.partial(read, i) for i in range(len(items))]
+            pixels, bad = decode_batch(readers, self._prep, self._max_pixels)
+        for reason in bad.values():
+            raise BadImage(reason)
+        return self._scores(pixels)
 
     def ready(self) -> None:
         """Return when the model is loaded."""

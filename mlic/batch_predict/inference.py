@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mlic.config.predict import PredictConfig
+from mlic.config.predict import EmbedConfig, PredictConfig
 from mlic.config.types import STDOUT, Backend, Precise, Reduced
 from mlic.metrics import thresholds
 from mlic.metrics.calibration import Calibration
@@ -43,19 +43,22 @@ class Network:
     networks: 1.08 to 1.3 times).
     """
 
-    def __init__(self, config: PredictConfig, backend: Backend, device: str) -> None:
-        """Load the bundle; a `backend` other than torch is for CPUs."""
+    def __init__(self, config: PredictConfig | EmbedConfig, backend: Backend, device: str) -> None:
+        """Load the bundle; a `backend` other than torch is for CPUs. To embed, the features are its scores."""
         os.environ.setdefault("MKL_CBWR", _SAME_BITS)
         import torch
 
         from mlic.data.pixels.augment import Normalizer
-        from mlic.model import amp
+        from mlic.model import amp, zoo
 
         if device == "cpu":
             malloc.keep()
         elif config.workers_per_gpu > 1:  # so that a process that takes more does not take it from its neighbours
             torch.cuda.set_per_process_memory_fraction(1 / config.workers_per_gpu)
         self.bundle, net = bundle.load_model(config.model)
+        self._gives_features = config.gives == "features"
+        if self._gives_features:
+            net = zoo.without_head(net, len(self.bundle.labels))
         self.net = net.to(torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
         prep = self.bundle.preprocessing
         self._normalizer = functools.partial(Normalizer, prep.mean, prep.std, torch.device(device), prep.top)
@@ -123,8 +126,10 @@ class Network:
         if not hasattr(self._of_thread, "normalize"):
             self._of_thread.normalize = self._normalizer()
         with torch.inference_mode(), self._stream(), amp.autocast(dtype, torch.device(self._device)):
-            logits = self.net(self._of_thread.normalize(torch.from_numpy(pixels)))
-            scores: Array = losses.scores(self.bundle.activation, logits).cpu().numpy()
+            outputs = self.net(self._of_thread.normalize(torch.from_numpy(pixels)))
+            if not self._gives_features:
+                outputs = losses.scores(self.bundle.activation, outputs)
+            scores: Array = outputs.float().cpu().numpy()
         return scores
 
     def _stream(self) -> Any:

@@ -62,8 +62,7 @@ class PredictReport(Model):
     @property
     def exit_code(self) -> int:
         """0, or the exit code of DataError if too many images are bad."""
-        is_too_bad = self.bad > max(_ALLOWED_BAD, self.max_bad * self.found) or (self.found > 0 and not self.predicted)
-        return DataError.exit_code if is_too_bad else 0
+        return DataError.exit_code if is_too_bad(self.bad, self.found, self.max_bad) else 0
 
     def text(self) -> str:
         if self.rows is not None:
@@ -79,8 +78,13 @@ class PredictReport(Model):
         return "\n".join(lines)
 
 
+def is_too_bad(bad: int, found: int, max_bad: float) -> bool:
+    """Whether so many of the images are bad that the command is no success."""
+    return bad > max(_ALLOWED_BAD, max_bad * found) or bad == found > 0
+
+
 def check_out(out: Location, fresh: bool) -> None:
-    """Raise ConfigError if the output would overwrite something that batch-predict did not write."""
+    """Raise ConfigError if the output would overwrite something that this command did not write."""
     folder, parts = storage.is_folder(out), parts_of(out)
     if out.suffix.lower():
         if folder:
@@ -136,7 +140,7 @@ def merge(
             predicted = _write(out, model, values, good())
         else:
             predicted = _write_folder(out, model, values, good())
-    named = _write_errors(out, errors)
+    named = write_errors(out, errors)
     report = PredictReport(
         out=out,
         model=config.model,
@@ -230,7 +234,7 @@ def _write_folder(
     return rows
 
 
-def _write_errors(out: Location, errors: Sequence[tuple[str, str]]) -> Location | None:
+def write_errors(out: Location, errors: Sequence[tuple[str, str]]) -> Location | None:
     """Write the names of bad images and their reasons beside the output; returns the file, if one is needed."""
     named = _beside(out, ".errors.tsv")
     if not errors:

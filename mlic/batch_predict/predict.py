@@ -34,10 +34,10 @@ from mlic.batch_predict.merge import (
 from mlic.cluster import pool, shared_folders
 from mlic.cluster.connect import FEW, connect, is_embedded
 from mlic.cluster.resources import Share, task_share
-from mlic.config.predict import PredictConfig
+from mlic.config.predict import EmbedConfig, PredictConfig
 from mlic.config.types import STDOUT, Backend, Location
 from mlic.data import storage
-from mlic.data.shards import INDEX, Split, read_split
+from mlic.data.shards import INDEX, read_split
 from mlic.data.sources import image_sources
 from mlic.data.sources.image_listing import Listing
 from mlic.errors import ClusterError, ConfigError, DataError, PartialError
@@ -94,7 +94,7 @@ def _predict_to(config: PredictConfig, out: Location, model: bundle.Bundle, item
     parts = parts_of(out)
     inputs = {
         "model": model.fingerprint,
-        "images": items.source.fingerprint() if isinstance(items.source, Listing) else _of_split(items.source),
+        "images": source_fingerprint(items),
     }
     if config.update:
         update.check(config, items)
@@ -116,7 +116,7 @@ def _predict_to(config: PredictConfig, out: Location, model: bundle.Bundle, item
             count = -(-len(items) // config.chunk)
             there = set(part_numbers(parts))
             todo = Todo(items, config.chunk, [number for number in range(count) if number not in there])
-            _predict_parts(config, model, todo, len(items), run)
+            predict_parts(config, model, todo, len(items), run)
             report = merge(config, out, model, values, parts, (read_part(parts, number) for number in range(count)))
         run.finish(report)
     return report
@@ -160,7 +160,7 @@ def _update_parts(config: PredictConfig, model: bundle.Bundle, items: Items, run
         first = update.begin(parts)
         count = -(-len(comparison.todo) // config.chunk)
         todo = Todo(items.take(comparison.todo), config.chunk, range(first, first + count), first)
-        _predict_parts(config, model, todo, len(items), run)
+        predict_parts(config, model, todo, len(items), run)
         known = update.read_known(parts)
         comparison = update.compare(items, known)
     return update.output_rows(config, items, known, comparison)
@@ -187,8 +187,10 @@ def list_items(images: Location, name: str | None) -> Items:
     return Items(listing, None, keys, listing.paths)
 
 
-def _of_split(split: Split) -> str:
-    return fingerprint(split.fingerprint, split.name)
+def source_fingerprint(items: Items) -> str:
+    """A fingerprint of the images: their names, sizes and times, or the shards and the split."""
+    source = items.source
+    return source.fingerprint() if isinstance(source, Listing) else fingerprint(source.fingerprint, source.name)
 
 
 def _check_engine(config: PredictConfig, model: bundle.Bundle) -> None:
@@ -214,7 +216,7 @@ def _check_engine(config: PredictConfig, model: bundle.Bundle) -> None:
         raise ConfigError("the precision of an export was settled when it was made.", "mlic export --precision bf16.")
 
 
-def _backend(config: PredictConfig, model: bundle.Bundle, count: int, run: Run[Location]) -> Backend:
+def _backend(config: PredictConfig | EmbedConfig, model: bundle.Bundle, count: int, run: Run[Location]) -> Backend:
     """The backend for `count` images. It is the same in every attempt, and has no effect for an export."""
     if config.backend != "auto" or model.export:
         return "torch" if config.backend == "auto" else config.backend
@@ -224,7 +226,7 @@ def _backend(config: PredictConfig, model: bundle.Bundle, count: int, run: Run[L
     return backend
 
 
-def _best_backend(config: PredictConfig, model: bundle.Bundle, count: int) -> Backend:
+def _best_backend(config: PredictConfig | EmbedConfig, model: bundle.Bundle, count: int) -> Backend:
     """The fastest backend for `count` images, or the one that is asked for."""
     if config.backend != "auto" or model.export:
         return "torch" if config.backend == "auto" else config.backend
@@ -234,14 +236,16 @@ def _best_backend(config: PredictConfig, model: bundle.Bundle, count: int) -> Ba
     return "torch" if count < _QUICK else best
 
 
-def _is_here(config: PredictConfig, model: bundle.Bundle, count: int) -> bool:
+def _is_here(config: PredictConfig | EmbedConfig, model: bundle.Bundle, count: int) -> bool:
     """Whether this process predicts the images: if there are few, or with an export if Ray is not installed."""
     if config.workers != "auto" or not is_embedded(config.address):
         return False
     return count <= FEW or (model.export is not None and importlib.util.find_spec("ray") is None)
 
 
-def _predict_parts(config: PredictConfig, model: bundle.Bundle, todo: Todo, total: int, run: Run[Location]) -> None:
+def predict_parts(
+    config: PredictConfig | EmbedConfig, model: bundle.Bundle, todo: Todo, total: int, run: Run[Location]
+) -> None:
     """Predict parts of `total` images. Few images are predicted in this process, which is faster than starting Ray."""
     if not todo.numbers:
         return
@@ -284,7 +288,9 @@ def _predict_parts(config: PredictConfig, model: bundle.Bundle, todo: Todo, tota
         )
 
 
-def _make_here(config: PredictConfig, todo: Todo, parts: Location, backend: Backend) -> Iterator[tuple[int, int, str]]:
+def _make_here(
+    config: PredictConfig | EmbedConfig, todo: Todo, parts: Location, backend: Backend
+) -> Iterator[tuple[int, int, str]]:
     """Predict parts in this process; yields (rows, bad rows, backend)."""
     predictor = Predictor(config, backend, here=True)
     for number in todo.numbers:
@@ -292,7 +298,7 @@ def _make_here(config: PredictConfig, todo: Todo, parts: Location, backend: Back
 
 
 def _map_parts(
-    config: PredictConfig,
+    config: PredictConfig | EmbedConfig,
     todo: Todo,
     parts: Location,
     share: Share,

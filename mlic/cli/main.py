@@ -25,7 +25,7 @@ from mlic.config import load, recipes
 from mlic.config.data import DoctorConfig, ExploreConfig, PackConfig
 from mlic.config.evaluate import EvaluateConfig, ReportConfig, ThresholdConfig
 from mlic.config.examples import DemoConfig, ReproduceConfig
-from mlic.config.predict import AverageConfig, ExportConfig, PredictConfig
+from mlic.config.predict import AverageConfig, EmbedConfig, ExportConfig, PredictConfig
 from mlic.config.train import NoiseConfig, TrainConfig
 from mlic.config.tune import TuneConfig
 from mlic.errors import ConfigError, MlicError, PartialError
@@ -60,6 +60,12 @@ _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
         "mlic.batch_predict.predict",
         "predict",
         ["mlic batch-predict runs/tune test-photos/", "mlic batch-predict runs/tune photo.jpg"],
+    ),
+    "embed": (
+        EmbedConfig,
+        "mlic.embed.embed",
+        "embed",
+        ["mlic embed runs/small photos/", "mlic embed runs/small photos/ --near photo.jpg"],
     ),
     "average": (
         AverageConfig,
@@ -150,6 +156,7 @@ _GROUPS = {
     },
     "Predictions and numbers": {
         "batch-predict": "Predict a folder of images, shards or one image",
+        "embed": "A vector for each image, and the images nearest to one",
         "evaluate": "Measure predictions, beside baselines and intervals",
         "report": "The page of a run, or of several beside each other",
     },
@@ -190,6 +197,9 @@ _ALSO_CALLED = {
     "validate": "doctor",
     "clean": "noise",
     "ensemble": "average",
+    "features": "embed",
+    "embeddings": "embed",
+    "similar": "embed",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -16,6 +16,7 @@ from mlic.config.types import (
     Calibrator,
     Engine,
     LocalPath,
+    Location,
     Output,
     Paths,
     Policy,
@@ -26,34 +27,15 @@ from mlic.config.types import (
 )
 
 
-class PredictConfig(Settings):
-    """Predict every image of a folder or of shards with a trained model."""
+class InferenceSettings(Settings):
+    """What `batch-predict` and `embed` share: a model, images, and how they go through its network."""
 
     model: LocalPath = setting(..., "Run folder, or the bundle inside one", cli="argument", runtime=True)
     images: AnyPath = setting(
         ..., "Images as for mlic pack, a folder of its shards, or one image", cli="argument", runtime=True
     )
-    out: Output | None = setting(
-        None,
-        "File to write: .tsv, .csv, .txt, .jsonl or .parquet; a name without extension: a folder of "
-        "Parquet files; -: standard output; default: predictions.tsv, or - for one image",
-        cli="flag",
-        runtime=True,
-    )
+    out: Output | None = setting(None, "File to write", cli="flag", runtime=True)
     split: str | None = setting(None, "Split of the shards to predict; default: all", cli="flag")
-    values: Literal["auto", "decisions", "scores", "both"] = setting(
-        "auto",
-        "What to write; auto: decisions for .tsv and .txt, scores and decisions for other formats",
-        cli="flag",
-        runtime=True,
-    )
-    top_k: int = setting(
-        0,
-        "Predict this many labels with the highest scores per image; 0: use the thresholds of the model",
-        cli="flag",
-        ge=0,
-        runtime=True,
-    )
     max_bad: Share = setting(
         0.01,
         "Fraction of unreadable images from which the command ends with exit code 3, though all others are predicted; "
@@ -69,6 +51,57 @@ class PredictConfig(Settings):
         "many as fit into the GPU's memory",
         cli="flag",
     )
+    workers_per_gpu: int = setting(
+        1,
+        "Processes on each GPU, which share its memory; several decode faster where the GPU waits for images",
+        cli="flag",
+        ge=1,
+        le=16,
+        runtime=True,
+        group="resources",
+    )
+    tta: Literal["none", "mirror"] = setting(
+        "none",
+        "Test-time augmentation; mirror: average what an image and its mirror image give, which takes twice the time",
+        cli="flag",
+    )
+    chunk: int = setting(500, "Images per part; a part is written and resumed as a whole", ge=1)
+    max_pixels: int = setting(
+        100_000_000, "Maximum number of pixels of an image; larger ones count as unreadable", ge=1
+    )
+
+    @model_validator(mode="after")
+    def _batch_is_known(self) -> Self:
+        if isinstance(self.batch_size, int) and self.batch_size < 1:
+            raise ValueError(f"batch_size should be auto or at least 1, not {self.batch_size}")
+        return self
+
+
+class PredictConfig(InferenceSettings):
+    """Predict every image of a folder or of shards with a trained model."""
+
+    gives: ClassVar[Literal["scores", "features"]] = "scores"
+
+    out: Output | None = setting(
+        None,
+        "File to write: .tsv, .csv, .txt, .jsonl or .parquet; a name without extension: a folder of "
+        "Parquet files; -: standard output; default: predictions.tsv, or - for one image",
+        cli="flag",
+        runtime=True,
+    )
+    values: Literal["auto", "decisions", "scores", "both"] = setting(
+        "auto",
+        "What to write; auto: decisions for .tsv and .txt, scores and decisions for other formats",
+        cli="flag",
+        runtime=True,
+    )
+    top_k: int = setting(
+        0,
+        "Predict this many labels with the highest scores per image; 0: use the thresholds of the model",
+        cli="flag",
+        ge=0,
+        runtime=True,
+    )
     update: bool = setting(
         False,
         "Take new and changed images into an output that exists: images that have the size and the time of their last "
@@ -82,25 +115,10 @@ class PredictConfig(Settings):
         cli="flag",
         runtime=True,
     )
-    workers_per_gpu: int = setting(
-        1,
-        "Processes on each GPU, which share its memory; several decode faster where the GPU waits for images",
-        cli="flag",
-        ge=1,
-        le=16,
-        runtime=True,
-        group="resources",
-    )
     precision: Reduced = setting(
         "fp32",
         "bf16, or fp16 on GPUs: faster on some machines; used only if at least 99% of the decisions of the first batch "
         "stay the same",
-        cli="flag",
-    )
-    tta: Literal["none", "mirror"] = setting(
-        "none",
-        "Test-time augmentation; mirror: average the scores of an image and its mirror image, which "
-        "takes twice the time",
         cli="flag",
     )
     backend: Backend | Literal["auto"] = setting(
@@ -108,10 +126,6 @@ class PredictConfig(Settings):
         "Inference engine on CPUs; auto: the fastest installed one for many images; it is compared "
         "with torch on the first batch",
         cli="flag",
-    )
-    chunk: int = setting(500, "Images per part; a part is written and resumed as a whole", ge=1)
-    max_pixels: int = setting(
-        100_000_000, "Maximum number of pixels of an image; larger ones count as unreadable", ge=1
     )
 
     @model_validator(mode="after")
@@ -121,7 +135,7 @@ class PredictConfig(Settings):
         if self.gone != "fail" and not self.update:
             raise ValueError("gone is for an update; give update too")
         if self.out is None or self.out == STDOUT:
-            return self._batch_is_known()
+            return self
         ending = self.out.suffix
         if ending not in {".tsv", ".csv", ".txt", ".jsonl", ".parquet", ""}:
             raise ValueError(
@@ -129,11 +143,34 @@ class PredictConfig(Settings):
             )
         if ending == ".txt" and self.values == "both":
             raise ValueError("a .txt file has one number for each label; give values as decisions or scores")
-        return self._batch_is_known()
+        return self
 
-    def _batch_is_known(self) -> Self:
-        if isinstance(self.batch_size, int) and self.batch_size < 1:
-            raise ValueError(f"batch_size should be auto or at least 1, not {self.batch_size}")
+
+class EmbedConfig(InferenceSettings):
+    """Write what a trained model sees in each image: the features that its head gets, as one vector for each."""
+
+    gives: ClassVar[Literal["scores", "features"]] = "features"
+    precision: ClassVar[Reduced] = "fp32"
+    backend: ClassVar[Backend] = "torch"
+
+    out: Output | None = setting(
+        Path("embeddings.parquet"), "Parquet file to write", cli="flag", runtime=True, validate_default=True
+    )
+    near: LocalPath | None = setting(
+        None, "An image: list the embedded images that are nearest to it, by cosine", cli="flag", runtime=True
+    )
+    count: int = setting(10, "How many of the nearest images to list", cli="flag", ge=1, runtime=True)
+
+    @property
+    def file(self) -> Location:
+        """Where the embeddings go. Raises ValueError if that is no Parquet file."""
+        if self.out is None or self.out == STDOUT or self.out.suffix != ".parquet":
+            raise ValueError(f"out should end in .parquet, not be {self.out}")
+        return self.out
+
+    @model_validator(mode="after")
+    def _is_parquet(self) -> Self:
+        _ = self.file
         return self
 
 

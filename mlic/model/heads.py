@@ -6,6 +6,24 @@ import torch
 from torch import nn
 
 
+def places_of(features: torch.Tensor, channels: int) -> torch.Tensor:
+    """Tokens (B, places, channels), from a map (B, channels * places), (B, channels, H, W) or (B, H, W, channels)."""
+    if features.ndim > 2 and features.shape[1] != channels and features.shape[-1] == channels:
+        return features.flatten(1, -2)
+    return features.reshape(len(features), channels, -1).transpose(1, 2)
+
+
+class MeanOfPlaces(nn.Module):
+    """The mean (B, channels) over the places of a feature map, or over tokens, see `places_of`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return places_of(features, self.channels).mean(dim=1)
+
+
 class MLDecoder(nn.Module):
     """ML-Decoder (Ridnik et al., ML-Decoder: Scalable and Versatile Classification Head, WACV 2023).
 
@@ -31,10 +49,7 @@ class MLDecoder(nn.Module):
         nn.init.normal_(self.weight, std=width**-0.5)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        if features.ndim > 2 and features.shape[1] != self.channels and features.shape[-1] == self.channels:
-            places = features.flatten(1, -2)
-        else:
-            places = features.reshape(len(features), self.channels, -1).transpose(1, 2)
+        places = places_of(features, self.channels)
         if places.shape[1] < 2:
             raise ValueError("its head is given one place of the feature map, which leaves nothing to attend to")
         memory = torch.relu(self.embed(places))

@@ -15,7 +15,7 @@ from mlic.config.fit import Color, Interpolation, Resize
 from mlic.errors import ConfigError
 from mlic.model import reference, small
 from mlic.model.backbones import Joined, scale_between
-from mlic.model.heads import MLDecoder
+from mlic.model.heads import MeanOfPlaces, MLDecoder
 
 NETS: dict[str, tuple[reference.Builder, Color]] = {"small": (small.small, "rgb"), **reference.NETS}
 TIMM = "timm/"
@@ -119,9 +119,8 @@ def _decode_head(model: nn.Module, num_labels: int, width: int, dropout: float) 
     """Replace a network's last layer by an ML-Decoder on its feature map or its tokens, which are not pooled then."""
     last = _linear_head(model, num_labels)
     if hasattr(model, "num_prefix_tokens"):  # the vision transformers of timm
-        if getattr(model, "attn_pool", None) is not None:
-            model.attn_pool = None
-        model.global_pool = ""
+        setattr(model, "attn_pool", None)  # noqa: B010 - for mypy, a network has modules alone
+        setattr(model, "global_pool", "")  # noqa: B010
     else:
         pools = [m for m in model.modules() if isinstance(m, nn.AdaptiveAvgPool2d) or type(m).__name__ in _POOLS]
         if not pools:
@@ -175,6 +174,13 @@ def from_head(model: nn.Module, head: nn.Module) -> nn.Module:
         if isinstance(module, nn.Sequential) and head in parts:
             return nn.Sequential(*parts[parts.index(head) :], nn.Flatten(1))
     raise ConfigError("this architecture pools its last layer in a way that cannot be taken apart.", "--train all.")
+
+
+def without_head(model: nn.Module, num_labels: int) -> nn.Module:
+    """The network with its head taken away: from images to features (B, F), the mean over places before a decoder."""
+    last = head(model, num_labels)
+    _replace(model, last, MeanOfPlaces(last.channels) if isinstance(last, MLDecoder) else nn.Identity())
+    return model
 
 
 class Published(NamedTuple):
