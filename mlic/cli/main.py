@@ -20,7 +20,7 @@ import click
 from pydantic import BaseModel
 
 from mlic import __version__
-from mlic.cli import cluster_commands, console
+from mlic.cli import cluster_commands, console, weights_commands
 from mlic.config import load, recipes
 from mlic.config.data import DoctorConfig, ExploreConfig, PackConfig
 from mlic.config.evaluate import EvaluateConfig, ReportConfig, ThresholdConfig
@@ -153,6 +153,7 @@ _GROUPS = {
         "average": "Make one model of several trained ones",
         "threshold": "Fit decision thresholds again, without training",
         "export": "Write a model for another engine, without PyTorch",
+        "weights": "List and fetch published weights to begin with",
     },
     "Predictions and numbers": {
         "batch-predict": "Predict a folder of images, shards or one image",
@@ -369,6 +370,7 @@ def _try_settings(stage: str, options: dict[str, Any]) -> BaseModel:
 for _command in cluster_commands.commands(cli.commands, _try_settings):
     cli.add_command(_command)
 cli.add_command(_recipes)
+cli.add_command(weights_commands.weights)
 
 
 def _stopped() -> PartialError:

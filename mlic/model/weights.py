@@ -7,7 +7,8 @@ dicts, which are read without running code that may be pickled in them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,27 @@ import torch
 from torch import nn
 
 from mlic.errors import ConfigError, DataError
-from mlic.model import bundle, zoo
+from mlic.model import bundle, published, zoo
+
+logger = logging.getLogger(__name__)
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "ema")
 _PREFIXES = ("module.", "model.", "backbone.", "net.")
+Converter = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 _NAMED = 0.9  # share of a network's tensors that have to be found by name
 
 
 def resolve(arch: str, weights: str) -> tuple[Path, ...]:
     """The files of a `weights` setting, one for each joined architecture, or the bundle's folder if it names a run.
 
-    `none` has no file, `default` those that the architectures' makers published, in PyTorch's cache.
+    `none` has no file, `default` those that the architectures' makers published, see `published`.
     Raises ConfigError where a file is not there, with its name and where to put it.
     """
     if weights == "none":
         return ()
     archs = arch.split(zoo.JOINT)
     if weights == "default":
-        return tuple(map(_published, archs))
+        return tuple(map(published.cached, archs))
     paths = [Path(part.strip()).expanduser() for part in (weights.split(",") if len(archs) > 1 else [weights])]
     if len(paths) == 1 and paths[0].is_dir():
         return (bundle.find(paths[0]),)
@@ -45,18 +49,6 @@ def resolve(arch: str, weights: str) -> tuple[Path, ...]:
             "name one file for each network, in the same order, separated by commas.",
         )
     return tuple(paths)
-
-
-def _published(arch: str) -> Path:
-    url = zoo.weights_url(arch)
-    if url is None:
-        raise ConfigError(f"{arch} has no published weights.", "give --weights none or a file.")
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not path.is_file():
-        raise ConfigError(
-            f"the weights of {arch} are not on this machine.", f"fetch {url} to {path}, or give --weights FILE or none."
-        )
-    return path
 
 
 def continue_from(net: nn.Module, labels: tuple[str, ...], folder: Path) -> str:
@@ -86,11 +78,11 @@ def digest(paths: Sequence[Path]) -> str:
     return digests[0] if digests else "none"
 
 
-def load_into(net: nn.Module, head: nn.Module, path: Path) -> str:
+def load_into(net: nn.Module, head: nn.Module, path: Path, convert: Converter | None = None) -> str:
     """Copy the tensors of a file into all of a network but its head; says how they were matched.
 
-    By name, after prefixes that training scripts add; or, where names differ, in the order of the file, when all shapes
-    agree. Raises DataError when neither fits.
+    By name, after prefixes that training scripts add; or as `convert` makes them; or, where names differ, in the
+    order of the file, when all shapes agree. Raises DataError when nothing fits.
     """
     state = _read(path)
     expected = net.state_dict()
@@ -100,13 +92,17 @@ def load_into(net: nn.Module, head: nn.Module, path: Path) -> str:
         for name, tensor in expected.items()
         if name not in of_head and not name.endswith("num_batches_tracked")
     }
-    named = {name: state[name] for name in wanted if name in state and state[name].shape == wanted[name].shape}
-    if len(named) >= _NAMED * len(wanted):
-        lost = sorted(set(wanted) - set(named))
-        if lost:
-            raise DataError(f"{path} has no tensor {lost[0]!r} of the right shape.", "give weights of this network.")
+    named = _by_name(wanted, state)
+    if len(named) == len(wanted):
         net.load_state_dict(expected | named)
         return f"{len(named)} tensors by name"
+    converted = _converted(wanted, state, convert)
+    if converted is not None:
+        net.load_state_dict(expected | converted)
+        return f"{len(converted)} tensors as timm loads them"
+    if len(named) >= _NAMED * len(wanted):
+        lost = min(set(wanted) - set(named))
+        raise DataError(f"{path} has no tensor {lost!r} of the right shape.", "give weights of this network.")
     ordered = [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
     pairs = list(zip(wanted.items(), ordered, strict=False))
     odd = next((name for (name, mine), theirs in pairs if mine.shape != theirs.shape), None)
@@ -115,6 +111,24 @@ def load_into(net: nn.Module, head: nn.Module, path: Path) -> str:
         raise DataError(f"{path} fits this network neither by name nor by order: {what}.", "give other weights.")
     net.load_state_dict(expected | {name: theirs for (name, _), theirs in pairs})
     return f"{len(pairs)} tensors by order and shape"
+
+
+def _by_name(wanted: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: state[name] for name in wanted if name in state and state[name].shape == wanted[name].shape}
+
+
+def _converted(
+    wanted: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], convert: Converter | None
+) -> dict[str, torch.Tensor] | None:
+    """The tensors as `convert` makes them, if that gives all that are wanted."""
+    if convert is None:
+        return None
+    try:
+        named = _by_name(wanted, convert(state))
+    except (RuntimeError, KeyError, ValueError, OSError) as error:
+        logger.debug("timm does not load it: %s", error)
+        return None
+    return named if len(named) == len(wanted) else None
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

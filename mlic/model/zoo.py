@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +47,7 @@ def _check_one(arch: str) -> None:
     if arch.startswith(TIMM):
         _check_timm(arch)
         return
-    known = _torchvision_names()
+    known = torchvision_names()
     if arch not in known:
         near = difflib.get_close_matches(arch, [*NETS, *known], n=1, cutoff=0.4)
         names = f"did you mean {near[0]}?" if near else f"the small ones are {', '.join(NETS)}."
@@ -252,25 +254,38 @@ def as_made(arch: str, options: Mapping[str, float], nets: int) -> tuple[str, di
     return arch, dict(options)
 
 
-def weights_url(arch: str) -> str | None:
-    """Where the architecture's makers published its weights, None where they did not."""
-    if arch in NETS:
-        return None
-    if arch.startswith(TIMM):
-        import timm
-
-        published = timm.get_pretrained_cfg(arch.removeprefix(TIMM))
-        if published is None:
-            return None
-        if published.url:
-            return str(published.url)
-        return f"https://huggingface.co/{published.hf_hub_id}/resolve/main/model.safetensors"
+def torchvision_weights_url(arch: str) -> str | None:
+    """Where the default weights of a torchvision classifier are published, None if nowhere."""
     import torchvision
 
     try:
         return str(torchvision.models.get_model_weights(arch).DEFAULT.url)
     except (AttributeError, ValueError):
         return None
+
+
+def as_timm_loads(
+    arch: str, state: Mapping[str, torch.Tensor], channels: int, image_size: int, options: Mapping[str, float]
+) -> dict[str, torch.Tensor]:
+    """The tensors of a file as timm loads them into an architecture, without its last layer.
+
+    timm knows the names of other ports, and resizes position embeddings to the size of the images. Raises what it
+    raises for tensors that do not fit or are missing: RuntimeError, KeyError.
+    """
+    import timm
+    from safetensors.torch import save_file
+
+    config = timm.get_pretrained_cfg(arch.removeprefix(TIMM))
+    last = (config and config.classifier) or ()
+    of_last = tuple(f"{name}." for name in ((last,) if isinstance(last, str) else last))
+    kept = {name: tensor.contiguous() for name, tensor in state.items() if not name.startswith(of_last)}
+    net_options = {name: value for name, value in options.items() if name not in HEAD_OPTIONS}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "weights.safetensors"
+        save_file(kept, file)
+        overlay = {"file": str(file), "num_classes": 0}  # with as many classes as asked for, it loads all or nothing
+        net = _timm(arch, 0, channels, image_size, pretrained=True, pretrained_cfg_overlay=overlay, **net_options)
+    return dict(net.state_dict())
 
 
 def backbones(net: nn.Module) -> list[nn.Module]:
@@ -296,7 +311,8 @@ def set_head_bias(model: nn.Module, bias: torch.Tensor) -> None:
     raise ConfigError("this architecture has no output bias to start at the labels' shares.", "--set head_prior=false.")
 
 
-def _torchvision_names() -> list[str]:
+def torchvision_names() -> list[str]:
+    """The classifiers of torchvision."""
     import torchvision
 
     return list(torchvision.models.list_models(module=torchvision.models))
@@ -332,10 +348,12 @@ def _check_timm(arch: str) -> None:
         raise ConfigError(f"unknown architecture {arch!r}.", hint)
 
 
-def _timm(arch: str, num_labels: int, channels: int, image_size: int, **options: float) -> nn.Module:
+def _timm(arch: str, num_labels: int, channels: int, image_size: int, **options: Any) -> nn.Module:
     import timm
 
-    arguments: dict[str, Any] = {"pretrained": False, "num_classes": num_labels, "in_chans": channels, **options}
+    arguments: dict[str, Any] = {"pretrained": False, "num_classes": num_labels, "in_chans": channels}
+    for name, value in options.items():  # settings are floats, and a width has to be an int
+        arguments[name] = int(value) if isinstance(value, float) and value.is_integer() else value
     published = timm.get_pretrained_cfg(arch.removeprefix(TIMM))
     if published is not None and published.fixed_input_size:
         arguments["img_size"] = image_size

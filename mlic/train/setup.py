@@ -189,9 +189,10 @@ def network(config: TrainConfig, train: Split, prep: Preprocessing) -> tuple[nn.
     if continues:
         begins_with = f"{paths[0]}, {weights.continue_from(net, train.labels, paths[0])}"
     else:
+        archs = config.arch.split(zoo.JOINT)
         texts = [
-            f"{path.name}, {weights.load_into(part, head, path)}"
-            for part, path in zip(zoo.backbones(net), paths, strict=bool(paths))
+            f"{path.name}, {weights.load_into(part, head, path, _converter(arch, config, prep))}"
+            for arch, part, path in zip(archs, zoo.backbones(net), paths, strict=bool(paths))
         ]
         begins_with = "; ".join(texts) or "random weights"
     if config.head_prior and not continues:
@@ -201,3 +202,10 @@ def network(config: TrainConfig, train: Split, prep: Preprocessing) -> tuple[nn.
     elif config.train == "head":
         layer_groups.train_last(net, head, 0)
     return net, head, begins_with
+
+
+def _converter(arch: str, config: TrainConfig, prep: Preprocessing) -> weights.Converter | None:
+    """How timm reads the weights of one of its architectures; None for others."""
+    if not arch.startswith(zoo.TIMM):
+        return None
+    return lambda state: zoo.as_timm_loads(arch, state, prep.channels, prep.image_size, config.arch_options)

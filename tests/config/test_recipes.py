@@ -24,7 +24,7 @@ from mlic.config.space import grid
 from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig
 from mlic.config.types import parse_policy
-from mlic.model import losses, reference, zoo
+from mlic.model import losses, published, reference, zoo
 from mlic.pack.pack import pack
 from mlic.report.report import report as page_of
 from mlic.train import checkpoints, training_loop
@@ -143,12 +143,11 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def publish(arch: str, torch_home: Path) -> None:
     """Random weights where PyTorch keeps the published ones."""
-    url = zoo.weights_url(arch)
-    assert url is not None
-    published = torch_home / "hub" / "checkpoints" / url.rpartition("/")[2]
-    if not published.exists():
-        published.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(zoo.build(arch, 1000, 3, 224, {}).state_dict(), published)
+    url = published.sources(arch)[0].url
+    path = torch_home / "hub" / "checkpoints" / url.rpartition("/")[2]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(zoo.build(arch, 1000, 3, 224, {}).state_dict(), path)
 
 
 @pytest.mark.ray

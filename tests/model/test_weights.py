@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from mlic.config.train import TrainConfig
 from mlic.errors import ConfigError, DataError
-from mlic.model import weights, zoo
+from mlic.model import published, weights, zoo
 from mlic.train import checkpoints, setup, training_loop
 from mlic.train.rank import RankContext
 
@@ -75,16 +76,43 @@ def test_where_weights_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert weights.resolve("resnet18", "none") == ()
     with pytest.raises(ConfigError, match="the weights of resnet18 are not on this machine") as caught:
         weights.resolve("resnet18", "default")
-    assert str(tmp_path / "checkpoints" / "resnet18-") in str(caught.value.hint)
-    name = zoo.weights_url("resnet18")
-    assert name is not None
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / name.rpartition("/")[2]).touch()
-    assert weights.resolve("resnet18", "default") == (tmp_path / "checkpoints" / name.rpartition("/")[2],)
+    assert "mlic weights fetch resnet18" in str(caught.value.hint)
+    (source,) = published.sources("resnet18")
+    assert source.path.parent == tmp_path / "checkpoints"
+    source.path.parent.mkdir()
+    source.path.touch()
+    assert weights.resolve("resnet18", "default") == (source.path,)
     with pytest.raises(ConfigError, match="b-final has no published weights"):
         weights.resolve("b-final", "default")
     with pytest.raises(ConfigError, match="do not exist"):
         weights.resolve("b-final", str(tmp_path / "nowhere.pth"))
+
+
+def test_timm_resizes_position_embeddings(tmp_path: Path) -> None:
+    """Weights of images of 70 pixels, for images of 56; a file for another network fits neither way."""
+    arch, options = "timm/vit_small_patch14_reg4_dinov2", {"embed_dim": 64.0, "depth": 2.0, "num_heads": 2.0}
+    torch.manual_seed(1)
+    large = zoo.build(arch, 3, 3, 70, options)
+    torch.save(large.state_dict(), tmp_path / "large.pth")
+    net = zoo.build(arch, 5, 3, 56, options)
+
+    def convert(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return zoo.as_timm_loads(arch, state, 3, 56, options)
+
+    text = weights.load_into(net, zoo.head(net, 5), tmp_path / "large.pth", convert)
+    assert "as timm loads them" in text
+    assert net.pos_embed.shape == (1, 16, 64)
+    assert large.pos_embed.shape == (1, 25, 64)
+    assert torch.equal(net.blocks[1].mlp.fc1.weight, large.blocks[1].mlp.fc1.weight)
+    with pytest.raises(DataError, match="has no tensor 'pos_embed' of the right shape"):
+        weights.load_into(net, zoo.head(net, 5), tmp_path / "large.pth")
+    some = {name: tensor for name, tensor in large.state_dict().items() if "blocks.1.mlp.fc1" not in name}
+    torch.save(some, tmp_path / "some.pth")
+    with pytest.raises(DataError, match="has no tensor '(blocks.1.mlp.fc1.(bias|weight)|pos_embed)' of the right"):
+        weights.load_into(net, zoo.head(net, 5), tmp_path / "some.pth", convert)
+    torch.save(zoo.build("resnet18", 3, 3, 64, {}).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(DataError, match="fits this network neither by name nor by order"):
+        weights.load_into(net, zoo.head(net, 5), tmp_path / "other.pth", convert)
 
 
 def test_weights_of_joined_networks(tmp_path: Path) -> None:
