@@ -12,7 +12,20 @@ from mlic.config.remote_path import RemotePath
 
 Operation = Literal["rotate", "shift", "flip", "erase", "brightness", "contrast"]
 Distortion = Literal["rotate", "shift", "brightness", "contrast", "saturation", "invert", "erase", "hue"]
-Loss = Literal["bce", "class-balanced", "focal", "asymmetric", "soft-margin", "mse", "l1", "softmax"]
+Loss = Literal[
+    "bce",
+    "class-balanced",
+    "focal",
+    "asymmetric",
+    "soft-margin",
+    "mse",
+    "l1",
+    "softmax",
+    "weak-negative",
+    "entropy",
+    "hill",
+    "splc",
+]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 WEIGHTED: tuple[Loss, ...] = ("bce", "class-balanced", "focal", "asymmetric")  # by weights of positives
 Optimizer = Literal["adam", "adamw", "adamax", "adadelta", "adagrad", "rmsprop", "sgd"]

@@ -11,6 +11,17 @@ asymmetric      focal with a gamma for each side, and the easiest negatives left
 soft-margin     what PyTorch calls multilabel soft margin: cross-entropy averaged by sample
 mse, l1         of the scores, squared and absolute (reference system C)
 softmax         cross-entropy of one distribution over the labels, its truth shared by the right ones (system A)
+
+For label files that list some of the positives, so that a 0 may be a label that nobody wrote down:
+
+weak-negative   cross-entropy with a small weight of negatives, 1 / (L - 1) by default (Cole et al., Multi-Label Learning
+                from Single Positive Labels, CVPR 2021): negative_weight
+entropy         what is not listed shall be uncertain: its entropy is maximised (Zhou et al., Acknowledging the Unknown
+                for Multi-label Learning with Single Positive Labels, ECCV 2022): alpha
+hill            negatives with high scores count less again, positives as in focal with a margin (Zhang et al., Simple
+                and Robust Loss Design for Multi-Label Learning with Missing Labels, 2021): lambda, margin, gamma
+splc            negatives with a score above tau count as positives, as in focal with a margin (the same paper): tau,
+                margin, gamma
 """
 
 from __future__ import annotations
@@ -28,6 +39,10 @@ _OPTIONS: dict[str, dict[str, float]] = {
     "class-balanced": {"beta": BETA},
     "focal": {"gamma": 2.0},
     "asymmetric": {"gamma_positive": 0.0, "gamma_negative": 4.0, "margin": 0.05},
+    "weak-negative": {"negative_weight": 0.0},  # 0: 1 / (L - 1)
+    "entropy": {"alpha": 0.1},
+    "hill": {"lambda": 1.5, "margin": 1.0, "gamma": 2.0},
+    "splc": {"tau": 0.6, "margin": 1.0, "gamma": 2.0},
 }
 _EDGE = 1e-6
 _VECTORS = 32  # elements that PyTorch computes at once, at most: two vectors of 16
@@ -66,6 +81,8 @@ def loss_sum(
         distance = gap.square() if name == "mse" else gap.abs()
     elif name in ("focal", "asymmetric"):
         distance = _asymmetric(logits, truth, weight, *_gammas(name, chosen))
+    elif name in ("weak-negative", "entropy", "hill", "splc"):
+        distance = _of_listed(name, logits, truth, chosen)
     else:
         label_weight = weight if name in WEIGHTED else torch.ones_like(weight)
         distance = functional.binary_cross_entropy_with_logits(logits, truth, pos_weight=label_weight, reduction="none")
@@ -92,6 +109,23 @@ def _asymmetric(
     up = missed**positive if positive else torch.ones_like(score)
     down = wrong.clamp(min=_EDGE) ** negative if negative else torch.ones_like(score)
     return -(truth * weight * up * functional.logsigmoid(logits) + (1 - truth) * down * log_right)
+
+
+def _of_listed(name: Loss, logits: torch.Tensor, truth: torch.Tensor, chosen: Mapping[str, float]) -> torch.Tensor:
+    """The losses (B, L) for labels that are listed or may be missing, computed from log-sigmoids."""
+    score, log_right = torch.sigmoid(logits), functional.logsigmoid(-logits)
+    if name == "weak-negative":
+        share = chosen["negative_weight"] or 1 / max(1, logits.shape[1] - 1)
+        return -(truth * functional.logsigmoid(logits) + share * (1 - truth) * log_right)
+    if name == "entropy":
+        certainty = score * functional.logsigmoid(logits) + (1 - score) * log_right
+        return -truth * functional.logsigmoid(logits) + chosen["alpha"] * (1 - truth) * certainty
+    if name == "splc":
+        truth = torch.where(score.detach() > chosen["tau"], 1.0, truth)
+    shifted = logits - chosen["margin"]
+    listed = -((1 - torch.sigmoid(shifted)).clamp(min=_EDGE) ** chosen["gamma"]) * functional.logsigmoid(shifted)
+    other = (chosen["lambda"] - score) * score.square() if name == "hill" else -log_right
+    return truth * listed + (1 - truth) * other
 
 
 def _softmax(logits: torch.Tensor, targets: torch.Tensor, known: torch.Tensor) -> torch.Tensor:

@@ -49,6 +49,28 @@ def test_the_others_are_what_pytorch_and_their_papers_say() -> None:
     torch.testing.assert_close(losses.loss_sum("softmax", LOGITS, TARGETS, ones), softmax)
 
 
+def test_losses_for_labels_that_may_be_missing_are_those_of_their_papers() -> None:
+    """Written here as the papers and their code have them."""
+    ones, score, truth = torch.ones(3), torch.sigmoid(LOGITS), TARGETS.float()
+    weak = -(truth * score.log() + (1 - truth) * (1 - score).log() / 2).sum()
+    torch.testing.assert_close(losses.loss_sum("weak-negative", LOGITS, TARGETS, ones), weak)
+    given = losses.loss_sum("weak-negative", LOGITS, TARGETS, ones, {"negative_weight": 1.0})
+    torch.testing.assert_close(given, losses.loss_sum("bce", LOGITS, TARGETS, ones))
+    entropy = -(score * score.log() + (1 - score) * (1 - score).log())
+    unsure = -(truth * score.log() + 0.1 * (1 - truth) * entropy).sum()
+    torch.testing.assert_close(losses.loss_sum("entropy", LOGITS, TARGETS, ones), unsure)
+    with_margin = torch.sigmoid(LOGITS - 1)
+    focal = (1 - with_margin) ** 2 * with_margin.log()
+    hill = -(truth * focal + (1 - truth) * -(1.5 - score) * score**2).sum()
+    torch.testing.assert_close(losses.loss_sum("hill", LOGITS, TARGETS, ones), hill)
+    corrected = torch.where(score > 0.6, 1.0, truth)
+    assert (corrected != truth).nonzero().tolist() == [[1, 0]]
+    splc = -(corrected * focal + (1 - corrected) * (1 - score).log()).sum()
+    torch.testing.assert_close(losses.loss_sum("splc", LOGITS, TARGETS, ones), splc)
+    lower = -torch.where(score > 0.3, focal, (1 - score).log()).sum()
+    torch.testing.assert_close(losses.loss_sum("splc", LOGITS, (0 * TARGETS), ones, {"tau": 0.3}), lower)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_unknown_labels_have_no_loss_and_no_gradient(name: Any) -> None:
     logits = LOGITS.clone().requires_grad_()
