@@ -27,7 +27,6 @@ from mlic.config.remote_path import RemotePath
 from mlic.config.types import Backend, Location
 from mlic.data import storage
 from mlic.data.pixels.decoding import ahead, decode_batch
-from mlic.data.pixels.images import BadImage
 from mlic.data.shards import Split
 from mlic.data.sources.image_listing import Listing, as_text
 from mlic.model import bundle, runtimes
@@ -156,14 +155,16 @@ class Predictor:
         self._prep, self._max_pixels = self._model.bundle.preprocessing, config.max_pixels
         self._mirrors = config.tta == "mirror"
 
-    def one(self, items: Items) -> Array:
-        """The scores float32 (N, L) of a few items. Raises BadImage for one that cannot be decoded."""
-        with items.source.opened() as read:
-            readers = [functools.partial(read, i) for i in range(len(items))]
-            pixels, bad = decode_batch(readers, self._prep, self._max_pixels)
-        for reason in bad.values():
-            raise BadImage(reason)
-        return self._scores(pixels)
+    def of_files(self, readers: Sequence[Callable[[], bytes]]) -> tuple[Array, dict[int, str]]:
+        """The scores float32 (N, L) of image files, and the reasons of those that cannot be decoded, by position."""
+        scores, bad = [], dict[int, str]()
+        for start in range(0, len(readers), self._model.batch_size):
+            pixels, reasons = decode_batch(
+                readers[start : start + self._model.batch_size], self._prep, self._max_pixels
+            )
+            scores.append(self._scores(pixels))
+            bad |= {start + position: reason for position, reason in reasons.items()}
+        return np.concatenate(scores), bad
 
     def ready(self) -> None:
         """Return when the model is loaded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import html
 from collections.abc import Collection
 from typing import Any, Literal, Self
 
@@ -28,6 +29,11 @@ class Model(BaseModel):
     """A frozen value that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def _repr_html_(self) -> str | None:
+        """A report in a notebook is the text that its command prints."""
+        text = getattr(self, "text", None)
+        return f"<pre>{html.escape(text())}</pre>" if callable(text) else None
 
 
 class Settings(Model):

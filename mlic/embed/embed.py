@@ -27,7 +27,6 @@ from mlic.config.base import Model
 from mlic.config.predict import EmbedConfig
 from mlic.config.types import AnyPath, Location
 from mlic.data import storage
-from mlic.data.pixels.images import BadImage
 from mlic.errors import DataError
 from mlic.metrics.measurement import aligned
 from mlic.model import bundle
@@ -170,10 +169,11 @@ def nearest(config: EmbedConfig, out: Location) -> tuple[tuple[float, str], ...]
     """The embedded images nearest to one, as (cosine, file), the nearest first. Raises DataError if it is bad."""
     if config.near is None:
         raise ValueError("settings name no image")
-    try:
-        (vector,) = Predictor(config, "torch", here=True).one(list_items(config.near, None))
-    except BadImage as error:
-        raise DataError(f"{config.near} cannot be read: {error}.", "name another image.") from None
+    items = list_items(config.near, None)
+    with items.source.opened() as read:
+        (vector,), bad = Predictor(config, "torch", here=True).of_files([lambda: read(0)])
+    if bad:
+        raise DataError(f"{config.near} cannot be read: {bad[0]}.", "name another image.")
     vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
     best: list[tuple[float, str]] = []
     for files, vectors in read_embeddings(out):

@@ -14,8 +14,8 @@ softmax         cross-entropy of one distribution over the labels, its truth sha
 
 For label files that list some of the positives, so that a 0 may be a label that nobody wrote down:
 
-weak-negative   cross-entropy with a small weight of negatives, 1 / (L - 1) by default (Cole et al., Multi-Label Learning
-                from Single Positive Labels, CVPR 2021): negative_weight
+weak-negative   cross-entropy with a small weight of negatives, 1 / (L - 1) by default (Cole et al., Multi-Label
+                Learning from Single Positive Labels, CVPR 2021): negative_weight
 entropy         what is not listed shall be uncertain: its entropy is maximised (Zhou et al., Acknowledging the Unknown
                 for Multi-label Learning with Single Positive Labels, ECCV 2022): alpha
 hill            negatives with high scores count less again, positives as in focal with a margin (Zhang et al., Simple

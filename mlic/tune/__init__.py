@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mlic.command import make_callable
+
 if TYPE_CHECKING:
     from mlic.tune.ordered_asha import OrderedASHA
 
@@ -20,3 +22,6 @@ def __getattr__(name: str) -> Any:
     from mlic.tune.ordered_asha import OrderedASHA
 
     return OrderedASHA
+
+
+make_callable(__name__, "mlic.tune.tune:tune", "mlic.config.tune:TuneConfig")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -45,7 +46,11 @@ def test_the_head_makes_the_scores_of_them(trained_run: Path, corpus: Path, tmp_
     with torch.inference_mode():
         logits = zoo.head(net, len(model.labels))(torch.from_numpy(vectors(tmp_path / "e.parquet")))
     config = PredictConfig(model=trained_run, images=corpus / "unlabelled")
-    scores = Predictor(config, "torch", here=True).one(list_items(config.images, None))
+    items = list_items(config.images, None)
+    with items.source.opened() as read:
+        readers = [functools.partial(read, i) for i in range(len(items))]
+        scores, bad = Predictor(config, "torch", here=True).of_files(readers)
+    assert not bad
     np.testing.assert_allclose(torch.sigmoid(logits).numpy(), scores, atol=1e-5)
 
 

@@ -1,0 +1,1 @@
+"""What `import mlic` offers to programs and notebooks: models, data sets and tables."""
