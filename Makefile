@@ -62,22 +62,23 @@ soak: $(VENV)/installed
 	MLIC_EXAMPLES=1000 $(BIN)/python -m pytest tests/data/test_label_fuzz.py
 	MLIC_KILLS=20 $(BIN)/python -m pytest tests/end_to_end/test_kill.py tests/end_to_end/test_kill_nodes.py
 
+GENERATED := docs/data.md docs/thresholds.md docs/reference/commands.md docs/reference/settings.md
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell README.md CHANGELOG.md docs mlic jobs slurm cluster tests benchmarks
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog --check README.md
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog --check $(GENERATED)
 
 fmt: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Rewrite what tests compare whole: help texts, sbatch files, the README's tables. Look at the diff before you commit it.
+# Rewrite what tests compare whole: help texts, sbatch files, the tables of the documents. Look at the diff before you commit it.
 golden: $(VENV)/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.golden
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog -r README.md
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog -r $(GENERATED)
 
 # With other loaders and writers where they are installed: see benchmarks/requirements.txt.
 bench: $(VENV)/installed

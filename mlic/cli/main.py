@@ -23,7 +23,7 @@ from mlic import __version__
 from mlic.cli import cluster_commands, console, weights_commands
 from mlic.config import load, recipes
 from mlic.config.data import DoctorConfig, ExploreConfig, PackConfig
-from mlic.config.evaluate import EvaluateConfig, ReportConfig, ThresholdConfig
+from mlic.config.evaluate import CardConfig, EvaluateConfig, ReportConfig, ThresholdConfig
 from mlic.config.examples import DemoConfig, ReproduceConfig
 from mlic.config.predict import AverageConfig, EmbedConfig, ExportConfig, PredictConfig
 from mlic.config.train import NoiseConfig, TrainConfig
@@ -97,6 +97,7 @@ _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
         "report",
         ["mlic report runs/small", "mlic report runs/small runs/resnet18 --out comparison/"],
     ),
+    "card": (CardConfig, "mlic.card.card", "card", ["mlic card runs/small"]),
     "reproduce": (
         ReproduceConfig,
         "mlic.reproduce.reproduce",
@@ -160,6 +161,7 @@ _GROUPS = {
         "embed": "A vector for each image, and the images nearest to one",
         "evaluate": "Measure predictions, beside baselines and intervals",
         "report": "The page of a run, or of several beside each other",
+        "card": "A model card, for people who did not train the model",
     },
     "Elsewhere": {
         "slurm": "The same commands as SLURM jobs",

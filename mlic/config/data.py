@@ -85,7 +85,7 @@ class PackConfig(LabelSettings):
     )
     labels: AnyPath = setting(
         ...,
-        "Label files: a folder of LABEL.txt lists, a table, or another format of the README",
+        "Label files: a folder of LABEL.txt lists, a table, or another format of docs/label-files.md",
         cli="flag",
         runtime=True,
         group="labels",

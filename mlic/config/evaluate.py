@@ -89,3 +89,16 @@ class ReportConfig(Model):
         None, "Folder for report.html, its figures and report.json; default: RUN/report", cli="flag"
     )
     seed: int = setting(42, "Seed for the bootstrap and for choosing images", ge=0, le=2**31 - 1)
+
+
+class CardConfig(Model):
+    """Write a model card of a trained model as Markdown: data, numbers beside baselines, labels, limits, use."""
+
+    run: LocalPath = setting(..., "Run folder", cli="argument")
+    out: LocalPath | None = setting(None, "File to write; default: RUN/CARD.md", cli="flag")
+    split: str = setting(
+        "test",
+        "Split whose numbers are shown, if mlic evaluate has measured it; else those of the training",
+        cli="flag",
+    )
+    fresh: bool = setting(False, "Write the card again, even if a person has edited it", cli="flag")

@@ -66,7 +66,7 @@ def _as_config_error(model: type[BaseModel], values: Mapping[str, Any], error: V
     if first["type"] == "missing":
         flag = f"--{where.replace('_', '-')}" if cli_kind(model.model_fields[where]) == "flag" else where.upper()
         return ConfigError(f"{where} is not given.", f"give {flag} on the command line or in the --config file.")
-    hint = "the README lists every setting, mlic COMMAND --help the everyday ones."
+    hint = "docs/reference/settings.md lists every setting, mlic COMMAND --help the everyday ones."
     about = [item for item in error.errors() if item["loc"][:1] == first["loc"][:1]]
     if where and all(item["type"] in _EXPECTED for item in about):
         # A setting of several types has an error for each of them, and all are what it could have been.

@@ -48,7 +48,7 @@ def test_every_setting_has_help() -> None:
         (["train", "--momentum", "0.5"], 2, "No such option '--momentum'.", "did you mean --set momentum=VALUE?"),
         (["train", "--set", "learning_rate=1"], 2, "unknown setting 'learning_rate'.", "did you mean lr?"),
         (["pack", "p", "--unlabeled", "keep"], 2, "No such option '--unlabeled'.", "did you mean --unlabelled?"),
-        (["tune", "--set", "space.learning_rate={choice: [1]}"], 2, "no setting 'learning_rate'", "README"),
+        (["tune", "--set", "space.learning_rate={choice: [1]}"], 2, "no setting 'learning_rate'", "settings.md"),
         (["train", "--set", "lr=1", "--set", "lr.x=2"], 2, "lr is 1, which has no parts.", "set lr once."),
         (["train", ".", "--config", "b-finale"], 2, "no configuration file b-finale.", "did you mean b-final?"),
         (["train", ".", "--config", "x/b-finale"], 2, "no configuration file x/b-finale.", "check its path."),

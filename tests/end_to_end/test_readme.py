@@ -15,6 +15,8 @@ from mlic.cli.main import cli
 from tests.golden import ROOT
 from tests.readme import FEW, TEXT, commands
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
 
 @pytest.mark.ray
 @pytest.mark.slow
@@ -49,13 +51,24 @@ def test_a_search_here(shards: Path, tmp_path: Path) -> None:
 
 
 def test_every_command_is_documented() -> None:
+    reference = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     for name in cli.commands:
-        assert f"mlic {name}" in TEXT
+        assert f"`mlic {name}`" in TEXT or name == "train" or f"mlic {name} " in TEXT
+        assert f"<code>mlic {name}</code>" in reference
 
 
-def test_links_and_files_exist() -> None:
-    for name in re.findall(r"`((?:jobs|slurm|cluster|tests|benchmarks)/[\w./-]+\.\w+)`", TEXT):
+def test_the_readme_is_short() -> None:
+    assert len(TEXT.splitlines()) <= 220
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_files_exist(page: Path) -> None:
+    """Files that a page names, and its links to other pages and their headings."""
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:jobs|slurm|cluster|tests|benchmarks)/[\w./-]+\.\w+)`", text):
         assert (ROOT / name).exists(), name
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        assert "://" in link or (page.parent / link).exists(), link
 
 
 @pytest.mark.ray
