@@ -38,6 +38,7 @@ MOVABLE = (
     "rand_magnitude",
     "mixup",
     "cutmix",
+    "feature_mixup",
 )
 CALIBRATION = (
     "Calibration of scores; auto: the one with the best objective at cross-fitted thresholds, then the lowest log loss"
@@ -193,6 +194,12 @@ class FitSettings(Settings):
     )
     cutmix: float = setting(
         0.0, "CutMix alpha; with mixup, each batch uses one of the two at random; 0: no CutMix", ge=0, le=10
+    )
+    feature_mixup: float = setting(
+        0.0,
+        "Mixup alpha for the features of a frozen backbone (train head), which are still computed once; 0: none",
+        ge=0,
+        le=10,
     )
     head_prior: bool = setting(
         True, "Initialise the output biases with the log-odds of the labels in the training split"

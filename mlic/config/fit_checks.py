@@ -67,6 +67,7 @@ def check_fit(config: FitSettings, train: Trained, power: float, unused: Collect
         (("stop_on",), "patience above 0", config.patience > 0),
         (("rand_magnitude",), "rand_augment above 0", _ever(config, "rand_augment")),
         (TRAINING, f"train all or head, not {train}", train != "none"),
+        (("feature_mixup",), "train head without augmented images", train == "head" and not _augments(config)),
         (("layer_decay",), f"stages to decay over, not train {train}", train not in ("head", "none")),
     ):
         if fits or unused is None:
@@ -102,6 +103,7 @@ TRAINING = (
     "rand_magnitude",
     "mixup",
     "cutmix",
+    "feature_mixup",
     "label_smoothing",
 )  # what a network that is not trained has no use for
 
@@ -116,3 +118,8 @@ def _is_default(config: FitSettings, name: str) -> bool:
 def _ever(config: FitSettings, name: str) -> bool:
     """Whether a setting that can change is above 0 in some epoch."""
     return bool(getattr(config, name)) or any(changed.get(name) for changed in config.changes.values())
+
+
+def _augments(config: FitSettings) -> bool:
+    """Whether images are changed at random in some epoch, so that features have to be computed again."""
+    return config.crop < 1 or bool(config.augment) or any(_ever(config, n) for n in ("rand_augment", "mixup", "cutmix"))

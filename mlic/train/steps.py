@@ -119,12 +119,13 @@ class Steps:
             with nullcontext() if waits else self.wrapped.no_sync():  # type: ignore[operator]
                 images = self.normalize(batch.images[part], None if mirror is None else mirror[part])
                 targets = on_device(batch.targets[part], self._context.device)
-                if config.mixup or config.cutmix:
+                mixup = config.mixup or config.feature_mixup
+                if mixup or config.cutmix:
                     drawn = (config.seed, step, self._context.rank, begin, 13)
-                    images, targets = mix(images, targets, config.mixup, config.cutmix, drawn)
+                    images, targets = mix(images, targets, mixup, config.cutmix, drawn)
                 with amp.autocast(self.dtype, self._context.device):
                     logits = self._forward(images)
-                if self._counted and not (config.mixup or config.cutmix):
+                if self._counted and not (mixup or config.cutmix):
                     scores = losses.scores(self._activation, logits.detach().float())
                     self.counts.add(scores, targets, self.cuts)
                 loss = self.loss(logits, targets, config.label_smoothing) * scale

@@ -176,6 +176,12 @@ def test_weights_are_a_word_or_an_absolute_path() -> None:
         (TrainConfig, {"train": "none", "ema": 0.9}, "ema 0.9 needs train all or head"),
         (TrainConfig, {"train": "none", "epochs": 7}, "epochs 7 needs train all or head"),
         (TrainConfig, {"train": "head", "layer_decay": 0.5}, "layer_decay 0.5 needs stages to decay over"),
+        (TrainConfig, {"feature_mixup": 0.4}, "feature_mixup 0.4 needs train head without augmented images"),
+        (
+            TrainConfig,
+            {"feature_mixup": 0.4, "train": "head", "crop": 0.5},
+            "needs train head without augmented images",
+        ),
         (TrainConfig, {"momentum": 0.8}, "momentum 0.8 needs optimizer sgd or rmsprop, and would be ignored"),
         (TrainConfig, {"step_factor": 0.5}, "step_factor 0.5 needs schedule step"),
         (NoiseConfig, {"step_epochs": 3, "schedule": "cosine"}, "step_epochs 3 needs schedule step"),

@@ -385,6 +385,23 @@ def test_a_head_learns_on_features_that_are_computed_once(
 
 
 @pytest.mark.ray
+def test_features_are_mixed(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the features of unmixed images, which are computed once; a resumed run is that of one go."""
+    monkeypatch.setenv("MLIC_CACHE_DIR", str(tmp_path / "cache"))
+    config = settings(shards, train="head", epochs=3, lr=0.2, feature_mixup=0.4, arch_options={"hidden": 32})
+    training_loop.fit(config, place(tmp_path / "one"), lambda _: None)
+    fit_until(config, place(tmp_path / "two"), 1)
+    training_loop.fit(config, place(tmp_path / "two"), lambda _: None)
+    plain = config.model_copy(update={"feature_mixup": 0.0})
+    training_loop.fit(plain, place(tmp_path / "three"), lambda _: None)
+    assert len(list((tmp_path / "cache").glob("*.f32"))) == 2
+    one, two, three = (weights(tmp_path / name) for name in ("one", "two", "three"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], three[name]) for name in one)
+    assert "train/f1_micro" not in checkpoints.read_history(tmp_path / "one")[-1], "mixed labels are not measured"
+
+
+@pytest.mark.ray
 def test_scores_of_a_head_are_those_of_the_whole_network(shards: Path, tmp_path: Path) -> None:
     config = settings(shards, train="head", epochs=2)
     training_loop.fit(config, place(tmp_path / "run"), lambda _: None)

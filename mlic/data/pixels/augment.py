@@ -142,7 +142,8 @@ def mix(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mix each image float (B, C, H, W) with another image of its batch, and targets float (B, L) in the same shares.
 
-    mixup: the sum of both images, weighted (Zhang et al., mixup, ICLR 2018). cutmix: a rectangle of the other image
+    mixup: the sum of both images, weighted (Zhang et al., mixup, ICLR 2018), or of their features float (B, F) (Verma
+    et al., Manifold Mixup, ICML 2019). cutmix: a rectangle of the other image
     (Yun et al., CutMix, ICCV 2019). The share is drawn once per batch from Beta(a, a), where a is the value of `mixup`
     or `cutmix`. If both are set, one of them is chosen at random. A label that is unknown in one of the two images is
     unknown.
