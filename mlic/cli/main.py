@@ -170,7 +170,7 @@ _GROUPS = {
     },
     "Examples": {
         "demo": "The whole pipeline on a small generated corpus",
-        "recipes": "The configurations of the reference systems",
+        "recipes": "Configurations for backbones, and of reference systems",
         "reproduce": "A reference system anew, its reported numbers beside ours",
     },
 }
@@ -330,11 +330,14 @@ def _common() -> list[click.Parameter]:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the recipes as one JSON object")
 def _recipes(name: str | None, as_json: bool) -> int:
-    """List the recipes of the reference systems with what was reported of each, or print the one that is named.
+    """List the recipes with what was measured or reported of each, or print the one that is named.
+
+    Those for pretrained backbones come first, then those of five reference systems, which reported their numbers.
 
     \b
     Examples:
       mlic recipes
+      mlic train --config lite
       mlic train shards/ --config a-cnn1-2
     """
     try:
@@ -344,7 +347,7 @@ def _recipes(name: str | None, as_json: bool) -> int:
                 raise ConfigError(f"there is no recipe {name!r}.", recipes.near_recipe(name))
             click.echo(file.read_text(encoding="utf-8"), nl=False)
             return 0
-        recipe_names = recipes.recipes()
+        recipe_names = [*recipes.backbones(), *recipes.recipes()]
     except MlicError as error:
         return console.fail(error, as_json)
     if as_json:

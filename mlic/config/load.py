@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mlic.config.base import cli_kind, near_setting
-from mlic.config.recipes import near_recipe, recipes
+from mlic.config.recipes import backbones, near_recipe, recipes
 from mlic.errors import ConfigError
 
 # What pydantic's errors say that a value should have been.
@@ -102,7 +102,7 @@ def find_file(name: str) -> Path:
     path = Path(name)
     if path.exists() or path.suffix or path.name != name:
         return path
-    return next((recipe.path for recipe in recipes() if recipe.name == name), path)
+    return next((recipe.path for recipe in (*backbones(), *recipes()) if recipe.name == name), path)
 
 
 def read_file(path: Path) -> dict[str, Any]:

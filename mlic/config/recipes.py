@@ -32,6 +32,18 @@ def recipes() -> list[Recipe]:
     raise ConfigError(f"the recipes are missing beside {here}.", "install mlic again.")
 
 
+def backbones() -> list[Recipe]:
+    """The recipes for pretrained backbones; `reported` is what was measured of each.
+
+    Raises ConfigError when they are missing.
+    """
+    here = Path(__file__).resolve().parents[1]
+    for folder in (here / "recipes" / "backbones", here.parent / "jobs" / "backbones"):
+        if folder.is_dir():
+            return [_recipe(path, "Measured: ") for path in sorted(folder.glob("*.yaml"))]
+    raise ConfigError(f"the recipes are missing beside {here}.", "install mlic again.")
+
+
 class Told(NamedTuple):
     """What a report tells of a recipe's numbers: the pack recipe that it is for, with settings over it, what was
     `reported` by metric, and why a measurement may differ."""
@@ -51,16 +63,16 @@ def reported() -> dict[str, Told]:
     }
 
 
-def _recipe(path: Path) -> Recipe:
-    """A recipe's first sentence is what it is, one that begins with "Reported: " what its makers measured."""
+def _recipe(path: Path, begins: str = "Reported: ") -> Recipe:
+    """A recipe's first sentence is what it is; one that begins with the word `begins` says what was measured."""
     lines = path.read_text(encoding="utf-8").splitlines()
     head = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
     what, _, rest = head.partition(". ")
-    _, _, reported = rest.partition("Reported: ")
+    _, _, reported = rest.partition(begins)
     return Recipe(path.stem, path, what.rstrip("."), re.split(r"\.(?= |$)", reported)[0])
 
 
 def near_recipe(name: str) -> str:
     """A hint for a name that no recipe has."""
-    near = difflib.get_close_matches(name, [recipe.name for recipe in recipes()], n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, [recipe.name for recipe in (*backbones(), *recipes())], n=1, cutoff=0.4)
     return f"did you mean {near[0]}?" if near else "mlic recipes lists those that come with it."

@@ -19,7 +19,7 @@ from mlic.cli.main import cli
 from mlic.config.data import PackConfig
 from mlic.config.evaluate import ReportConfig
 from mlic.config.load import build, find_file, read_file
-from mlic.config.recipes import recipes
+from mlic.config.recipes import Recipe, backbones, recipes
 from mlic.config.space import grid
 from mlic.config.train import TrainConfig
 from mlic.config.tune import TuneConfig
@@ -27,7 +27,7 @@ from mlic.config.types import parse_policy
 from mlic.model import losses, published, reference, zoo
 from mlic.pack.pack import pack
 from mlic.report.report import report as page_of
-from mlic.train import checkpoints, training_loop
+from mlic.train import checkpoints, setup, training_loop
 from mlic.train.rank import RankContext
 from mlic.tune.tune import tune
 
@@ -175,15 +175,15 @@ def test_a_recipe_runs(path: Path, few: Path, scratch: Path, monkeypatch: pytest
 
 
 def test_recipes_are_listed_printed_and_taken_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {recipe.name: recipe for recipe in recipes()}
-    assert set(found) == {path.stem for path in [*RECIPES, *PACKS, *SEARCHES]}
+    found = {recipe.name: recipe for recipe in (*backbones(), *recipes())}
+    assert {recipe.name for recipe in recipes()} == {path.stem for path in [*RECIPES, *PACKS, *SEARCHES]}
     assert found["b-final"].reported == "micro-F1 0.57 at 0.2, 0.60 with a threshold a label"
     assert found["a-ffnn"].reported == ""
     listed = CliRunner().invoke(cli, ["recipes"]).output.splitlines()
-    assert [line.split()[0] for line in listed] == sorted(found)
+    assert [line.split()[0] for line in listed] == list(found)
     assert CliRunner().invoke(cli, ["recipes", "b-final"]).output == (FOLDER / "b-final.yaml").read_text()
     plain = json.loads(CliRunner().invoke(cli, ["recipes", "--json"]).output)
-    assert plain["recipes"][0]["name"] == min(found)
+    assert [row["name"] for row in plain["recipes"]] == list(found)
     lost = CliRunner().invoke(cli, ["recipes", "b-finale"], standalone_mode=False)
     assert lost.return_value == 2
     assert "did you mean b-final?" in lost.output
@@ -192,3 +192,15 @@ def test_recipes_are_listed_printed_and_taken_by_name(tmp_path: Path, monkeypatc
     Path("b-final").touch()
     assert find_file("b-final") == Path("b-final")
     assert find_file("b-final.yaml") == Path("b-final.yaml")
+
+
+@pytest.mark.parametrize("recipe", backbones(), ids=lambda recipe: recipe.name)
+def test_recipes_for_backbones_name_networks_with_published_weights(recipe: Recipe, shards: Path) -> None:
+    """By their name, from wherever mlic is installed."""
+    pytest.importorskip("timm")
+    assert find_file(recipe.name) == recipe.path
+    config = build(TrainConfig, read_file(recipe.path), {"shards": shards})
+    assert setup.has_fixed_features(config)
+    for arch in config.arch.split(zoo.JOINT):
+        zoo.check(arch)
+        assert published.sources(arch)
