@@ -133,6 +133,8 @@ _POLICIES: dict[str, tuple[float | None, float, float]] = {
     "f-beta": (None, 0.01, 100),
     "precision": (None, 0.01, 1),
     "recall": (None, 0.01, 1),
+    "precision>": (None, 0.01, 0.999),
+    "recall>": (None, 0.01, 0.999),
     "cost": (None, 1e-6, 1e6),
     "cardinality": (0, 0, 0),
     "top-k": (None, 1, 1e6),
@@ -163,7 +165,15 @@ def parse_policy(text: str) -> tuple[str, float]:
     return name, value
 
 
-_EXAMPLES = {"f-beta": "2", "precision": "0.9", "recall": "0.9", "cost": "5", "top-k": "3"}
+_EXAMPLES = {
+    "f-beta": "2",
+    "precision": "0.9",
+    "recall": "0.9",
+    "precision>": "0.9",
+    "recall>": "0.9",
+    "cost": "5",
+    "top-k": "3",
+}
 
 
 def _policy(value: Any) -> Any:

@@ -10,6 +10,8 @@ joint            those that together have the best micro-F1
 f-beta=B         for each label the one with the best F-beta; above 1 it asks for recall, below for precision
 precision=P      for each label the most recall at a precision of P or more; nothing where no cut-off reaches it
 recall=R         for each label the best precision at a recall of R or more
+precision>=P     for each label the most it can give with a precision of P or more on new images, 95% sure; else nothing
+recall>=R        for each label the highest with a recall of R or more on new images, 95% sure; always given if too few
 cost=C           for each label the fewest errors, a missed label counted as C wrong ones
 cardinality      the one threshold that gives as many labels as there are (Read et al., Classifier Chains, 2011)
 top-k=K          no threshold: the K labels with the highest scores, of every image
@@ -27,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from mlic.config.types import parse_policy
+from mlic.metrics import guarantees
 from mlic.metrics.calibration import logit, sigmoid
 
 FOLDS = 5
@@ -218,8 +221,23 @@ class _Search:
             return self._joint(folds, together)[0]
         if self.name == "one-at-a-time":
             return self._one_at_a_time(folds)
+        if self.name in ("precision>", "recall>"):
+            return self._guaranteed(folds)
         goal = _GOALS[self.name](self.value)
         cuts = [_best(ranking, folds, goal) if ranking.positives[folds].any() else together for ranking in self.labels]
+        return np.array(cuts, dtype=np.float32)
+
+    def _guaranteed(self, folds: list[int]) -> Array:
+        """The thresholds that `guarantees` finds; NEVER for a label without any for its precision."""
+        rows = np.isin(self.fold, folds)
+        cuts = list[np.float32]()
+        for scores, targets in zip(self.scores[rows].T, self.targets[rows].T, strict=True):
+            known = targets >= 0
+            if self.name == "recall>":
+                cut: np.float32 | None = guarantees.recall_cut(scores[targets == 1], self.value)
+            else:
+                cut = guarantees.precision_cut(scores[known], targets[known] == 1, self.value)
+            cuts.append(np.float32(NEVER) if cut is None else cut)
         return np.array(cuts, dtype=np.float32)
 
     def _matching(self, folds: list[int]) -> np.float32:
