@@ -4,7 +4,7 @@ Positives of the training split are removed at random; the validation and the te
 frozen features is trained with each loss and measured on the test split, with other seeds for what is removed and for
 the training.
 
-    mlic train shards/ --config jobs/frozen.yaml --weights lite0.pth --name frozen
+    mlic train shards/ --config frozen --weights lite0.pth --name frozen
     mlic embed runs/frozen shards/ --out embeddings.parquet
     python -m benchmarks.partial shards/ embeddings.parquet
 """

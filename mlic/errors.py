@@ -13,6 +13,8 @@ class MlicError(Exception):
         super().__init__(message, hint)
         self.message = message
         self.hint = hint
+        if hint:
+            self.add_note(f"Hint: {hint}")  # a traceback shows it
 
     def __str__(self) -> str:
         return self.message

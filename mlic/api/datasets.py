@@ -13,7 +13,7 @@ from torch.utils import data
 
 from mlic.config.types import location
 from mlic.data import shards
-from mlic.data.pixels import images
+from mlic.data.pixels import decoding, images
 from mlic.errors import DataError
 
 Sample = tuple[Any, torch.Tensor]
@@ -23,6 +23,7 @@ Transform = Callable[[torch.Tensor], Any]
 class Dataset(data.Dataset[Sample]):
     """Samples of shards by number: an image uint8 (3, H, W) and targets int8 (L,) with 1, 0, and -1 for unknown.
 
+    Images have their own sizes; with `size` all are resized to (3, size, size), antialiased, as a batch needs it.
     `split` is the name of one, None for all samples. `transform` is applied to the image, as those of torchvision.v2
     are. `labels` are the names of the targets, `keys` those of the samples. Processes of a DataLoader open the shards
     themselves. Raises DataError for shards or an image that cannot be read.
@@ -33,10 +34,11 @@ class Dataset(data.Dataset[Sample]):
         folder: Any,
         split: str | None = None,
         transform: Transform | None = None,
+        size: int | None = None,
         max_pixels: int = images.MAX_PIXELS,
     ) -> None:
         self._split = shards.read_split(location(folder), split)
-        self._transform, self._max_pixels = transform, max_pixels
+        self._transform, self._size, self._max_pixels = transform, size, max_pixels
         self.labels = self._split.labels
         self._opened: tuple[int, Callable[[int], bytes]] | None = None
         self._stack = contextlib.ExitStack()
@@ -60,9 +62,14 @@ class Dataset(data.Dataset[Sample]):
             pixels = images.decode(self._read(number), "rgb", self._max_pixels)
         except images.BadImage as error:
             raise DataError(f"{self._split.key(number)} cannot be decoded: {error}.", "leave it out.") from None
+        if self._size is not None:
+            pixels = decoding.resize(pixels, (self._size, self._size), "bilinear")
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         targets = torch.from_numpy(np.array(self._split.targets[number], np.int8))
         return (image if self._transform is None else self._transform(image)), targets
+
+    def __repr__(self) -> str:
+        return f"mlic.Dataset({len(self):,} samples of {self._split.name}, {len(self.labels)} labels)"
 
     def _read(self, number: int) -> bytes:
         if self._opened is None or self._opened[0] != os.getpid():  # a forked process has files of its own
@@ -85,10 +92,11 @@ class IterableDataset(data.IterableDataset[Sample]):
         folder: Any,
         split: str | None = None,
         transform: Transform | None = None,
+        size: int | None = None,
         shuffle: bool = True,
         seed: int = 42,
     ) -> None:
-        self.samples = Dataset(folder, split, transform)
+        self.samples = Dataset(folder, split, transform, size)
         self.labels = self.samples.labels
         self._shuffle, self._seed, self._epoch = shuffle, seed, 0
 

@@ -19,7 +19,7 @@ from mlic.config.predict import EmbedConfig, PredictConfig
 from mlic.config.types import location
 from mlic.data import storage
 from mlic.data.sources.image_sources import is_image
-from mlic.errors import DataError
+from mlic.errors import ConfigError, DataError
 from mlic.metrics import thresholds
 from mlic.metrics.calibration import Calibration
 from mlic.model import bundle
@@ -43,7 +43,12 @@ class Model:
     """
 
     def __init__(self, path: str | Path, tta: Literal["none", "mirror"] = "none") -> None:
-        self.path = Path(path).expanduser().absolute()
+        where = getattr(path, "run", path)  # of the report of a training too
+        if not isinstance(where, str | Path):
+            raise ConfigError(f"{path!r} is no path.", "give the folder of a run, such as runs/small.")
+        if tta not in ("none", "mirror"):
+            raise ConfigError(f"tta is {tta!r}.", "give none or mirror.")
+        self.path = Path(where).expanduser().absolute()
         self._tta = tta
         self._bundle = bundle.read(self.path)
         self.labels = self._bundle.labels
@@ -68,6 +73,8 @@ class Model:
         The key is the name of a file without its ending, or the position. Raises DataError for an image that cannot be
         decoded; with bad="keep" it has no label, NaN scores, and the reason in the column `error`.
         """
+        if bad not in ("raise", "keep"):
+            raise ConfigError(f"bad is {bad!r}.", "give raise or keep.")
         keys, scores, reasons = self._computed(self._predictor, images)
         _check(keys, reasons, bad)
         good = np.array([row not in reasons for row in range(len(keys))], bool)
@@ -128,6 +135,8 @@ def _check(keys: Sequence[str], reasons: dict[int, str], bad: str) -> None:
 def _opened(inputs: Any) -> Iterator[tuple[list[str], list[Callable[[], bytes]]]]:
     """Keys and readers of images, those of a folder, an archive or shards with their files held open."""
     if isinstance(inputs, str | Path):
+        if not str(inputs):
+            raise DataError("the path of the images is empty.", "give a file, a folder or shards.")
         where = location(inputs)
         if not isinstance(where, Path) or storage.is_folder(where) or not is_image(where.name):
             items = list_items(where, None)

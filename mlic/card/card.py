@@ -195,8 +195,8 @@ def _usage(model: bundle.Bundle, folder: Path) -> str:
     what = "" if model.export is None else " It is an export, which needs neither PyTorch nor Ray."
     return (
         f"## Use\n\nThe folder `model/` is complete: weights, preprocessing, calibration and thresholds.{what}\n\n"
-        f"```sh\nmlic batch-predict {folder.name} photos/\n```\n\n"
-        f'```python\nimport mlic\n\nmlic.load("{folder.name}").predict("photo.jpg")\n```'
+        f"```sh\nmlic batch-predict path/to/{folder.name} photos/\n```\n\n"
+        f'```python\nimport mlic\n\nmlic.load("path/to/{folder.name}").predict("photo.jpg")\n```'
     )
 
 

@@ -57,8 +57,8 @@ class ThresholdConfig(Settings):
     model: LocalPath = setting(..., "Run folder, or the bundle inside one", cli="argument", runtime=True)
     policy: Policy = setting(
         "per-label",
-        "fixed=T, global, per-label, one-at-a-time=T, joint, f-beta=B, precision=P, recall=R, cost=C, cardinality or "
-        "top-k=K",
+        "fixed=T, global, per-label, one-at-a-time=T, joint, f-beta=B, precision=P, recall=R, 'precision>=P', "
+        "'recall>=R', cost=C, cardinality or top-k=K",
         cli="flag",
     )
     calibration: Calibrator = setting("auto", CALIBRATION, cli="flag")

@@ -148,7 +148,8 @@ def parse_policy(text: str) -> tuple[str, float]:
     """
     name, sep, raw = text.partition("=")
     if name not in _POLICIES:
-        raise ValueError(f"unknown threshold policy {text!r}; known: {', '.join(_POLICIES)}")
+        known = ", ".join(f"{known}=" if known.endswith(">") else known for known in _POLICIES)
+        raise ValueError(f"unknown threshold policy {text!r}; known: {known}")
     default, low, high = _POLICIES[name]
     if not sep:
         if default is None:
@@ -161,7 +162,8 @@ def parse_policy(text: str) -> tuple[str, float]:
     if low == high:
         raise ValueError(f"the threshold policy {name} takes no value, not {text!r}")
     if not low <= value <= high or (name == "top-k" and value != int(value)):
-        raise ValueError(f"the threshold policy {name} takes a value from {low:g} to {high:g}, not {raw!r}")
+        sign = "=" * name.endswith(">")
+        raise ValueError(f"the threshold policy {name}{sign} takes a value from {low:g} to {high:g}, not {raw!r}")
     return name, value
 
 

@@ -90,7 +90,9 @@ def embed(config: EmbedConfig) -> EmbedReport:
     _check_model(config, model)
     out = config.file
     if config.near is not None:
-        list_items(config.near, None)  # what is missing is said before the images are embedded
+        count = len(list_items(config.near, None))  # what is missing is said before the images are embedded
+        if count != 1:
+            raise DataError(f"{config.near} is {count:,} images, not one.", "name one image.")
     items = list_items(config.images, config.split)
     check_out(out, config.fresh)
     parts = parts_of(out)

@@ -5,6 +5,7 @@ They assume that the images they are fitted on are drawn as new ones are, and no
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,11 @@ def recall_cut(positives: Array, least: float) -> np.float32:
     if not allowed.any():
         return np.float32(0)
     return np.float32(np.sort(positives)[np.flatnonzero(allowed)[-1]])
+
+
+def needed(least: float) -> int:
+    """The fewest positives that can show a recall of `least` or more: all of them are found by chance too rarely."""
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log(least))
 
 
 def precision_cut(scores: Array, is_positive: Array, least: float) -> np.float32 | None:

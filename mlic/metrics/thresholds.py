@@ -137,11 +137,22 @@ def warnings(labels: Sequence[str], targets: Array, policy: str) -> list[str]:
     if parse_policy(policy)[0] in ("fixed", "global", "cardinality", "top-k"):
         return []
     counts = (targets == 1).sum(axis=0)
+    name, value = parse_policy(policy)
+    needed = guarantees.needed(value) if name == "recall>" else 0
+    if (counts < needed).any():
+        lacking = [f"{label} ({count})" for label, count in zip(labels, counts, strict=True) if count < needed]
+        return [
+            f"every image is given these labels, threshold 0: to be sure of a recall of {value:g} takes {needed} positives"
+            f": {_shown(lacking)}."
+        ]
     few = [f"{label} ({count})" for label, count in zip(labels, counts, strict=True) if count < MIN_POSITIVES]
     if not few:
         return []
-    shown = ", ".join(few[:8]) + (f" and {len(few) - 8} more" if len(few) > 8 else "")
-    return [f"thresholds of these labels rest on fewer than {MIN_POSITIVES} positives: {shown}."]
+    return [f"thresholds of these labels rest on fewer than {MIN_POSITIVES} positives: {_shown(few)}."]
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 class _Search:

@@ -106,11 +106,13 @@ def fetch(arch: str) -> Path:
 
 def _from_hub(source: Source) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     for name in source.files:
         try:
             return Path(hf_hub_download(source.repository, name))
+        except LocalEntryNotFoundError:
+            raise OSError("the hub does not answer") from None
         except EntryNotFoundError:
             continue
     raise OSError(f"the repository has none of the files {', '.join(source.files)}")
@@ -128,6 +130,7 @@ def _from_url(source: Source) -> Path:
 
 def names(pattern: str) -> Iterator[str]:
     """The architectures with published weights whose names contain a text, torchvision's first."""
+    pattern = pattern.lower()
     yield from (name for name in zoo.torchvision_names() if pattern in name and sources(name))
     try:
         import timm

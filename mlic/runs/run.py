@@ -302,7 +302,12 @@ def _compare(
     if set(changed) - set(may_change):
         what = " and ".join(changed)
         update = f", or {_TAKES_IN_NEW[kind]} to take in what is new" if _is_grown(kind, state, changed) else ""
-        raise ConfigError(f"{folder} was made from different {what}.", f"give {other.removesuffix('.')}{update}.")
+        raise ConfigError(
+            f"{folder} was made from another {what}."
+            if what == "model"
+            else f"{folder} was made from different {what}.",
+            f"give {other.removesuffix('.')}{update}.",
+        )
     return changed
 
 
@@ -338,6 +343,6 @@ def _is_of_a_library(arch: str) -> bool:
 
 
 def _another(kind: str) -> str:
-    if kind == "batch-predict":
+    if kind in ("batch-predict", "embed"):
         return "--out with another file"
     return "--name with another name" if kind in ("train", "tune", "cross-validate") else "--out with another folder"

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -93,10 +94,34 @@ def test_images_in_memory(model: mlic.Model, corpus: Path, tmp_path: Path) -> No
     pd.testing.assert_frame_equal(model.predict(np.asarray(gray)), model.predict(gray))
 
 
+def test_pillow_images_are_decoded_as_their_files_are(model: mlic.Model, corpus: Path, tmp_path: Path) -> None:
+    """Upright by their EXIF tag, and with all of their bits."""
+    path = next((corpus / "unlabelled").iterdir())
+    turned = Image.open(path)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    deep = Image.fromarray(np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    for name in ("turned.png", "deep.png"):
+        expected = model.predict(tmp_path / name).drop(columns="key")
+        pd.testing.assert_frame_equal(model.predict(Image.open(tmp_path / name)).drop(columns="key"), expected)
+        with (tmp_path / name).open("rb") as file:
+            pd.testing.assert_frame_equal(model.predict(file).drop(columns="key"), expected)
+        pd.testing.assert_frame_equal(
+            model.predict(bytearray((tmp_path / name).read_bytes())).drop(columns="key"), expected
+        )
+    assert (
+        not model.predict(tmp_path / "turned.png").drop(columns="key").equals(model.predict(path).drop(columns="key"))
+    )
+    with pytest.raises(mlic.DataError, match="has the mode F"):
+        model.predict(Image.fromarray(np.zeros((8, 8), np.float32)))
+
+
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        (np.zeros((8, 8, 3), np.float32) - 2, "values from -2 to 0"),
+        (np.zeros((8, 8, 3), np.float32) - 2, "values from -2 to -2"),
         (np.zeros((8, 8, 7), np.uint8), r"has the shape \(8, 8, 7\)"),
         (torch.zeros(8, 8, 3), "channels first"),
         (np.zeros((8, 8, 3), np.int64), "is of int64"),
@@ -104,6 +129,11 @@ def test_images_in_memory(model: mlic.Model, corpus: Path, tmp_path: Path) -> No
         (7, "int is no image"),
         ("nowhere.jpg", "nowhere.jpg: No such file"),
         (b"no image", "cannot be decoded"),
+        ("", "is empty"),
+        ({"a": "b.jpg"}, "dict is no image"),
+        (np.zeros((0, 0, 3), np.uint8), r"has the shape \(0, 0, 3\)"),
+        (np.full((8, 8, 3), 1.00001, np.float32), "values from 1.00001 to 1.00001"),
+        ([Path(__file__).parent], "is a folder among images"),
     ],
 )
 def test_what_is_no_image(model: mlic.Model, inputs: object, words: str) -> None:
@@ -152,8 +182,16 @@ def test_a_model_shows_itself(model: mlic.Model, trained_run: Path) -> None:
     assert str(trained_run) in repr(model)
     html = model._repr_html_()
     assert all(label in html for label in model.labels)
-    with pytest.raises(mlic.DataError, match="does not exist"):
+    with pytest.raises(mlic.DataError, match="does not exist") as caught:
         mlic.load("nowhere")
+    assert caught.value.__notes__ == [f"Hint: {caught.value.hint}"], "a traceback shows it"
+    with pytest.raises(mlic.ConfigError, match="tta is 'mirorr'"):
+        mlic.load(trained_run, tta="mirorr")  # type: ignore[arg-type]
+    with pytest.raises(mlic.ConfigError, match="bad is 'kep'"):
+        model.predict(["a.jpg"], bad="kep")  # type: ignore[arg-type]
+    with pytest.raises(mlic.ConfigError, match="3 is no path"):
+        mlic.load(3)  # type: ignore[arg-type]
+    assert mlic.load(SimpleNamespace(run=trained_run)).labels == model.labels, "the report of a training"  # type: ignore[arg-type]
 
 
 def test_a_data_set_of_shards(shards: Path) -> None:
@@ -171,6 +209,9 @@ def test_a_data_set_of_shards(shards: Path) -> None:
     means, seen = zip(*loader, strict=True)
     assert torch.cat(seen).tolist() == split.targets.tolist()
     assert torch.cat(means)[3] == pytest.approx(float(image.float().mean()))
+    small, _ = next(iter(DataLoader(mlic.Dataset(shards, "val", size=20), batch_size=5)))
+    assert (small.shape, small.dtype) == ((5, 3, 20, 20), torch.uint8)
+    assert "24 samples of val, 6 labels" in repr(samples)
 
 
 def test_a_data_set_that_is_iterated(shards: Path) -> None:

@@ -87,6 +87,8 @@ def test_the_nearest_images(trained_run: Path, corpus: Path, tmp_path: Path) -> 
     assert f"nearest to {first}" in report.text()
     with pytest.raises(DataError, match="nowhere.jpg does not exist"):
         embed(config.model_copy(update={"near": tmp_path / "nowhere.jpg", "out": tmp_path / "f.parquet"}))
+    with pytest.raises(DataError, match="is 31 images, not one"):
+        embed(config.model_copy(update={"near": images, "out": tmp_path / "f.parquet"}))
     assert not (tmp_path / "f.parquet").exists()
     (tmp_path / "broken.jpg").write_bytes(first.read_bytes()[:100])
     with pytest.raises(DataError, match="broken.jpg cannot be read"):
