@@ -55,7 +55,7 @@ def test_too_few_samples() -> None:
     targets = np.zeros((100, 2), np.int8)
     targets[:28, 0] = targets[:29, 1] = 1
     (warning,) = thresholds.warnings(("cat", "dog"), targets, "recall>=0.9")
-    assert "takes 29 positives: cat (28)." in warning
+    assert warning.endswith("takes 29 positives: cat (28).")
     assert guarantees.recall_cut(np.append(scores, np.float32(0.95)), 0.9) == np.float32(0.1)
     assert guarantees.recall_cut(scores[:0], 0.9) == 0
     assert guarantees.precision_cut(scores[:10], np.ones(10, bool), 0.9) is None
