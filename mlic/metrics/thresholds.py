@@ -142,7 +142,7 @@ def warnings(labels: Sequence[str], targets: Array, policy: str) -> list[str]:
     if (counts < needed).any():
         lacking = [f"{label} ({count})" for label, count in zip(labels, counts, strict=True) if count < needed]
         return [
-            f"every image is given these labels, threshold 0, because being sure of a recall of {value:g} takes {needed} "
+            f"every image is given these labels, threshold 0: to be sure of a recall of {value:g} takes {needed} "
             f"positives: {_shown(lacking)}."
         ]
     few = [f"{label} ({count})" for label, count in zip(labels, counts, strict=True) if count < MIN_POSITIVES]
