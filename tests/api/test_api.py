@@ -185,8 +185,8 @@ def test_a_model_shows_itself(model: mlic.Model, trained_run: Path) -> None:
     with pytest.raises(mlic.DataError, match="does not exist") as caught:
         mlic.load("nowhere")
     assert caught.value.__notes__ == [f"Hint: {caught.value.hint}"], "a traceback shows it"
-    with pytest.raises(mlic.ConfigError, match="tta is 'mirorr'"):
-        mlic.load(trained_run, tta="mirorr")  # type: ignore[arg-type]
+    with pytest.raises(mlic.ConfigError, match="tta is 'both'"):
+        mlic.load(trained_run, tta="both")  # type: ignore[arg-type]
     with pytest.raises(mlic.ConfigError, match="bad is 'kep'"):
         model.predict(["a.jpg"], bad="kep")  # type: ignore[arg-type]
     with pytest.raises(mlic.ConfigError, match="3 is no path"):
