@@ -336,7 +336,14 @@ def test_the_dockerfile() -> None:
 
 def test_the_image_has_what_the_wheel_is_made_of() -> None:
     wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
-    needed = {"pyproject.toml", PROJECT["project"]["readme"], *wheel["packages"], *wheel["force-include"]}
+    project = PROJECT["project"]
+    needed = {
+        "pyproject.toml",
+        project["readme"],
+        *project["license-files"],
+        *wheel["packages"],
+        *wheel["force-include"],
+    }
     assert needed <= copied()
 
 

@@ -49,7 +49,7 @@ def test_every_stage_has_a_recipe_and_a_short_entrypoint(stage: str) -> None:
     assert f"--working-dir jobs -- python {name}.py" in lines[0]
 
 
-@pytest.mark.parametrize("name", ["frozen", "finetune"])
+@pytest.mark.parametrize("name", ["backbones/frozen", "finetune"])
 def test_recipes_for_published_weights(name: str) -> None:
     build(TrainConfig, {"shards": "s", "weights": "lite0.pth"}, read_file(JOBS / f"{name}.yaml"))
 

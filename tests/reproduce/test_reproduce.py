@@ -83,7 +83,7 @@ def test_published_weights_that_are_not_there_are_named_before_anything_is_done(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     with pytest.raises(ConfigError, match="the weights of resnet50 are not on this machine") as caught:
         reproduce(config(corpus, tmp_path / "out", "c"))
-    assert "fetch https://" in caught.value.hint
+    assert "mlic weights fetch resnet50" in caught.value.hint
     assert not (tmp_path / "out").exists()
 
 
