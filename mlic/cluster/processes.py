@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from mlic.errors import ClusterError
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,10 +38,11 @@ class Processes:
         self._function, self._shared = function, shared
         self._idle = list[Any]()
         self._busy = dict[Any, Any]()
+        self._has_started = False
 
     def submit(self, piece: Any) -> Any:
         """Start a task. The result can be given to `done`."""
-        worker = self._idle.pop() if self._idle else _start()
+        worker = self._idle.pop() if self._idle else self._start()
         task = worker.submit(self._function, piece, self._shared)
         self._busy[task] = worker
         return task
@@ -62,17 +65,29 @@ class Processes:
         self._idle.append(worker)
         return result
 
+    def _start(self) -> Any:
+        """A new worker. Raises ClusterError if the first one does not come up, for which no image is to blame."""
+        from loky import ProcessPoolExecutor
+
+        verbose = logger.isEnabledFor(logging.DEBUG)
+        worker = ProcessPoolExecutor(1, initializer=_prepare, initargs=(os.getpid(), verbose))
+        if not self._has_started:
+            try:
+                worker.submit(os.getpid).result()
+            except (OSError, concurrent.futures.process.BrokenProcessPool) as error:
+                worker.shutdown(kill_workers=True)
+                text = " ".join(str(error).split())[:300]
+                raise ClusterError(
+                    f"no worker process starts on this machine: {text}.",
+                    "look at its memory and /dev/shm; --workers 1 starts one by Ray.",
+                ) from None
+            self._has_started = True
+        return worker
+
     def close(self) -> None:
         """End all processes, those that are at a task too."""
         for worker in [*self._idle, *self._busy.values()]:
             worker.shutdown(kill_workers=True)
-
-
-def _start() -> Any:
-    from loky import ProcessPoolExecutor
-
-    verbose = logger.isEnabledFor(logging.DEBUG)
-    return ProcessPoolExecutor(1, initializer=_prepare, initargs=(os.getpid(), verbose))
 
 
 def _prepare(parent: int, verbose: bool) -> None:

@@ -38,7 +38,6 @@ MOVABLE = (
     "rand_magnitude",
     "mixup",
     "cutmix",
-    "feature_mixup",
 )
 CALIBRATION = (
     "Calibration of scores; auto: the one with the best objective at cross-fitted thresholds, then the lowest log loss"

@@ -23,7 +23,7 @@ class Joined(nn.Module):
         super().__init__()
         self.backbones = nn.ModuleList(backbones)
         self.head = head
-        self._scales, self._mirror = scales, mirror
+        self.scales, self._mirror = scales, mirror
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self._features(images)
@@ -34,7 +34,7 @@ class Joined(nn.Module):
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         parts = []
-        for backbone, scale in zip(self.backbones, self._scales, strict=True):
+        for backbone, scale in zip(self.backbones, self.scales, strict=True):
             scaled = images
             if scale is not None:
                 factor, shift = (images.new_tensor(values).view(-1, 1, 1) for values in scale)

@@ -293,6 +293,11 @@ def backbones(net: nn.Module) -> list[nn.Module]:
     return list(net.backbones) if isinstance(net, Joined) else [net]
 
 
+def is_rescaled(net: nn.Module) -> bool:
+    """Whether joined networks expect images that are normalised in different ways."""
+    return isinstance(net, Joined) and any(scale is not None for scale in net.scales)
+
+
 def set_head_bias(model: nn.Module, bias: torch.Tensor) -> None:
     """Set the output biases (L,) of the last layer that has as many.
 

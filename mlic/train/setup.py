@@ -184,6 +184,13 @@ def network(config: TrainConfig, train: Split, prep: Preprocessing) -> tuple[nn.
     """
     net = zoo.build(config.arch, len(train.labels), prep.channels, prep.image_size, config.arch_options)
     head = zoo.head(net, len(train.labels))
+    expected = zoo.published(config.arch)
+    given = (prep.mean, prep.std)
+    if zoo.is_rescaled(net) and given != tuple(zoo.for_channels(v, prep.channels) for v in expected[:2]):
+        raise ConfigError(
+            f"{config.arch} joins networks that expect other normalisations, and images are normalised by {given}.",
+            "leave --normalization, mean and std out: each network then gets what its weights expect.",
+        )
     paths = weights.resolve(config.arch, config.weights)
     continues = bool(paths) and paths[0].is_dir()
     if continues:

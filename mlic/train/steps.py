@@ -119,7 +119,7 @@ class Steps:
             with nullcontext() if waits else self.wrapped.no_sync():  # type: ignore[operator]
                 images = self.normalize(batch.images[part], None if mirror is None else mirror[part])
                 targets = on_device(batch.targets[part], self._context.device)
-                mixup = config.mixup or config.feature_mixup
+                mixup = config.mixup if self.core is self.net else config.feature_mixup
                 if mixup or config.cutmix:
                     drawn = (config.seed, step, self._context.rank, begin, 13)
                     images, targets = mix(images, targets, mixup, config.cutmix, drawn)

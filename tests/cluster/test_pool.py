@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mlic.cluster import pool
+from mlic.cluster import pool, processes
 from mlic.cluster.resources import Share
 from mlic.errors import ClusterError
 from tests import poison
@@ -101,6 +101,18 @@ def test_what_work_raises_comes_as_it_is(tasks: None) -> None:
     with pytest.raises(ClusterError, match="a disk is full") as caught:
         list(pool.run(_fails, iter([1, 2]), None, 2, lambda piece: [piece], lambda *_: None))
     assert caught.value.hint == "free some space."
+
+
+def test_processes_that_do_not_start_are_no_fault_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "connected", lambda: False)
+    monkeypatch.setattr(processes, "_prepare", _dies)
+    with pytest.raises(ClusterError, match="no worker process starts on this machine") as caught:
+        list(pool.run(_square, iter([[1], [2]]), set(), 1, _halves, lambda *_: []))
+    assert "--workers" in caught.value.hint
+
+
+def _dies(*_: object) -> None:
+    os._exit(1)
 
 
 _SCRIPT = """

@@ -182,6 +182,7 @@ def test_weights_are_a_word_or_an_absolute_path() -> None:
             {"feature_mixup": 0.4, "train": "head", "crop": 0.5},
             "needs train head without augmented images",
         ),
+        (TrainConfig, {"changes": {2: {"feature_mixup": 0.4}}}, "feature_mixup cannot change during training"),
         (TrainConfig, {"momentum": 0.8}, "momentum 0.8 needs optimizer sgd or rmsprop, and would be ignored"),
         (TrainConfig, {"step_factor": 0.5}, "step_factor 0.5 needs schedule step"),
         (NoiseConfig, {"step_epochs": 3, "schedule": "cosine"}, "step_epochs 3 needs schedule step"),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from mlic.config.train import TrainConfig
+from mlic.data.shards import read_split
 from mlic.errors import ConfigError
 from mlic.model import layer_groups, zoo
+from mlic.train import setup
 
 
 @pytest.mark.parametrize(
@@ -141,3 +146,17 @@ def test_backbones_are_joined() -> None:
 def test_where_a_decoder_does_not_fit(arch: str, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         zoo.build(arch, 7, 3, 224, {"head_decoder": 64})
+
+
+def test_joined_networks_are_given_the_normalisation_of_their_weights(shards: Path) -> None:
+    """Another one would be right for the first network alone."""
+    pytest.importorskip("timm")
+    train = read_split(shards, "train")
+    config = TrainConfig(shards=shards, arch="timm/convnext_atto+timm/tf_efficientnet_lite0", image_size=64)
+    net, _, _ = setup.network(config, train, setup.preprocessing(config))
+    assert zoo.is_rescaled(net)
+    other = config.model_copy(update={"normalization": "none"})
+    with pytest.raises(ConfigError, match="joins networks that expect other normalisations"):
+        setup.network(other, train, setup.preprocessing(other))
+    alike = other.model_copy(update={"arch": "resnet18+resnet34"})
+    setup.network(alike, train, setup.preprocessing(alike))

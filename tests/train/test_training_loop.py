@@ -395,6 +395,11 @@ def test_features_are_mixed(shards: Path, tmp_path: Path, monkeypatch: pytest.Mo
     plain = config.model_copy(update={"feature_mixup": 0.0})
     training_loop.fit(plain, place(tmp_path / "three"), lambda _: None)
     assert len(list((tmp_path / "cache").glob("*.f32"))) == 2
+    whole = [settings(shards, epochs=1).model_copy(update={"feature_mixup": alpha}) for alpha in (0.0, 0.4)]
+    for config, name in zip(whole, ("plain", "ignored"), strict=True):
+        training_loop.fit(config, place(tmp_path / name), lambda _: None)
+    plain_weights, ignored = weights(tmp_path / "plain"), weights(tmp_path / "ignored")
+    assert all(torch.equal(plain_weights[name], ignored[name]) for name in ignored), "images are never mixed by it"
     one, two, three = (weights(tmp_path / name) for name in ("one", "two", "three"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], three[name]) for name in one)
