@@ -62,8 +62,9 @@ def card(config: CardConfig) -> CardReport:
     return CardReport(card=out, measured_on=measured_on)
 
 
-def _measured(model: bundle.Bundle, folder: Path, split: str) -> tuple[Measurement, str]:
-    """The measurement of a split by `mlic evaluate`, else that of the training, and what it is of."""
+def _measured(model: bundle.Bundle, folder: Path, asked: str | None) -> tuple[Measurement, str]:
+    """The measurement of a split by `mlic evaluate`, else, if none is asked for, of the training; and what it is of."""
+    split = asked or "test"
     predictions = folder / "predictions" / f"{split}.parquet"
     evaluated = _json(predictions.with_name(f"{split}.parquet.eval") / "metrics.json")
     if evaluated:
@@ -81,7 +82,11 @@ def _measured(model: bundle.Bundle, folder: Path, split: str) -> tuple[Measureme
             else "on which neither weights nor thresholds were fitted"
         )
         return _as_measurement(folder, evaluated), f"the {split} split, {why}"
-    training = _json(folder / "report.json").get("measurement", {})
+    if asked is not None:
+        raise DataError(
+            f"the split {split!r} of {folder} has not been measured.", f"run mlic evaluate {folder} --split {split}."
+        )
+    training = _json(folder / "report.json").get("measurement", {})  # which mlic threshold writes anew
     return _as_measurement(folder, training), "the validation split, by thresholds fitted without each image"
 
 

@@ -96,9 +96,9 @@ class CardConfig(Model):
 
     run: LocalPath = setting(..., "Run folder", cli="argument")
     out: LocalPath | None = setting(None, "File to write; default: RUN/CARD.md", cli="flag")
-    split: str = setting(
-        "test",
-        "Split whose numbers are shown, if mlic evaluate has measured it; else those of the training",
+    split: str | None = setting(
+        None,
+        "Split whose numbers by mlic evaluate are shown; default: test, or those of the training if there are none",
         cli="flag",
     )
     fresh: bool = setting(False, "Write the card again, even if a person has edited it", cli="flag")

@@ -27,6 +27,8 @@ def run(trained_run: Path, tmp_path: Path) -> Path:
 def test_the_numbers_of_the_training_and_of_the_test_split(run: Path, shards: Path) -> None:
     report = card(CardConfig(run=run))
     assert "validation split" in report.measured_on
+    with pytest.raises(DataError, match="the split 'tset' of .* has not been measured"):
+        card(CardConfig(run=run, split="tset"))
     measured = evaluate(EvaluateConfig(predictions=run, labels=shards)).measurement
     report = card(CardConfig(run=run))
     assert report.measured_on == "the test split, on which neither weights nor thresholds were fitted"
@@ -49,6 +51,11 @@ def test_the_numbers_of_the_training_and_of_the_test_split(run: Path, shards: Pa
 def test_numbers_of_other_thresholds_are_refused(run: Path, shards: Path) -> None:
     evaluate(EvaluateConfig(predictions=run, labels=shards))
     threshold(ThresholdConfig(model=run, policy="fixed=0.123"))
+    shutil.move(run / "predictions", run / "elsewhere")
+    given = json.loads((run / "report.json").read_text())["measurement"]["values"]["f1_micro"]
+    assert f"| f1_micro | {given:.4f} |" in card(CardConfig(run=run)).card.read_text()
+    assert "fixed=0.123" in (run / "CARD.md").read_text(), "numbers and thresholds are of one another"
+    shutil.move(run / "elsewhere", run / "predictions")
     with pytest.raises(DataError, match="measured with other weights or thresholds") as caught:
         card(CardConfig(run=run))
     assert "mlic evaluate" in caught.value.hint
