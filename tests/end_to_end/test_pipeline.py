@@ -275,7 +275,7 @@ def test_predict_goes_on_and_refuses_a_mixture(trained: TrainReport, corpus: Pat
     shutil.copytree(trained.run / "model", other)
     spec["thresholds"]["disc"] = 0.9
     (other / "model.json").write_text(json.dumps(spec))
-    with pytest.raises(ConfigError, match="made from different model"):
+    with pytest.raises(ConfigError, match="made from another model"):
         predict(config.model_copy(update={"model": other}))
     (other / "weights.safetensors").unlink()
     with pytest.raises(DataError, match="cannot be loaded: .*No such file"):
