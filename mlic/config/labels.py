@@ -56,6 +56,12 @@ class LabelSettings(Settings):
     minus_one: Literal["negative", "unknown"] | None = setting(
         None, "Meaning of -1; needed where a table has 1 and -1 only", cli="flag", group="labels"
     )
+    blank: Literal["negative", "unknown"] | None = setting(
+        None,
+        "Meaning of a blank cell of labels; default: negative, with a warning where others say no in words",
+        cli="flag",
+        group="labels",
+    )
     positive_from: float | None = setting(
         None, "Confidence from which a label is positive; smaller ones are negative", cli="flag", group="labels"
     )

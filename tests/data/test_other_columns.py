@@ -139,6 +139,8 @@ def test_rows_that_nobody_has_reached(tmp_path: Path) -> None:
     rows = [f"{name},{'1,0' if i % 2 else '0,1'}" if i < 8 else f"{name},," for i, name in enumerate(NAMES)]
     annotations = read(written(tmp_path, "image,cat,dog", *rows))
     assert annotations.warnings == (
+        "8 cells of labels are blank and read as negative, and others say no in words; if nobody has looked there, "
+        "give --blank unknown",
         "4 rows have blank cells alone, and others say no in words: these images may not be annotated",
     )
 

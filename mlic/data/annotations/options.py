@@ -35,6 +35,7 @@ class LabelOptions:
     delimiter: str | None = None
     label_names: str | None = None
     minus_one: str | None = None
+    blank: str | None = None
     positive_from: float | None = None
     no_label: tuple[str, ...] = ()
     readers: Readers = "agree"

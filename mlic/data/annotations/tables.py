@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlic.data import name_rules
+from mlic.data.annotations.blank_cells import blank_rows, refuse_merged, what_blank_means
 from mlic.data.annotations.cells import kind_of, number_of, target_of
 from mlic.data.annotations.column_names import READER_COLUMNS
 from mlic.data.annotations.columns import Plan, choose
@@ -109,8 +110,8 @@ def _read_wide(table: Table, profiles: Sequence[Profile], plan: Plan, options: L
     for block in table.blocks():
         values = np.empty((len(block.lines), len(labels)), np.int8)
         for number, i in enumerate(plan.labels):
-            values[:, number] = _targets(block, i, labels[number], minus_one, options.positive_from, odd)
-        blank += _blank_rows(block, plan)
+            values[:, number] = _targets(block, i, labels[number], minus_one, options, odd)
+        blank += blank_rows(block, plan)
         names, lines, extra = _names(table, plan, block), block.lines, _extra(plan, block)
         if in_folder is not None:
             chosen = [(row, image) for row, name in enumerate(names) for image in in_folder.get(name, [name])]
@@ -118,19 +119,17 @@ def _read_wide(table: Table, profiles: Sequence[Profile], plan: Plan, options: L
             names, lines, values = [image for _, image in chosen], [lines[row] for row in of_row], values[of_row]
             extra = [[column[row] for row in of_row] for column in extra]
         builder.rows(names, str(table.file), lines, values, *extra)
-    odd.refuse(0 in _values_in(profiles, plan))
+    odd.refuse(0 in _values_in(profiles, plan, options))
     rows = len(builder)
     annotations = builder.build(
         labels, f"{len(labels)} labels from the columns of {table.file}", repeats=options.readers, format="wide table"
     )
     others = check_other_columns(table, profiles, plan, options, labels, is_long=False)
-    if blank and _says_no(profiles, plan):
-        others.append(
-            f"{blank:,} rows have blank cells alone, and others say no in words: these images may not be annotated"
-        )
+    blank_notes, blank_warnings = what_blank_means(profiles, plan, options, blank)
     if rows > len(annotations.names):
         notes += (f"{rows:,} rows are about {len(annotations.names):,} images (--readers {options.readers})",)
-    return replace(annotations, notes=notes, warnings=(*_one_sided(profiles, plan, table, options), *others))
+    warnings = (*_one_sided(profiles, plan, table, options), *others, *blank_warnings)
+    return replace(annotations, notes=(*notes, *blank_notes), warnings=warnings)
 
 
 def _check_crosses(table: Table, profiles: Sequence[Profile], plan: Plan) -> None:
@@ -142,18 +141,6 @@ def _check_crosses(table: Table, profiles: Sequence[Profile], plan: Plan) -> Non
             f"{table.file} has {ticks[0]} and {crosses[0]} as labels' cells, and {crosses[0]} may mean yes or no.",
             "write 1 for a label that is there, and 0 for one that is not.",
         )
-
-
-def _blank_rows(block: Block, plan: Plan) -> int:
-    """How many rows have nothing in any label's column."""
-    cells = zip(*(block.columns[i] for i in plan.labels), strict=True)
-    return sum(all(isinstance(cell, str) and not cell.strip() for cell in row) for row in cells)
-
-
-def _says_no(profiles: Sequence[Profile], plan: Plan) -> bool:
-    """Whether a cell of a label says no in words, and not by being blank."""
-    cells = (cell for i in plan.labels for cell in profiles[i].distinct or profiles[i].sample)
-    return any(kind_of(cell) == "word" and number_of(cell) == 0 for cell in cells)
 
 
 def _images_by_folder(options: LabelOptions) -> dict[str, list[str]]:
@@ -187,9 +174,7 @@ def _wide_labels(table: Table, plan: Plan, options: LabelOptions) -> tuple[str, 
     return tuple(columns)
 
 
-def _targets(
-    block: Block, i: int, label: str, minus_one: int, positive_from: float | None, odd: _OddCells
-) -> list[int]:
+def _targets(block: Block, i: int, label: str, minus_one: int, options: LabelOptions, odd: _OddCells) -> list[int]:
     """The values of a label in a block; cells that are none are noted, and are 0."""
     cells = block.columns[i]
     meaning = dict[Any, int]()
@@ -201,7 +186,8 @@ def _targets(
         ) from None
     for cell in distinct:
         try:
-            meaning[cell] = target_of(cell, minus_one, positive_from)
+            is_unknown = options.blank == "unknown" and kind_of(cell) == "blank"
+            meaning[cell] = -1 if is_unknown else target_of(cell, minus_one, options.positive_from)
         except ValueError:
             meaning[cell] = 0
             odd.add(label, cell, block.lines[cells.index(cell)], cells.count(cell))
@@ -252,7 +238,7 @@ def _minus_one(
     table: Table, profiles: Sequence[Profile], plan: Plan, options: LabelOptions
 ) -> tuple[int, tuple[str, ...]]:
     """What -1 means. Raises DataError where a table has 1 and -1 alone and nobody has said it."""
-    values = _values_in(profiles, plan)
+    values = _values_in(profiles, plan, options)
     if -1 not in values:
         return -1, ()
     if options.minus_one is not None:
@@ -266,21 +252,21 @@ def _minus_one(
     return -1, ("-1 means unknown",)
 
 
-def _values_in(profiles: Sequence[Profile], plan: Plan) -> set[float]:
+def _values_in(profiles: Sequence[Profile], plan: Plan, options: LabelOptions) -> set[float]:
     values = set[float]()
     for i in plan.labels:
         profile = profiles[i]
         for cell in profile.distinct or profile.sample:
             if kind_of(cell) == "word":
                 values.add(number_of(cell))
-        if profile.kinds["blank"]:
+        if profile.kinds["blank"] and options.blank != "unknown":
             values.add(0)
     return values
 
 
 def _one_sided(profiles: Sequence[Profile], plan: Plan, table: Table, options: LabelOptions) -> tuple[str, ...]:
     """A warning where no cell of a table says no: then nothing can be measured."""
-    values = _values_in(profiles, plan)
+    values = _values_in(profiles, plan, options)
     if 0 in values or (options.minus_one == "negative" and -1 in values) or options.positive_from is not None:
         return ()
     return (f"no cell of {table.file.name} says that a label is absent, so all labels are positive or unknown",)
@@ -293,6 +279,7 @@ def _read_listed(
     table: Table, profiles: Sequence[Profile], plan: Plan, options: LabelOptions, layout: str | None
 ) -> Annotations:
     label = plan.labels[0]
+    refuse_merged(table, profiles[label], label, options)
     lists = LabelLists(table, profiles, label, plan, options, layout)
     builder = Builder(tuple(plan.extra))
     not_annotated = 0
@@ -302,7 +289,7 @@ def _read_listed(
         unknown = None if plan.unknown is None else block.columns[plan.unknown]
         for n, (line, name) in enumerate(zip(block.lines, names, strict=True)):
             marks = lists.marks(cells[n], line)
-            if marks is None:
+            if marks is None or (options.blank == "unknown" and kind_of(cells[n]) == "blank"):
                 not_annotated += 1
                 continue
             builder.image(name, str(table.file), line, *(column[n] for column in extra))
@@ -354,7 +341,10 @@ def _listed_annotations(
         repeats=(options.readers if has_values else "union") if long else options.readers,
         fill=-1 if has_values else 0,
         format="one label per row" if long else "labels in a cell",
-        positives_only=not has_values and not lists.is_complete and (long or table.file.suffix.lower() not in _RECORDS),
+        positives_only=not has_values
+        and options.blank != "unknown"  # a row that says nothing is there for its image
+        and not lists.is_complete
+        and (long or table.file.suffix.lower() not in _RECORDS),
     )
     if rows > len(annotations.names) and not long:
         lists.notes.append(f"{rows:,} rows are about {len(annotations.names):,} images")
