@@ -298,7 +298,7 @@ def test_the_commands_of_the_mission_as_they_are_typed(
     corpus: Path, tmp_path: Path, mlic: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     """In a folder with ./shards, and with few images, so that fifty trials take a minute."""
-    packed = mlic("pack", corpus / "images", "--labels", corpus / "annotations", "--limit", 60)
+    packed = mlic("pack", corpus / "images", "--labels", corpus / "annotations", "--limit", 30)
     assert packed.returncode == 0, packed.stderr
     searched = mlic("tune", "--num-samples", 50, "--epochs", 3, timeout=900)
     assert searched.returncode == 0, searched.stderr

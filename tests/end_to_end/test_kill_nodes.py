@@ -152,28 +152,28 @@ def test_a_search_killed_at_random_points(nodes: Any, shards: Path, tmp_path: Pa
 
 @pytest.mark.timeout(900)
 def test_a_search_is_the_same_on_one_two_and_three_nodes(nodes: Any, shards: Path, tmp_path: Path) -> None:
-    """The second time with three nodes, its driver is killed at five points: when so many epochs are on the disk."""
+    """With three nodes, the driver is killed at five points: when so many epochs are on the disk."""
     search = ["tune", shards, *common(nodes), "--num-samples", 8, "--epochs", 4, "--lr", "0.001", "--loss", "bce"]
     nodes.remove_node(sorted(nodes.worker_nodes, key=id)[0])
     tables = list[pd.DataFrame]()
-    for name in ("one", "two", "three"):
+    for name in ("one", "two"):
         (tmp_path / name).mkdir()
         code, _, err = run(tmp_path / name, *search)
         assert code == 0, err
         tables.append(trials_in(tmp_path / name))
         nodes.add_node(num_cpus=1)
-    (tmp_path / "killed").mkdir()
+    (tmp_path / "three").mkdir()
     total = int(tables[0]["epochs_trained"].sum())
     for epochs in (round(total * share) for share in (0.1, 0.3, 0.5, 0.65, 0.8)):
-        with told(tmp_path / "killed", *search) as process:
-            while process.poll() is None and epochs_in(tmp_path / "killed") < epochs:
+        with told(tmp_path / "three", *search) as process:
+            while process.poll() is None and epochs_in(tmp_path / "three") < epochs:
                 time.sleep(0.05)
             assert process.poll() is None, f"ended before epoch {epochs}"
             process.kill()
             process.wait()
-    code, _, err = run(tmp_path / "killed", *search)
+    code, _, err = run(tmp_path / "three", *search)
     assert code == 0, err
-    tables.append(trials_in(tmp_path / "killed"))
+    tables.append(trials_in(tmp_path / "three"))
     assert set(tables[0]["status"]) == {"finished", "pruned"}
     for table in tables[1:]:
         pd.testing.assert_frame_equal(table, tables[0])
