@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from mlic.average.soup import soup
 from mlic.config.base import Model
 from mlic.config.predict import AverageConfig
 from mlic.errors import DataError
@@ -24,10 +25,11 @@ class AverageReport(Model):
     """A model of several, measured on the validation split that they share, with cross-fitted thresholds.
 
     `alone` has each model's own value, `best` the best of them, `lead` the lead over it with the 95% interval over
-    images.
+    images. `weights_of` are the models whose weights were averaged, None if scores are.
     """
 
     model: Path
+    weights_of: tuple[str, ...] | None = None
     objective: str
     alone: dict[str, float]
     best: str
@@ -43,13 +45,22 @@ class AverageReport(Model):
                 *(f"{name}  {self.objective} {value:.4f} alone" for name, value in self.alone.items()),
                 f"the average  {self.objective} {self.measurement.values[self.objective]:.4f}, {ahead:+.4f} "
                 f"({least:+.4f} to {most:+.4f}) to {self.best}: {verdict(self.lead)}",
+                *self._soup(),
                 f"model  {self.model}",
             ]
         )
 
+    def _soup(self) -> list[str]:
+        if self.weights_of is None:
+            return []
+        return [
+            f"weights of {len(self.weights_of)} of {len(self.alone)}: {', '.join(self.weights_of)}",
+            "Chosen on these images, so the value is too high: mlic evaluate measures it on others.",
+        ]
+
 
 def average(config: AverageConfig) -> AverageReport:
-    """Write the average of the models of runs, with thresholds and a calibration of its own.
+    """Write the average of the models of runs, of scores or of weights, with thresholds and a calibration of its own.
 
     Raises DataError for runs that do not share their labels, their images' size and colour and their validation split.
     """
@@ -64,7 +75,11 @@ def average(config: AverageConfig) -> AverageReport:
         first = next(iter(models))
         for name in models:
             _check_same(first, models[first], bests[first], name, models[name], bests[name])
-        settled, measurement = _fuse(config, models, bests)
+        taken: tuple[str, ...] | None = None
+        if config.weights:
+            settled, measurement, taken = soup(config, models, bests)
+        else:
+            settled, measurement = _fuse(config, models, bests)
         alone = {
             name: decide(
                 config.policy,
@@ -83,6 +98,7 @@ def average(config: AverageConfig) -> AverageReport:
         value = measurement.values[_OBJECTIVE]
         report = AverageReport(
             model=config.out / "model",
+            weights_of=taken,
             objective=_OBJECTIVE,
             alone={name: value - loaded[0] for name, loaded in leads.items()},
             best=best,

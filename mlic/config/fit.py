@@ -12,6 +12,7 @@ from mlic.config.base import Settings, setting
 from mlic.config.types import (
     AnyPath,
     Distortion,
+    FeatureEngine,
     LocalPath,
     Loss,
     Names,
@@ -257,6 +258,11 @@ class FitSettings(Settings):
         "Threads that decode images ahead of each worker; auto: 2 on CPUs, all CPUs of the worker on GPUs; 0: decode "
         "in the worker itself",
         runtime=True,
+    )
+    feature_engine: FeatureEngine = setting(
+        "auto",
+        "What computes the features of a frozen backbone on CPUs; auto: OpenVINO or ONNX Runtime, if it is installed "
+        "and agrees with PyTorch, for 2,000 images and more",
     )
     deterministic: bool = setting(
         True,

@@ -175,12 +175,18 @@ class EmbedConfig(InferenceSettings):
 
 
 class AverageConfig(Model):
-    """Make one model of several trained ones: its scores are the means of theirs, its thresholds its own."""
+    """Make one model of several trained ones: its scores, or its weights, are the means of theirs."""
 
     runs: Paths = setting(
         ..., "Runs of mlic train or mlic tune, on the same shards", cli="argument", min_length=2, runtime=True
     )
     out: LocalPath = setting(Path("runs/average"), "Folder to write", cli="flag", runtime=True, validate_default=True)
+    weights: bool = setting(
+        False,
+        "Average the weights of runs of one architecture: one network, as fast as one. From the best run on, each "
+        "one stays in that does not lower the validation value",
+        cli="flag",
+    )
     policy: Policy = setting("per-label", "Threshold policy, as for mlic threshold", cli="flag")
     calibration: Calibrator = setting("auto", CALIBRATION, cli="flag")
     fresh: bool = setting(False, "Delete the content of the folder and start again", cli="flag", runtime=True)

@@ -31,6 +31,7 @@ WEIGHTED: tuple[Loss, ...] = ("bce", "class-balanced", "focal", "asymmetric")  #
 Optimizer = Literal["adam", "adamw", "adamax", "adadelta", "adagrad", "rmsprop", "sgd"]
 Activation = Literal["sigmoid", "softmax", "none"]
 Backend = Literal["torch", "compile", "onnx", "openvino"]
+FeatureEngine = Literal["auto", "torch", "onnx", "openvino"]
 Engine = Literal["onnx", "openvino", "torchscript"]
 Reduced = Literal["fp32", "bf16", "fp16"]  # precision of predictions
 Precise = Literal["fp32", "bf16", "int8"]  # and of exports

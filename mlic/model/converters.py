@@ -24,25 +24,40 @@ from mlic.model import losses, runtimes
 from mlic.model.runtimes import Array, Scorer
 
 
-class Whole(nn.Module):
-    """Images uint8 or uint16 (B, H, W, C) to scores float32 (B, L)."""
+class Normalized(nn.Module):
+    """Images uint8 or uint16 (B, H, W, C) to what a network gives for them, normalised."""
 
     scale: torch.Tensor
     shift: torch.Tensor
 
-    def __init__(self, net: nn.Module, prep: Preprocessing, activation: Activation) -> None:
+    def __init__(self, net: nn.Module, prep: Preprocessing) -> None:
         super().__init__()
-        self.net, self.activation = net, activation
+        self.net = net
         self.register_buffer("scale", torch.tensor([1 / (prep.top * s) for s in prep.std]).view(1, -1, 1, 1))
         shift = torch.tensor([-m / s for m, s in zip(prep.mean, prep.std, strict=True)])
         self.register_buffer("shift", shift.view(1, -1, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return losses.scores(self.activation, self.net(images.permute(0, 3, 1, 2).float() * self.scale + self.shift))
+        output: torch.Tensor = self.net(images.permute(0, 3, 1, 2).float() * self.scale + self.shift)
+        return output
 
 
-def engine(name: Backend, full_model: Whole, batch_size: int, image: Array, precision: Precise = "fp32") -> Scorer:
-    """What computes the scores (B, L) of images (B, H, W, C) like `image` (H, W, C), `batch_size` at a time."""
+class Whole(Normalized):
+    """Images uint8 or uint16 (B, H, W, C) to scores float32 (B, L)."""
+
+    def __init__(self, net: nn.Module, prep: Preprocessing, activation: Activation) -> None:
+        super().__init__(net, prep)
+        self.activation = activation
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return losses.scores(self.activation, super().forward(images))
+
+
+def engine(name: Backend, full_model: Normalized, batch_size: int, image: Array, precision: Precise = "fp32") -> Scorer:
+    """What computes the output, such as scores (B, L), of images (B, H, W, C), `batch_size` at a time.
+
+    Each of them is like `image` (H, W, C).
+    """
     example = torch.from_numpy(np.zeros((batch_size, *image.shape), image.dtype))
     if name == "openvino":
         model = to_openvino(full_model, example)
@@ -60,7 +75,7 @@ def engine(name: Backend, full_model: Whole, batch_size: int, image: Array, prec
     return runtimes.in_batches(run, batch_size)
 
 
-def to_openvino(full_model: Whole, example: torch.Tensor, any_batch: bool = False) -> Any:
+def to_openvino(full_model: Normalized, example: torch.Tensor, any_batch: bool = False) -> Any:
     """An `openvino.Model` for batches of the size of the example, or of any."""
     import openvino
 
@@ -78,7 +93,7 @@ def to_int8(model: Any, images: Array) -> Any:
         return nncf.quantize(model, nncf.Dataset([images[i : i + 1] for i in range(len(images))]))
 
 
-def to_onnx(full_model: Whole, example: torch.Tensor, any_batch: bool = False) -> bytes:
+def to_onnx(full_model: Normalized, example: torch.Tensor, any_batch: bool = False) -> bytes:
     """An ONNX file for batches of the size of the example, or of any. Raises RuntimeError."""
     if not {"dynamo", "optimize", "dynamic_shapes"} <= inspect.signature(torch.onnx.export).parameters.keys():
         raise RuntimeError(f"ONNX needs PyTorch 2.6 or newer, and this is {torch.__version__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import tempfile
@@ -183,6 +184,14 @@ def without_head(model: nn.Module, num_labels: int) -> nn.Module:
     last = head(model, num_labels)
     _replace(model, last, MeanOfPlaces(last.channels) if isinstance(last, MLDecoder) else nn.Identity())
     return model
+
+
+def before_head(model: nn.Module, head: nn.Module) -> nn.Module:
+    """A copy of the network that gives what `head` gets, if nothing but the head follows."""
+    name = next(name for name, module in model.named_modules() if module is head)
+    copied = copy.deepcopy(model)
+    _replace(copied, copied.get_submodule(name), nn.Identity())
+    return copied
 
 
 class Published(NamedTuple):

@@ -152,14 +152,14 @@ class _Fitting:
         self.val_reader: ShardReader | FeatureReader
         self.train_reader, self.val_reader = opened
         if setup.has_fixed_features(config):
-            self.train_reader, self.val_reader = readers.of_features(config, prep, splits, opened, net, head, normalize)
+            of_features = functools.partial(readers.of_features, config, prep, splits, opened, net, head)
+            self.train_reader, self.val_reader = of_features(normalize, context.say)
             core, normalize = zoo.from_head(net, head), lambda images, _=None: on_device(images, context.device)
         context.gather(None)  # the first collective of the GPUs has a time limit, and other nodes may still decode
         self.steps = Steps(config, context, train, (net, core, head), normalize)
         self.history: list[dict[str, float]] = []
-        self.best_value = -math.inf
         self.bad = BadSamples(config, context)
-        self.step = 0
+        self.best_value, self.step = -math.inf, 0
         self.done, self.total = 0, 0.0  # steps of the epoch that are done, and the sum of their losses over all ranks
         self.pending = torch.zeros((), device=context.device)  # this rank's losses that `total` does not contain yet
         self.look_every = 1  # steps between two looks for a request to stop, the same on all ranks

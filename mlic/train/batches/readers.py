@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,9 +20,10 @@ from mlic.data.pixels.augment import margin
 from mlic.data.shard_window import ShardWindow
 from mlic.data.shards import Split
 from mlic.model import runtimes
+from mlic.train.batches import feature_engine
 
 _CPU_THREADS = 2  # on a CPU, the network needs the others
-_CPU_BATCH, _GPU_BATCH = 16, 256  # what a CPU computes stays in its caches: 1.5 times as fast as batches of 64
+_GPU_BATCH = 256
 
 
 def decoded_side(config: TrainConfig) -> int:
@@ -82,41 +84,42 @@ def of_features(
     net: nn.Module,
     head: nn.Module,
     normalize: Callable[..., torch.Tensor],
+    say: Callable[[str], None],
 ) -> tuple[FeatureReader, FeatureReader]:
-    """Readers of the features of both splits, which are the output of the network `net` before its `head`."""
+    """Readers of the features of both splits, which are the output of the network `net` before its `head`.
+
+    `say` is told what computes them, unless they are in the cache.
+    """
+    device = next(net.parameters()).device
+    engine = feature_engine.chosen(config.feature_engine, sum(map(len, splits)), device.type)
+    backbone = _Backbone(engine, prep, net, head, normalize, say)
     train, val = (
-        feature_reader(config, prep, split, reader, net, head, normalize)
-        for split, reader in zip(splits, readers, strict=True)
+        feature_reader(config, prep, split, reader, backbone) for split, reader in zip(splits, readers, strict=True)
     )
     return train, val
 
 
 def feature_reader(
-    config: TrainConfig,
-    prep: Preprocessing,
-    split: Split,
-    reader: ShardReader,
-    net: nn.Module,
-    head: nn.Module,
-    normalize: Callable[[torch.Tensor], torch.Tensor],
+    config: TrainConfig, prep: Preprocessing, split: Split, reader: ShardReader, backbone: _Backbone
 ) -> FeatureReader:
     """The features of a split, from the node's cache if they are there.
 
-    The cache identifies them by the data, the preprocessing and the backbone's own tensors, so they are never stale.
+    The cache identifies them by the data, the preprocessing, the engine and the backbone's own tensors, so they are
+    never stale.
     """
-    sizes: list[int] = []
-    for images, _ in _given(head, net, normalize, reader, [np.array([0])], 0):
-        sizes = list(images.shape[1:])
-    shape = (len(split), *sizes)
-    device = next(net.parameters()).device
-    size, threads = _CPU_BATCH if device.type == "cpu" else _GPU_BATCH, threads_of(config, device)
+    device = backbone.device
+    first = next(reader.batches([np.array([0])], 0))
+    shape = (len(split), *backbone.by_torch(first).shape[1:])
+    size, threads = feature_engine.BATCH if device.type == "cpu" else _GPU_BATCH, threads_of(config, device)
 
     def parts() -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], dict[int, str]]]:
-        for features, batch in _given(head, net, normalize, reader, eval_batches(len(split), size, 0, 1), threads):
+        batches = reader.batches(eval_batches(len(split), size, 0, 1), threads, pinned=device.type == "cuda")
+        for batch in to_device(batches, device):
             named = dict(batch.bad)
-            yield batch.index, features, {int(i): named[k] for i in batch.index if (k := split.key(i)) in named}
+            features = backbone.features(batch)
+            yield batch.index, features, {i: named[k] for i in batch.index.tolist() if (k := split.key(i)) in named}
 
-    known_by = f"{split.fingerprint} {split.name} {_digest(net, head)} {prep.model_dump_json()}"
+    known_by = f"{split.fingerprint} {split.name} {backbone.digest} {backbone.engine} {prep.model_dump_json()}"
     stored = cache.stored(known_by, shape, np.dtype(np.float32), config.cache_gb, storage.node_folder(), parts)
     if stored is None:  # no room on the disk, or none is allowed: this process keeps its own
         by_sample = np.zeros(shape, np.float32)
@@ -128,21 +131,49 @@ def feature_reader(
     return FeatureReader(split, stored)
 
 
-@torch.no_grad()
-def _given(
-    head: nn.Module, net: nn.Module, normalize: Any, reader: ShardReader, batches: Any, threads: int
-) -> Iterator[tuple[np.ndarray[Any, Any], Any]]:
-    """The input of the head for each batch of sample numbers, and the batch."""
-    seen: list[torch.Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    net.eval()
-    try:
-        device = next(net.parameters()).device
-        for batch in to_device(reader.batches(batches, threads, pinned=device.type == "cuda"), device):
-            net(normalize(batch.images))
-            yield seen.pop().float().cpu().numpy(), batch
-    finally:
-        hook.remove()
+class _Backbone:
+    """A frozen network up to its head, by an engine that is made for the first batch, or by PyTorch."""
+
+    def __init__(
+        self,
+        engine: feature_engine.Engine,
+        prep: Preprocessing,
+        net: nn.Module,
+        head: nn.Module,
+        normalize: Callable[[torch.Tensor], torch.Tensor],
+        say: Callable[[str], None],
+    ) -> None:
+        self.engine, self.device = engine, next(net.parameters()).device
+        self._prep, self._net, self._head, self._normalize, self._say = prep, net.eval(), head, normalize, say
+        self._run: feature_engine.Extractor | None = None
+        self._is_made = engine == "torch"
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return _digest(self._net, self._head)
+
+    def features(self, batch: Batch) -> np.ndarray[Any, Any]:
+        """The input of the head, float32 (B, ...), for a batch on the device."""
+        if self._is_made:
+            return self.by_torch(batch) if self._run is None else self._run(batch.images.numpy())
+        self._is_made = True
+        expected = self.by_torch(batch)
+        self._run = feature_engine.extractor(
+            self.engine, self._net, self._head, self._prep, batch.images.numpy(), expected, self._say
+        )
+        return expected if self._run is None else self._run(batch.images.numpy())
+
+    @torch.no_grad()
+    def by_torch(self, batch: Batch) -> np.ndarray[Any, Any]:
+        """The same by PyTorch."""
+        seen: list[torch.Tensor] = []
+        hook = self._head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        self._net.eval()
+        try:
+            self._net(self._normalize(batch.images))
+        finally:
+            hook.remove()
+        return seen.pop().float().cpu().numpy()
 
 
 def _digest(net: nn.Module, head: nn.Module) -> str:
