@@ -20,6 +20,7 @@ _COMMANDS = (
     "average",
     "batch_predict",
     "card",
+    "distill",
     "doctor",
     "embed",
     "evaluate",

@@ -26,7 +26,7 @@ from mlic.config.data import DoctorConfig, ExploreConfig, PackConfig
 from mlic.config.evaluate import CardConfig, EvaluateConfig, ReportConfig, ThresholdConfig
 from mlic.config.examples import DemoConfig, ReproduceConfig
 from mlic.config.predict import AverageConfig, EmbedConfig, ExportConfig, PredictConfig
-from mlic.config.train import NoiseConfig, TrainConfig
+from mlic.config.train import DistillConfig, NoiseConfig, TrainConfig
 from mlic.config.tune import TuneConfig
 from mlic.errors import ConfigError, MlicError, PartialError
 
@@ -49,6 +49,12 @@ _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
         ["mlic train --arch resnet18 --epochs 20", "mlic train shards/ --config jobs/train.yaml --set lr=1e-4"],
     ),
     "tune": (TuneConfig, "mlic.tune.tune", "tune", ["mlic tune --num-samples 50"]),
+    "distill": (
+        DistillConfig,
+        "mlic.distill.distill",
+        "distill",
+        ["mlic distill runs/both shards/ --images more-photos/ --config frozen --weights lite0.pth"],
+    ),
     "noise": (
         NoiseConfig,
         "mlic.noise.noise",
@@ -152,6 +158,7 @@ _GROUPS = {
         "train": "Fit one model, over all workers of a cluster",
         "tune": "Search settings for the best model; weak trials stop early",
         "average": "Make one model of several trained ones",
+        "distill": "Train a model on the scores of others, and on images without labels",
         "threshold": "Fit decision thresholds again, without training",
         "export": "Write a model for another engine, without PyTorch",
         "weights": "List and fetch published weights to begin with",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import ValidationInfo, model_validator
 
@@ -11,8 +11,10 @@ from mlic.config.base import Settings, setting
 from mlic.config.fit import CALIBRATION, FitSettings, RunSettings, ShardSettings
 from mlic.config.fit_checks import check_fit, unused
 from mlic.config.types import (
+    AnyPath,
     Calibrator,
     LocalPath,
+    Paths,
     Policy,
     Share,
     Trained,
@@ -89,6 +91,24 @@ class TrainConfig(ModelSettings, FitSettings, RunSettings):
         group="data",
     )
 
+    soft_targets: Paths = setting(
+        (),
+        "Parquet tables of scores, with a column key and one per label, that training images are fitted to beside "
+        "their labels: one for the shards, and one for unlabelled_shards; mlic distill writes them",
+        runtime=True,
+    )
+    soft_weight: Share = setting(
+        0.5,
+        "Weight of the soft targets; known labels have the rest, and unknown ones count as the soft targets",
+        gt=0,
+        le=1,
+    )
+    unlabelled_shards: AnyPath | None = setting(
+        None,
+        "Shards of further images, whose labels are taken as unknown: their soft targets alone count",
+        runtime=True,
+    )
+
     @property
     def folder(self) -> Path:
         """The folder of the run."""
@@ -100,6 +120,59 @@ class TrainConfig(ModelSettings, FitSettings, RunSettings):
         check_fit(self, self.train, self.pos_weight_power, unused(info))
         if self.cross_validate and self.fold is not None:
             raise ValueError("cross_validate goes over all folds; leave fold out")
+        wanted = 1 + (self.unlabelled_shards is not None)
+        if (self.soft_targets or self.unlabelled_shards) and len(self.soft_targets) != wanted:
+            raise ValueError(
+                f"soft_targets has {len(self.soft_targets)} tables; give one for the shards, and one more for "
+                "unlabelled_shards if these are given"
+            )
+        return self
+
+
+class DistillConfig(TrainConfig):
+    """Train a model on the scores of trained ones (teachers), beside the labels, and on images without labels."""
+
+    teachers: Paths = setting(
+        ...,
+        "Runs, bundles, averages or exports whose mean score is learnt; the last argument may be the shards",
+        cli="argument",
+        min_length=1,
+        runtime=True,
+    )
+    shards: AnyPath = setting(
+        Path("shards"), "Folder of shards to train on", cli="flag", runtime=True, validate_default=True, group="data"
+    )
+    images: AnyPath | None = setting(
+        None,
+        "Images without labels, which the teachers label: a folder, an archive or a list",
+        cli="flag",
+        runtime=True,
+        group="data",
+    )
+    compare: bool = setting(
+        True, "Train the same model without the teachers too, and report the difference", cli="flag", group="run"
+    )
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.runs / (self.name or "distilled")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _last_may_be_shards(cls, values: Any) -> Any:
+        teachers = values.get("teachers") if isinstance(values, dict) else None
+        if not isinstance(teachers, list | tuple) or len(teachers) < 2:
+            return values
+        is_shards = (Path(teachers[-1]) / "samples.parquet").is_file()
+        return values | {"teachers": teachers[:-1], "shards": teachers[-1]} if is_shards else values
+
+    @model_validator(mode="after")
+    def _is_one_run(self) -> Self:
+        if self.cross_validate or self.fold is not None:
+            raise ValueError("a teacher has seen the images of all folds; leave fold and cross_validate out")
+        if self.soft_targets or self.unlabelled_shards:
+            raise ValueError("soft_targets and unlabelled_shards are made from teachers and images; leave them out")
         return self
 
 

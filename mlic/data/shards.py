@@ -121,6 +121,27 @@ class Split:
             yield read
 
 
+def with_unlabelled(split: Split, other: Split) -> Split:
+    """The samples of a split and then those of another one, all of whose labels count as unknown."""
+    unknown = np.full((len(other), len(split.labels)), -1, np.int8)
+    return replace(
+        split,
+        name=f"{split.name} and unlabelled",
+        shards=split.shards + other.shards,
+        shard_sizes=split.shard_sizes + other.shard_sizes,
+        names=Names(lambda: pa.table({"key": _both(split.keys, other.keys), "file": _both(split.files, other.files)})),
+        targets=np.concatenate([split.targets, unknown]),
+        shard=np.concatenate([split.shard, other.shard + len(split.shards)]),
+        offsets=np.concatenate([split.offsets, other.offsets]),
+        sizes=np.concatenate([split.sizes, other.sizes]),
+        fingerprint=f"{split.fingerprint} {other.fingerprint}",
+    )
+
+
+def _both(one: pa.Array, other: pa.Array) -> pa.Array:
+    return pa.concat_arrays([one.cast(pa.string()), other.cast(pa.string())])
+
+
 def natural_order(keys: Sequence[str]) -> Array:
     """The order int64 (N,) of keys as a person sorts them: by name, and by number where names end in one."""
     parts = [_NUMBERED.match(key) for key in keys]

@@ -7,9 +7,12 @@ import dataclasses
 import difflib
 import logging
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import nn
 
@@ -21,7 +24,7 @@ from mlic.config.types import WEIGHTED
 from mlic.data import sample_columns, storage
 from mlic.data.pixels import deep_images
 from mlic.data.pixels.images import MAX_PIXELS, BadImage
-from mlic.data.shards import Split, read_index, read_split
+from mlic.data.shards import Split, read_index, read_split, with_unlabelled
 from mlic.errors import ConfigError, DataError
 from mlic.metrics import metrics
 from mlic.model import layer_groups, losses, weights, zoo
@@ -36,12 +39,57 @@ _NORMALIZATIONS = {"imagenet": zoo.IMAGENET, "none": ((0.0, 0.0, 0.0), (1.0, 1.0
 
 
 def train_split(config: TrainConfig, checked: bool = False) -> Split:
-    """The samples that a configuration trains on: the training split, or as many of it as it is limited to."""
+    """The samples that a configuration trains on: the training split, or as many of it as it is limited to.
+
+    Those of `unlabelled_shards` come after them.
+    """
     split = read_split(config.shards, "train", config.fold, checked=checked)
-    if config.limit is None or config.limit >= len(split):
+    if config.limit is not None and config.limit < len(split):
+        rows = np.random.default_rng([config.seed, 18]).permutation(len(split))[: config.limit]
+        split = dataclasses.replace(split.take(np.sort(rows)), name=f"{split.name} {config.limit} {config.seed}")
+    if config.unlabelled_shards is None:
         return split
-    rows = np.random.default_rng([config.seed, 18]).permutation(len(split))[: config.limit]
-    return dataclasses.replace(split.take(np.sort(rows)), name=f"{split.name} {config.limit} {config.seed}")
+    return with_unlabelled(split, read_split(config.unlabelled_shards, "train", checked=checked))
+
+
+def soft_targets(config: TrainConfig, train: Split) -> torch.Tensor | None:
+    """Scores float32 (N, L) that the samples of `train` are fitted to beside their labels; None without such tables.
+
+    Raises DataError for a table that cannot be read, or that lacks a label or a sample.
+    """
+    if not config.soft_targets:
+        return None
+    keys = train.keys
+    count = len(keys) if config.unlabelled_shards is None else len(read_split(config.shards, "train", checked=True))
+    count = min(count, config.limit or count)
+    parts = [
+        _scores_of(path, part, train.labels)
+        for path, part in zip(config.soft_targets, (keys[:count], keys[count:]), strict=False)
+    ]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def _scores_of(path: Path, keys: pa.Array, labels: tuple[str, ...]) -> np.ndarray[Any, Any]:
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=["key", *labels])
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"cannot read the soft targets {path}: {error}.", "run mlic distill again.") from None
+    rows = pc.index_in(keys.cast(pa.string()), value_set=table.column("key").cast(pa.string()).combine_chunks())
+    if rows.null_count:
+        odd = keys.filter(pc.is_null(rows))[0]
+        raise DataError(
+            f"{path} has no scores of {odd}, and of {rows.null_count:,} training images in all.",
+            "predict the same shards again, by mlic distill.",
+        )
+    taken = table.take(rows)
+    return np.stack([taken.column(label).to_numpy().astype(np.float32) for label in labels], axis=1)
+
+
+def blended(targets: torch.Tensor, soft: torch.Tensor, weight: float) -> torch.Tensor:
+    """Targets float (B, L): known ones mixed with the soft ones by `weight`, unknown ones as the soft ones."""
+    return torch.where(targets >= 0, torch.lerp(targets.clamp(min=0).float(), soft, weight), soft)
 
 
 def has_fixed_features(config: TrainConfig) -> bool:

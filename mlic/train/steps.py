@@ -61,6 +61,9 @@ class Steps:
         self.ema_weights = (
             {name: tensor.clone() for name, tensor in self.net.state_dict().items()} if config.ema else {}
         )
+        soft = setup.soft_targets(config, train)
+        self._soft = None if soft is None else soft.to(context.device)
+        self._train = train
         self.counts = TrainingCounts(len(train.labels), context.device)
         # Mixed images have no known labels. A policy without thresholds has no decisions on single samples.
         policy, value = parse_policy(config.threshold_policy)
@@ -118,7 +121,9 @@ class Steps:
             started = self.forward_times.now()
             with nullcontext() if waits else self.wrapped.no_sync():  # type: ignore[operator]
                 images = self.normalize(batch.images[part], None if mirror is None else mirror[part])
-                targets = on_device(batch.targets[part], self._context.device)
+                labels = targets = on_device(batch.targets[part], self._context.device)
+                if self._soft is not None:
+                    targets = self._with_soft(targets, self._soft, batch, part)
                 mixup = config.mixup if self.core is self.net else config.feature_mixup
                 if mixup or config.cutmix:
                     drawn = (config.seed, step, self._context.rank, begin, 13)
@@ -127,12 +132,21 @@ class Steps:
                     logits = self._forward(images)
                 if self._counted and not (mixup or config.cutmix):
                     scores = losses.scores(self._activation, logits.detach().float())
-                    self.counts.add(scores, targets, self.cuts)
+                    self.counts.add(scores, labels, self.cuts)
                 loss = self.loss(logits, targets, config.label_smoothing) * scale
                 self.forward_times.add(started)
                 self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
+
+    def _with_soft(self, targets: torch.Tensor, soft: torch.Tensor, batch: Batch, part: slice) -> torch.Tensor:
+        """Targets (B, L) of a part of a batch, mixed with the soft ones; those of unreadable images stay unknown."""
+        numbers = batch.index[part]
+        mixed = setup.blended(targets, soft[on_device(torch.from_numpy(numbers), soft.device)], self.config.soft_weight)
+        if batch.bad:
+            names = dict(batch.bad)
+            mixed[[row for row, number in enumerate(numbers.tolist()) if self._train.key(number) in names]] = -1
+        return mixed
 
     def update(self, step: int, loss: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Update the weights with the gradient; returns the loss () that counts, which is 0 for a skipped step."""
