@@ -5,6 +5,7 @@ A sample is a record of fixed size, so any of them is found without an index, an
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -123,14 +124,14 @@ def read_table(path: Location, columns: Sequence[str] | None, rows: Rows) -> pa.
 
 
 def read(path: Location, rows: Rows, shards: Sequence[str], num_labels: int, known_by: str) -> Columns:
-    """Read samples of samples.parquet; `shards` are the names that they are numbered by.
+    """Read samples of samples.parquet; `shards` are the names that they are numbered by, sorted.
 
     `known_by` identifies the table and the rows among all that a node maps. Raises OSError, ValueError and what pyarrow
     raises; ValueError for a shard without a number.
     """
     source = path if isinstance(path, Path) else pa.py_buffer(storage.read(path))
     record = np.dtype([("offset", "<i8"), ("size", "<i8"), ("shard", "<i4"), ("targets", "i1", (num_labels,))])
-    numbered = partial(_records, pa.array(shards, pa.string()), record)
+    numbered = partial(_records, shards, record)
     if not _is_large(source):
         blocks = map(numbered, _small_table(source, _COLUMNS, rows).to_batches(_BATCH))
     else:
@@ -191,17 +192,23 @@ def _opened(source: Path | pa.Buffer) -> Any:
     return str(source) if isinstance(source, Path) else pa.BufferReader(source)
 
 
-def _records(names: pa.Array, record: np.dtype[Any], batch: pa.RecordBatch) -> Array:
-    shard = pc.index_in(batch.column("shard"), value_set=names)
-    if shard.null_count:
-        odd = batch.column("shard").filter(pc.is_null(shard))[0]
-        raise ValueError(f"{odd} is not in the index, as if mlic pack had been stopped")
+def _records(names: Sequence[str], record: np.dtype[Any], batch: pa.RecordBatch) -> Array:
+    # A batch has few shards, and a table of millions of names would be built again for each batch.
+    encoded = batch.column("shard").dictionary_encode()
+    numbers = np.array([_number(names, name) for name in encoded.dictionary.to_pylist()], np.int32)
     rows = np.empty(len(batch), record)
-    rows["shard"] = shard.to_numpy()
+    rows["shard"] = numbers[encoded.indices.to_numpy()] if len(batch) else 0
     rows["offset"], rows["size"] = (batch.column(name).to_numpy() for name in ("offset", "size"))
     targets = batch.column("target").flatten().to_numpy(zero_copy_only=False)
     rows["targets"] = targets.reshape(len(batch), -1) if len(batch) else 0
     return rows
+
+
+def _number(names: Sequence[str], name: str) -> int:
+    number = bisect.bisect_left(names, str(name))
+    if number == len(names) or names[number] != name:
+        raise ValueError(f"{name} is not in the index, as if mlic pack had been stopped")
+    return number
 
 
 def _mapped(
