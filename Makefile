@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test coverage test-rest test-oldest test-ray test-all test-fast gpu soak check fmt golden bench clean
+.PHONY: demo test coverage test-rest test-oldest test-ray test-all test-fast trackers gpu soak check fmt golden bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/mlic demo
@@ -45,6 +45,10 @@ test-ray: $(VENV)/installed
 	@test -n "$(RAY)" || { echo "give a version: make test-ray RAY=2.61.0"; exit 2; }
 	test -d .ray/$(RAY) || $(BIN)/python -m pip install -q --no-deps --target .ray/$(RAY) ray==$(RAY)
 	PYTHONPATH="$(CURDIR)/.ray/$(RAY)" $(PYTEST) -m smoke
+
+# A server of MLflow for the tests of mlic log, in a virtual environment of its own, as it needs other versions.
+trackers:
+	test -x .trackers/bin/mlflow || ($(PYTHON) -m venv .trackers && .trackers/bin/python -m pip install -q mlflow)
 
 # On a machine with a GPU: the tests that need one, and the benchmark, which writes benchmarks/RESULTS.md. Without .venv it
 # takes a Python that has the dependencies: make gpu PYTHON=python3

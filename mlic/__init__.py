@@ -26,6 +26,7 @@ _COMMANDS = (
     "evaluate",
     "explore",
     "export",
+    "log",
     "noise",
     "pack",
     "report",

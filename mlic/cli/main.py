@@ -25,6 +25,7 @@ from mlic.config import load, recipes
 from mlic.config.data import DoctorConfig, ExploreConfig, PackConfig
 from mlic.config.evaluate import CardConfig, EvaluateConfig, ReportConfig, ThresholdConfig
 from mlic.config.examples import DemoConfig, ReproduceConfig
+from mlic.config.log import LogConfig
 from mlic.config.predict import AverageConfig, EmbedConfig, ExportConfig, PredictConfig
 from mlic.config.train import DistillConfig, NoiseConfig, TrainConfig
 from mlic.config.tune import TuneConfig
@@ -103,6 +104,7 @@ _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
         "report",
         ["mlic report runs/small", "mlic report runs/small runs/resnet18 --out comparison/"],
     ),
+    "log": (LogConfig, "mlic.log.log", "log", ["mlic log runs/small --to mlflow"]),
     "card": (CardConfig, "mlic.card.card", "card", ["mlic card runs/small"]),
     "reproduce": (
         ReproduceConfig,
@@ -169,6 +171,7 @@ _GROUPS = {
         "evaluate": "Measure predictions, beside baselines and intervals",
         "report": "The page of a run, or of several beside each other",
         "card": "A model card, for people who did not train the model",
+        "log": "Send runs to MLflow, Weights & Biases or TensorBoard",
     },
     "Elsewhere": {
         "slurm": "The same commands as SLURM jobs",

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from mlic.config.base import Settings, setting
+from mlic.config.log import Trackers
 from mlic.config.types import (
     AnyPath,
     Distortion,
@@ -70,6 +71,13 @@ class RunSettings(ShardSettings):
         cli="flag",
         runtime=True,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        group="run",
+    )
+    log_to: Trackers = setting(
+        (),
+        "Experiment trackers to send the run to: mlflow, wandb, tensorboard; see mlic log",
+        cli="flag",
+        runtime=True,
         group="run",
     )
     fold: int | None = setting(

@@ -87,7 +87,8 @@ def _options(value: Any) -> Any:
     return _pairs(value)
 
 
-def _names(value: Any) -> Any:
+def as_names(value: Any) -> Any:
+    """`cat,dog` -> ["cat", "dog"]; other values as they are."""
     return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
 
 
@@ -120,8 +121,8 @@ Workers = Annotated[int | Literal["auto"], BeforeValidator(_auto_or_number)]
 Share = Annotated[float, BeforeValidator(_share)]
 Shares = Annotated[dict[str, float], BeforeValidator(_pairs)]
 Options = Annotated[dict[str, str], BeforeValidator(_options)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
-Operations = Annotated[tuple[Operation, ...], BeforeValidator(_names)]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_names)]
+Operations = Annotated[tuple[Operation, ...], BeforeValidator(as_names)]
 
 
 # Threshold policies: whether their value has a default, and the values that it may have.
@@ -218,7 +219,7 @@ def parse_gate(text: str) -> tuple[str, str, float]:
 
 
 def _gates(value: Any) -> Any:
-    gates = _names(value)
+    gates = as_names(value)
     for gate in gates if isinstance(gates, list | tuple) else ():
         parse_gate(str(gate))
     return gates

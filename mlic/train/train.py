@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mlic.config.train import TrainConfig
+from mlic.log.log import following
 from mlic.pack.foreign_shards import index_if_needed
 from mlic.train import setup
 from mlic.train.cross_validation import FoldsReport, cross_validate
@@ -16,4 +17,7 @@ def train(config: TrainConfig) -> TrainReport | FoldsReport:
     """
     index_if_needed(config.shards, config.address)
     config = setup.with_statistics(config)
-    return cross_validate(config) if config.cross_validate else fit(config)
+    if config.cross_validate:
+        return cross_validate(config)
+    with following(config.log_to, config.folder):
+        return fit(config)

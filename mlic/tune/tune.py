@@ -24,6 +24,7 @@ from mlic.config.tune import TuneConfig
 from mlic.data.shards import check_sizes, check_trainable, read_index
 from mlic.doctor.doctor import doctor as examine
 from mlic.errors import ConfigError, RunError
+from mlic.log.log import following
 from mlic.metrics.measurement import Measurement, measure
 from mlic.model import bundle, losses, weights, zoo
 from mlic.pack.foreign_shards import index_if_needed
@@ -67,7 +68,7 @@ def tune(config: TuneConfig) -> TuneReport:
     config = config.model_copy(update={"name": config.name or config.folder.name})
     folder = config.folder
     inputs = {"shards": index["fingerprint"], "weights": " ".join(begins_with)}
-    with Run.open(folder, "tune", config, inputs, config.fresh) as run:
+    with following(config.log_to, folder), Run.open(folder, "tune", config, inputs, config.fresh) as run:
         kind: Kind = "asha" if config.scheduler == "asha" else "none"
         rule = Rule(kind, config.epochs, config.grace_epochs, config.reduction_factor)
         search = Search(rule, config.trials)
