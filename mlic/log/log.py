@@ -126,6 +126,7 @@ def _send_all(client: _Client, folder: Path, files: bool) -> None:
 def _send_rest(client: _Client, run: Contents, files: bool) -> None:
     for trial in contents.trials(run):
         client.send(trial, run)
+        client.close(trial, files=False)
     client.close(run, files)
 
 

@@ -31,11 +31,11 @@ class WandbRuns:
             opened.log(dict(run.rows[step]), step=step)
             sent[run.identity] = step
             write_atomic(place.folder / _SENT, json.dumps(sent).encode())
-        if parent is not None:
-            self._open.pop(run.identity).finish()
 
     def close(self, run: Contents, files: bool) -> None:
         """Send measurements and files, and say that the run ended."""
+        if run.kind == "trial" and run.identity not in self._open:  # nothing new was sent
+            return
         opened = self._opened(run, None)
         opened.summary.update(run.summary)
         if files and run.files:

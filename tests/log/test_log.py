@@ -217,6 +217,7 @@ def test_mlflow_gets_everything_once(server: str, tmp_path: Path, monkeypatch: p
     assert run.data.params["augment.hue"] == "0.2"
     assert run.info.status == "FINISHED"
     assert {file.path for file in client.list_artifacts(run.info.run_id, "model")} == {"model/model.json"}
+    assert trial.info.status == "FINISHED"
     assert trial.data.tags["mlflow.parentRunId"] == by_name["search"].info.run_id
 
 
