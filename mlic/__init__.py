@@ -30,6 +30,7 @@ _COMMANDS = (
     "noise",
     "pack",
     "report",
+    "select",
     "threshold",
     "train",
     "tune",

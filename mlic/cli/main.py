@@ -27,6 +27,7 @@ from mlic.config.evaluate import CardConfig, EvaluateConfig, ReportConfig, Thres
 from mlic.config.examples import DemoConfig, ReproduceConfig
 from mlic.config.log import LogConfig
 from mlic.config.predict import AverageConfig, EmbedConfig, ExportConfig, PredictConfig
+from mlic.config.select import SelectConfig
 from mlic.config.train import DistillConfig, NoiseConfig, TrainConfig
 from mlic.config.tune import TuneConfig
 from mlic.errors import ConfigError, MlicError, PartialError
@@ -105,6 +106,12 @@ _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
         ["mlic report runs/small", "mlic report runs/small runs/resnet18 --out comparison/"],
     ),
     "log": (LogConfig, "mlic.log.log", "log", ["mlic log runs/small --to mlflow"]),
+    "select": (
+        SelectConfig,
+        "mlic.select.select",
+        "select",
+        ["mlic select runs/small new-photos/ --count 200 --out batch.tsv"],
+    ),
     "card": (CardConfig, "mlic.card.card", "card", ["mlic card runs/small"]),
     "reproduce": (
         ReproduceConfig,
@@ -168,6 +175,7 @@ _GROUPS = {
     "Predictions and numbers": {
         "batch-predict": "Predict a folder of images, shards or one image",
         "embed": "A vector for each image, and the images nearest to one",
+        "select": "Which images without labels to label next",
         "evaluate": "Measure predictions, beside baselines and intervals",
         "report": "The page of a run, or of several beside each other",
         "card": "A model card, for people who did not train the model",
