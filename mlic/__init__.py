@@ -30,6 +30,7 @@ _COMMANDS = (
     "noise",
     "pack",
     "report",
+    "review",
     "select",
     "threshold",
     "train",

@@ -16,22 +16,27 @@ _AROUND = """<!doctype html><body style="margin:0"><iframe id="f" src="{source}"
 style="border:0;width:{width}px;height:900px"></iframe><script>
 window.onload = () => {{
   const frame = document.getElementById("f").contentWindow, inner = frame.document;
+  let result = null;
+  {script}
   const pictures = [...inner.images];
   document.title = "seen:" + JSON.stringify({{
     headings: [...inner.querySelectorAll("h2")].map(h => h.innerText),
     links: [...inner.querySelectorAll("nav a")].map(a => !!inner.getElementById(a.hash.slice(1))),
     wide: inner.scrollingElement.scrollWidth, width: frame.innerWidth,
     pictures: pictures.length, broken: pictures.filter(p => !p.naturalWidth).length,
-    text: inner.body.innerText,
+    text: inner.body.innerText, result,
   }});
 }};
 </script></body>"""
 
 
-def visit(page: Path, width: int, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """What a page is like at a width in pixels, and what the browser complains about. `folder` takes its own files."""
+def visit(page: Path, width: int, folder: Path, script: str = "") -> tuple[dict[str, Any], list[str]]:
+    """What a page is like at a width in pixels, and what the browser complains about. `folder` takes its own files.
+
+    The script does something in the page, `frame`, and may set `result`.
+    """
     around = folder / f"around-{width}.html"
-    around.write_text(_AROUND.format(source=page.as_uri(), width=width), encoding="utf-8")
+    around.write_text(_AROUND.format(source=page.as_uri(), width=width, script=script), encoding="utf-8")
     command = [
         str(PROGRAM),
         "--headless",

@@ -27,6 +27,7 @@ from mlic.config.evaluate import CardConfig, EvaluateConfig, ReportConfig, Thres
 from mlic.config.examples import DemoConfig, ReproduceConfig
 from mlic.config.log import LogConfig
 from mlic.config.predict import AverageConfig, EmbedConfig, ExportConfig, PredictConfig
+from mlic.config.review import ReviewConfig
 from mlic.config.select import SelectConfig
 from mlic.config.train import DistillConfig, NoiseConfig, TrainConfig
 from mlic.config.tune import TuneConfig
@@ -112,6 +113,12 @@ _STAGES: dict[str, tuple[type[BaseModel], str, str, Sequence[str]]] = {
         "select",
         ["mlic select runs/small new-photos/ --count 200 --out batch.tsv"],
     ),
+    "review": (
+        ReviewConfig,
+        "mlic.review.review",
+        "review",
+        ["mlic review noise/suspects.tsv --images photos/", "mlic review batch.tsv --images new-photos/"],
+    ),
     "card": (CardConfig, "mlic.card.card", "card", ["mlic card runs/small"]),
     "reproduce": (
         ReproduceConfig,
@@ -176,6 +183,7 @@ _GROUPS = {
         "batch-predict": "Predict a folder of images, shards or one image",
         "embed": "A vector for each image, and the images nearest to one",
         "select": "Which images without labels to label next",
+        "review": "A page on which a person decides about labels",
         "evaluate": "Measure predictions, beside baselines and intervals",
         "report": "The page of a run, or of several beside each other",
         "card": "A model card, for people who did not train the model",

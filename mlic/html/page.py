@@ -55,6 +55,20 @@ def page(title: str, body: Markup) -> str:
     return templates.get_template("page.html.jinja").render(title=title, style=style, body=body)
 
 
+def review(title: str, content: str) -> str:
+    """The page of `mlic review` as text; `content` is its JSON. It is the only page that needs its script."""
+    templates = _templates()
+    inert = content.replace("<", "\\u003c")  # nothing in it can end the script element that holds it
+    parts = {
+        "style": templates.get_template("style.css").render(),
+        "review_style": templates.get_template("review.css").render(),
+        "script": templates.get_template("review.js").render(),
+        "content": inert,
+    }
+    marked = {name: Markup(text) for name, text in parts.items()}  # noqa: S704 - files of this package, and inert JSON
+    return templates.get_template("review.html.jinja").render(title=title, **marked)
+
+
 def join(parts: Iterable[str]) -> Markup:
     """Parts of a page one after another; text among them is escaped."""
     return Markup("").join(parts)

@@ -33,12 +33,16 @@ _SHOWN = 5
 
 
 class SelectReport(Model):
-    """The table of `chosen` of `found` images; `rows` are the first of them: file, uncertainty, the label in doubt."""
+    """The table of `chosen` of `found` images; `rows` are the first of them: file, uncertainty, the label in doubt.
+
+    `alike` more were asked for, and all that are left are near-duplicates of chosen ones.
+    """
 
     out: Path
     by: str
     found: int
     chosen: int
+    alike: int
     rarity_from: str
     rows: tuple[tuple[str, float, str], ...]
 
@@ -47,9 +51,10 @@ class SelectReport(Model):
             ["image", "uncertainty", "most in doubt"],
             *([name, f"{u:.3f}", label] for name, u, label in self.rows),
         ]
+        alike = f"; {self.alike:,} more would be near-duplicates" if self.alike else ""
         return "\n".join(
             [
-                f"chose {self.chosen:,} of {self.found:,} images by {self.by}{self.rarity_from}",
+                f"chose {self.chosen:,} of {self.found:,} images by {self.by}{self.rarity_from}{alike}",
                 *aligned(first, left=1),
                 f"table  {self.out}",
                 "next   label them, and pack them with the others: mlic pack --append",
@@ -78,6 +83,7 @@ def select(config: SelectConfig) -> SelectReport:
         by=config.by,
         found=len(predictions.keys),
         chosen=len(chosen),
+        alike=min(config.count, len(values)) - len(chosen),
         rarity_from=source,
         rows=tuple(
             (predictions.files[number], float(values[number]), label)

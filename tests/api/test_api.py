@@ -22,8 +22,8 @@ pytestmark = pytest.mark.ray
 
 # The contract: a name that is missing, or a new one, is a change for the programs of others.
 NAMES = """
-__version__ average batch_predict card distill doctor embed evaluate explore export log noise pack report select
-threshold train tune
+__version__ average batch_predict card distill doctor embed evaluate explore export log noise pack report review
+select threshold train tune
 ClusterError ConfigError DataError Dataset IterableDataset MlicError Model PartialError RunError
 load read_predictions read_trials
 """
