@@ -28,7 +28,7 @@ from mlic.select import rules
 
 Array = np.ndarray[Any, Any]
 RULES = ("random", "uncertain", "rare", "diverse", "mixture")
-START, STEP, ROUNDS, GOAL, DUPLICATES = 200, 100, 50, 0.95, 0.98
+START, STEP, ROUNDS, GOAL, DUPLICATES = 200, 100, 50, 0.95, 0.95
 STEPS, LR, DECAY = 60, 0.001, 0.3
 
 

@@ -35,7 +35,12 @@ class SelectConfig(Settings):
         None, "Model whose features say which images are alike; default: MODEL", cli="flag", runtime=True
     )
     duplicates: float = setting(
-        0.98, "Cosine of the features from which two images count as one", cli="flag", gt=0, le=1, runtime=True
+        0.95,
+        "Cosine of the standardised features from which two images count as one",
+        cli="flag",
+        gt=0,
+        le=1,
+        runtime=True,
     )
     seed: int = setting(42, "Seed of the random rule", ge=0, le=2**31 - 1, runtime=True)
 

@@ -37,11 +37,14 @@ def best(values: Array, count: int) -> Array:
 def spread(values: Array, features: Array, count: int, duplicates: float) -> Array:
     """Choose images greedily: the next one has the largest value times its distance to the nearest chosen one.
 
-    `features` (N, F) are compared by cosine; the distance is 1 minus it. An image within `duplicates` of a chosen one
-    is left out. With equal values this is farthest-first traversal (Sener and Savarese, ICLR 2018, as k-center greedy).
+    `features` (N, F) are standardised and compared by cosine; the distance is 1 minus it. An image within `duplicates`
+    of a chosen one is left out. With equal values this is farthest-first traversal (Sener and Savarese, ICLR 2018, as
+    k-center greedy).
     """
     candidates = best(values, max(_CANDIDATES * count, 500))
     unit = features[candidates].astype(np.float32)
+    # What all images share says nothing: behind a ReLU, raw features of any two images have a cosine near 1.
+    unit = (unit - unit.mean(axis=0)) / np.maximum(unit.std(axis=0), 1e-6)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
     distance = np.full(len(candidates), 2.0)
     worth, chosen = values[candidates] + 1e-9, list[int]()

@@ -191,5 +191,8 @@ def _parts(folder: Path) -> list[Path]:
     if len(tables) > 1 and all(file.suffix.lower() == ".parquet" for file in tables):
         return tables
     if len(tables) != 1:
-        raise DataError(f"the label folder {folder} holds {len(tables)} tables.", "name one of them.")
+        raise DataError(
+            f"the label folder {folder} holds {len(tables)} tables.",
+            "name one of them, or join their rows in one file.",
+        )
     return tables
