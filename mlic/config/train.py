@@ -95,7 +95,6 @@ class TrainConfig(ModelSettings, FitSettings, RunSettings):
         (),
         "Parquet tables of scores, with a column key and one per label, that training images are fitted to beside "
         "their labels: one for the shards, and one for unlabelled_shards; mlic distill writes them",
-        runtime=True,
     )
     soft_weight: Share = setting(
         0.5,
@@ -106,7 +105,6 @@ class TrainConfig(ModelSettings, FitSettings, RunSettings):
     unlabelled_shards: AnyPath | None = setting(
         None,
         "Shards of further images, whose labels are taken as unknown: their soft targets alone count",
-        runtime=True,
     )
 
     @property

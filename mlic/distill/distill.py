@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlic.batch_predict import prediction_files
-from mlic.batch_predict.predict import predict
+from mlic.batch_predict.predict import list_items, predict, source_fingerprint
 from mlic.config.base import Model
 from mlic.config.data import PackConfig
 from mlic.config.predict import PredictConfig
@@ -42,6 +42,7 @@ from mlic.tune.ensemble import lead, verdict
 
 logger = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
+_IMAGE = "file of the image"  # a column that no label is called like
 
 
 class DistillReport(Model):
@@ -85,6 +86,7 @@ def distill(config: DistillConfig) -> DistillReport:
     inputs = {
         "teachers": " ".join(sorted(model.fingerprint for model in models)),
         "shards": index["fingerprint"],
+        "images": "none" if config.images is None else source_fingerprint(list_items(config.images, None)),
     }
     with Run.open(config.folder, "distill", config, inputs, config.fresh) as run:
         if run.finished:
@@ -167,7 +169,7 @@ def _packed(config: DistillConfig, images: Location, labels: Sequence[str]) -> P
         raise DataError(f"{images} has no image.", "check the path given to --images.")
     text = io.StringIO()
     rows = csv.writer(text)
-    rows.writerow(["image", *labels])
+    rows.writerow([_IMAGE, *labels])
     rows.writerow([bytes(listing.paths[0].as_py()).decode(errors="surrogateescape"), *["nan"] * len(labels)])
     write_atomic(table, text.getvalue().encode(errors="surrogateescape"))
     with _quietly("mlic"):
@@ -175,7 +177,7 @@ def _packed(config: DistillConfig, images: Location, labels: Sequence[str]) -> P
             PackConfig(
                 images=images,
                 labels=table,
-                image_column="image",
+                image_column=_IMAGE,
                 label_columns=tuple(labels),
                 not_annotated="unknown",
                 split={"train": 1.0, "val": 0.0, "test": 0.0},

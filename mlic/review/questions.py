@@ -21,31 +21,32 @@ _EVEN = 0.5
 
 @dataclass(frozen=True)
 class Question:
-    """A label of an image: what it is `given` as (1, 0, -1, or "" for nothing), what is suggested, and why.
-
-    `row` has the other columns of a table of suspects, which the answer is written back with.
-    """
+    """A label of an image: what it is `given` as (1, 0, -1, or "" for nothing), what is suggested, and why."""
 
     label: str
     given: str
     suggestion: str
     reason: str
-    row: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Questions about images, the most useful first. With `corrects`, answers go into a table of corrections."""
+    """Questions about images, the most useful first. With `corrects`, answers go into a table of corrections.
+
+    `rows` are all of that table, those that were decided before or are not asked about too, so that none is lost.
+    """
 
     corrects: bool
     labels: tuple[str, ...]
     images: dict[str, list[Question]]
+    rows: tuple[dict[str, str], ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """As JSON, without the images."""
         return {
             "corrects": self.corrects,
             "columns": list(COLUMNS),
+            "rows": list(self.rows),
             "labels": list(self.labels),
             "images": {file: [asdict(question) for question in asked] for file, asked in self.images.items()},
         }
@@ -85,9 +86,9 @@ def _suspects(rows: Sequence[dict[str, str]], count: int) -> Asked:
         file = row["Filename"]
         if row["verdict"].strip() != "?" or (file not in images and len(images) == count):
             continue
-        question = Question(row["label"], row["given"], row.get("suggestion", ""), row.get("reason", ""), row)
+        question = Question(row["label"], row["given"], row.get("suggestion", ""), row.get("reason", ""))
         images.setdefault(file, []).append(question)
-    return Asked(True, tuple(sorted({q.label for asked in images.values() for q in asked})), images)
+    return Asked(True, tuple(sorted({q.label for asked in images.values() for q in asked})), images, tuple(rows))
 
 
 def _selected(table: Path, rows: Sequence[dict[str, str]], count: int) -> Asked:
@@ -102,9 +103,7 @@ def _selected(table: Path, rows: Sequence[dict[str, str]], count: int) -> Asked:
     suggested = {row["file"]: set(row["suggested"].split("|")) for row in rows[:count]}
     asked = _of_images(predictions, [numbers[file] for file in suggested])
     images = {
-        file: [
-            Question(q.label, q.given, "1" if q.label in suggested[file] else "0", q.reason, q.row) for q in questions
-        ]
+        file: [Question(q.label, q.given, "1" if q.label in suggested[file] else "0", q.reason) for q in questions]
         for file, questions in asked.images.items()
     }
     return Asked(False, asked.labels, images)
@@ -119,7 +118,7 @@ def _of_images(predictions: Predictions, order: Sequence[int]) -> Asked:
     for number in order:
         yes = scores[number] >= _EVEN if decisions is None else decisions[number]
         images[predictions.files[number]] = [
-            Question(predictions.labels[i], "", "1" if yes[i] else "0", f"score {scores[number, i]:.3f}", {})
+            Question(predictions.labels[i], "", "1" if yes[i] else "0", f"score {scores[number, i]:.3f}")
             for i in np.argsort(np.abs(scores[number] - _EVEN), kind="stable").tolist()
         ]
     return Asked(False, predictions.labels, images)

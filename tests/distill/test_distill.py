@@ -59,6 +59,8 @@ def test_a_student_learns_from_scores_and_from_images_without_labels(
     assert report.gain is not None
     assert report.gain[1] <= report.gain[0] <= report.gain[2]
     assert stage.distill(config) == report  # as it was reported
+    with pytest.raises(ConfigError, match="made from different images"):
+        stage.distill(config.model_copy(update={"images": None}))
     folder = config.folder
     weights = [bundle.read(folder / name).weights_sha256 for name in (".", "student", "without-teachers")]
     assert weights[0] == weights[1] != weights[2]

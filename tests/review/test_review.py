@@ -97,6 +97,20 @@ def test_verdicts_by_keys_are_read_back(images: Path, tmp_path: Path) -> None:
 
 
 @needs_chromium
+def test_rows_that_are_not_asked_about_are_saved_too(images: Path, tmp_path: Path) -> None:
+    table = suspects(tmp_path)
+    lines = table.read_text().splitlines()
+    decided = lines[1].replace("\t?\t", "\t1\t")
+    table.write_text("\n".join([lines[0], decided, *lines[2:]]) + "\n")
+    review(ReviewConfig(table=table, images=images, out=tmp_path / "r.html", count=1))
+    _, text = answered(tmp_path / "r.html", ["0"], tmp_path)
+    (tmp_path / "done.tsv").write_text(text, encoding="utf-8")
+    read = corrections.read(tmp_path / "done.tsv")
+    assert len(read.names) == len(SUSPECTS)
+    assert read.decisions() == [("p1.jpg", "cat", 0, 1), ("p2.jpg", "dog", 1, 0)]
+
+
+@needs_chromium
 def test_labels_of_predictions_become_a_label_file(images: Path, tmp_path: Path) -> None:
     table = pd.DataFrame({"key": ["p1", "p2", "p3"], "file": ["p1.jpg", "p2.jpg", "p3.jpg"]})
     for label, scores in {"cat": [0.6, 0.99, 0.55], "dog": [0.1, 0.01, 0.3]}.items():

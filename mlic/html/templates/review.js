@@ -87,8 +87,8 @@ const cell = (text, mark) => new RegExp(`[${mark}"\r\n]`).test(text) ? `"${text.
 
 function table() {
   if (content.corrects) {
-    const rows = files.flatMap(file => content.images[file].map(question => content.columns.map(column =>
-      cell(column === "verdict" ? (answer(file, question.label) || "?") : question.row[column] || "", "\t")).join("\t")));
+    const rows = content.rows.map(row => content.columns.map(column => cell(
+      (column === "verdict" && answer(row.Filename, row.label)) || row[column] || "", "\t")).join("\t"));
     return [content.columns.join("\t"), ...rows].join("\n") + "\n";
   }
   const seen = files.filter(file => content.labels.some(label => answer(file, label) !== undefined));
