@@ -94,15 +94,20 @@ def interval(values: list[float]) -> str:
     return f"{mean:.3f} ± {half:.3f}"
 
 
+def features_of(shards: Path, embeddings: Path) -> dict[str, tuple[Array, Array]]:
+    """The features (N, F) and the targets (N, L) of each split, from a file of mlic embed."""
+    table = pq.read_table(embeddings)
+    vectors = dict(zip(table.column("key").to_pylist(), table.column("embedding").to_numpy(), strict=True))
+    splits = {name: read_split(shards, name) for name in ("train", "val", "test")}
+    return {name: (np.stack([vectors[key] for key in s.keys.to_pylist()]), s.targets) for name, s in splits.items()}
+
+
 @click.command()
 @click.argument("shards", type=click.Path(path_type=Path, exists=True))
 @click.argument("embeddings", type=click.Path(path_type=Path, exists=True))
 @click.option("--seeds", default=3, show_default=True)
 def main(shards: Path, embeddings: Path, seeds: int) -> None:
-    table = pq.read_table(embeddings)
-    vectors = dict(zip(table.column("key").to_pylist(), table.column("embedding").to_numpy(), strict=True))
-    splits = {name: read_split(shards, name) for name in ("train", "val", "test")}
-    data = {name: (np.stack([vectors[key] for key in s.keys.to_pylist()]), s.targets) for name, s in splits.items()}
+    data = features_of(shards, embeddings)
     rows = ["| training labels | loss | mAP | micro-F1 | mAP beside bce, paired |", "|---|---|---|---|---|"]
     others = np.concatenate([data["val"][0], data["test"][0]])
     border = len(data["val"][0])
@@ -121,7 +126,7 @@ def main(shards: Path, embeddings: Path, seeds: int) -> None:
     sizes = ", ".join(f"{name} {len(targets):,}" for name, (_, targets) in data.items())
     write_section(
         "Labels of which some positives are missing",
-        f"Heads on frozen features ({sizes} images, {len(splits['train'].labels)} labels); {seeds} seeds, "
+        f"Heads on frozen features ({sizes} images, {data['train'][1].shape[1]} labels); {seeds} seeds, "
         "95% intervals by Student's t.\n\n" + "\n".join(rows),
     )
 

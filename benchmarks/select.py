@@ -17,12 +17,10 @@ from typing import Any
 
 import click
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
-from benchmarks.partial import interval
+from benchmarks.partial import features_of, interval
 from benchmarks.results import write_section
-from mlic.data.shards import read_split
 from mlic.metrics import metrics, thresholds
 from mlic.select import rules
 
@@ -94,12 +92,9 @@ def needed(rows: list[tuple[int, float, float]], metric: int, goal: float) -> fl
 @click.argument("embeddings", type=click.Path(path_type=Path, exists=True))
 @click.option("--seeds", default=5, show_default=True)
 def main(shards: Path, embeddings: Path, seeds: int) -> None:
-    table = pq.read_table(embeddings)
-    vectors = dict(zip(table.column("key").to_pylist(), table.column("embedding").to_numpy(), strict=True))
-    splits = {name: read_split(shards, name) for name in ("train", "val", "test")}
-    raw = {name: np.stack([vectors[key] for key in split.keys.to_pylist()]) for name, split in splits.items()}
-    mean, spread = raw["train"].mean(axis=0), raw["train"].std(axis=0) + 1e-6
-    data = {name: ((raw[name] - mean) / spread, split.targets) for name, split in splits.items()}
+    raw = features_of(shards, embeddings)
+    mean, spread = raw["train"][0].mean(axis=0), raw["train"][0].std(axis=0) + 1e-6
+    data = {name: ((features - mean) / spread, targets) for name, (features, targets) in raw.items()}
     pool, truth = data["train"]
     both = fitted(pool, truth, np.concatenate([data["val"][0], data["test"][0]]), 0)
     of_val, of_test = np.split(both, [len(data["val"][0])])

@@ -31,6 +31,8 @@ _PACKAGES = {"mlflow": "mlflow", "wandb": "wandb", "tensorboard": "tensorboardX"
 
 
 class _Client(Protocol):
+    where: str
+
     def send(self, run: Contents, parent: Contents | None = None) -> None: ...
     def close(self, run: Contents, files: bool) -> None: ...
 
@@ -52,11 +54,13 @@ def log(config: LogConfig) -> LogReport:
     one that does not take what it is sent.
     """
     check(config.to)
-    sent = dict[str, int]()
+    sent, places = dict[str, int](), dict[str, None]()
     for folder in config.runs:
         for name in config.to:
             try:
-                _send_all(_client(name), folder, config.files)
+                client = _client(name)
+                _send_all(client, folder, config.files)
+                places[client.where] = None
             except MlicError:
                 raise
             except Exception as error:  # each tracker raises types of its own
@@ -65,7 +69,7 @@ def log(config: LogConfig) -> LogReport:
                     f"check {_TOLD_BY[name]}, and run the same command again.",
                 ) from error
         sent[folder.name] = len(contents.read(folder).rows)
-    return LogReport(sent=sent, to=config.to)
+    return LogReport(sent=sent, to=tuple(places))
 
 
 def check(names: Sequence[Tracker]) -> None:

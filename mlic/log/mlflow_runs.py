@@ -25,6 +25,7 @@ class MlflowRuns:
         from mlflow.tracking import MlflowClient
 
         self._client: Any = MlflowClient()
+        self.where = f"mlflow at {self._client.tracking_uri}"
         self._experiment: str | None = None
         self._ids = dict[str, str]()
         self._steps = dict[str, int]()

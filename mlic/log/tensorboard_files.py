@@ -16,6 +16,8 @@ _SENT = "sent.json"
 class TensorboardFiles:
     """The event files of runs. What a stopped process wrote beyond the last noted epoch is purged by the next one."""
 
+    where = "tensorboard in the run's folder"
+
     def send(self, run: Contents, parent: Contents | None = None) -> None:
         """Write the epochs that are not written yet. The trials of a search are folders below it."""
         folder = _folder(run, parent)

@@ -16,6 +16,7 @@ class WandbRuns:
     """The runs of the project that WANDB_PROJECT names. Raises what wandb raises."""
 
     def __init__(self) -> None:
+        self.where = f"wandb, {os.environ.get('WANDB_MODE', 'online')}"
         self._open = dict[str, Any]()
 
     def send(self, run: Contents, parent: Contents | None = None) -> None:
